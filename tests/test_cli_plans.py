@@ -90,6 +90,7 @@ def offences(connection: psycopg.Connection[Any], query: Query, most: int) -> li
     ids = [row[0] for row in connection.execute("SELECT id FROM queue WHERE dequeued_at IS NULL LIMIT 100").fetchall()]
     values: dict[str, Any] = {"q_name": "jobs", "task": None, "age": None, "failed": 0, "n": N, "target": "other"}
     values |= {"channel": "other", "last": 2**62, "ids": ids, "headers": None, "most": None, "put_at": None}
+    values |= {"search": None, "written": None, "skip": 0}
     values["id"] = {"rerun_finished": 150, "rerun_archived": -7}.get(query.name, ids[0])
     literals = [sql.Literal(value) for value in query.given(values)]
     given = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")

@@ -91,6 +91,8 @@ VALUES: dict[str, Any] = dict.fromkeys(
         "put_at",
         "task",
         "age",
+        "search",
+        "written",
     )
 )
 VALUES |= {"channel": "jobs", "data": "{}", "serializer": "json", "id": 1, "token": 7, "ids": [1], "tokens": [7]}
@@ -114,7 +116,7 @@ VALUES |= {
     "table": "queue",
 }
 VALUES |= {"lane": '[0,"","limit:x=2"]', "lanes": "[]", "wanted": "[]", "needs": "[]", "shares": "[]"}
-VALUES |= {"spare": 0}
+VALUES |= {"spare": 0, "skip": 0}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 

@@ -61,18 +61,43 @@ class SessionInfo:
 
 
 @dataclass(frozen=True)
+class TickJob:
+    """The job of the last tick of a periodic task.
+
+    Attributes:
+        id: Its id.
+        state: ``done``, ``dead``, ``leased`` or ``waiting``.
+        failures: How often the job failed with an exception.
+        ended_at: When the job was finished, or died; None if it is neither.
+    """
+
+    id: int
+    state: str
+    failures: int
+    ended_at: UtcDatetime | None
+
+
+@dataclass(frozen=True)
 class Tick:
     """What a periodic task was put for last.
 
     Attributes:
         queue: The name of its queue.
         name: Its own.
-        last: For which time.
+        last: For which time its job was put last; None if it has not been put since `noted`.
+        noted: The same time; of a task that was not put yet, since when its ticks count.
+        cron: The cron expression; None in a row of older code.
+        tz: The time zone that the expression is meant in; None in a row of older code.
+        job: The job of the last tick; None if it is not among the jobs that were put last, or was deleted.
     """
 
     queue: str
     name: str
-    last: UtcDatetime
+    last: UtcDatetime | None
+    noted: UtcDatetime
+    cron: str | None = None
+    tz: str | None = None
+    job: TickJob | None = None
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
@@ -82,14 +107,27 @@ async def recent_completions(engine: Engine) -> dict[str, Finished]:
 
 
 async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
-    """List the last tick of each periodic task.
+    """List the last tick of each periodic task, and what became of its job.
 
     Args:
         engine: Where.
         n: Of how many tasks, at most.
     """
     rows = await engine.execute("admin.list_ticks", {"n": n}, protect=False)
-    return [Tick(queue, name, last) for queue, name, tick in rows if (last := UtcDatetime.of(tick)) is not None]
+    jobs = await engine.execute("admin.find_tick_jobs", {}, protect=False, patient=True) if rows else ()
+    found = {
+        (queue, name): TickJob(int(number), state, int(failures), UtcDatetime.of(ended))
+        for queue, name, number, state, failures, ended in jobs
+    }
+    ticks = []
+    for queue, name, tick, cron, tz in rows:
+        noted = UtcDatetime.of(tick)
+        if noted is not None:
+            # A tick is a whole second. The moment at which a worker noted the task, or its expression, is not.
+            last = None if noted.microsecond else noted
+            job = found.get((queue, name)) if last is not None else None
+            ticks.append(Tick(queue, name, last, noted, cron, tz, job))
+    return ticks
 
 
 # A listener holds a shared lock on the channel (see pqcore.db.listener). pg_locks shows its 64-bit key in two halves.
@@ -132,6 +170,35 @@ async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionIn
             SessionInfo(pid, application, role, address, state, age, tuple(sorted(waits)), tuple(sorted(works)))
             for pid, application, role, address, state, age, waits, works in rows
         ]
+
+    return await engine.run(work, protect=False)
+
+
+# Which server it is
+
+
+@dataclass(frozen=True)
+class Place:
+    """The database that a session is connected to.
+
+    Attributes:
+        database: The name of the database.
+        address: The server's address; None for a local socket.
+        port: The server's port; None for a local socket.
+    """
+
+    database: str
+    address: str | None
+    port: int | None
+
+
+async def read_place(engine: Engine) -> Place:
+    """Ask which database and server this is."""
+
+    async def work(s: Session) -> Place:
+        query = "SELECT current_database()::text, host(inet_server_addr()), inet_server_port()"
+        [[database, address, port]] = await ask(engine, s, "place", query)
+        return Place(database, address, port)
 
     return await engine.run(work, protect=False)
 

@@ -19,7 +19,7 @@ from pqcore.operations.error_details import read_error
 from pqcore.operations.explanation import Cause, Explanation
 from pqcore.operations.list_jobs import path_in
 from pqcore.operations.results import put_time
-from pqcore.operations.worker_registry import WorkerInfo, list_workers_of
+from pqcore.operations.worker_registry import WorkerInfo, knows, list_workers_of
 from pqcore.schema import security
 from pqcore.settings import QueueSettings
 from pqcore.sql.explain_statements import MOST_BEFORE
@@ -321,7 +321,7 @@ class _Examination:
         if not workers:
             self._causes.append(causes.no_worker(self._row.queue))
             return
-        able = [worker for worker in workers if self._task is None or _knows(worker, self._task)]
+        able = [worker for worker in workers if self._task is None or knows(worker, self._task)]
         if not able:
             ids = tuple(worker.id for worker in workers)
             self._causes.append(causes.no_worker_of_task(self._row.queue, str(self._task), ids))
@@ -344,8 +344,3 @@ class _Examination:
     async def _notes(self) -> tuple[Cause, ...]:
         [[seconds]] = await _run(self._s, self._s.sql.explain.explain_snapshot)
         return () if seconds is None or seconds < OLD_SNAPSHOT else (causes.old_snapshot(seconds),)
-
-
-def _knows(worker: WorkerInfo, task: str) -> bool:
-    """Return whether a worker can run the function of a path."""
-    return any(task == path or (path.endswith(".*") and task.startswith(path[:-1])) for path in worker.tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -130,6 +131,8 @@ async def list_by_state(
     task: str | None = None,
     older_than: Any = None,
     failed: bool = False,
+    search: str | None = None,
+    skip: int = 0,
 ) -> list[StoredJob]:
     """The first ``n`` jobs of a queue, those of each state together.
 
@@ -145,6 +148,9 @@ async def list_by_state(
         task: Only calls of this function.
         older_than: Only those that were put so long ago: seconds, ``'5m'`` or a timedelta.
         failed: Only those that failed with an exception.
+        search: Only those with this text in their data, headers, dedup key or group; letters are told apart by case.
+            Data that is no JSON is not searched.
+        skip: How many jobs of the first state are left out: those of the pages before.
 
     Raises:
         ConfigurationError: A state is none, or ``n`` is not a number from 1 to 100,000.
@@ -160,14 +166,20 @@ async def list_by_state(
         "task": None if task is None else call_pattern(task),
         "age": None if older_than is None else seconds(older_than),
         "failed": int(failed),
+        "search": search,
+        "written": None if search is None else json.dumps(search)[1:-1],
+        "skip": skip,
     }
     found: list[StoredJob] = []
-    for state in dict.fromkeys(states):
+    for place, state in enumerate(dict.fromkeys(states)):
         values["n"] = n - len(found)
         if not values["n"]:
             break
+        if place:
+            values["skip"] = 0
         if state == "done":
-            found += await _finished(engine, values, n - len(found))
+            most = n - len(found) + (0 if place else skip)
+            found += (await _finished(engine, {**values, "n": most}, most))[0 if place else skip :]
         else:
             rows = await engine.execute(f"admin.list_{state}", values, protect=False, patient=True)
             found += [StoredJob(**_fields(StoredJobRow._make(row))) for row in rows]

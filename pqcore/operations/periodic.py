@@ -100,6 +100,25 @@ async def tick_window(
     return last, found.now
 
 
+async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
+    """Have a worker put the job of a tick once more, within a minute; whether the task is known, and was not changed.
+
+    The last tick is set back to just before that moment. A worker that declares the task with ``missed="skip"`` puts
+    no job for it, unless the moment has just passed.
+
+    Args:
+        engine: Where.
+        queue: Whose task.
+        name: The name of the task.
+        moment: The tick, which has passed.
+    """
+    found = await last_tick(engine, queue, name)
+    if found.tick is None or found.tick < moment:
+        return found.tick is not None
+    values = {"q_name": queue.name, "name": name, "tick": found.tick, "now": moment - timedelta(microseconds=1)}
+    return bool(await engine.execute("tasks.set_tick_back", values))
+
+
 async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, row: Mapping[str, object]) -> int | None:
     """Put the job of a tick, due at the tick; its id, or None if another put it or the server's clock was put back."""
     values = {**row, "q_name": queue.name, "name": name, "tick": tick, "dedup_key": row.get("dedup_key")}

@@ -209,3 +209,9 @@ async def list_rules(engine: Engine, queue: QueueSettings) -> list[Rule]:
         )
         for kind, name, number, period, until, changed_at in rows
     ]
+
+
+async def list_paused_queues(engine: Engine) -> list[str]:
+    """Return the names of the queues that are paused as a whole, in order."""
+    rows = await engine.execute("admin.paused_queues", {}, protect=False)
+    return [name for (name,) in rows]

@@ -158,3 +158,8 @@ def paths_of(tasks: str) -> list[str]:
     """Return the paths of functions in a worker's row; none of a row that another program wrote in another form."""
     found = json.loads(tasks)
     return [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
+
+
+def knows(worker: WorkerInfo, task: str) -> bool:
+    """Return whether a worker can run the function of a path."""
+    return any(task == path or (path.endswith(".*") and task.startswith(path[:-1])) for path in worker.tasks)

@@ -30,24 +30,40 @@ from pqcore.sql.fragments import (
     job_state,
     lane_room,
 )
-from pqcore.sql.statement_set import StatementSet, composed, family, from_file
-
-SLICE = 10_000
-"""Rows that one statement looks at where no index leads to those that are wanted."""
-HEAD = 2_000
-"""Characters of JSON in which the path of a function stands, if the job is a call."""
+from pqcore.sql.overview_statements import HEAD, SLICE, OverviewStatements
+from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
-_FILTERS = (
-    f" AND (:task::text IS NULL OR left(data::text, {HEAD}) ~ :task::text)"
-    f" AND (:age::float8 IS NULL OR enqueued_at <= {_NOW} - :age::float8 * interval '1 second')"
-    " AND (:failed::int = 0 OR coalesce(failures, 0) > 0)"
+# The text may stand in JSON as it is, or with characters that are escaped there, which is ``written``.
+_SEARCHED = " OR ".join(
+    f"strpos({column}::text, {text}::text) > 0" for column in ("data", "headers") for text in (":search", ":written")
 )
+
+
+def _filters(*keys: str) -> str:
+    """Return the conditions by which jobs are chosen.
+
+    Args:
+        *keys: The columns of the table that a text is searched in, besides the data and the headers.
+    """
+    searched = "".join(f" OR strpos({key}, :search::text) > 0" for key in keys)
+    return (
+        f" AND (:task::text IS NULL OR left(data::text, {HEAD}) ~ :task::text)"
+        f" AND (:age::float8 IS NULL OR enqueued_at <= {_NOW} - :age::float8 * interval '1 second')"
+        " AND (:failed::int = 0 OR coalesce(failures, 0) > 0)"
+        f" AND (:search::text IS NULL OR {_SEARCHED}{searched})"
+    )
+
+
+_FILTERS, _FILTERS_OF_TABLE = _filters(), _filters("dedup_key", "group_key")
 # Not under a lease, or under one that has run out.
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = f"parked_on IS NOT NULL AND {UNFINISHED}"
 _PARKED_ORDER = f"parked_on, {ORDER}"
+# Of each class as many jobs as the page and those before it have, of all classes those of the page.
+_AS_MANY = "(:n::bigint + :skip::bigint)"
+_PAGE = "LIMIT :n::bigint OFFSET :skip::bigint"
 
 
 def _time(column: str) -> str:
@@ -93,9 +109,8 @@ def _dead_columns(*, whole: bool = False) -> str:
 
 
 def _some(condition: str, order: str) -> str:
-    return (
-        f"(SELECT * FROM {{table}} AS job WHERE {OF_QUEUE} AND {condition}{_FILTERS} ORDER BY {order} LIMIT :n::bigint)"
-    )
+    chosen = f"{OF_QUEUE} AND {condition}{_FILTERS_OF_TABLE}"
+    return f"(SELECT * FROM {{table}} AS job WHERE {chosen} ORDER BY {order} LIMIT {_AS_MANY})"
 
 
 def _of_lanes(room: str) -> str:
@@ -131,22 +146,22 @@ _OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane 
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (
     {_OF_LANE} AND lane.group_key IS NULL ORDER BY {ORDER} LIMIT lane.number
-  ) AS job WHERE true{_FILTERS} LIMIT :n::bigint)
+  ) AS job WHERE true{_FILTERS_OF_TABLE} LIMIT {_AS_MANY})
   UNION ALL
-  ({_OF_LANE} AND id = lane.head AND lane.number > 0{_FILTERS})""").replace("{most}", "ALL")
+  ({_OF_LANE} AND id = lane.head AND lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
 # In the order of lanes, which is theirs: the first are enough.
 _BEHIND_THESE = _of_lanes(f"""
   SELECT * FROM (
     {_OF_LANE} AND lane.number < {NO_END} ORDER BY {ORDER}
     LIMIT (SELECT {NO_END}) OFFSET CASE WHEN lane.group_key IS NULL THEN lane.number ELSE 0 END
-  ) AS job WHERE (lane.number = 0 OR id IS DISTINCT FROM lane.head){_FILTERS} LIMIT :n::bigint
-""").replace("{most}", ":n::bigint")
+  ) AS job WHERE (lane.number = 0 OR id IS DISTINCT FROM lane.head){_FILTERS_OF_TABLE} LIMIT {_AS_MANY}
+""").replace("{most}", _AS_MANY)
 
 
 def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> str:
     # Each class through its own index, so that what has other states is not read; then merged.
     union = " UNION ALL ".join([*(_some(*part) for part in parts), *filter(None, [more])])
-    return f"SELECT {_columns(repr(state))} FROM ({union}) AS job ORDER BY {order} LIMIT :n::bigint"
+    return f"SELECT {_columns(repr(state))} FROM ({union}) AS job ORDER BY {order} {_PAGE}"
 
 
 _MOVABLE: dict[str, tuple[str, str]] = {
@@ -184,8 +199,8 @@ def _forgotten(again: str) -> str:
 SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
 
 
-class AdminStatements(StatementSet):
-    """The statements of operators."""
+class AdminStatements(OverviewStatements):
+    """The statements of operators, with those of an overview."""
 
     file = "admin_statements.sql"
 
@@ -234,7 +249,7 @@ WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
 ), found AS (
   SELECT {_columns(_DONE)} FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {OF_QUEUE}
-    AND num_nulls(dequeued_at) = 0{_FILTERS} ORDER BY id DESC LIMIT :n::bigint
+    AND num_nulls(dequeued_at) = 0{_FILTERS_OF_TABLE} ORDER BY id DESC LIMIT :n::bigint
 )
 SELECT edge.id, found.* FROM (SELECT min(id) AS id FROM slice) AS edge LEFT JOIN found ON true
 ORDER BY found.id DESC"""
@@ -251,8 +266,7 @@ ORDER BY found.id DESC"""
     def list_dead(self) -> str:
         """List dead letters, the latest first."""
         return (
-            f"SELECT {_dead_columns()} FROM {{dead}}"
-            f" WHERE {OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC LIMIT :n::bigint"
+            f"SELECT {_dead_columns()} FROM {{dead}} WHERE {OF_QUEUE}{_FILTERS} ORDER BY died_at DESC, id DESC {_PAGE}"
         )
 
     @composed()
@@ -293,7 +307,7 @@ FROM finished GROUP BY q_name"""
     @composed()
     def list_ticks(self) -> str:
         """List the last ticks of periodic tasks."""
-        return f"SELECT q_name, name, {_time('tick')} FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
+        return f"SELECT q_name, name, {_time('tick')}, cron, tz FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
 
     # Running again. A finished row is changed only by a purge: the UPDATE waits for that, and finds it gone; of two
     # sessions that come together, the second finds it unfinished.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pqcore.sql.admin_statements import HEAD
 from pqcore.sql.fragments import (
     IS_GATED,
     OF_QUEUE,
@@ -15,6 +14,7 @@ from pqcore.sql.fragments import (
     READY_ORDER,
     URGENT_ORDER,
 )
+from pqcore.sql.overview_statements import HEAD
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 SET_ASIDE = 5_000

@@ -80,28 +80,7 @@ class Periodic:
         Raises:
             ConfigurationError: The expression or the time zone cannot be read.
         """
-        try:
-            from cronsim import CronSim, CronSimError
-        except ImportError as exc:
-            msg = "periodic tasks need cronsim: pip install 'pqcore[worker]'"
-            raise ConfigurationError(msg) from exc
-        try:
-            zone = ZoneInfo(self.tz)
-        except (ZoneInfoNotFoundError, ValueError, TypeError) as exc:
-            msg = f"tz is {self.tz!r}; give a time zone such as 'UTC' or 'Europe/Berlin'"
-            raise ConfigurationError(msg) from exc
-        try:
-            expression = _ALIASES.get(self.cron, self.cron)
-            every = CronSim(expression, moment.astimezone(zone))
-            ticks: Iterator[datetime] = every
-            if _is_of_the_clock(fields := expression.split()):
-                # cronsim minds clock changes for five fields only: so the seconds are added to its minutes here.
-                minutes = CronSim(" ".join(fields[1:]), (moment.astimezone(UTC) - MINUTE).astimezone(zone))
-                ticks = _with_seconds(minutes, sorted(every.seconds))
-        except (CronSimError, AttributeError) as exc:
-            msg = f"cron expression {self.cron!r}: {exc}; give five fields, as in '*/5 * * * *', or '@daily'"
-            raise ConfigurationError(msg) from exc
-        return _later_than(moment.astimezone(UTC), ticks)
+        return ticks_after(self.cron, self.tz, moment)
 
     def due(self, last: datetime, now: datetime) -> list[datetime]:
         """The ticks to be put, of those after ``last`` and up to ``now``, in order."""
@@ -119,6 +98,65 @@ class Periodic:
     def next_after(self, moment: datetime) -> datetime | None:
         """The next tick after a moment; None if there is none any more."""
         return next(self.ticks_after(moment), None)
+
+
+def ticks_after(cron: str, tz: str, moment: datetime) -> Iterator[datetime]:
+    """The ticks of an expression after a moment, in UTC, one after the other.
+
+    Args:
+        cron: The expression.
+        tz: The time zone that it is meant in.
+        moment: The moment.
+
+    Raises:
+        ConfigurationError: The expression or the time zone cannot be read.
+    """
+    try:
+        from cronsim import CronSim, CronSimError
+    except ImportError as exc:
+        msg = "periodic tasks need cronsim: pip install 'pqcore[worker]'"
+        raise ConfigurationError(msg) from exc
+    try:
+        zone = ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError, TypeError) as exc:
+        msg = f"tz is {tz!r}; give a time zone such as 'UTC' or 'Europe/Berlin'"
+        raise ConfigurationError(msg) from exc
+    try:
+        expression = _ALIASES.get(cron, cron)
+        every = CronSim(expression, moment.astimezone(zone))
+        ticks: Iterator[datetime] = every
+        if _is_of_the_clock(fields := expression.split()):
+            # cronsim minds clock changes for five fields only: so the seconds are added to its minutes here.
+            minutes = CronSim(" ".join(fields[1:]), (moment.astimezone(UTC) - MINUTE).astimezone(zone))
+            ticks = _with_seconds(minutes, sorted(every.seconds))
+    except (CronSimError, AttributeError) as exc:
+        msg = f"cron expression {cron!r}: {exc}; give five fields, as in '*/5 * * * *', or '@daily'"
+        raise ConfigurationError(msg) from exc
+    return _later_than(moment.astimezone(UTC), ticks)
+
+
+def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
+    """Return the last tick of an expression that is not after a moment; None if there is none within five years.
+
+    Raises:
+        ConfigurationError: The expression or the time zone cannot be read.
+    """
+    for distance in (
+        MINUTE,
+        60 * MINUTE,
+        timedelta(days=1),
+        timedelta(days=32),
+        timedelta(days=366),
+        timedelta(days=1830),
+    ):
+        found: datetime | None = None
+        for tick in ticks_after(cron, tz, moment - distance):
+            if tick > moment:
+                break
+            found = tick
+        if found is not None:
+            return found
+    return None
 
 
 def refuse_bare(cron: object) -> None:

@@ -936,6 +936,34 @@ PREPARE "count_expired" AS
   AND name = $3::text
   RETURNING name;
 
+-- count_old_archived $1 q_name, $2 age
+/*NO LOAD BALANCE*/ PREPARE "count_old_archived" AS
+  SELECT count(*)
+  FROM "queue_archive"
+  WHERE q_name = $1::text
+  AND dequeued_at <= statement_timestamp() - $2::float8 * interval '1 second';
+
+-- count_old_dead $1 q_name, $2 age
+/*NO LOAD BALANCE*/ PREPARE "count_old_dead" AS
+  SELECT count(*)
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  AND died_at <= statement_timestamp() - $2::float8 * interval '1 second';
+
+-- count_old_kept $1 after, $2 q_name, $3 age
+/*NO LOAD BALANCE*/ PREPARE "count_old_kept" AS WITH slice AS (SELECT id
+    FROM "queue"
+    WHERE id > $1::bigint
+    ORDER BY id
+    LIMIT 10000)
+  SELECT max(id), (SELECT count(*)
+    FROM "queue"
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM slice))
+    AND q_name = $2::text
+    AND dequeued_at <= statement_timestamp() - $3::float8 * interval '1 second')
+  FROM slice;
+
 -- create_bucket [no rows] $1 q_name, $2 capacity
 PREPARE "create_bucket" AS
   INSERT INTO "queue_rates" (q_name, tokens, refilled_at)
@@ -1004,6 +1032,20 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
   GROUP BY q_name
   ORDER BY q_name;
 
+-- dead_groups $1 q_name, $2 n
+/*NO LOAD BALANCE*/ PREPARE "dead_groups" AS
+  SELECT q_name, task, kind, reason, count(*), min(died), max(died), max(id), max(message)
+  FROM (SELECT q_name, substring(left(data::text, 2000)
+      FROM '^\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]') AS task, substring(error::text
+      FROM '^\s*\{\s*"type"\s*:\s*"([^"\\]*)"') AS kind, reason, id, least(greatest(died_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') AS died, substring(error::text
+      FROM '"message"\s*:\s*"((?:[^"\\]|\\.){0,200})') AS message
+    FROM "queue_dead"
+    WHERE $1::text IS NULL
+    OR q_name = $1::text) AS letter
+  GROUP BY q_name, task, kind, reason
+  ORDER BY count(*) DESC, q_name, task, kind, reason
+  LIMIT $2::bigint;
+
 -- dead_letter $1 q_name, $2 id
 /*NO LOAD BALANCE*/ PREPARE "dead_letter" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
@@ -1022,6 +1064,18 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
   WHERE q_name = $1::text
   ORDER BY died_at DESC, id DESC
   LIMIT $2::bigint;
+
+-- dead_of_group $1 q_name, $2 reason, $3 task, $4 kind
+/*NO LOAD BALANCE*/ PREPARE "dead_of_group" AS
+  SELECT id
+  FROM "queue_dead"
+  WHERE q_name = $1::text
+  AND reason = $2::text
+  AND coalesce(substring(left(data::text, 2000)
+      FROM '^\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]'), '') = $3::text
+  AND coalesce(substring(error::text
+      FROM '^\s*\{\s*"type"\s*:\s*"([^"\\]*)"'), '') = $4::text
+  ORDER BY died_at, id;
 
 -- delete_2_bounded [hot] $1 q_name, $2 bound
 PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
@@ -1973,6 +2027,32 @@ PREPARE "extend_group" AS
   WHERE id = ANY ($1::text::bigint[])
   AND cancelling;
 
+-- find_tick_jobs
+/*NO LOAD BALANCE*/ PREPARE "find_tick_jobs" AS WITH recent AS ((SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures,
+      CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NULL
+      AND leased_until > statement_timestamp() THEN 'leased' ELSE 'waiting' END AS state, dequeued_at AS ended_at
+      FROM "queue"
+      ORDER BY id DESC
+      LIMIT 10000)
+    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures, 'done', dequeued_at
+      FROM "queue_archive"
+      ORDER BY id DESC
+      LIMIT 10000)
+    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures, 'dead', died_at
+      FROM "queue_dead"
+      ORDER BY id DESC
+      LIMIT 10000)), found AS (SELECT last.q_name, last.name, recent.id, state, failures, ended_at, row_number() OVER (PARTITION BY last.q_name, last.name
+      ORDER BY enqueued_at, recent.id) AS place
+    FROM "queue_ticks" AS last
+    JOIN recent
+    ON recent.q_name = last.q_name
+    WHERE recent.enqueued_at >= last.tick - interval '5 seconds'
+    AND recent.schedule_at >= last.tick
+    AND strpos(recent.head, '"' || last.name || '"') > 0)
+  SELECT q_name, name, id, state, failures, least(greatest(ended_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')
+  FROM found
+  WHERE place = 1;
+
 -- find_unadopted $1 q_name
 PREPARE "find_unadopted" AS
   SELECT id, headers::text
@@ -2574,7 +2654,7 @@ PREPARE "leave_lanes" AS
       OR first.leased_until > statement_timestamp()
       AND first.leased_until < 'infinity'));
 
--- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_archived $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n
 /*NO LOAD BALANCE*/ PREPARE "list_archived" AS
   SELECT id, q_name, 'done', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2590,10 +2670,15 @@ PREPARE "leave_lanes" AS
     OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
   AND ($4::int = 0
     OR coalesce(failures, 0) > 0)
+  AND ($5::text IS NULL
+    OR strpos(data::text, $5::text) > 0
+    OR strpos(data::text, $6::text) > 0
+    OR strpos(headers::text, $5::text) > 0
+    OR strpos(headers::text, $6::text) > 0)
   ORDER BY dequeued_at DESC
-  LIMIT $5::bigint;
+  LIMIT $7::bigint;
 
--- list_dead $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_dead $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_dead" AS
   SELECT id, q_name, 'dead', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, reason,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2609,8 +2694,13 @@ PREPARE "leave_lanes" AS
     OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
   AND ($4::int = 0
     OR coalesce(failures, 0) > 0)
+  AND ($5::text IS NULL
+    OR strpos(data::text, $5::text) > 0
+    OR strpos(data::text, $6::text) > 0
+    OR strpos(headers::text, $5::text) > 0
+    OR strpos(headers::text, $6::text) > 0)
   ORDER BY died_at DESC, id DESC
-  LIMIT $5::bigint;
+  LIMIT $7::bigint OFFSET $8::bigint;
 
 -- list_encoded_archive $1 after, $2 last, $3 names
 /*NO LOAD BALANCE*/ PREPARE "list_encoded_archive" AS
@@ -2667,7 +2757,7 @@ PREPARE "leave_lanes" AS
   WHERE kind = 'expiry'
   ORDER BY q_name, name DESC;
 
--- list_finished $1 before, $2 q_name, $3 task, $4 age, $5 failed, $6 n
+-- list_finished $1 before, $2 q_name, $3 task, $4 age, $5 failed, $6 search, $7 written, $8 n
 /*NO LOAD BALANCE*/ PREPARE "list_finished" AS WITH slice AS (SELECT id
     FROM "queue"
     WHERE id < $1::bigint
@@ -2690,8 +2780,15 @@ PREPARE "leave_lanes" AS
       OR enqueued_at <= statement_timestamp() - $4::float8 * interval '1 second')
     AND ($5::int = 0
       OR coalesce(failures, 0) > 0)
+    AND ($6::text IS NULL
+      OR strpos(data::text, $6::text) > 0
+      OR strpos(data::text, $7::text) > 0
+      OR strpos(headers::text, $6::text) > 0
+      OR strpos(headers::text, $7::text) > 0
+      OR strpos(dedup_key, $6::text) > 0
+      OR strpos(group_key, $6::text) > 0)
     ORDER BY id DESC
-    LIMIT $6::bigint)
+    LIMIT $8::bigint)
   SELECT edge.id, found.*
   FROM (SELECT min(id) AS id
     FROM slice) AS edge
@@ -2699,7 +2796,7 @@ PREPARE "leave_lanes" AS
   ON true
   ORDER BY found.id DESC;
 
--- list_leased $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_leased $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_leased" AS
   SELECT id, q_name, 'leased', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2724,12 +2821,19 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY coalesce(leased_until, schedule_at), id
-      LIMIT $5::bigint)) AS job
+      LIMIT ($7::bigint + $8::bigint))) AS job
   ORDER BY leased_until, id
-  LIMIT $5::bigint;
+  LIMIT $7::bigint OFFSET $8::bigint;
 
--- list_parked $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_parked $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_parked" AS
   SELECT id, q_name, 'parked', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2812,12 +2916,19 @@ PREPARE "leave_lanes" AS
           OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
         AND ($4::int = 0
           OR coalesce(failures, 0) > 0)
-        LIMIT $5::bigint) AS job
-      LIMIT $5::bigint)) AS job
+        AND ($5::text IS NULL
+          OR strpos(data::text, $5::text) > 0
+          OR strpos(data::text, $6::text) > 0
+          OR strpos(headers::text, $5::text) > 0
+          OR strpos(headers::text, $6::text) > 0
+          OR strpos(dedup_key, $5::text) > 0
+          OR strpos(group_key, $5::text) > 0)
+        LIMIT ($7::bigint + $8::bigint)) AS job
+      LIMIT ($7::bigint + $8::bigint))) AS job
   ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
-  LIMIT $5::bigint;
+  LIMIT $7::bigint OFFSET $8::bigint;
 
--- list_ready $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_ready $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_ready" AS
   SELECT id, q_name, 'ready', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2839,8 +2950,15 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY expected_at, enqueued_at, id
-      LIMIT $5::bigint)
+      LIMIT ($7::bigint + $8::bigint))
     UNION ALL (SELECT *
       FROM "queue" AS job
       WHERE q_name = $1::text
@@ -2854,8 +2972,15 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY coalesce(schedule_at, enqueued_at), id
-      LIMIT $5::bigint)
+      LIMIT ($7::bigint + $8::bigint))
     UNION ALL (SELECT *
       FROM "queue" AS job
       WHERE q_name = $1::text
@@ -2872,8 +2997,15 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY coalesce(leased_until, schedule_at), id
-      LIMIT $5::bigint)
+      LIMIT ($7::bigint + $8::bigint))
     UNION ALL (WITH RECURSIVE lanes (lane, place) AS (SELECT (SELECT min(parked_on)
           FROM "queue"
           WHERE q_name = $1::text
@@ -2946,7 +3078,14 @@ PREPARE "leave_lanes" AS
             OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
           AND ($4::int = 0
             OR coalesce(failures, 0) > 0)
-          LIMIT $5::bigint)
+          AND ($5::text IS NULL
+            OR strpos(data::text, $5::text) > 0
+            OR strpos(data::text, $6::text) > 0
+            OR strpos(headers::text, $5::text) > 0
+            OR strpos(headers::text, $6::text) > 0
+            OR strpos(dedup_key, $5::text) > 0
+            OR strpos(group_key, $5::text) > 0)
+          LIMIT ($7::bigint + $8::bigint))
         UNION ALL (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
@@ -2959,10 +3098,17 @@ PREPARE "leave_lanes" AS
           AND ($3::float8 IS NULL
             OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
           AND ($4::int = 0
-            OR coalesce(failures, 0) > 0))) AS job
+            OR coalesce(failures, 0) > 0)
+          AND ($5::text IS NULL
+            OR strpos(data::text, $5::text) > 0
+            OR strpos(data::text, $6::text) > 0
+            OR strpos(headers::text, $5::text) > 0
+            OR strpos(headers::text, $6::text) > 0
+            OR strpos(dedup_key, $5::text) > 0
+            OR strpos(group_key, $5::text) > 0))) AS job
       LIMIT ALL)) AS job
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-  LIMIT $5::bigint;
+  LIMIT $7::bigint OFFSET $8::bigint;
 
 -- list_rules $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "list_rules" AS
@@ -2974,7 +3120,7 @@ PREPARE "leave_lanes" AS
   AND coalesce(until > statement_timestamp(), true)
   ORDER BY kind, name;
 
--- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 n
+-- list_scheduled $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_scheduled" AS
   SELECT id, q_name, 'scheduled', serializer, greatest(attempts - coalesce(excused, 0), 0), coalesce(failures, 0), error::text, NULL::text,
   CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
@@ -2996,8 +3142,15 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY coalesce(schedule_at, enqueued_at), id
-      LIMIT $5::bigint)
+      LIMIT ($7::bigint + $8::bigint))
     UNION ALL (SELECT *
       FROM "queue" AS job
       WHERE q_name = $1::text
@@ -3015,15 +3168,22 @@ PREPARE "leave_lanes" AS
         OR enqueued_at <= statement_timestamp() - $3::float8 * interval '1 second')
       AND ($4::int = 0
         OR coalesce(failures, 0) > 0)
+      AND ($5::text IS NULL
+        OR strpos(data::text, $5::text) > 0
+        OR strpos(data::text, $6::text) > 0
+        OR strpos(headers::text, $5::text) > 0
+        OR strpos(headers::text, $6::text) > 0
+        OR strpos(dedup_key, $5::text) > 0
+        OR strpos(group_key, $5::text) > 0)
       ORDER BY coalesce(leased_until, schedule_at), id
-      LIMIT $5::bigint)) AS job
+      LIMIT ($7::bigint + $8::bigint))) AS job
   ORDER BY coalesce(schedule_at, enqueued_at), id
-  LIMIT $5::bigint;
+  LIMIT $7::bigint OFFSET $8::bigint;
 
 -- list_ticks $1 n
 /*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
   SELECT q_name, name,
-  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
+  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, cron, tz
   FROM "queue_ticks"
   ORDER BY q_name, name
   LIMIT $1::bigint;
@@ -3331,6 +3491,15 @@ PREPARE "open_batch" AS
 /*NO LOAD BALANCE*/ PREPARE "partitions" AS
   SELECT NULL::text
   WHERE false;
+
+-- paused_queues
+/*NO LOAD BALANCE*/ PREPARE "paused_queues" AS
+  SELECT q_name
+  FROM "queue_rules"
+  WHERE kind = 'pause'
+  AND name = 'queue'
+  AND coalesce(until > statement_timestamp(), true)
+  ORDER BY q_name;
 
 -- peek_2 $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
@@ -4653,6 +4822,38 @@ PREPARE "update" AS
     AND parked_on IS NOT NULL
     AND dequeued_at IS NULL
     GROUP BY parked_on) AS lane;
+
+-- waiting_tasks
+/*NO LOAD BALANCE*/ PREPARE "waiting_tasks" AS
+  SELECT q_name, task, count(*)
+  FROM (SELECT q_name, substring(left(data::text, 2000)
+      FROM '^\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]') AS task
+    FROM ((SELECT q_name, data
+        FROM "queue"
+        WHERE dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND expected_at IS NULL
+        LIMIT 10000)
+      UNION ALL (SELECT q_name, data
+        FROM "queue"
+        WHERE dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND schedule_at IS NULL
+        AND expected_at IS NOT NULL
+        LIMIT 10000)
+      UNION ALL (SELECT q_name, data
+        FROM "queue"
+        WHERE dequeued_at IS NULL
+        AND (leased_until IS NOT NULL
+          OR (schedule_at IS NOT NULL
+            AND expected_at IS NOT NULL))
+        AND (leased_until IS NULL
+          OR parked_on IS NOT NULL
+          OR leased_until <= statement_timestamp())
+        LIMIT 10000)) AS waiting) AS calls
+  WHERE task IS NOT NULL
+  GROUP BY q_name, task
+  ORDER BY q_name, task;
 
 -- withdraw_worker [no rows] $1 names, $2 id
 PREPARE "withdraw_worker" AS

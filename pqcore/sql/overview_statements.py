@@ -1,0 +1,115 @@
+"""The statements that count and find jobs for an overview: dead letters in groups, old rows, jobs of ticks, tasks.
+
+All of them only read, and take no lock. `pqcore.sql.admin_statements` has the other statements of operators.
+"""
+
+from __future__ import annotations
+
+from pqcore.sql.fragments import EXPRESSIBLE, IS_DEFERRED, IS_READY, IS_URGENT, OF_QUEUE
+from pqcore.sql.statement_set import StatementSet, composed
+
+HEAD = 2_000
+"""Characters of JSON in which the path of a function stands, if the job is a call."""
+SLICE = 10_000
+"""Rows that one statement looks at where no index leads to those that are wanted."""
+
+# Not by the operators of JSON: these fail on a string with \\u0000, which a row may hold.
+_TASK = rf"""substring(left(data::text, {HEAD}) FROM '^\s*\{{{{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}}}}]')"""
+_TYPE = r"""substring(error::text FROM '^\s*\{{\s*"type"\s*:\s*"([^"\\]*)"')"""
+_MESSAGE = r"""substring(error::text FROM '"message"\s*:\s*"((?:[^"\\]|\\.){{0,200}})')"""
+_OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
+
+
+class OverviewStatements(StatementSet):
+    """The statements of an overview."""
+
+    @composed()
+    def dead_groups(self) -> str:
+        """Count dead letters by task and error, of one queue or of all; those groups first that have most."""
+        died = EXPRESSIBLE.format("died_at")
+        return f"""
+SELECT q_name, task, kind, reason, count(*), min(died), max(died), max(id), max(message) FROM (
+  SELECT q_name, {_TASK} AS task, {_TYPE} AS kind, reason, id, {died} AS died, {_MESSAGE} AS message
+  FROM {{dead}} WHERE :q_name::text IS NULL OR q_name = :q_name::text
+) AS letter GROUP BY q_name, task, kind, reason ORDER BY count(*) DESC, q_name, task, kind, reason LIMIT :n::bigint"""
+
+    @composed()
+    def dead_of_group(self) -> str:
+        """Give the ids of the dead letters of one task and error, the oldest first."""
+        return f"""
+SELECT id FROM {{dead}} WHERE {OF_QUEUE} AND reason = :reason::text
+  AND coalesce({_TASK}, '') = :task::text AND coalesce({_TYPE}, '') = :kind::text ORDER BY died_at, id"""
+
+    @composed()
+    def count_old_dead(self) -> str:
+        """Count the dead letters of a queue that a purge would delete."""
+        return f"SELECT count(*) FROM {{dead}} WHERE {OF_QUEUE} AND died_at <= {_OLD}"
+
+    @composed()
+    def count_old_kept(self) -> str:
+        """Count the finished rows that a purge would delete, in a slice of ids as `purge_kept`."""
+        return f"""
+WITH slice AS (
+  SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}
+)
+SELECT max(id), (
+  SELECT count(*) FROM {{table}} WHERE id = ANY (ARRAY(SELECT id FROM slice)) AND {OF_QUEUE} AND dequeued_at <= {_OLD}
+) FROM slice"""
+
+    @composed()
+    def count_old_archived(self) -> str:
+        """Count the archived rows that a purge would delete."""
+        return f"SELECT count(*) FROM {{archive}} WHERE {OF_QUEUE} AND dequeued_at <= {_OLD}"
+
+    @composed()
+    def find_tick_jobs(self) -> str:
+        """Find the job of the last tick of each periodic task, among the jobs that were put last.
+
+        It is the first job that was put since the tick, and is due then or later, of those that call the function which
+        the task is named after. The job of a task with another name is not found: other tasks may have the same tick.
+        """
+        columns = (
+            f"id, q_name, enqueued_at, schedule_at, left(data::text, {HEAD}) AS head, coalesce(failures, 0) AS failures"
+        )
+        last = f"ORDER BY id DESC LIMIT {SLICE}"
+        state = (
+            "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NULL AND leased_until >"
+            " statement_timestamp() THEN 'leased' ELSE 'waiting' END"
+        )
+        return f"""
+WITH recent AS (
+  (SELECT {columns}, {state} AS state, dequeued_at AS ended_at FROM {{table}} {last})
+  UNION ALL
+  (SELECT {columns}, 'done', dequeued_at FROM {{archive}} {last})
+  UNION ALL
+  (SELECT {columns}, 'dead', died_at FROM {{dead}} {last})
+), found AS (
+  SELECT last.q_name, last.name, recent.id, state, failures, ended_at, row_number() OVER (
+    PARTITION BY last.q_name, last.name ORDER BY enqueued_at, recent.id
+  ) AS place
+  FROM {{ticks}} AS last JOIN recent ON recent.q_name = last.q_name
+  WHERE recent.enqueued_at >= last.tick - interval '5 seconds' AND recent.schedule_at >= last.tick
+    AND strpos(recent.head, '"' || last.name || '"') > 0
+)
+SELECT q_name, name, id, state, failures, {EXPRESSIBLE.format("ended_at")} FROM found WHERE place = 1"""
+
+    @composed()
+    def waiting_tasks(self) -> str:
+        """Count the waiting calls of each task, among the first jobs of each class; one class a term, by its index."""
+        free = "(leased_until IS NULL OR parked_on IS NOT NULL OR leased_until <= statement_timestamp())"
+        some = " UNION ALL ".join(
+            f"(SELECT q_name, data FROM {{table}} WHERE {kind} LIMIT {SLICE})"
+            for kind in (IS_READY, IS_URGENT, f"{IS_DEFERRED} AND {free}")
+        )
+        return f"""
+SELECT q_name, task, count(*) FROM (
+  SELECT q_name, {_TASK} AS task FROM ({some}) AS waiting
+) AS calls WHERE task IS NOT NULL GROUP BY q_name, task ORDER BY q_name, task"""
+
+    @composed()
+    def paused_queues(self) -> str:
+        """List the queues that are paused as a whole."""
+        return (
+            "SELECT q_name FROM {rules} WHERE kind = 'pause' AND name = 'queue'"
+            " AND coalesce(until > statement_timestamp(), true) ORDER BY q_name"
+        )
