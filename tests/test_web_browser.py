@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 from pqcore import PQ
 from pqcore.testing.harness import PATIENCE
 from pqcore.testing.http_server import serving
+from pqcore.testing.proxy import Proxy
 from pqcore.web import web_app
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -169,6 +171,29 @@ def test_web_page_follows_new_jobs(pq: PQ, visit: Visit) -> None:
     pq["pears"].put(4)
     expect(overview.locator(".tile.ready dd")).to_have_text("4")
     expect(link).to_be_focused()
+
+
+def test_web_page_is_live_only_while_the_server_answers(
+    dsn: str, pq: PQ, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pqcore.web.sampling.ANSWER", 0.5)
+    pq["apples"].put(1)
+    proxy = Proxy(dsn)
+    target = proxy.dsn.replace("postgresql:", "postgresql+psycopg:")
+    try:
+        with serving(web_app(target, interval=0.1)) as address, browser.new_context(base_url=address) as context:
+            page = context.new_page()
+            page.goto("/")
+            state, age = page.locator("#state"), page.locator("#age")
+            expect(state).to_have_text("Live")
+            expect(age).to_have_text(re.compile(r"Figures are \d s old"))
+            proxy.stall(new=True)
+            expect(state).to_have_text("Not live")
+            expect(page.get_by_role("alert")).to_contain_text("does not answer")
+            expect(age).to_have_text(re.compile(r"Figures are [2-9] s old"))  # it goes on counting
+            proxy.close()
+    finally:
+        proxy.close()
 
 
 def test_web_page_retries_a_dead_letter_after_confirmation(dsn: str, pq: PQ, visit: Visit) -> None:

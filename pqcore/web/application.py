@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,10 +23,12 @@ from starlette.types import Receive, Scope, Send
 import pqcore
 from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, JobNotFound, PQError
 from pqcore.web import rendering, security, views
-from pqcore.web.actions import ACTIONS, ActionRequest
+from pqcore.web.actions import ACTIONS
+from pqcore.web.changes import ActionRequest
 from pqcore.web.sampling import Follower, Sampler
-from pqcore.web.security import SecurityMiddleware, Token
+from pqcore.web.security import ChangeNotes, SecurityMiddleware, Token
 from pqcore.web.target import Target
+from pqcore.web.time_limits import PAGE, NoAnswer, within
 from pqcore.web.views import Views
 
 SHORTEST_INTERVAL = 0.1
@@ -96,6 +100,7 @@ class Site:
         self._views = Views(target, sampler, changes=changes)
         self._changes = changes
         self._token = token
+        self._notes = ChangeNotes()
         self._templates = rendering.environment()
 
     def routes(self) -> list[Route | Mount]:
@@ -122,14 +127,20 @@ class Site:
 
         async def page(request: Request) -> Response:
             query = dict(request.query_params)
-            values = await view(query)
-            live = None
+            values = await within(PAGE, view(query))
+            await self._target.find_place()
+            live, trouble = None, ""
             if name in LIVE:
-                live = rendering.link(security.root_of(request.scope), f"live/{name}", **query)
-            said = ACTIONS.get(query.get("said", ""))
-            number = query.get("number", "")
-            flash = said.said.format(n=number) if said is not None and number.isdecimal() else ""
-            return self._render(request, f"{name}.html", page=name, live=live, flash=flash[:200], **values)
+                followed = views.followed(query)
+                live = rendering.link(security.root_of(request.scope), f"live/{name}", **followed)
+                if (age := values["sample"].age) > self.sampler.young:
+                    trouble = f"The database does not answer: these figures are {rendering.age(age)} old."
+            done = self._notes.read(request) if self._changes else None
+            flash = "" if done is None else ACTIONS[done[0]].said.format(n=done[1])
+            found = self._render(request, f"{name}.html", page=name, live=live, flash=flash, trouble=trouble, **values)
+            if done is not None:
+                self._notes.drop(found, request)
+            return found
 
         return page
 
@@ -143,13 +154,14 @@ class Site:
             follower = self.sampler.follow()  # no await between the check and this, so requests cannot pass it together
 
             async def events() -> AsyncIterator[bytes]:
-                last = dict.fromkeys(LIVE[name], "")
+                last = dict.fromkeys(views.parts_followed(LIVE[name], query), "")
                 trouble = ""
                 async with aclosing(follower.turns()) as turns:
                     async for _ in turns:
-                        found, now = last, ""
+                        found, now, age = last, "", 0.0
                         try:
-                            values = await view(query)
+                            age = (await self.sampler.latest()).age
+                            values = await within(PAGE, view(query))
                             found = {part: self._text(request, f"{name}_{part}.html", **values) for part in last}
                         except PQError as exc:
                             now = f"The database does not answer: {self._target.explain(exc)}"
@@ -160,6 +172,8 @@ class Site:
                             # A comment, if all is as it was: so we hear of it if nobody listens any more.
                             yield _event(part, text) if text != last[part] else b": as it was\n\n"
                         last = found
+                        if not trouble:  # how old what is shown is, also if it has not changed
+                            yield _event("figures", json.dumps({"age": round(age, 1)}))
 
             return _Stream(
                 follower,
@@ -193,19 +207,26 @@ class Site:
         with suppress(PQError):  # it is done, whatever comes of looking at it
             await self.sampler.latest(fresh=True)
         root = security.root_of(request.scope)
-        said = {"said": name, "number": number}
-        if ACTIONS[name].of_job and name == "retry":
-            where = rendering.link(root, "job", id=wanted.id, queue=wanted.queue.name, **said)
-        elif name.endswith(("dead", "purge")):
-            where = rendering.link(root, "dead", queue=wanted.queue.name, **said)
-        else:
-            where = rendering.link(root, "queue", name=wanted.queue.name, **said)
-        return RedirectResponse(where, 303)
+        found = RedirectResponse(_page_after(root, name, wanted), 303)
+        self._notes.keep(found, request, name, number)
+        return found
 
     async def _question(self, request: Request, given: Mapping[str, str], wrong: str) -> Response:
         name, wanted = self._wanted(given)
         key = security.form_key(request)
         asked = ACTIONS[name]
+        counted = ""
+        if asked.counts is not None and not wrong:
+            try:
+                counted = str(await within(PAGE, asked.counts(self._target, wanted)))
+            except NoAnswer:
+                counted = f"jobs, which could not be counted within {PAGE:g} s,"
+            except (ConfigurationError, InvalidName, InvalidTimeSpec) as exc:
+                wrong = str(exc)
+        written = {field: text or "none" for field, text in wanted.fields.items()}
+        shown = {**written, "id": wanted.id, "queue": repr(wanted.queue.name), "count": counted or "jobs"}
+        root = security.root_of(request.scope)
+        of_job = {"id": wanted.id, "queue": wanted.queue.name}
         page = self._render(
             request,
             "change.html",
@@ -213,7 +234,10 @@ class Site:
             page="change",
             name=name,
             action=asked,
-            question=asked.question.format(id=wanted.id, queue=repr(wanted.queue.name)),
+            question=asked.question.format(**shown),
+            consequence=asked.consequence.format(**shown),
+            counted=counted,
+            back=rendering.link(root, "job", **of_job) if asked.of_job else _page_after(root, name, wanted),
             wanted=wanted,
             key=key,
             wrong=wrong,
@@ -281,7 +305,7 @@ class Site:
     # Writing
 
     def _render(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
-        text = self._text(request, template, **{"live": None, "flash": "", **values})
+        text = self._text(request, template, **{"live": None, "flash": "", "trouble": "", **values})
         return HTMLResponse(rendering.encodable(text), status)
 
     def _text(self, request: Request, template: str, **values: Any) -> str:
@@ -291,9 +315,12 @@ class Site:
             "root": root,
             "table": self._target.name,
             "backend": self._target.backend,
+            "place": self._target.place,
+            "now": datetime.now(timezone.utc),
             "writable": self._changes,
             "guarded": self._token is not None,
             "version": pqcore.__version__,
+            "young": self.sampler.young,
             "summary": views.summary,
             "most_traceback": rendering.MOST_TRACEBACK,
             "most_in_list": rendering.MOST_IN_LIST,
@@ -313,6 +340,19 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._follower.close()
+
+
+def _page_after(root: str, name: str, wanted: ActionRequest) -> str:
+    """Return the path of the page that is shown after an action."""
+    queue = wanted.queue.name
+    queries: dict[str, dict[str, object]] = {
+        "job": {"id": wanted.id, "queue": queue},
+        "dead": {"queue": queue},
+        "queue": {"name": queue},
+        "workers": {},
+    }
+    page = ACTIONS[name].then
+    return rendering.link(root, page, **queries[page])
 
 
 def _event(name: str, text: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,6 +32,7 @@ def environment() -> Environment:
     )
     made.filters |= {
         "age": age,
+        "ago": ago,
         "count": count,
         "moment": moment,
         "machine": machine,
@@ -81,6 +82,18 @@ def value(number: float | None, unit: str) -> str:
 def moment(time: datetime | None) -> str:
     """A time for people, in UTC."""
     return NONE if time is None else f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def ago(time: datetime) -> str:
+    """How long ago a time was, or in what time it comes; `static/times.js` goes on with that."""
+    seconds = (datetime.now(timezone.utc) - time.replace(tzinfo=time.tzinfo or timezone.utc)).total_seconds()
+    size = abs(seconds)
+    length = "< 1 min"
+    for unit, part in (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60)):
+        if size >= part:
+            length = f"{size // part:.0f} {unit}"
+            break
+    return f"in {length}" if seconds < 0 else f"{length} ago"
 
 
 def machine(time: datetime) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import NamedTuple
 
+from pqcore.errors import AccessDenied
 from pqcore.operations import admin
 from pqcore.operations.activity import Activity, Finished, read_activity, recent_completions
 from pqcore.operations.admin import QueueFigures
+from pqcore.operations.expiry import Expiry, list_expiry
+from pqcore.operations.rules import list_paused_queues
+from pqcore.operations.unknown_tasks import UnknownTask, list_unknown_tasks
 from pqcore.web.target import Target
+from pqcore.web.time_limits import ANSWER, NoAnswer, mark_seen
 
 WINDOW = 900.0
 """Seconds that charts go back, at most."""
@@ -23,7 +28,11 @@ SAMPLES = 450
 QUEUES = 100
 """Of which a sample is remembered: those with most jobs."""
 REST = 10.0
-"""The pause after a look, in lengths of that look: so pages take at most a tenth of a large table's server."""
+"""The pause after a look, in lengths of the shorter of the last two looks: so pages take a tenth of a server's time."""
+LONGEST_PAUSE = 30.0
+"""Seconds of a pause, at most."""
+YOUNG = 10.0
+"""Seconds for which figures are young, at least."""
 _NOTHING = QueueFigures(0, 0, 0, None)
 _NONE = Finished(0, 0, None, None)
 
@@ -42,6 +51,7 @@ class Figures(NamedTuple):
         hour: Within the last hour.
         median: Seconds from due to finished, of those of the last minute; None without any.
         slow: The same, of 95 of 100.
+        paused: Whether the whole queue is paused.
     """
 
     ready: int = 0
@@ -54,6 +64,7 @@ class Figures(NamedTuple):
     hour: int = 0
     median: float | None = None
     slow: float | None = None
+    paused: bool = False
 
     @property
     def weight(self) -> int:
@@ -70,6 +81,8 @@ class Sample:
         clock: The same, by the monotonic clock.
         queues: What each queue has, by name, in order.
         activity: What the server counts of the table.
+        unknown: The tasks that jobs wait for and no living worker knows.
+        expiry: How long rows are kept.
         took: Seconds that the look took.
     """
 
@@ -77,7 +90,14 @@ class Sample:
     clock: float
     queues: Mapping[str, Figures]
     activity: Activity
+    unknown: Sequence[UnknownTask]
+    expiry: Sequence[Expiry]
     took: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since the look began."""
+        return time.monotonic() - self.clock + self.took
 
     def total(self) -> Figures:
         """All queues together; without how long jobs took."""
@@ -140,6 +160,7 @@ class Sampler:
         self.looks = 0
         self._target = target
         self._last: Sample | None = None
+        self._cost = 0.0  # seconds of the shorter of the last two looks: a single slow look causes no long pause
         self._taking: asyncio.Task[Sample] | None = None
         self._past: deque[tuple[float, dict[str, Figures]]] = deque(maxlen=SAMPLES)
         self._followers: set[Follower] = set()
@@ -150,24 +171,49 @@ class Sampler:
         return len(self._followers)
 
     async def latest(self, *, fresh: bool = False) -> Sample:
-        """A sample that is not older than the interval.
+        """Return a sample that is not older than the pause between two looks.
 
         Args:
             fresh: Whether the sample must be a new one.
 
         Raises:
+            NoAnswer: The look takes longer than `ANSWER` seconds. It goes on.
             PQError: The table cannot be looked at.
         """
-        if self._last is not None and not fresh and time.monotonic() < self._last.clock + self._pause(self._last):
+        if self._last is not None and not fresh and time.monotonic() < self._last.clock + self._pause():
             return self._last
         taking = self._taking
         if taking is None or taking.done() or taking.get_loop() is not asyncio.get_running_loop():
             taking = self._taking = asyncio.create_task(self._take())
-            taking.add_done_callback(_seen)
+            taking.add_done_callback(mark_seen)
         elif fresh:  # this look began before
-            await asyncio.wait([taking])
+            await asyncio.wait([taking], timeout=ANSWER)
+            if not taking.done():
+                raise NoAnswer(ANSWER)
             return await self.latest(fresh=True)
-        return await asyncio.shield(taking)
+        await asyncio.wait([taking], timeout=ANSWER)
+        if not taking.done():
+            raise NoAnswer(ANSWER)
+        return taking.result()
+
+    async def shown(self) -> Sample:
+        """Return the latest sample, or the one before while the database does not answer.
+
+        Raises:
+            NoAnswer: There is none before.
+            PQError: The table cannot be looked at.
+        """
+        try:
+            return await self.latest()
+        except NoAnswer:
+            if self._last is None:
+                raise
+            return self._last
+
+    @property
+    def young(self) -> float:
+        """Seconds for which figures are young: until then a page may call itself live."""
+        return max(YOUNG, 1.5 * self.interval + ANSWER)
 
     def follow(self) -> Follower:
         """Count one more follower, and return it."""
@@ -182,7 +228,7 @@ class Sampler:
     def next_look(self) -> float:
         """Seconds until the next look is due."""
         last = self._last
-        left = self.interval if last is None else last.clock + self._pause(last) - time.monotonic()
+        left = self.interval if last is None else last.clock + self._pause() - time.monotonic()
         return max(left, self.interval / 10)
 
     def stop(self) -> None:
@@ -195,17 +241,25 @@ class Sampler:
         since = time.monotonic() - WINDOW
         return [Point(clock, queues[queue]) for clock, queues in self._past if clock >= since and queue in queues]
 
-    def _pause(self, sample: Sample) -> float:
-        return max(self.interval, REST * sample.took)
+    def _pause(self) -> float:
+        return max(self.interval, min(REST * self._cost, LONGEST_PAUSE))
 
     async def _take(self) -> Sample:
         begun = time.monotonic()
-        call = self._target.call
-        there = await call(admin.count_queues)
-        finished = await call(recent_completions)
-        activity = await call(read_activity)
+        read = self._target.read
+        there = await read(admin.count_queues)
+        finished = await read(recent_completions)
+        activity = await read(read_activity)
+        paused: Sequence[str] = ()
+        unknown: Sequence[UnknownTask] = ()
+        expiry: Sequence[Expiry] = ()
+        with suppress(AccessDenied):  # the role may read jobs, and not this
+            paused = await read(list_paused_queues)
+            expiry = await read(list_expiry)
+            unknown = await read(list_unknown_tasks)
+        await self._target.find_place()
         queues = {}
-        for name in sorted(there.keys() | finished.keys()):
+        for name in sorted(there.keys() | finished.keys() | {*paused}):
             stats, done = there.get(name, _NOTHING), finished.get(name, _NONE)
             queues[name] = Figures(
                 stats.ready,
@@ -218,9 +272,12 @@ class Sampler:
                 done.hour,
                 done.median,
                 done.slow,
+                name in paused,
             )
         clock = time.monotonic()
-        sample = Sample(datetime.now(timezone.utc), clock, queues, activity, clock - begun)
+        took = clock - begun
+        self._cost = took if self._last is None else min(took, self._last.took)
+        sample = Sample(datetime.now(timezone.utc), clock, queues, activity, unknown, expiry, took)
         kept = sorted(queues, key=lambda name: queues[name].weight, reverse=True)[:QUEUES]
         known = self._past[-1][1].keys() if self._past else ()
         gone = {name: Figures() for name in known if name not in queues}
@@ -228,9 +285,3 @@ class Sampler:
         self.looks += 1
         self._last = sample
         return sample
-
-
-def _seen(task: asyncio.Task[Sample]) -> None:
-    """Mark an exception as seen: the request that asked may be gone, and asyncio would log it."""
-    if not task.cancelled():
-        task.exception()

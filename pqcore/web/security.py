@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from itsdangerous import TimestampSigner
+from itsdangerous import BadData, TimestampSigner
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -18,12 +18,14 @@ from pqcore.errors import ConfigurationError
 
 SHORTEST_TOKEN = 16
 """Characters: what is shorter can be guessed."""
-SESSION, FORM = "pqcore_web_session", "pqcore_web_form"
-"""Cookies: the session of a visitor who gave the token; the key that forms must repeat."""
+SESSION, FORM, DONE = "pqcore_web_session", "pqcore_web_form", "pqcore_web_done"
+"""Cookies: the session of a visitor who gave the token; the key that forms must repeat; the change made last."""
 _ADMITTED = "admitted"
 """What a session cookie holds, with the time and the signature."""
 SESSION_LENGTH = 12 * 3_600
 """Seconds after which a visitor must give the token again."""
+DONE_LENGTH = 60
+"""Seconds within which the page after a change says that the change was made."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -71,6 +73,34 @@ class Token:
     def admits(self, cookie: str) -> bool:
         """Whether a session cookie is signed by this token, at most `SESSION_LENGTH` seconds ago."""
         return self._signer.validate(cookie.encode("utf-8", "replace"), SESSION_LENGTH)
+
+
+class ChangeNotes:
+    """Notes of changes, each for the page that the visitor sees next: signed, so that no link or site can make one up.
+
+    The key lasts as long as the process. A page that another process serves says nothing of the change.
+    """
+
+    def __init__(self) -> None:
+        self._signer = TimestampSigner(secrets.token_bytes(32), salt=DONE, digest_method=hashlib.sha256)
+
+    def keep(self, response: Response, request: Request, name: str, number: int) -> None:
+        """Have a browser keep the name of an action, and how many jobs or rules it changed."""
+        value = self._signer.sign(f"{name}:{number}").decode()
+        _set_cookie(response, request, DONE, value, DONE_LENGTH)
+
+    def read(self, request: Request) -> tuple[str, int] | None:
+        """Return the name of the action and the number; None without a note, or if the note is not ours."""
+        try:
+            text = self._signer.unsign(request.cookies.get(DONE, ""), DONE_LENGTH).decode()
+        except BadData:
+            return None
+        name, _, number = text.partition(":")
+        return name, int(number)
+
+    def drop(self, response: Response, request: Request) -> None:
+        """Have a browser forget the note."""
+        response.delete_cookie(DONE, path=root_of(request.scope) or "/")
 
 
 class SecurityMiddleware:

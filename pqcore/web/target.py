@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from pqcore.async_queue import AsyncPQ
-from pqcore.errors import ConfigurationError, PQError
+from pqcore.errors import ConfigurationError, ConnectionLost, PQError
+from pqcore.operations.activity import read_place
 from pqcore.queue import PQ
 from pqcore.runner import PQRunner, open_async
 from pqcore.settings import QueueSettings
+from pqcore.web.time_limits import ANSWER, SEARCH, STATEMENT, BoundedEngine, within
+
+T = TypeVar("T")
 
 
 class Target(PQRunner):
@@ -37,6 +41,9 @@ class Target(PQRunner):
             super().__init__(open_async(target, **options), run_in_threadpool)
         else:
             raise ConfigurationError(f"target is a {type(target).__name__}; give a PQ, an AsyncPQ or a DSN")
+        self._bounded = BoundedEngine(self.engine, STATEMENT)
+        self._searching = BoundedEngine(self.engine, SEARCH)
+        self._place: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +63,33 @@ class Target(PQRunner):
         """
         serializer = self.pq.options.get("serializer") or self.pq.queue_class.serializer or "json"
         return self.pq.queue(name, serializer=serializer)
+
+    def read(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> Awaitable[T]:
+        """Run an operation that only reads, as `call` does; each of its statements may take `STATEMENT` seconds."""
+        return self.run(operation, self._bounded, *arguments, **more)
+
+    def search(self, operation: Callable[..., Awaitable[T]], *arguments: Any, **more: Any) -> Awaitable[T]:
+        """Run an operation as `read` does, with `SEARCH` seconds for each statement."""
+        return self.run(operation, self._searching, *arguments, **more)
+
+    @property
+    def place(self) -> str:
+        """The database and the server, once `find_place` has found them; empty until then."""
+        return self._place or ""
+
+    async def find_place(self) -> None:
+        """Ask which database and server this is, if that was not asked before. Says nothing if it cannot be told."""
+        if self._place is not None:
+            return
+        try:
+            found = await within(ANSWER, self.read(read_place))
+        except (ConnectionLost, TimeoutError):
+            return
+        except PQError:  # the server cannot tell, now or later
+            self._place = ""
+            return
+        address = found.address and (f"[{found.address}]" if ":" in found.address else found.address)
+        self._place = f"{found.database} on {f'{address}:{found.port}' if address else 'a local socket'}"
 
     def explain(self, error: PQError) -> str:
         """Return an error's message without the DSN, and without the password in the DSN."""

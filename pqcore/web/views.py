@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
 
-from pqcore.errors import JobNotFound
-from pqcore.operations import activity, limits, list_jobs, rules, worker_registry
+from pqcore.errors import AccessDenied, ConfigurationError, JobNotFound, StatementCancelled
+from pqcore.operations import activity, limits, list_jobs, results, rules, worker_registry
+from pqcore.operations.activity import Tick
+from pqcore.operations.dead_groups import DeadGroup, list_dead_groups
 from pqcore.operations.explain import explain
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
+from pqcore.settings import QueueSettings
+from pqcore.tasks.periodic import ticks_after
 from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.sampling import Figures, Sample, Sampler
 from pqcore.web.target import Target
+from pqcore.web.time_limits import SEARCH, NoAnswer, within
 
 STEPS = (25, 100, 500)
 """How many jobs are listed, at most."""
@@ -21,6 +29,12 @@ BUSIEST = 20
 """Queues that are asked, where jobs of several are listed together."""
 MOST_COUNTED = 20_000
 """Jobs of a queue, at most, that are counted by limit and group each time that its page is shown."""
+MOST_GROUPS = 50
+"""Groups of dead letters that are shown, at most."""
+MOST_SEARCHED = 200
+"""Characters of a text that is searched, at most, and of a progress that is shown."""
+LATE = timedelta(minutes=1)
+"""Since when a tick must have been due to be late: a worker looks at least once a minute."""
 _SPARKS = 40
 """Samples in a small chart."""
 
@@ -29,6 +43,20 @@ _DIGITS = 19
 
 Query = Mapping[str, str]
 View = dict[str, Any]
+
+
+class ScheduledTick(NamedTuple):
+    """A periodic task with what comes next.
+
+    Attributes:
+        tick: The task and its last tick.
+        coming: The next tick; None if it cannot be told.
+        late: Whether a tick is due that no worker has put.
+    """
+
+    tick: Tick
+    coming: datetime | None
+    late: bool
 
 
 class Views:
@@ -47,7 +75,7 @@ class Views:
 
     async def queues(self, query: Query) -> View:
         """All queues."""
-        sample = await self._sampler.latest()
+        sample = await self._sampler.shown()
         return {
             "sample": sample,
             "total": sample.total(),
@@ -62,24 +90,36 @@ class Views:
         """
         name, state, task = query.get("name", ""), query.get("state", ""), query.get("task", "")
         settings = self._target.queue(name)
-        sample = await self._sampler.latest()
-        n = _step(query.get("n", ""))
-        states = (state,) if state in STATES else UNFINISHED
-        jobs = await self._target.call(list_jobs.list_by_state, settings, states, n, task=task or None)
+        sample = await self._sampler.shown()
+        n, search = _step(query.get("n", "")), query.get("search", "").replace("\0", "")[:MOST_SEARCHED]
+        states, skip = _begin((state,) if state in STATES else UNFINISHED, query.get("from", ""))
+        jobs: list[StoredJob] = []
+        too_slow = False
+        if "still" not in query:
+            listed = partial(list_jobs.list_by_state, task=task or None, search=search or None, skip=skip)
+            try:
+                jobs = await within(SEARCH, self._target.search(listed, settings, states, n))
+            except (NoAnswer, StatementCancelled):
+                too_slow = True
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
             "charts": self._charts(name),
-            "running": await self._target.call(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
+            "running": await self._target.read(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
             "jobs": jobs,
             "state": state if state in STATES else "",
             "states": STATES,
             "task": task,
             "n": n,
-            "more": next((step for step in STEPS if step > n), None) if len(jobs) == n else None,
+            "more": next((step for step in STEPS if step > n), None) if len(jobs) == n and not skip else None,
+            "begin": query.get("from", ""),
+            "next": _next(jobs, states, skip) if len(jobs) == n else None,
+            "search": search,
+            "too_slow": too_slow,
+            "unknown": [each for each in sample.unknown if each.queue == name],
             "sample": sample,
             "limits": await self._limits(settings, sample.queues.get(name, Figures())),
-            "rules": [(rule, change_of_rule(rule)) for rule in await self._target.call(rules.list_rules, settings)],
+            "rules": [(rule, change_of_rule(rule)) for rule in await self._target.read(rules.list_rules, settings)],
             "changes": _of_queue() if self._changes else (),
         }
 
@@ -87,7 +127,7 @@ class Views:
         """Return the limits and groups in use for which most jobs wait; none where it takes long to count the jobs."""
         if figures.ready + figures.parked > MOST_COUNTED:
             return []
-        found = await self._target.call(limits.list_limits, settings)
+        found = await self._target.read(limits.list_limits, settings)
         return sorted(found, key=lambda usage: -usage.waiting)[: STEPS[0]]
 
     async def job(self, query: Query) -> View:
@@ -101,7 +141,7 @@ class Views:
         if job_id is None:
             raise JobNotFound(f"{given[:40]!r} is no id of a job: write a number")
         queue = self._target.queue(query["queue"]) if query.get("queue") else None
-        job = await self._target.call(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
+        job = await self._target.read(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)
         settings = self._target.queue(job.queue)
         waits = job.state not in ("done", "dead")
@@ -109,26 +149,43 @@ class Views:
             "job": job,
             "data": text,
             "cut": cut,
-            "explanation": await self._target.call(explain, job_id, settings) if waits else None,
+            "explanation": await self._target.read(explain, job_id, settings) if waits else None,
+            "progress": await self._progress(settings, job),
             "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
             "changes": [(name, ACTIONS[name]) for name in possible(job.state)] if self._changes else (),
         }
 
+    async def _progress(self, settings: QueueSettings, job: StoredJob) -> str:
+        """Return what a job has reported of its progress; nothing if it has not, or the role may not see that."""
+        with suppress(AccessDenied, JobNotFound):
+            progress = (await self._target.read(results.inspect, settings, job.id)).progress
+            return "" if progress is None else rendering.laid_out(progress)[:MOST_SEARCHED]
+        return ""
+
     async def dead(self, query: Query) -> View:
         """Dead letters, of one queue or of those that have most."""
-        counts = await self._target.call(list_jobs.count_dead_by_queue)
+        counts = await self._target.read(list_jobs.count_dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
         names = [chosen] if chosen else _most(counts)
-        letters = await self._listed(names, "dead", n)
+        _, skip = _begin(("dead",), query.get("from", "") if chosen else "")
+        letters = await self._listed(names, "dead", n, skip)
+        groups: list[DeadGroup] | None = None
+        with suppress(NoAnswer, StatementCancelled):
+            settings = self._target.queue(chosen) if chosen else None
+            groups = await within(SEARCH, self._target.search(list_dead_groups, settings, MOST_GROUPS))
         letters.sort(key=lambda job: (job.finished_at is not None, job.finished_at, job.id), reverse=True)
         return {
             "counts": counts,
             "queue": chosen,
             "letters": letters[:n],
+            "groups": groups,
+            "most_groups": MOST_GROUPS,
+            "begin": skip,
+            "next": f"dead:{skip + n}" if chosen and len(letters) == n else None,
             "left_out": 0 if chosen else max(len(counts) - BUSIEST, 0),
             "n": n,
-            "more": next((step for step in STEPS if step > n), None) if len(letters) >= n else None,
+            "more": next((step for step in STEPS if step > n), None) if len(letters) >= n and not skip else None,
             "changes": ("retry-dead", "retry-unreadable", "purge-dead") if self._changes and chosen else (),
             "of_job": self._changes,
             "ACTIONS": ACTIONS,
@@ -136,8 +193,8 @@ class Views:
 
     async def workers(self, query: Query) -> View:
         """Workers, and other sessions that wait."""
-        sample = await self._sampler.latest()
-        ticks = await self._target.call(activity.list_ticks)
+        sample = await self._sampler.shown()
+        ticks = await self._target.read(activity.list_ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
         leased = {name: figures.leased for name, figures in sample.queues.items() if figures.leased}
         running = await self._listed(_most(leased), "leased", STEPS[1])
@@ -146,15 +203,16 @@ class Views:
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
-            "workers": await self._target.call(worker_registry.list_workers),
-            "sessions": await self._target.call(activity.list_sessions, sorted(names)),
-            "ticks": ticks,
+            "workers": await self._target.read(worker_registry.list_workers),
+            "sessions": await self._target.read(activity.list_sessions, sorted(names)),
+            "ticks": [_schedule(tick, sample.at) for tick in ticks],
         }
 
-    async def _listed(self, names: Sequence[str], state: str, n: int) -> list[StoredJob]:
+    async def _listed(self, names: Sequence[str], state: str, n: int, skip: int = 0) -> list[StoredJob]:
         found: list[StoredJob] = []
+        listed = partial(list_jobs.list_by_state, skip=skip)
         for name in names:
-            found += await self._target.call(list_jobs.list_by_state, self._target.queue(name), (state,), n)
+            found += await self._target.read(listed, self._target.queue(name), (state,), n)
         return found
 
     def _charts(self, name: str) -> list[Chart]:
@@ -208,8 +266,53 @@ def _most(counts: Mapping[str, int]) -> list[str]:
     return sorted(counts, key=lambda name: (-counts[name], name))[:BUSIEST]
 
 
+def followed(query: Query) -> Query:
+    """Return what the stream of a page asks for: a search, and a page after the first, are not listed all the time."""
+    still = query.keys() & {"search", "from"}
+    return {**{name: value for name, value in query.items() if name not in still}, **({"still": "1"} if still else {})}
+
+
+def parts_followed(parts: Sequence[str], query: Query) -> list[str]:
+    """Return the parts of a page that its stream keeps up to date."""
+    return [part for part in parts if part != "jobs" or "still" not in query]
+
+
+def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
+    """Return a periodic task with its next tick, as far as that can be told."""
+    coming = missed = None
+    if tick.cron is not None and tick.tz is not None:
+        with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
+            coming = next(ticks_after(tick.cron, tick.tz, now), None)
+            missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)
+    return ScheduledTick(tick, coming, missed is not None and missed < now - LATE)
+
+
+def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:
+    """Return the states that a page lists, and how many jobs of the first of them the pages before have.
+
+    Args:
+        states: The states of all pages.
+        given: Where the page begins: a state, a colon and a number; nothing for the first page.
+    """
+    state, _, skip = given.partition(":")
+    if state not in states or not skip.isascii() or not skip.isdecimal() or len(skip) > _DIGITS - 1:
+        return states, 0
+    return states[states.index(state) :], int(skip)
+
+
+def _next(jobs: Sequence[StoredJob], states: Sequence[str], skip: int) -> str:
+    """Return where the page after these jobs begins; see `_begin`."""
+    last = jobs[-1].state
+    number = sum(job.state == last for job in jobs)
+    return f"{last}:{number + (skip if last == states[0] else 0)}"
+
+
 def _of_queue() -> list[tuple[str, Any]]:
-    return [(name, action) for name, action in ACTIONS.items() if not action.of_job]
+    return [
+        (name, action)
+        for name, action in ACTIONS.items()
+        if not action.of_job and not any(field.fixed for field in action.fields)
+    ]
 
 
 def _step(given: str) -> int:

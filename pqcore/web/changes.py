@@ -1,0 +1,259 @@
+"""What each action of a page asks for, counts beforehand, and does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pqcore.errors import ConfigurationError
+from pqcore.operations import admin, dead_groups, dead_letters, expiry, periodic, purge_counts, retry, rules
+from pqcore.settings import AS_IT_IS, QueueSettings
+from pqcore.tasks.periodic import latest_tick
+from pqcore.times import typed
+from pqcore.web.rendering import count
+from pqcore.web.target import Target
+from pqcore.web.time_limits import ANSWER
+
+PAUSED = ("queue", "task", "limit", "group")
+"""What can be paused."""
+KEPT_OF = ("this queue", "all queues for which nothing else is set")
+"""Of what it can be set how long rows are kept."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the page asks for before an action.
+
+    Attributes:
+        name: What the form calls it.
+        label: The text before it.
+        note: The text after it: what may be written.
+        default: What stands in it at first.
+        choices: What may be chosen; empty if it is written.
+        required: Whether it may not be left empty.
+        fixed: Whether it is not asked for, as the link to the question gives it.
+    """
+
+    name: str
+    label: str
+    note: str = ""
+    default: str = ""
+    choices: tuple[str, ...] = ()
+    required: bool = True
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class ActionRequest:
+    """What a visitor wants an action on.
+
+    Attributes:
+        queue: The queue.
+        id: The job; 0 if the action is about the queue.
+        fields: What was written into the fields of the action, by their names.
+    """
+
+    queue: QueueSettings
+    id: int
+    fields: Mapping[str, str]
+
+
+class Count(NamedTuple):
+    """How many rows an action would change.
+
+    Attributes:
+        number: How many were counted.
+        noun: What one of them is called.
+        complete: Whether all of them were counted.
+    """
+
+    number: int
+    noun: str
+    complete: bool = True
+
+    def __str__(self) -> str:
+        noun = self.noun if self.number == 1 and self.complete else f"{self.noun}s"
+        return f"{'' if self.complete else 'at least '}{count(self.number)} {noun}"
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action on one job, on the jobs of a queue, or on its rules.
+
+    Attributes:
+        label: The text of its button.
+        question: The question before it; ``{id}``, ``{queue}`` and ``{count}`` are filled in.
+        consequence: The text below the question; the fields are filled in.
+        said: The message after it; ``{n}`` is filled in.
+        do: Does it, and returns how many jobs or rules were changed.
+        of_job: Whether it is about one job.
+        dangerous: Whether it deletes something for good.
+        fields: What the page asks for.
+        counts: Counts what it would change; None if it changes one thing.
+        then: The page that is shown after it.
+    """
+
+    label: str
+    question: str
+    consequence: str
+    said: str
+    do: Callable[[Target, ActionRequest], Awaitable[int]]
+    of_job: bool = True
+    dangerous: bool = False
+    fields: tuple[Field, ...] = ()
+    counts: Callable[[Target, ActionRequest], Awaitable[Count]] | None = None
+    then: str = "queue"
+
+
+async def retry_job(target: Target, wanted: ActionRequest) -> int:
+    """Make a job due now; whether it was another state before."""
+    return int((await target.call(retry.retry, wanted.queue, wanted.id)).done)
+
+
+async def cancel_job(target: Target, wanted: ActionRequest) -> int:
+    """Delete a job that waits, or ask one that runs to stop; whether there was one."""
+    return int(await target.call(admin.cancel, wanted.queue, wanted.id, running=True))
+
+
+async def purge_letter(target: Target, wanted: ActionRequest) -> int:
+    """Delete a dead letter; how many were deleted."""
+    return await target.call(dead_letters.purge, wanted.queue, [wanted.id], 0)
+
+
+async def retry_dead(target: Target, wanted: ActionRequest) -> int:
+    """Make all dead letters jobs again; how many."""
+    return await target.call(dead_letters.revive, wanted.queue, None)
+
+
+async def retry_unreadable(target: Target, wanted: ActionRequest) -> int:
+    """Make the unreadable dead letters jobs again; how many."""
+    return await target.call(dead_letters.revive, wanted.queue, None, "unreadable")
+
+
+async def retry_group(target: Target, wanted: ActionRequest) -> int:
+    """Make the dead letters of a group jobs again; how many."""
+    return await target.call(dead_groups.revive_group, wanted.queue, *_group(wanted))
+
+
+def _group(wanted: ActionRequest) -> tuple[str, str, str]:
+    """Return what tells a group of dead letters from others: task, error and reason."""
+    return wanted.fields["task"], wanted.fields["error"], wanted.fields["reason"]
+
+
+def counting_dead(reason: str | None) -> Callable[[Target, ActionRequest], Awaitable[Count]]:
+    """Return what counts the dead letters of a reason, or all."""
+
+    async def counts(target: Target, wanted: ActionRequest) -> Count:
+        return Count(await target.read(dead_letters.count, wanted.queue, reason), "dead letter")
+
+    return counts
+
+
+async def count_group(target: Target, wanted: ActionRequest) -> Count:
+    """Count the dead letters of a group."""
+    ids = await target.read(dead_groups.list_group_ids, wanted.queue, *_group(wanted))
+    return Count(len(ids), "dead letter")
+
+
+async def count_old_dead(target: Target, wanted: ActionRequest) -> Count:
+    """Count the dead letters that a purge would delete."""
+    number = await target.read(purge_counts.count_old_dead, wanted.queue, wanted.fields["older_than"])
+    return Count(number, "dead letter")
+
+
+async def count_old_finished(target: Target, wanted: ActionRequest) -> Count:
+    """Count the finished rows that a purge would delete, for some seconds."""
+    older_than = wanted.fields["older_than"]
+    found = await target.read(purge_counts.count_old_finished, wanted.queue, older_than, ANSWER)
+    return Count(found[0], "finished job", found[1])
+
+
+async def purge_dead(target: Target, wanted: ActionRequest) -> int:
+    """Delete old dead letters; how many."""
+    return await target.call(dead_letters.purge, wanted.queue, None, wanted.fields["older_than"])
+
+
+async def purge_done(target: Target, wanted: ActionRequest) -> int:
+    """Delete old finished rows; how many."""
+    return await target.call(admin.purge, wanted.queue, wanted.fields["older_than"])
+
+
+async def pause(target: Target, wanted: ActionRequest) -> int:
+    """Pause a queue, a task or a key."""
+    until = typed(wanted.fields["until"] or None)
+    await target.call(rules.pause, wanted.queue, until, **_paused(wanted.fields))
+    return 1
+
+
+async def resume(target: Target, wanted: ActionRequest) -> int:
+    """End a pause; how many ended."""
+    return int(await target.call(rules.resume, wanted.queue, **_paused(wanted.fields)))
+
+
+def _paused(fields: Mapping[str, str]) -> dict[str, str]:
+    """What a pause is of, as the operations take it."""
+    what, name = fields["what"], fields["name"]
+    if what not in PAUSED:
+        raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose of {', '.join(PAUSED)}")
+    if what == "queue":
+        if name:
+            raise ConfigurationError(f"the name is {name[:40]!r}, and a whole queue is paused without one")
+        return {}
+    return {what: name}
+
+
+async def set_limit(target: Target, wanted: ActionRequest) -> int:
+    """Set a limit, or remove it."""
+    places = wanted.fields["places"]
+    await target.call(rules.set_limit, wanted.queue, wanted.fields["name"], _number(places, int))
+    return 1
+
+
+async def set_rate(target: Target, wanted: ActionRequest) -> int:
+    """Set a rate, or remove it."""
+    await target.call(rules.set_rate, wanted.queue, wanted.fields["name"], wanted.fields["rate"] or None)
+    return 1
+
+
+async def set_weight(target: Target, wanted: ActionRequest) -> int:
+    """Set the weight of a share, or remove it."""
+    weight = wanted.fields["weight"]
+    await target.call(rules.set_weight, wanted.queue, wanted.fields["name"], _number(weight, float))
+    return 1
+
+
+async def set_expiry(target: Target, wanted: ActionRequest) -> int:
+    """Set how long rows are kept."""
+    of, given = wanted.fields["of"], {kind: wanted.fields[kind] for kind in ("finished", "dead")}
+    if of not in KEPT_OF:
+        raise ConfigurationError(f"{of[:40]!r} is nothing whose rows are kept; choose of {', '.join(KEPT_OF)}")
+    if not any(given.values()):
+        raise ConfigurationError("no time is given; write how long finished rows or dead letters are kept")
+    periods = {kind: None if text == "none" else text or AS_IT_IS for kind, text in given.items()}
+    await target.call(expiry.set_expiry, wanted.queue.name if of == KEPT_OF[0] else None, **periods)
+    return 1
+
+
+async def run_now(target: Target, wanted: ActionRequest) -> int:
+    """Have a worker put the job of a periodic task."""
+    name = wanted.fields["name"]
+    found = await target.read(periodic.last_tick, wanted.queue, name)
+    if found.line is None:
+        raise ConfigurationError(
+            f"no cron expression of {name[:40]!r} is known; a worker that declares the task notes it"
+        )
+    moment = latest_tick(found.line.cron, found.line.tz, found.now)
+    if moment is None:
+        raise ConfigurationError(f"{name[:40]!r} was not due within five years; put a job of it instead")
+    if not await target.call(periodic.repeat_tick, wanted.queue, name, moment):
+        raise ConfigurationError(f"a worker put {name[:40]!r} at this moment; look at the page of workers")
+    return 1
+
+
+def _number(text: str, kind: type[int | float]) -> Any:
+    """The number that was written; None if nothing was."""
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        raise ConfigurationError(f"{text[:40]!r} is not a number; write one, or nothing to remove the rule") from None
