@@ -11,14 +11,20 @@ help:  ## show this
 demo: .venv/ready  ## move real jobs over every driver, on an embedded PostgreSQL, and kill a worker
 	$(BIN)/python -m pqcore.demo
 
-# The project's own tests and the conformance suite run side by side, each with a server of its own.
+# Four parts run concurrently, as tests mostly wait, each with a server of its own; the last one prints as it goes.
 test: .venv/ready .venv/browser  ## run the whole test suite, on embedded PostgreSQL servers
-	@mkdir -p reports; \
-	$(BIN)/python -m pytest tests > reports/tests.log 2>&1 & tests=$$!; \
-	trap 'kill $$tests' INT TERM; status=0; \
-	$(BIN)/python -m pytest pqcore/testing/suite || status=$$?; \
-	wait $$tests || status=$$?; \
-	cat reports/tests.log; exit $$status
+	@mkdir -p reports; status=0; parts=; \
+	start() { \
+	  name=$$1; shift; \
+	  $(BIN)/python -m pytest --durations=20 --pqcore-report=reports/$$name "$$@" > reports/$$name.log 2>&1 & parts="$$parts $$!"; \
+	}; \
+	start tests-a-to-h tests/test_[a-h]*.py; \
+	start tests-i-to-z tests/test_[i-z]*.py; \
+	start conformance-psycopg pqcore/testing/suite --pqcore-backend psycopg; \
+	trap 'kill $$parts' INT TERM; \
+	$(BIN)/python -m pytest --durations=20 pqcore/testing/suite --pqcore-backend psycopg2 --pqcore-backend asyncpg || status=$$?; \
+	for part in $$parts; do wait $$part || status=$$?; done; \
+	cat reports/conformance-psycopg.log reports/tests-*.log; exit $$status
 
 lint: .venv/ready  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -519,7 +519,7 @@ class SluggishSession(PsycopgSession):
     """Takes so much time for every statement that it shows on a busy machine, too."""
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Any:
-        time.sleep(0.03)
+        time.sleep(0.02)
         return super().execute(query, parameters)
 
 
