@@ -1,9 +1,8 @@
 """The asynchronous face: `AsyncPQ` and `AsyncQueue`.
 
-The names and arguments of `pqcore.queue`, awaited; what they mean is written
-there.  A task that is cancelled while it awaits a job does not lose it: the
-statement is let finish, and what it took is put back.  Within a transaction block of
-its own the block can only be rolled back then, which says `TransactionAborted`.
+Names and arguments are those of `pqcore.queue`, which documents their meaning. A task that is cancelled while it awaits
+a job does not lose the job: the statement finishes, and pqcore puts the taken jobs back. Within a transaction block,
+such a cancellation leaves a transaction that can only be rolled back: later calls raise `TransactionAborted`.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ async def _leave(engine: Engine, statement: object, kind: object, *_: object) ->
 
 
 class AsyncQueueIterator:
-    """Takes one job after the other, for ever; yields None at each timeout.
+    """An endless iterator that takes one job after the other, and yields None at each timeout.
 
     Attributes:
         timeout: Seconds to wait for each; None for the queue's ``timeout``.
@@ -75,8 +74,8 @@ class AsyncQueueIterator:
 class AsyncQueue(AsyncTaskQueueMixin):
     """A transactional queue, awaited; see `pqcore.Queue`.
 
-    ``async with queue as cursor:`` is a transaction of the running task and of
-    those that it starts, in which all queues of the same `AsyncPQ` take part.
+    ``async with queue as cursor:`` opens a transaction in the running task. Tasks that it starts, and all queues of the
+    same `AsyncPQ`, take part in it.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         tenant: str | None = None,
         priority: int = 0,
     ) -> int:
-        """Put a job; see `pqcore.Queue.put`.  ``connection`` may be a SQLAlchemy ``AsyncSession`` too."""
+        """Put a job; see `pqcore.Queue.put`. ``connection`` may also be a SQLAlchemy ``AsyncSession``."""
         options = given(dedup, group, limits, headers, tenant, priority)
         return await put.put(self.engine, self, data, schedule_at, expected_at, connection, options)
 
@@ -149,7 +148,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         timeout: float | None = None,
         wait: float | None = None,
     ) -> AsyncJob | None:
-        """Take a job for a time; see `pqcore.Queue.lease`."""
+        """Lease a job; see `pqcore.Queue.lease`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
         rows = await fetch.get(self.engine, self, 1, block=block, timeout=patience, lease=length)
         return AsyncJob(self, rows[0], leased=True) if rows else None
@@ -163,7 +162,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         timeout: float | None = None,
         wait: float | None = None,
     ) -> list[AsyncJob]:
-        """Take up to ``n`` jobs for a time; see `pqcore.Queue.lease_many`."""
+        """Lease up to ``n`` jobs; see `pqcore.Queue.lease_many`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
         rows = await fetch.get(self.engine, self, n, block=block, timeout=patience, lease=length)
         return [AsyncJob(self, row, leased=True) for row in rows]
@@ -174,7 +173,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
             raise lease.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
-        """Finish leased jobs, and return those whose lease was lost; see `pqcore.Queue.ack_many`."""
+        """Finish leased jobs, and return those whose leases were lost; see `pqcore.Queue.ack_many`."""
         return await complete.acknowledge(self.engine, self, list(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
@@ -186,7 +185,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         await dead_letters.bury(self.engine, self, job, error, connection)
 
     async def extend(self, job: AsyncJob, duration: str | float | timedelta) -> None:
-        """Make a lease end ``duration`` from now; see `pqcore.Queue.extend`."""
+        """Set the end of a lease to ``duration`` from now; see `pqcore.Queue.extend`."""
         await lease.extend(self.engine, self, job, duration)
 
     async def update(self, job_id: int, data: Any) -> int:
@@ -194,11 +193,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
         return await operations.admin.update(self.engine, self, job_id, data)
 
     async def cancel(self, job_id: int, *, running: bool = False) -> bool:
-        """Delete a job that is waiting; see `pqcore.Queue.cancel`."""
+        """Delete a waiting job; see `pqcore.Queue.cancel`."""
         return await operations.admin.cancel(self.engine, self, job_id, running=running)
 
     async def peek(self, n: int = 1) -> list[AsyncJob]:
-        """The next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
+        """Return the next ``n`` jobs that are due; see `pqcore.Queue.peek`."""
         return [AsyncJob(self, row) for row in await fetch.peek(self.engine, self, n)]
 
     async def jobs(
@@ -209,14 +208,14 @@ class AsyncQueue(AsyncTaskQueueMixin):
         older_than: str | float | timedelta | None = None,
         failed: bool = False,
     ) -> list[StoredJob]:
-        """The first ``n`` jobs, wherever they are; see `pqcore.Queue.jobs`."""
+        """Return up to ``n`` jobs in any state; see `pqcore.Queue.jobs`."""
         wanted = states or operations.list_jobs.UNFINISHED
         return await operations.list_jobs.list_by_state(
             self.engine, self, wanted, n, task=task, older_than=older_than, failed=failed
         )
 
     async def retry(self, job_id: int) -> bool:
-        """Make a job due now that is dead, done or scheduled for later; see `pqcore.Queue.retry`."""
+        """Make a dead, done or scheduled job due now; see `pqcore.Queue.retry`."""
         return (await operations.retry.retry(self.engine, self, job_id)).done
 
     async def move(self, target: AsyncQueue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
@@ -226,27 +225,27 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def reencode(
         self, *, step: int = REENCODE_STEP, every: bool = False, wait: str | float | timedelta = REENCODE_WAIT
     ) -> Reencoded:
-        """Re-encode the data of this queue, wherever they lie; see `pqcore.PQ.reencode`."""
+        """Re-encode all data of this queue; see `pqcore.PQ.reencode`."""
         return await operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
-        """What is known of a job; see `pqcore.Queue.inspect`."""
+        """Return what is stored about a job; see `pqcore.Queue.inspect`."""
         return await operations.results.inspect(self.engine, self, job_id)
 
     async def explain(self, job_id: int) -> Explanation:
-        """Tell why a job does not run, and what would free it; see `pqcore.Queue.explain`."""
+        """Return why a job does not run, and what would let it run; see `pqcore.Queue.explain`."""
         return await operations.explain.explain(self.engine, job_id, self)
 
     async def status(self, job_id: int) -> str:
-        """Where a job is: the ``state`` of `inspect`."""
+        """Return the ``state`` of a job, as `inspect` does."""
         return (await self.inspect(job_id)).state
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
-        """What the function of a job returned; see `pqcore.Queue.result`."""
+        """Wait for the result of a job's function; see `pqcore.Queue.result`."""
         return await operations.results.wait_for(self.engine, self, job_id, timeout)
 
     async def progress(self, job_id: int) -> Any:
-        """What a job that runs has reported last; see `pqcore.Queue.progress`."""
+        """Return the last progress that a running job reported; see `pqcore.Queue.progress`."""
         return (await self.inspect(job_id)).progress
 
     @property
@@ -255,11 +254,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
         return AsyncDeadLetters(self.engine, self)
 
     async def count(self) -> int:
-        """How many jobs are due; `len` cannot be awaited."""
+        """Return how many jobs are due; use this in place of `len`, which cannot be awaited."""
         return await operations.admin.count(self.engine, self)
 
     async def stats(self) -> QueueStats:
-        """What waits in the queue."""
+        """Return the number of jobs in the queue, by state."""
         found = await operations.admin.stats(self.engine, self.name)
         return found.get(self.name, operations.admin.QueueStats(0, 0, 0, None))
 
@@ -276,7 +275,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         group: str | None = None,
         connection: Any = None,
     ) -> None:
-        """Have none of the queue's jobs begin; see `pqcore.Queue.pause`."""
+        """Pause the queue; see `pqcore.Queue.pause`."""
         await operations.rules.pause(self.engine, self, until, connection, task=task, limit=limit, group=group)
 
     async def resume(
@@ -290,7 +289,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         await operations.rules.set_limit(self.engine, self, name, places, connection)
 
     async def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
-        """Set how many jobs of a limit may begin in a time; see `pqcore.Queue.set_rate`."""
+        """Set how many jobs of a limit may begin in a period; see `pqcore.Queue.set_rate`."""
         await operations.rules.set_rate(self.engine, self, name, rate, connection)
 
     async def set_weight(self, share: str, weight: float | None, *, connection: Any = None) -> None:
@@ -308,15 +307,15 @@ class AsyncQueue(AsyncTaskQueueMixin):
         await operations.expiry.set_expiry(self.engine, self.name, finished=finished, dead=dead, connection=connection)
 
     async def rules(self) -> list[Rule]:
-        """The limits, rates, weights and pauses that are set, and in force."""
+        """Return the limits, rates, weights and pauses that are in force."""
         return await operations.rules.list_rules(self.engine, self)
 
     async def limits(self) -> list[LimitUsage]:
-        """The limits and groups in use; see `pqcore.Queue.limits`."""
+        """Return the limits and groups in use; see `pqcore.Queue.limits`."""
         return await operations.limits.list_limits(self.engine, self)
 
     async def clear(self) -> None:
-        """Delete all rows of the queue: waiting, leased and finished."""
+        """Delete all rows of the queue: waiting, leased and finished jobs."""
         await operations.admin.clear(self.engine, self)
 
     async def purge(self, older_than: str | float | timedelta) -> int:
@@ -325,7 +324,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
-        """A transaction, or a savepoint within one; see `pqcore.Queue.transaction`."""
+        """Open a transaction, or a savepoint within one; see `pqcore.Queue.transaction`."""
         async with self as cursor:
             yield cursor
 
@@ -336,7 +335,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
     async def __aenter__(self) -> Any:
         return await self.engine.enter(self.cursor_kwargs)
 
-    if not TYPE_CHECKING:  # where a checker says so itself
+    if not TYPE_CHECKING:  # type checkers find these attributes themselves
 
         def __enter__(self) -> None:
             msg = "this queue is awaited: write async with queue, or take the queue from a PQ"
@@ -356,7 +355,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
 
 class AsyncPQ(BasePQ[AsyncQueue]):
-    """The queues of one table, awaited; takes the arguments of `pqcore.PQ`.
+    """The queues of one table, awaited; `AsyncPQ` takes the arguments of `pqcore.PQ`.
 
     Connections are opened when first needed, in the event loop that needs them.
     """
@@ -397,7 +396,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
         return await operations.expiry.list_expiry(self.engine)
 
     async def stats(self) -> dict[str, QueueStats]:
-        """What waits, a queue."""
+        """Return the number of jobs in each queue, by state."""
         return await operations.admin.stats(self.engine, None)
 
     async def workers(self) -> list[WorkerInfo]:
@@ -405,7 +404,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
         return await operations.worker_registry.list_workers(self.engine)
 
     async def encodings(self) -> list[Encoding]:
-        """Count the data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
+        """Count the stored data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
         return await operations.encodings.count_all(self.engine)
 
     async def reencode(
@@ -415,12 +414,12 @@ class AsyncPQ(BasePQ[AsyncQueue]):
         every: bool = False,
         wait: str | float | timedelta = REENCODE_WAIT,
     ) -> Reencoded:
-        """Re-encode data that are not as their queue writes them now; see `pqcore.PQ.reencode`."""
+        """Re-encode data that differs from what its queue writes now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
         return await operations.reencode.reencode(self.engine, named, step=step, every=every, wait=wait)
 
     async def close(self) -> None:
-        """Close the connection or pool: ours, or the one given."""
+        """Close the connection or pool, whether pqcore opened it or the caller gave it."""
         await self.engine.close()
 
     async def __aenter__(self) -> Self:

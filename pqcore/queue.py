@@ -1,4 +1,4 @@
-"""The blocking face: `PQ` and `Queue`.  Each method is a line over `pqcore.operations`."""
+"""The blocking face: `PQ` and `Queue`. Each method runs one operation of `pqcore.operations`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _leave(engine: Engine, statement: object, kind: object, *_: object) -> None:
 
 
 class QueueIterator:
-    """Takes one job after the other, for ever; yields None at each timeout.
+    """An endless iterator that takes one job after the other, and yields None at each timeout.
 
     Attributes:
         timeout: Seconds to wait for each; None for the queue's ``timeout``.
@@ -71,23 +71,23 @@ class QueueIterator:
 class Queue(TaskQueueMixin):
     """A transactional queue.
 
-    Made by ``pq["name"]``, and safe to share between threads if the `PQ` has a
-    pool or DSN.  ``with queue as cursor:`` is a transaction of the running
-    thread, in which all queues of the same `PQ` take part.
+    ``pq["name"]`` makes one. Threads may share it if the `PQ` has a pool or a DSN. ``with queue as cursor:`` opens a
+    transaction in the running thread; all queues of the same `PQ` take part in it.
 
     Args:
-        name: The queue's name, maybe with ``/`` and a serializer's.
-        conn: As for `PQ`; not with ``engine``.
-        pool: As for `PQ`; not with ``engine``.
-        table: As for `PQ`.
-        schema: As for `PQ`.
-        engine: The `PQ`'s own.
-        serializer: Named apart, or given as an object; ``name`` is then taken as it is.
-        options: Set as attributes; see `QueueSettings`.
-        **more: Likewise.
+        name: The queue's name; ``/`` and the name of a serializer may follow.
+        conn: See `PQ`; cannot be combined with ``engine``.
+        pool: See `PQ`; cannot be combined with ``engine``.
+        table: See `PQ`.
+        schema: See `PQ`.
+        engine: The engine of the `PQ` that makes the queue.
+        serializer: A serializer, or the name of one; ``name`` is then used unchanged, even if it has a slash.
+        options: Settings of the queue; see `QueueSettings`.
+        **more: More settings of the queue, as keywords.
 
     Attributes:
-        engine: Runs operations on the table; for pqcore's own modules and integrations. Its methods may change.
+        engine: The engine that runs operations on the table, for pqcore's own modules and integrations. The engine's
+            methods may change.
     """
 
     def __init__(
@@ -124,26 +124,28 @@ class Queue(TaskQueueMixin):
         """Put a job.
 
         Args:
-            data: Whatever the queue's serializer can encode; JSON-compatible by default.
-            schedule_at: Not before this time: ``'5m'``, a timedelta or a datetime.
-            expected_at: Wanted by this time; the earlier, the sooner it is taken.
-            connection: Put it in the transaction of this connection: a driver's,
-                a SQLAlchemy ``Connection`` or ``Session``, or a Django connection.
-            dedup: A key that one job has at a time; see `Dedup`. A string is held until the job is finished.
-            group: Leased jobs of one group are worked on in the order that they were put, one at a time.
-            limits: How many leased jobs of a name may be worked on at once, by all workers: ``{"reports": 3}``.
-            headers: What travels beside the data, as JSON: ``job.headers``.
-            tenant: Whose share the job is counted to: leases serve the tenants of a queue in turn, by their weights.
-            priority: A whole number, higher first. Code before this version, and pq, take no notice of it.
+            data: Any value that the queue's serializer can encode; by default, any value that JSON can hold.
+            schedule_at: The earliest time at which the job may run: ``'5m'``, a timedelta or a datetime.
+            expected_at: The time by which the job is wanted; jobs with earlier times are taken first.
+            connection: A connection whose open transaction writes the job: a driver's, a SQLAlchemy ``Connection`` or
+                ``Session``, or Django's.
+            dedup: A key that only one job can have at a time; see `Dedup`. The job keeps a key given as a string until
+                the job is finished.
+            group: Workers run the leased jobs of one group one at a time, in the order in which they were put.
+            limits: How many leased jobs of a name all workers together may run concurrently: ``{"reports": 3}``.
+            headers: JSON values that are stored with the job's data: ``job.headers``.
+            tenant: The share that the job belongs to; leases serve the tenants of a queue in turn, by their weights.
+            priority: A whole number; jobs with higher numbers are taken first. Older versions of pqcore, and pq, ignore
+                the priority.
 
         Returns:
-            The job's id; that of the job that has the dedup key, if it is taken.
+            The job's id; if another job has the dedup key, the id of that job.
 
         Raises:
-            InvalidTimeSpec: A time is not one (a ValueError).
-            SerializationError: The data cannot be encoded (a TypeError and ValueError).
-            PayloadTooLarge: It is larger than ``max_size``.
-            DuplicateJob: The dedup key is taken, and that was to be an error.
+            InvalidTimeSpec: A time cannot be read (a ValueError).
+            SerializationError: The serializer cannot encode the data (a TypeError and ValueError).
+            PayloadTooLarge: The encoded data is larger than ``max_size``.
+            DuplicateJob: Another job has the dedup key, and ``on_conflict`` is ``"error"``.
         """
         options = given(dedup, group, limits, headers, tenant, priority)
         return run_sync(put.put(self.engine, self, data, schedule_at, expected_at, connection, options))
@@ -161,18 +163,18 @@ class Queue(TaskQueueMixin):
         tenant: str | None = None,
         priority: int = 0,
     ) -> list[int]:
-        """Put many jobs at once: all or none.
+        """Put many jobs: either all of them, or none.
 
         Args:
-            items: The data of each; a generator is consumed as it is sent.
-            schedule_at: For all, as for `put`.
-            expected_at: For all, as for `put`.
-            connection: As for `put`.
-            group: For all, as for `put`.
-            limits: For all, as for `put`.
-            headers: For all, as for `put`.
-            tenant: For all, as for `put`.
-            priority: For all, as for `put`.
+            items: The data of each job; a generator is consumed while the jobs are sent.
+            schedule_at: The earliest time for all jobs; see `put`.
+            expected_at: The expected time of all jobs; see `put`.
+            connection: A connection whose open transaction writes the jobs; see `put`.
+            group: The group of all jobs; see `put`.
+            limits: The limits of all jobs; see `put`.
+            headers: The headers of all jobs; see `put`.
+            tenant: The tenant of all jobs; see `put`.
+            priority: The priority of all jobs; see `put`.
 
         Returns:
             The ids, in the order of ``items``.
@@ -181,20 +183,19 @@ class Queue(TaskQueueMixin):
         return run_sync(put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
 
     def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
-        """Take the next job that is due; it is finished before this returns.
+        """Take the next job that is due, and mark the job as finished before returning it.
 
-        Outside of a transaction the job is delivered at most once; within ``with
-        queue`` it comes back if that is rolled back.
-        What follows from it, in a chain or batch, follows, as if its function had returned None. On a queue on which
-        tasks are declared, that waits for `perform`, or until nobody has the job any more.
+        Outside a transaction, the job is delivered at most once. Within ``with queue``, the job returns to the queue if
+        the block is rolled back. Jobs that follow in a chain or batch are put as if the job's function had returned
+        None. On a queue that has declared tasks, the following jobs wait for `perform`, or until nobody holds the
+        job any more.
 
         Args:
-            block: Whether to wait for one.
-            timeout: Seconds to wait, at most; None for the queue's ``timeout``, 0
-                to return at once.
+            block: Whether to wait for a job.
+            timeout: Seconds to wait, at most; None for the queue's ``timeout``, 0 to return immediately.
 
         Returns:
-            The job, or None if none was due in time.
+            The job, or None if no job was due in time.
         """
         if self.performs_taken:
             jobs = self._take_to_perform(1, block=block, timeout=timeout)
@@ -206,7 +207,7 @@ class Queue(TaskQueueMixin):
         """Take up to ``n`` jobs in one statement, waiting for the first.
 
         Returns:
-            The jobs, in the order of `get`; an empty list if none was due in time.
+            The jobs, in the order of `get`; an empty list if no job was due in time.
         """
         if self.performs_taken:
             return self._take_to_perform(n, block=block, timeout=timeout)
@@ -221,22 +222,22 @@ class Queue(TaskQueueMixin):
         timeout: float | None = None,
         wait: float | None = None,
     ) -> Job | None:
-        """Take a job for a time: unless acknowledged by then, it is given to another.
+        """Lease a job: another consumer gets the job if it is not acknowledged before the lease ends.
 
-        For work longer than a transaction should live.  Delivered at least once.
+        Leases suit work that takes longer than a transaction should stay open. Each job is delivered at least once.
 
         Args:
             duration: The length of the lease: seconds, ``'5m'`` or a timedelta.
             block: Whether to wait for a job.
-            timeout: Seconds to wait for a job, at most, as for `get`; None for the queue's ``timeout``. Only together
-                with ``duration``.
-            wait: Another name of ``timeout``, which may stand without ``duration``.
+            timeout: Seconds to wait for a job, at most; None for the queue's ``timeout``. ``timeout`` needs
+                ``duration``.
+            wait: Another name of ``timeout``, which does not need ``duration``.
 
         Returns:
-            The job, or None if none was due in time.
+            The job, or None if no job was due in time.
 
         Raises:
-            InvalidTimeSpec: A time is not one (a ValueError).
+            InvalidTimeSpec: A time cannot be read (a ValueError).
             ConfigurationError: ``timeout`` is given without ``duration``, or together with ``wait``; or ``duration``
                 is 0.
         """
@@ -253,73 +254,73 @@ class Queue(TaskQueueMixin):
         timeout: float | None = None,
         wait: float | None = None,
     ) -> list[Job]:
-        """Take up to ``n`` jobs for a time, with the arguments of `lease`."""
+        """Lease up to ``n`` jobs, with the arguments of `lease`."""
         length, patience = lease.lease_terms(duration, timeout, wait)
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=patience, lease=length))
         return [Job(self, row, leased=True) for row in rows]
 
     def ack(self, job: Job, *, connection: Any = None) -> None:
-        """Finish a leased job; what follows from it, in a chain or batch, follows.
+        """Finish a leased job, and put the jobs that follow it in a chain or batch.
 
         Args:
-            job: The job, as `lease` gave it.
-            connection: Do it in the transaction of this connection, as for `put`.
+            job: A job that `lease` returned.
+            connection: A connection whose open transaction finishes the job; see `put`.
 
         Raises:
-            LeaseLost: The lease ran out, and the job was given to another.
+            LeaseLost: The lease ran out, and another consumer got the job.
         """
         if lost := run_sync(complete.acknowledge(self.engine, self, [job], connection)):
             raise lease.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
-        """Finish leased jobs, and do what follows from them, as `ack` does; in one statement if nothing follows.
+        """Finish leased jobs as `ack` does, in one statement if no job follows them.
 
         Returns:
-            Those whose lease was lost, which were not finished; see `LeaseLost`.
+            The jobs that were not finished because their leases were lost; see `LeaseLost`.
         """
         return run_sync(complete.acknowledge(self.engine, self, list(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
-        """Give a leased job back.
+        """Give a leased job back to the queue.
 
         Args:
-            job: The job, as `lease` gave it.
-            delay: Time until it may be taken again; None puts it back in its place.
+            job: A job that `lease` returned.
+            delay: Time until the job may be taken again; None puts the job back in its place.
 
         Raises:
-            LeaseLost: As for `ack`.
+            LeaseLost: The lease ran out, and another consumer got the job.
         """
         run_sync(lease.nack(self.engine, self, job, delay))
 
     def bury(self, job: Job, error: BaseException | str | None = None, *, connection: Any = None) -> None:
-        """Make a dead letter of a job that this consumer gives up, so that it holds up no others.
+        """Make a dead letter of a job that this consumer gives up, so that the job does not hold up other jobs.
 
-        A leased job, or one that `get` took: within ``with queue`` it is committed, or rolled back, with the block.
-        `DeadLetters.retry` makes it a job again.
+        The job may be leased, or taken with `get`. Within ``with queue``, the change is committed or rolled back with
+        the block. `DeadLetters.retry` turns the dead letter into a job again.
 
         Args:
-            job: The job, as `get` or `lease` gave it.
-            error: Why: an exception or a text. The reason is ``unreadable`` after `Unreadable`, ``invalid`` after
-                another `DeserializationError`, and otherwise ``failed``.
-            connection: Do it in the transaction of this connection, as for `put`.
+            job: A job that `get` or `lease` returned.
+            error: The cause: an exception or a text. The reason becomes ``unreadable`` after `Unreadable`, ``invalid``
+                after another `DeserializationError`, and otherwise ``failed``.
+            connection: A connection whose open transaction writes the dead letter; see `put`.
 
         Raises:
-            LeaseLost: The lease ran out, and the job was given to another.
+            LeaseLost: The lease ran out, and another consumer got the job.
             JobNotFound: The job was not taken, or its row has changed since.
         """
         owed = None if job.leased else claim_owed(job)
         run_sync(dead_letters.bury(self.engine, self, job, error, connection, owed=owed))
 
     def extend(self, job: Job, duration: str | float | timedelta) -> None:
-        """Make a lease end ``duration`` from now.
+        """Set the end of a lease to ``duration`` from now.
 
         Args:
-            job: The job, as `lease` gave it.
+            job: A job that `lease` returned.
             duration: Seconds, ``'5m'`` or a timedelta.
 
         Raises:
-            LeaseLost: As for `ack`.
-            InvalidTimeSpec, ConfigurationError: ``duration`` is not a time (both a ValueError), or is 0.
+            LeaseLost: The lease ran out, and another consumer got the job.
+            InvalidTimeSpec, ConfigurationError: ``duration`` cannot be read (both a ValueError), or is 0.
         """
         run_sync(lease.extend(self.engine, self, job, duration))
 
@@ -327,28 +328,29 @@ class Queue(TaskQueueMixin):
         """Replace a job's data.
 
         Returns:
-            The size of what is stored: characters of JSON text, or bytes.
+            The size of the stored data: characters of JSON text, or bytes.
 
         Raises:
-            JobNotFound: There is no such row.
+            JobNotFound: The table has no row of this job.
         """
         return run_sync(operations.admin.update(self.engine, self, job_id, data))
 
     def cancel(self, job_id: int, *, running: bool = False) -> bool:
-        """Delete a job that is waiting.
+        """Delete a waiting job.
 
         Args:
-            job_id: The job.
-            running: Whether, if it is leased, to ask who works on it to stop. A worker cancels a coroutine;
-                a function in a thread is to look at ``current().cancelled``.
+            job_id: The job's id.
+            running: Whether to ask the worker to stop the job, if the job is leased. A worker cancels coroutines; a
+                function that runs in a thread should check ``current().cancelled``.
 
         Returns:
-            Whether it was waiting, or was asked: False if it is taken, leased, finished, or not there.
+            True if the job was waiting, or its worker was asked; False if the job is taken, leased, finished, or not
+            there.
         """
         return run_sync(operations.admin.cancel(self.engine, self, job_id, running=running))
 
     def peek(self, n: int = 1) -> list[Job]:
-        """The next ``n`` jobs that are due, in order; they stay where they are."""
+        """Return the next ``n`` jobs that are due, in order, without taking them."""
         return [Job(self, row) for row in run_sync(fetch.peek(self.engine, self, n))]
 
     def jobs(
@@ -359,18 +361,18 @@ class Queue(TaskQueueMixin):
         older_than: str | float | timedelta | None = None,
         failed: bool = False,
     ) -> list[StoredJob]:
-        """The first ``n`` jobs, wherever they are; those of each state together, in the order of ``states``.
+        """Return up to ``n`` jobs in any state, grouped by state in the order of ``states``.
 
         Args:
-            states: Of ``ready``, ``scheduled``, ``leased``, ``parked``, ``done`` and ``dead``; without any, all
-                that are not finished.
-            n: How many, at most 100,000.
-            task: Only calls of the function of this path, as in ``app.emails.send``.
-            older_than: Only those that were put so long ago: seconds, ``'5m'`` or a timedelta.
-            failed: Only those that failed with an exception.
+            states: Any of ``ready``, ``scheduled``, ``leased``, ``parked``, ``done`` and ``dead``; if none is given,
+                all unfinished jobs.
+            n: The largest number of jobs, up to 100,000.
+            task: Return only calls of the function with this path, such as ``app.emails.send``.
+            older_than: Return only jobs that were put at least this long ago: seconds, ``'5m'`` or a timedelta.
+            failed: Return only jobs that failed with an exception.
 
         Raises:
-            ConfigurationError: A state is none, or ``n`` is out of its range.
+            ConfigurationError: A state is unknown, or ``n`` is out of range.
         """
         wanted = states or operations.list_jobs.UNFINISHED
         return run_sync(
@@ -380,77 +382,77 @@ class Queue(TaskQueueMixin):
         )
 
     def retry(self, job_id: int) -> bool:
-        """Make a job due now that is dead, done or scheduled for later; one that was dead or done begins anew.
+        """Make a dead, done or scheduled job due now; a dead or done job starts again with no failures.
 
         Returns:
-            Whether it is due now: False if it waits already, is leased or parked, or is not there.
+            True if the job is due now; False if it waits already, is leased or parked, or is not there.
         """
         return run_sync(operations.retry.retry(self.engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
-        """Move jobs that wait, are scheduled or parked to another queue of the table, with their ids and times.
+        """Move waiting, scheduled and parked jobs to another queue of the table; they keep their ids and times.
 
-        Those that are leased stay, and those whose dedup key is taken there.
+        Leased jobs stay. A job also stays if the target queue has a job with the same dedup key.
 
         Args:
-            target: The other queue, or its name.
-            ids: Only these; None for all.
-            most: How many, at most, those first that are due first; None for all.
+            target: The target queue, or its name.
+            ids: Move only jobs with these ids; None for all.
+            most: The largest number of jobs to move, earliest due first; None for all.
 
         Returns:
-            How many were moved; without a transaction open, they are committed 500 at a time.
+            The number of jobs moved. Unless a transaction is open, every 500 jobs are committed.
 
         Raises:
-            ConfigurationError: It is the same queue, or one of another table.
+            ConfigurationError: The target is the same queue, or a queue of another table.
         """
         return run_sync(operations.move.move(self.engine, self, target, ids, most))
 
     def reencode(
         self, *, step: int = REENCODE_STEP, every: bool = False, wait: str | float | timedelta = REENCODE_WAIT
     ) -> Reencoded:
-        """Re-encode the data of this queue, wherever they lie; see `PQ.reencode`."""
+        """Re-encode all data of this queue, wherever it is stored; see `PQ.reencode`."""
         return run_sync(operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
-        """What is known of a job: its state, attempts, last error, progress.
+        """Return what is stored about a job: its state, attempts, last error and progress.
 
         Raises:
-            JobNotFound: Nothing: it never was, or is finished and nothing of it was kept.
+            JobNotFound: No job has this id, or the job is finished and its row was deleted.
         """
         return run_sync(operations.results.inspect(self.engine, self, job_id))
 
     def explain(self, job_id: int) -> Explanation:
-        """Tell why a job does not run, and what would free it. It changes nothing, and locks nothing.
+        """Return why a job does not run, and what would let it run. The call changes nothing and locks nothing.
 
         Args:
-            job_id: The job.
+            job_id: The job's id.
 
         Returns:
-            All causes that are found, the most important first; without one, the next free worker takes the job.
+            All causes, the most important first; an empty list means that the next free worker takes the job.
         """
         return run_sync(operations.explain.explain(self.engine, job_id, self))
 
     def status(self, job_id: int) -> str:
-        """Where a job is: the ``state`` of `inspect`."""
+        """Return the ``state`` of a job, as `inspect` does."""
         return self.inspect(job_id).state
 
     def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any:
-        """What the function of a job returned, waited for.
+        """Wait for the result of a job's function, and return the result.
 
         Args:
-            job_id: A job that was put with ``keep_result``.
-            timeout: How long to wait: seconds, ``'5m'`` or a timedelta; None for as long as it takes.
+            job_id: The id of a job that was put with ``keep_result``.
+            timeout: How long to wait: seconds, ``'5m'`` or a timedelta; None to wait without a limit.
 
         Raises:
-            JobFailed: It is a dead letter, or was dropped.
-            JobNotFound: No result is kept of it.
-            ResultNotStored: It was done, and its result could not be stored.
-            ResultTimeout: It was not there in time.
+            JobFailed: The job is a dead letter, or was dropped.
+            JobNotFound: No result of the job is kept.
+            ResultNotStored: The job is done, but its result could not be stored.
+            ResultTimeout: The result did not arrive in time.
         """
         return run_sync(operations.results.wait_for(self.engine, self, job_id, timeout))
 
     def progress(self, job_id: int) -> Any:
-        """What a job that runs has reported last; None if nothing."""
+        """Return the last progress that a running job reported; None if it reported nothing."""
         return self.inspect(job_id).progress
 
     @property
@@ -459,19 +461,19 @@ class Queue(TaskQueueMixin):
         return DeadLetters(self.engine, self)
 
     def count(self) -> int:
-        """How many jobs are due."""
+        """Return how many jobs are due."""
         return run_sync(operations.admin.count(self.engine, self))
 
     def stats(self) -> QueueStats:
-        """What waits in the queue."""
+        """Return the number of jobs in the queue, by state."""
         found = run_sync(operations.admin.stats(self.engine, self.name))
         return found.get(self.name, operations.admin.QueueStats(0, 0, 0, None))
 
     def workers(self) -> list[WorkerInfo]:
-        """List the workers of the queue that run, or that ran within the last hour and did not stop in order.
+        """List workers of the queue that run, and workers that stopped without notice within the last hour.
 
-        Each `pqcore.worker.Worker` is listed, those first that were started first; a consumer that calls `get`,
-        `lease` or `work` is not.
+        Only instances of `pqcore.worker.Worker` are listed, in the order of their start. Consumers that call `get`,
+        `lease` or `work` are not.
         """
         return run_sync(operations.worker_registry.list_workers(self.engine, self))
 
@@ -484,82 +486,84 @@ class Queue(TaskQueueMixin):
         group: str | None = None,
         connection: Any = None,
     ) -> None:
-        """Have none of the queue's jobs begin: neither `get` nor `lease` gives one, and no worker starts one.
+        """Pause the queue: `get` and `lease` return no job, and workers start no job.
 
-        Jobs can be put meanwhile, and those that run go on. Consumers heed a pause within a second of its commit, or
+        Jobs can still be put, and running jobs continue. Consumers heed a pause within one second after its commit, or
         within the queue's ``poll_interval`` if that is shorter.
 
         Args:
-            until: When the pause ends: ``'5m'``, a timedelta or a datetime; None to last until `resume`.
-            task: Pause only calls of this task, for workers and `lease`: a path, as in ``"app.emails.send"``, or the
-                declared function. `get` gives them.
-            limit: Pause only jobs under this limit, for workers and `lease`.
-            group: Pause only jobs of this group, for workers and `lease`.
-            connection: Do it in the transaction of this connection, as for `put`.
+            until: When the pause ends: ``'5m'``, a timedelta or a datetime; None to pause until `resume`.
+            task: Pause only calls of this task: a path, such as ``"app.emails.send"``, or the declared function.
+                Workers and `lease` heed the pause; `get` does not.
+            limit: Pause only jobs under this limit; only workers and `lease` heed the pause.
+            group: Pause only jobs of this group; only workers and `lease` heed the pause.
+            connection: A connection whose open transaction writes the pause; see `put`.
 
         Raises:
             ConfigurationError: More than one of ``task``, ``limit`` and ``group`` is given.
-            InvalidName: One of them cannot be a name.
-            InvalidTimeSpec: ``until`` is no time, or has passed.
+            InvalidName: A task, limit or group cannot have this name.
+            InvalidTimeSpec: ``until`` cannot be read, or has passed.
         """
         run_sync(operations.rules.pause(self.engine, self, until, connection, task=task, limit=limit, group=group))
 
     def resume(
         self, *, task: Any = None, limit: str | None = None, group: str | None = None, connection: Any = None
     ) -> bool:
-        """End a pause; consumers that wait for a job look immediately.
+        """End a pause; consumers that wait for a job look again immediately.
 
         Args:
-            task: As for `pause`.
-            limit: As for `pause`.
-            group: As for `pause`.
-            connection: As for `pause`.
+            task: The task that was paused; see `pause`.
+            limit: The limit that was paused; see `pause`.
+            group: The group that was paused; see `pause`.
+            connection: A connection whose open transaction ends the pause; see `put`.
 
         Returns:
-            Whether there was such a pause.
+            Whether such a pause was set.
         """
         return run_sync(operations.rules.resume(self.engine, self, connection, task=task, limit=limit, group=group))
 
     def set_limit(self, name: str, places: int | None, *, connection: Any = None) -> None:
-        """Set how many leased jobs of a limit may run concurrently, whatever number they were put with.
+        """Set how many leased jobs of a limit may run concurrently, overriding the numbers given with puts.
 
         Args:
-            name: The limit, as in ``put(limits={name: 2})``.
-            places: How many; None to remove the rule: then the number of the newest put counts.
-            connection: Do it in the transaction of this connection, as for `put`.
+            name: The name of the limit, as in ``put(limits={name: 2})``.
+            places: The number of jobs; None removes the rule, so that the number given with the newest put counts.
+            connection: A connection whose open transaction sets the rule; see `put`.
 
         Raises:
             ConfigurationError: ``places`` is not a number of at least 1.
-            InvalidName: ``name`` cannot be one.
+            InvalidName: A limit cannot have this name.
         """
         run_sync(operations.rules.set_limit(self.engine, self, name, places, connection))
 
     def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
-        """Set how many jobs of a limit may begin in a time. After a pause that many may begin together.
+        """Set how many jobs of a limit may begin in a period.
+
+        After a pause, a whole period's number of jobs may begin together.
 
         Args:
-            name: The limit, as in ``put(limits={name: 2})``.
+            name: The name of the limit, as in ``put(limits={name: 2})``.
             rate: ``"10/s"``, ``"600/min"``, ``"5/h"`` or ``"100/5m"``, or a number and a time: ``(100, "5m")``; None
-                to remove the rule.
-            connection: Do it in the transaction of this connection, as for `put`.
+                removes the rule.
+            connection: A connection whose open transaction sets the rule; see `put`.
 
         Raises:
-            ConfigurationError: ``rate`` is none.
-            InvalidName: ``name`` cannot be one.
+            ConfigurationError: ``rate`` cannot be read.
+            InvalidName: A limit cannot have this name.
         """
         run_sync(operations.rules.set_rate(self.engine, self, name, rate, connection))
 
     def set_weight(self, share: str, weight: float | None, *, connection: Any = None) -> None:
-        """Set the weight of a share: while others have jobs too, it gets that many times the jobs of one of weight 1.
+        """Set the weight of a share: how many jobs it gets for each job of a share with weight 1.
 
         Args:
-            share: The share; ``""`` is that of jobs which name none.
-            weight: A number above 0; None to remove the rule: then it is 1.
-            connection: Do it in the transaction of this connection, as for `put`.
+            share: The share; ``""`` means the jobs that name no tenant.
+            weight: A number above 0; None removes the rule, so that the weight is 1.
+            connection: A connection whose open transaction sets the rule; see `put`.
 
         Raises:
-            ConfigurationError: ``weight`` is no such number.
-            InvalidName: ``share`` cannot be a name.
+            ConfigurationError: ``weight`` is not a number above 0.
+            InvalidName: A share cannot have this name.
         """
         run_sync(operations.rules.set_weight(self.engine, self, share, weight, connection))
 
@@ -576,28 +580,28 @@ class Queue(TaskQueueMixin):
         )
 
     def rules(self) -> list[Rule]:
-        """The limits, rates, weights and pauses that are set, and in force."""
+        """Return the limits, rates, weights and pauses that are in force."""
         return run_sync(operations.rules.list_rules(self.engine, self))
 
     def limits(self) -> list[LimitUsage]:
-        """The limits and groups in use: the numbers of each, the jobs that run under it, and how many wait.
+        """Return the limits and groups in use: their numbers, and how many jobs run and wait under each.
 
-        All waiting jobs are counted, so it takes as long as `stats`.
+        The call counts all waiting jobs, so it takes as long as `stats`.
         """
         return run_sync(operations.limits.list_limits(self.engine, self))
 
     def clear(self) -> None:
-        """Delete all rows of the queue: waiting, leased and finished.
+        """Delete all rows of the queue: waiting, leased and finished jobs.
 
-        Their batches count those that were not finished as failed, and put what follows a batch.
+        Batches count deleted unfinished jobs as failed, and put the jobs that follow a batch.
         """
         run_sync(operations.admin.clear(self.engine, self))
 
     def purge(self, older_than: str | float | timedelta) -> int:
-        """Delete finished rows, kept or archived.
+        """Delete finished rows, both kept and archived ones.
 
         Args:
-            older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
+            older_than: Delete only jobs that finished at least this long ago: seconds, ``'14d'`` or a timedelta.
 
         Returns:
             The number of rows deleted.
@@ -606,14 +610,14 @@ class Queue(TaskQueueMixin):
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
-        """A transaction, or a savepoint within one; gives a cursor of the driver's.
+        """Open a transaction, or a savepoint within one, and yield a cursor of the driver.
 
-        Committed at the end, rolled back on an exception.
+        The end of the block commits; an exception rolls back.
         """
         with self as cursor:
             yield cursor
 
-    _transaction = transaction  # pq's name
+    _transaction = transaction  # the name that pq uses
 
     def close(self) -> None:
         """Close the connections, as `PQ.close` does."""
@@ -622,7 +626,7 @@ class Queue(TaskQueueMixin):
     def __enter__(self) -> Any:
         return run_sync(self.engine.enter(self.cursor_kwargs))
 
-    if not TYPE_CHECKING:  # where a checker says so itself
+    if not TYPE_CHECKING:  # type checkers find these attributes themselves
 
         async def __aenter__(self) -> None:
             msg = "this queue blocks: write with queue, or take the queue from an AsyncPQ"
@@ -648,38 +652,40 @@ class PQ(BasePQ[Queue]):
     """The queues of one table.
 
     Args:
-        conn: A DSN (``"postgresql://..."`` or ``"dbname=..."``), or a connection
-            of yours.  A DSN has a pool of its own, and replaces lost connections.
-        pool: A pool of yours, instead.
+        conn: A DSN (``"postgresql://..."`` or ``"dbname=..."``), or a connection that you opened. A `PQ` with a DSN has
+            its own pool, and replaces lost connections.
+        pool: A pool that you made; give it instead of ``conn``.
         table: The table's name.
-        schema: The table's schema; None for the first of the search path.
+        schema: The table's schema; None for the first schema of the search path.
         queue_class: The class of the queues; a subclass of `Queue`.
-        backend: The backend's name; else chosen by ``conn`` or ``pool``, by the URL
-            (``postgresql+psycopg2://``), by PQCORE_BACKEND, or what is installed.
-        max_connections: With a DSN: connections at most, and one more to listen.
-        pool_timeout: Seconds to wait for a free connection, or for one of yours that another thread or task uses.
-        answer_timeout: Seconds that a statement of pqcore's may wait for the server's answer. After three
-            quarters of that, the server is asked to cancel the statement; after all of it, the connection is
-            broken off, and the call raises `ConnectionLost`. Statistics, moves and purges may take ten
-            times as long, `create` as long as it needs. None for no limit.
-        prepared: Whether statements may be prepared on the server, and waiters listen. By default it is
-            looked whether a pooler, such as PgBouncer, is in between: then they are not, and waiters
-            poll. True for one in session mode; False for one in transaction mode says so at once.
-        dialect: What the server is, if it is like PostgreSQL and not the same: ``"citus"``, ``"cockroachdb"``.
-            By default what PQCORE_DIALECT says, or PostgreSQL.
-        group_commit: Whether concurrent calls of tasks or threads travel together, in one statement and one commit.
-            None does so with a DSN. True does so on ``pool``, too: then the pool must give all borrowers the same
-            role and settings. False has each call commit by itself.
-        **options: Set as attributes of the queues; see `QueueSettings`.
+        backend: The backend's name. Otherwise ``conn`` or ``pool``, the URL (``postgresql+psycopg2://``),
+            PQCORE_BACKEND, or the installed drivers decide.
+        max_connections: The largest number of connections that a `PQ` with a DSN opens; one more connection listens.
+        pool_timeout: Seconds to wait for a free connection, or for your connection while another thread or task uses
+            it.
+        answer_timeout: Seconds that a statement of pqcore may wait for the server's answer; None for no limit. After
+            three quarters of that time, pqcore asks the server to cancel the statement. After all of it, the connection
+            is closed, and the call raises `ConnectionLost`. Statistics, moves and purges may take ten times as long,
+            and `create` has no limit.
+        prepared: Whether pqcore may prepare statements on the server, and waiters may LISTEN. By default, pqcore checks
+            whether a pooler such as PgBouncer answers. Behind a pooler, statements are not prepared, and waiters poll.
+            Give True for a pooler in session mode, and False for one in transaction mode; both skip the check.
+        dialect: The server's kind, if the server resembles PostgreSQL but differs from it: ``"citus"``,
+            ``"cockroachdb"``. The default is the value of PQCORE_DIALECT, or else PostgreSQL.
+        group_commit: Whether concurrent calls of tasks or threads share one statement and one commit. None groups calls
+            if ``conn`` is a DSN. True groups calls on a ``pool``, too; that pool must give all borrowers the same role
+            and settings. False commits each call by itself.
+        **options: Settings of all queues; see `QueueSettings`.
 
     Attributes:
-        options: The options of its queues, as they were given.
-        engine: Runs operations on the table; for pqcore's own modules and integrations. Its methods may change.
+        options: The settings of the queues, as the caller gave them.
+        engine: The engine that runs operations on the table, for pqcore's own modules and integrations. The engine's
+            methods may change.
 
     Raises:
-        UnknownBackend: No backend has the name, or adopts the connection.
-        BackendNotInstalled: Its driver is missing.
-        ConfigurationError: An option has a value that it cannot have.
+        UnknownBackend: No backend has the name, or no backend accepts the connection.
+        BackendNotInstalled: The backend's driver is missing.
+        ConfigurationError: An option has an invalid value.
     """
 
     queue_class: type[Queue] = Queue
@@ -694,22 +700,22 @@ class PQ(BasePQ[Queue]):
         keep_finished: str | float | timedelta | None = KEEP_FINISHED,
         keep_dead: str | float | timedelta | None = KEEP_DEAD,
     ) -> None:
-        """Make the table, or migrate it in place; does nothing if it is up to date.
+        """Make the table, or migrate it in place; do nothing if the table is up to date.
 
         Args:
-            partitions: Make it in so many partitions, in one of which each queue has all of its rows. None
-                for a table without, and for one that is there.
-            set_sequences: Also set the sequences of ids that are behind the ids that are there: after logical
-                replication, a restore of rows alone, or ``TRUNCATE ... RESTART IDENTITY``.
-            keep_finished: How long finished rows are kept, if the table is new: workers delete those that are older.
-                Seconds, ``'7d'`` or a timedelta; None to keep all. Of a table that is there see `set_expiry`.
-            keep_dead: How long dead letters are kept, likewise.
+            partitions: The number of partitions of a new table; each queue has all its rows in one partition. None
+                makes a table without partitions, or leaves an existing table as it is.
+            set_sequences: Also raise id sequences that are behind the existing ids, as after logical replication, a
+                restore of rows alone, or ``TRUNCATE ... RESTART IDENTITY``.
+            keep_finished: How long a new table keeps finished rows: seconds, ``'7d'`` or a timedelta; None to keep all.
+                Workers delete older rows. For an existing table, see `set_expiry`.
+            keep_dead: How long a new table keeps dead letters: seconds, ``'90d'`` or a timedelta; None to keep all.
 
         Raises:
-            InvalidTimeSpec: A time is none.
-            ConfigurationError: It is there, and has another number of partitions.
-            SchemaTooNew: A newer pqcore made it.
-            TransientError: It was in use for too long; call it again.
+            InvalidTimeSpec: A time cannot be read.
+            ConfigurationError: The table exists and has another number of partitions.
+            SchemaTooNew: A newer pqcore made the table.
+            TransientError: The table was in use for too long; call `create` again.
         """
         run_sync(
             operations.admin.create(
@@ -728,29 +734,29 @@ class PQ(BasePQ[Queue]):
         dead: str | float | timedelta | None = AS_IT_IS,
         connection: Any = None,
     ) -> None:
-        """Set how long finished rows and dead letters are kept, in all queues for which nothing else is set.
+        """Set how long finished rows and dead letters are kept, in all queues without a time of their own.
 
-        Workers delete what is older, some thousand rows a minute and more. Rows whose result is kept, and those of a
-        batch that is open, stay until then.
+        Workers delete older rows, at a rate of some thousand rows a minute or more. Rows with a kept result stay until
+        the result expires, and rows of an open batch stay until the batch ends.
 
         Args:
-            finished: How long finished rows are kept, those in the archive too: seconds, ``'7d'`` or a timedelta; None
-                to keep all. As it is, if not given.
-            dead: How long dead letters are kept, likewise.
-            connection: In whose transaction, as for `Queue.put`.
+            finished: How long finished rows are kept, archived ones included: seconds, ``'7d'`` or a timedelta; None to
+                keep all. If not given, this time does not change.
+            dead: How long dead letters are kept: seconds, ``'90d'`` or a timedelta; None to keep all.
+            connection: A connection whose open transaction sets the times; see `Queue.put`.
 
         Raises:
-            InvalidTimeSpec: A time is none.
+            InvalidTimeSpec: A time cannot be read.
             ConfigurationError: Neither time is given.
         """
         run_sync(operations.expiry.set_expiry(self.engine, None, finished=finished, dead=dead, connection=connection))
 
     def expiry(self) -> list[Expiry]:
-        """List how long rows are kept, and how many were deleted for it; nothing if everything is kept."""
+        """List how long rows are kept, and how many expired rows were deleted; empty if all rows are kept."""
         return run_sync(operations.expiry.list_expiry(self.engine))
 
     def stats(self) -> dict[str, QueueStats]:
-        """What waits, a queue."""
+        """Return the number of jobs in each queue, by state."""
         return run_sync(operations.admin.stats(self.engine, None))
 
     def workers(self) -> list[WorkerInfo]:
@@ -758,7 +764,7 @@ class PQ(BasePQ[Queue]):
         return run_sync(operations.worker_registry.list_workers(self.engine))
 
     def encodings(self) -> list[Encoding]:
-        """Count the data of all queues by place, serializer and key; no key is needed for that."""
+        """Count the stored data of all queues by place, serializer and key; no key is needed to count."""
         return run_sync(operations.encodings.count_all(self.engine))
 
     def reencode(
@@ -768,32 +774,31 @@ class PQ(BasePQ[Queue]):
         every: bool = False,
         wait: str | float | timedelta = REENCODE_WAIT,
     ) -> Reencoded:
-        """Re-encode data that are not as their queue writes them now, after a key or a serializer has changed.
+        """Re-encode data that differs from what its queue writes now, after a key or a serializer has changed.
 
-        Wherever they lie: in jobs of every state, in chains and batches, in dead letters, in the archive and in
-        results. Others may put and take meanwhile. It may be interrupted, and run again. If only the key is new,
-        nothing is decoded.
+        The call covers jobs of every state, chains, batches, dead letters, the archive and results. Other programs may
+        put and take jobs meanwhile. An interrupted call can be repeated. If only the key is new, no data is decoded.
 
         Args:
-            *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each reads its own serializer and
-                those in its ``accept``, with all keys, and writes with its serializer, under the first key.
-            step: Rows that are written in one transaction, from 1 to 1,000.
-            every: Whether data are re-encoded that already are as the queue writes them.
-            wait: How long, at most, rows that are locked, and chains under a lease, are waited for once all others
-                are done: seconds, ``'5m'`` or a timedelta.
+            *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each queue reads its own serializer
+                and those in its ``accept``, with all keys. It writes with its own serializer, under the first key.
+            step: Rows to write in one transaction, from 1 to 1,000.
+            every: Whether to re-encode data that is already as the queue writes it.
+            wait: How long to wait, at the end, for locked rows and for leased jobs in chains: seconds, ``'5m'`` or a
+                timedelta.
 
         Returns:
-            What was there before and after, and what is left.
+            The encodings before and after, and the data that is left.
 
         Raises:
-            ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of its
-                range, or a transaction is open.
+            ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of range,
+                or a transaction is open.
         """
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
         return run_sync(operations.reencode.reencode(self.engine, named, step=step, every=every, wait=wait))
 
     def close(self) -> None:
-        """Close the connection or pool: ours, or the one given."""
+        """Close the connection or pool, whether pqcore opened it or the caller gave it."""
         run_sync(self.engine.close())
 
     def __enter__(self) -> Self:
