@@ -59,7 +59,8 @@ __all__ = [
     "logger",
 ]
 
-# Imported when first asked for: pytest imports this package in every run, for our plugin, and is not to wait for it.
+# Names are imported on first use: pytest imports this package in every run, for pqcore's plugin, and must not wait for
+# all modules.
 _HOMES = {
     "AsyncPQ": "async_queue",
     "AsyncQueue": "async_queue",
@@ -86,7 +87,7 @@ _HOMES = {
     "logger": "settings",
 }
 
-if not TYPE_CHECKING:  # else any name would be taken for one of ours
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> Any:
         if name in _HOMES:
@@ -95,7 +96,7 @@ if not TYPE_CHECKING:  # else any name would be taken for one of ours
         msg = f"module 'pqcore' has no attribute {name!r}"
         if name.startswith("_"):
             raise AttributeError(msg)
-        try:  # a module, such as pqcore.errors
+        try:  # a submodule, such as pqcore.errors
             return importlib.import_module(f"pqcore.{name}")
         except ModuleNotFoundError as exc:
             if exc.name != f"pqcore.{name}":

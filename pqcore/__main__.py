@@ -1,4 +1,4 @@
-"""``python -m pqcore``: the command line."""
+"""The command line, as ``python -m pqcore``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What to write instead, where something was handed over that pqcore does not take.
+"""Hints in messages: which argument to give instead of an object that pqcore does not accept.
 
-Objects of libraries are told by the names of their classes, so none is imported. No value is repeated: there may be a
-password in it.
+Classes of libraries are recognized by their names, so that no library is imported. No message repeats a value, which
+might contain a password.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FOR_CONNECTION: Mapping[str, str] = {
 
 
 def instead_of_target(given: object) -> str:
-    """Say what to give `PQ` instead of an object that is no DSN, no connection and no pool.
+    """Return which argument to give `PQ` instead of an object that is no DSN, no connection and no pool.
 
     Args:
         given: The object.
@@ -68,11 +68,11 @@ def instead_of_target(given: object) -> str:
 
 
 def instead_of_connection(given: object, *, pool: bool) -> str:
-    """Say what to give as ``connection=`` instead of an object that holds no driver's connection.
+    """Return what to give as ``connection=`` instead of an object that holds no driver's connection.
 
     Args:
         given: The object.
-        pool: Whether a backend knows it as a pool.
+        pool: Whether a backend recognizes the object as a pool.
     """
     if pool:
         return _OF_POOL
@@ -85,7 +85,7 @@ def instead_of_connection(given: object, *, pool: bool) -> str:
 
 
 def kind_of(given: object) -> str:
-    """Return what a message calls an object: the dotted name of its class.
+    """Return the name of an object's kind for a message: the dotted name of its class.
 
     Args:
         given: The object.
@@ -105,5 +105,5 @@ def _of_any(given: object, told: Mapping[str, str]) -> str | None:
 
 
 def _classes(given: Any) -> set[str]:
-    """The names of an object's classes, each with the package that it is from."""
+    """Return the names of an object's classes, each with the package that defines the class."""
     return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(given).__mro__}

@@ -1,17 +1,16 @@
-"""What a backend is: the contract between the core and a driver, and all of it.
+"""The whole contract between the core and a driver: what a backend must and may do.
 
-A backend is some hundred lines.  It carries statements to the server and rows
-back; it knows nothing of queues.  It comes in two parts:
+A backend is some hundred lines. A backend carries statements to the server and rows back, and knows nothing of queues.
+It comes in two parts:
 
-* a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`).  It names
-  the backend and says what it can do, and importing it imports no driver;
+* a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`). The spec names the backend and its capabilities;
+  importing the spec imports no driver;
 * a class that the spec points to, with the methods of `Backend` (a blocking
   driver) or `AsyncBackend`, and a session class with those of `DriverSession` or
   `AsyncDriverSession`.
 
-Protocols are matched by shape: nothing needs to be inherited.  `PLUGIN_API` is
-raised when the contract changes in a way that breaks a backend written for the
-last one.
+These classes are protocols: a backend need not inherit from them. `PLUGIN_API` increases when a change of the contract
+breaks existing backends.
 """
 
 from __future__ import annotations
@@ -33,19 +32,18 @@ if TYPE_CHECKING:
     import asyncio
 
 PLUGIN_API = 1
-"""The version of this contract, and of that of hooks (`pqcore.hookspecs`); see docs/plugins.md."""
+"""The version of this contract and of the hooks (`pqcore.hookspecs`); see docs/plugins.md."""
 
 _S = TypeVar("_S")
 Mode: TypeAlias = Literal["blocking", "async"]
 Row: TypeAlias = Sequence[Any]
-"""A row, by position."""
+"""A row, whose columns are read by position."""
 
 
 class Capability(enum.Enum):
-    """What a backend may offer beyond running statements in transactions.
+    """An ability that a backend may have, beyond running statements in transactions.
 
-    What it does not offer it must give a reason for (`BackendSpec.missing`);
-    the conformance report lists both.
+    `BackendSpec.missing` must give a reason for each ability that the backend lacks; the conformance report lists both.
     """
 
     LISTEN = "waits for notifications; else waiters poll"
@@ -55,27 +53,27 @@ class Capability(enum.Enum):
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """What a backend is called and what it can do, known without importing its driver.
+    """The name and the abilities of a backend, known without importing its driver.
 
     Attributes:
-        name: As users write it: ``backend="asyncpg"``.  A driver with both
-            faces registers two specs of one name, one a mode.
+        name: The name that users write: ``backend="asyncpg"``. A driver with both faces registers two specs of one
+            name, one for each mode.
         mode: ``"blocking"`` serves `PQ`, ``"async"`` serves `AsyncPQ`.
-        load: Where the class is, as ``"package.module:Class"``; imported when chosen.
+        load: The path of the class, as ``"package.module:Class"``; the class is imported when the backend is chosen.
         requires: The modules that must be importable, such as ``("asyncpg",)``.
-        install: How to get them, shown when they are missing.
-        paramstyle: How its statements have placeholders.
-        capabilities: What it offers.
-        missing: Why it lacks each of the others.
-        connections: Dotted names of the connection classes that it adopts.
-        pools: Dotted names of the pool classes that it adopts.
-        schemes: URL schemes that choose it, such as ``("postgresql+asyncpg",)``.
-        lowest: The lowest versions that work of the distributions that it uses, such as ``{"psycopg": "3.2"}``;
-            of one that is not installed it says nothing.
-        api: The version of the plugin API that it was written for: a number, not what `PLUGIN_API` is
-            where it is installed.
-        bare_loop: Where the driver's bare loop is, as ``"package.module:Class"``: a subclass of
-            `pqcore.benchmarks.baseline.BareLoop`, with which the benchmarks compare the backend.
+        install: The command that installs the modules, shown when they are missing.
+        paramstyle: The style of the placeholders in statements.
+        capabilities: The abilities that the backend has.
+        missing: The reason why each other ability is missing.
+        connections: Dotted names of the connection classes that the backend accepts.
+        pools: Dotted names of the pool classes that the backend accepts.
+        schemes: URL schemes that choose the backend, such as ``("postgresql+asyncpg",)``.
+        lowest: The lowest versions of distributions that work, such as ``{"psycopg": "3.2"}``; distributions that are
+            not installed are ignored.
+        api: The version of the plugin API that the backend was written for, as a literal number; do not pass
+            `PLUGIN_API`, which differs between installations.
+        bare_loop: The path of the driver's bare loop, as ``"package.module:Class"``: a subclass of
+            `pqcore.benchmarks.baseline.BareLoop`, with which benchmarks compare the backend.
     """
 
     name: str
@@ -97,8 +95,8 @@ class BackendSpec:
 class DriverSession(Protocol):
     """One connection of a blocking driver.
 
-    Between `enter` and `leave` every statement commits by itself, unless the
-    caller's own transaction is open or `begin` was called.
+    Between `enter` and `leave`, every statement commits by itself, unless the caller's transaction is open or `begin`
+    was called.
 
     Attributes:
         connection: The driver's connection.
@@ -109,153 +107,163 @@ class DriverSession(Protocol):
     def enter(self) -> None:
         """Start to use the connection.
 
-        If the driver begins transactions by itself, switch an idle connection to autocommit, and remember that. Leave
-        one with an open transaction as it is: that is the caller's.
+        If the driver begins transactions by itself, switch an idle connection to autocommit, and remember the switch.
+        Do not change a connection with an open transaction, which belongs to the caller.
         """
 
     def leave(self) -> None:
-        """Stop using the connection: put back what `enter` switched."""
+        """Stop using the connection, and undo what `enter` switched."""
 
     def in_transaction(self) -> bool:
-        """Return whether a transaction is open, also one that failed; asks the driver, not the server.
+        """Return whether a transaction is open, even a failed one; ask the driver, not the server.
 
-        True after `begin`, even where the driver sends BEGIN later.
+        Return True after `begin`, even if the driver sends BEGIN later.
         """
 
     def usable(self) -> bool:
-        """Return whether the driver still holds the connection to be open; no round trip.
+        """Return whether the driver still considers the connection open; make no round trip.
 
-        Where the driver never notices that it is not: close it in `execute` after an error that is not the server's
-        answer (network, an interrupt, half a message).
+        If the driver never notices a lost connection, `execute` must close the connection after any error that is not
+        an answer of the server (network, interrupt, partial message).
         """
 
     def alive(self) -> bool:
-        """Return whether a connection that idled still works, or raise the driver's error.
+        """Return whether an idle connection still works, or raise the driver's error.
 
-        `pqcore.backend.wait_readable` tells cheaply whether there is anything to look at; only then ask the server:
-        ``SELECT 1``.
+        Call `pqcore.backend.wait_readable` first, which is cheap; send ``SELECT 1`` only if the socket is readable.
         """
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run one statement and return its rows, as sequences; nothing unless ``query.rows``.
+        """Run one statement and return its rows as sequences, or nothing unless ``query.rows``.
 
-        As the driver's own cursor would: on a connection that is not in autocommit, it begins a transaction. The
-        adapters, codecs and row types that the application has registered change nothing.
+        Act as the driver's own cursor does: without autocommit, the statement begins a transaction. Adapters, codecs
+        and row types that the application registered must not affect pqcore's statements.
 
         Args:
-            query: ``query.sql`` is the text, in the paramstyle of the spec. ``query.hot`` says that it runs often:
-                prepare it on the server (capability PREPARED), unless the backend was made with ``prepared=False``.
-            parameters: In the order of the placeholders: None, str, int, float, bytes, aware datetimes, or lists
-                of these. Rows hold str, int, float, bool, bytes, naive datetimes and None; JSON is text.
+            query: ``query.sql`` is the text, in the paramstyle of the spec. ``query.hot`` marks a statement that runs
+                often: prepare it on the server (capability PREPARED), unless the backend was made with
+                ``prepared=False``.
+            parameters: The values in the order of the placeholders: None, str, int, float, bytes, aware datetimes, or
+                lists of these. Rows hold str, int, float, bool, bytes, naive datetimes and None; JSON is text.
         """
 
     def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the rows of the statement.
+        """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the statement's rows.
 
-        If a value cannot be adapted, nothing is sent, and the error has no SQLSTATE. May be left out: then the core
-        sends the two one after the other.
+        If the driver cannot adapt a value, nothing must be sent, and the error has no SQLSTATE.
+        May be left out: without it, the core sends the two statements one after the other.
 
         Args:
-            before: The savepoint, without parameters or rows.
-            query: As for `execute`.
-            parameters: As for `execute`.
+            before: The SAVEPOINT statement, without parameters or rows.
+            query: The statement; see `execute`.
+            parameters: The parameters; see `execute`.
         """
 
     def begin(self) -> None:
-        """Begin a transaction in the driver's own way, so that its users' code works in it.
+        """Begin a transaction in the driver's own way, so that code which uses the driver works in it.
 
-        Where the driver sends BEGIN with the next statement, `execute` may send BEGIN and a statement of ours together.
-        Whatever the user runs first must come after BEGIN, too.
+        If the driver sends BEGIN with the next statement, `execute` may send BEGIN together with pqcore's first
+        statement. The user's first statement must also come after BEGIN.
         """
 
     def commit(self) -> None:
         """Commit in the driver's own way.
 
-        If a statement had failed, the server rolls back instead, and says so in a place that few drivers look at:
-        raise the driver's error for SQLSTATE 25P02 then, with the text `pqcore.backend.ABORTED`.
+        If a statement of the transaction failed, the server rolls back and reports this only in the command tag, which
+        most drivers ignore. Then raise the driver's error for SQLSTATE 25P02, with the text `pqcore.backend.ABORTED`.
         """
 
     def rollback(self) -> None:
         """Roll back in the driver's own way."""
 
     def cursor(self, **options: Any) -> Any:
-        """Return what ``with queue as cursor`` gives the user: whatever users of the driver run SQL with."""
+        """Return what ``with queue as cursor`` yields: the object with which users of the driver run SQL."""
 
     def listen(self, channel: str) -> None:
-        """LISTEN to a channel (capability LISTEN), any text up to 63 bytes: see `pqcore.sql.identifiers.quote`."""
+        """LISTEN to a channel (capability LISTEN), which is any text of up to 63 bytes.
+
+        See `pqcore.sql.identifiers.quote`.
+        """
 
     def unlisten(self, channels: Sequence[str]) -> None:
-        """UNLISTEN from channels, and forget them.  May be left out: then they are listened to until the end."""
+        """UNLISTEN from channels, and forget the channels.
+
+        May be left out: without it, the connection listens to the channels until it is closed.
+        """
 
     def wait(self, seconds: float) -> None:
-        """Return when a notification may have arrived, at the latest after ``seconds`` (capability LISTEN).
+        """Return when a notification may have arrived, or after ``seconds`` (capability LISTEN).
 
-        Immediately, if something was read already. Must not hold the connection: others may run statements meanwhile.
-        Over a blocking driver `pqcore.backend.wait_readable` does that, over an asynchronous one a
-        `pqcore.backend.Signal` that the driver's callback sets.
+        Return immediately if a notification was already read. The method must not lock the connection, because other
+        callers may run statements meanwhile. Blocking drivers can use `pqcore.backend.wait_readable`; asynchronous
+        drivers can use a `pqcore.backend.Signal` that the driver's callback sets.
         """
 
     def fileno(self) -> int:
-        """Return the file descriptor of the socket: a thread that waits for a job then reads notifications itself.
+        """Return the socket's file descriptor, so that a thread that waits for a job reads notifications itself.
 
-        Of a blocking driver only.  May be left out: then a thread of the core's calls `wait`, and wakes those that
-        wait.
+        Only blocking drivers have this method. May be left out: without it, a thread of the core calls `wait`, and
+        wakes the waiters.
         """
 
     def notifications(self) -> list[str]:
-        """Return the channels of `listen` notified since the last call, without waiting; they are forgotten.
+        """Return the channels of `listen` that were notified since the last call, without waiting; then forget them.
 
-        Those too that were read while statements ran. Raises the driver's error if the connection is lost.
-        Notifications on other channels belong to the caller, and may come over the same connection: they stay where
-        the driver's users look for them.
+        Include notifications that were read while statements ran. Raise the driver's error if the connection is lost.
+        Notifications on other channels belong to the caller, even on the same connection: leave them where the driver's
+        users look for them.
         """
 
     def direct(self) -> bool:
-        """Whether the server itself is at the other end, and no pooler: who answers has the process id that was told.
+        """Return whether the server itself, and no pooler, is at the other end.
 
-        It prepares nothing to find it out.  May be left out where the driver does not know what it was told.
+        Its process id must be the one given at connect.
+
+        Prepare nothing on the server for this check. May be left out, for drivers that do not know the process
+        id given at connect.
         """
 
     def close(self) -> None:
         """Close the connection."""
 
     def cancel(self) -> None:
-        """Ask the server to cancel the statement under way: a cancel request, on a connection of its own.
+        """Ask the server to cancel the running statement, with a cancel request on a separate connection.
 
-        Called from another thread, and may block there, but not the other threads.  Does nothing where that is not
-        possible.  May be left out: then a statement that waits for a lock
-        goes on waiting on the server after its connection was broken off.
+        Another thread calls this method, which may block its own thread but no other. Do nothing if the driver cannot
+        cancel. May be left out: without it, a statement that waits for a lock continues on the server after its
+        connection was closed.
         """
 
     def busy(self) -> bool:
-        """Whether a statement is under way, the caller's own ones included; asks the driver, not the server.
+        """Return whether a statement is running, including the caller's own; ask the driver, not the server.
 
-        Called from another thread.  May be left out.
+        Another thread calls this method. May be left out.
         """
 
     def through(self, proxy: Any) -> None:
-        """Hear of the proxy around the connection that the caller uses, as a tracer makes one; see `bare`.
+        """Receive the proxy through which the caller uses the connection, such as a tracer's; see `bare`.
 
-        The cursors that the session gives to users come from it.  So may those for its own statements, where the
-        tracer's cursor changes nothing about them.  May be left out: then the tracer sees none of them.
+        The session must make users' cursors from the proxy. The session may also use the proxy for its own statements,
+        if the tracer's cursor does not change their results. May be left out: without it, the tracer sees no
+        statements.
         """
 
     def abort(self) -> None:
-        """Break the connection off immediately, from another thread, while a call on it may be waiting.
+        """Close the connection immediately, from another thread, even while a call on it is waiting.
 
-        That call must fail. Sends nothing and waits for nothing, as the other side may be gone: see
-        `pqcore.backend.shutdown_socket`.
-        A method ``drop`` may be there too: it closes a connection that nobody uses, without waiting, from any thread.
+        The waiting call must then fail. Send nothing and wait for nothing, because the server may be unreachable; see
+        `pqcore.backend.shutdown_socket`. A session may also have a method ``drop``, which closes an unused connection
+        from any thread without waiting.
         """
 
 
 class AsyncDriverSession(Protocol):
-    """One connection of an asynchronous driver: `DriverSession`, awaited.
+    """One connection of an asynchronous driver: like `DriverSession`, but awaited.
 
-    If the driver ends a call immediately when its task is cancelled, and waits for nothing then, the session may
-    have an attribute ``ends_when_cancelled`` that is true. Else the core sees to that, which costs a little per call.
-    If no call of the driver cancels the task that it runs in, as `asyncio.timeout` does, the session may have an
-    attribute ``cancels_task`` that is false: then a get or a lease needs no task of its own.
+    If a call of the driver ends immediately when its task is cancelled, the session may set an attribute
+    ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. If no call of the
+    driver cancels its own task, as `asyncio.timeout` does, the session may set an attribute ``cancels_task`` to false.
+    A get or a lease then needs no task of its own.
     """
 
     connection: Any
@@ -283,64 +291,70 @@ class AsyncDriverSession(Protocol):
 
 
 class Backend(Protocol):
-    """Makes sessions, with a blocking driver.
+    """The maker of sessions, for a blocking driver.
 
-    Constructed with ``prepared`` (bool): whether statements may be prepared on
-    the server; False behind a pooler that changes servers between transactions.
+    The constructor takes ``prepared`` (bool): whether statements may be prepared on the server. It is False behind a
+    pooler that changes servers between transactions.
     """
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """What the driver raises: its base class, and what escapes that; OSError need not be named.
+        """The exceptions that the driver raises: its base class, and others that do not derive from it.
 
-        They are told apart by SQLSTATE, in an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere,
-        set the attribute. ``str()`` of one is shown to users. A class attribute does as well.
+        OSError need not be included.
+
+        The core reads the SQLSTATE from an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere, set
+        the attribute. Users see the ``str()`` of such an exception. A class attribute may replace the property.
         """
 
     def connect(self, dsn: str) -> DriverSession:
         """Open a connection.
 
-        Gives up after `pqcore.backend.CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` says
-        otherwise; for libpq, `pqcore.backend.connect_timeout_default` has what to add.
+        Give up after `pqcore.backend.CONNECT_TIMEOUT` seconds, unless the DSN or ``PGCONNECT_TIMEOUT`` sets another
+        time. For libpq, `pqcore.backend.connect_timeout_default` returns the parameter to add.
 
         Args:
             dsn: A URL, percent-encoded (``postgresql://user:password@host:port/database?application_name=...``),
                 or a keyword string, as libpq reads them.
 
         Raises:
-            ValueError: It cannot be read; the message must not have a password in it.
+            ValueError: The DSN cannot be read; the message must not contain a password.
         """
 
     def wrap(self, connection: Any) -> DriverSession:
-        """Use a connection that the caller handed over, once or for long.
+        """Make a session for a connection that the caller gave, for one call or for long.
 
-        What must last, such as names of prepared statements, belongs to the connection. It is the driver's own. Where
-        the caller's is a proxy around that, see `pqcore.backend.DriverSession.through`.
+        State that must outlive the session, such as names of prepared statements, belongs on the connection.
+        ``connection`` is the driver's own object. If the caller gave a proxy around that object, see
+        `pqcore.backend.DriverSession.through`.
         """
 
     def acquire(self, pool: Any) -> DriverSession:
         """Borrow a connection of the caller's pool (capability POOL).
 
         Raises:
-            pqcore.errors.PoolTimeout: There is none to be had.
+            pqcore.errors.PoolTimeout: No connection became free in time.
             pqcore.errors.Closed: The pool is closed.
         """
 
     def release(self, pool: Any, session: DriverSession) -> None:
-        """Give a connection back to the pool, also when it broke (capability POOL)."""
+        """Give a connection back to the pool, even a broken one (capability POOL)."""
 
     def connect_like(self, pool: Any) -> DriverSession | None:
-        """Open one more, with the parameters of the pool, to listen on; None if they are unknown (capability POOL)."""
+        """Open another connection with the pool's parameters, for LISTEN.
+
+        Return None if the parameters are unknown (capability POOL).
+        """
 
     def close_connection(self, connection: Any) -> None:
-        """Close a connection of the driver's, whoever opened it."""
+        """Close a connection of the driver, whether the backend or the caller opened it."""
 
     def close_pool(self, pool: Any) -> None:
         """Close a pool (capability POOL)."""
 
 
 class AsyncBackend(Protocol):
-    """Makes sessions, with an asynchronous driver: `Backend`, awaited."""
+    """The maker of sessions, for an asynchronous driver: like `Backend`, but awaited."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]: ...
@@ -354,13 +368,13 @@ class AsyncBackend(Protocol):
 
 
 PROXIES = 10
-"""Proxies around one object that `layers` looks through, at most."""
+"""The largest number of nested proxies that `layers` looks through."""
 
 
 def layers(target: Any) -> Iterator[Any]:
-    """Iterate over an object and what it holds, if it is a proxy that says so by ``__wrapped__``: the outermost first.
+    """Iterate over an object and the objects that its proxies hold in ``__wrapped__``, the outermost first.
 
-    Tracers put such proxies around connections, cursors and pools.
+    Tracers wrap connections, cursors and pools in such proxies.
 
     Args:
         target: The object.
@@ -369,13 +383,13 @@ def layers(target: Any) -> Iterator[Any]:
     for _ in range(PROXIES):
         try:
             target = target.__wrapped__
-        except (AttributeError, RuntimeError):  # no proxy, or one that is bound to nothing at this moment
+        except (AttributeError, RuntimeError):  # not a proxy, or a proxy that is not bound at this moment
             return
         yield target
 
 
 def bare(target: Any) -> Any:
-    """Return the innermost of an object's `layers`: a driver's own connection, cursor or pool.
+    """Return the innermost of an object's `layers`: the driver's own connection, cursor or pool.
 
     Args:
         target: The object, or a proxy around it.
@@ -385,11 +399,11 @@ def bare(target: Any) -> Any:
 
 
 def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
-    """Make a session over a connection, or over the connection within a proxy, of which the session is told.
+    """Make a session for a connection; if a proxy wraps the connection, tell the session about the proxy.
 
     Args:
-        wrap: Makes the session of the driver's own connection: `Backend.wrap`.
-        connection: What the caller, a pool or the driver's patched ``connect`` gave.
+        wrap: A function that makes a session for the driver's own connection: `Backend.wrap`.
+        connection: The connection or proxy that the caller, a pool or the driver's patched ``connect`` gave.
     """
     own = bare(connection)
     session = wrap(own)
@@ -399,43 +413,43 @@ def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
 
 
 CONNECT_TIMEOUT = 10
-"""Seconds that `Backend.connect` may take: the other side may accept a connection, and never answer."""
+"""Seconds that `Backend.connect` may take, because a server may accept a connection and never answer."""
 ABORTED = "the transaction was rolled back, as a statement in it had failed"
-"""What a session's ``commit`` says then."""
+"""The message that a session's ``commit`` raises after a failed statement."""
 
 
 def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be added to libpq's parameters, so that connecting does not take for ever."""
+    """Return the libpq parameter that limits the time of connecting, unless the caller has set it."""
     said = "connect_timeout" in parameters or "PGCONNECT_TIMEOUT" in os.environ
     return {} if said else {"connect_timeout": CONNECT_TIMEOUT}
 
 
 def encoding_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be added to libpq's parameters, so that text of any kind can be sent and read.
+    """Return the libpq parameter that lets the connection send and read any text, unless the caller has set it.
 
-    Else the connection has the database's own encoding, which may lack letters, or be none.
+    Otherwise the connection uses the database's encoding, which may lack letters, or be SQL_ASCII.
     """
     said = "client_encoding" in parameters or "PGCLIENTENCODING" in os.environ
     return {} if said else {"client_encoding": "UTF8"}
 
 
 class AutocommitSession:
-    """The ends of a blocking session whose driver's connection has an attribute ``autocommit``.
+    """A base class for sessions of blocking drivers whose connections have an attribute ``autocommit``.
 
-    Between `enter` and `leave` an idle connection is in autocommit. A transaction begins in the driver's own way, out
-    of autocommit, and at its end the connection is switched back. An interrupt may come between any two lines.
+    Between `enter` and `leave` an idle connection is in autocommit. A transaction begins in the driver's own way, with
+    autocommit off; its end switches autocommit on again. The code allows for an interrupt between any two lines.
 
-    A subclass has the rest of `DriverSession`, and these:
+    A subclass adds the other methods of `DriverSession`, and these:
 
     Attributes:
-        aborted: What the driver raises for SQLSTATE 25P02.
+        aborted: A method that raises the driver's error for SQLSTATE 25P02.
     """
 
     connection: Any
     aborted: type[Exception]
-    _switched = False  # by enter
-    _begun = False  # though the driver may send BEGIN with the next statement only
-    _flipped = False  # by begin, until it is switched back
+    _switched = False  # set by `enter`
+    _begun = False  # even if the driver sends BEGIN only with the next statement
+    _flipped = False  # set by `begin`, until autocommit is switched back
 
     def in_transaction(self) -> bool:
         raise NotImplementedError
@@ -448,15 +462,15 @@ class AutocommitSession:
         raise NotImplementedError
 
     def _switch(self, *, autocommit: bool) -> None:
-        """Switch the connection, when nothing is under way."""
+        """Switch the connection's autocommit while no transaction is open."""
         self.connection.autocommit = autocommit
 
     def _commit_failed(self, exc: BaseException) -> None:
-        """Do what the driver leaves undone after a commit that failed."""
+        """Clean up after a failed commit, if the driver does not."""
 
     def enter(self) -> None:
         if not self.connection.autocommit and not self.in_transaction():
-            self._switched = True  # first: an interrupt may come in between
+            self._switched = True  # set first, because an interrupt may come in between
             self.connection.autocommit = True
 
     def leave(self) -> None:
@@ -465,7 +479,7 @@ class AutocommitSession:
             self._switched = False
 
     def begin(self) -> None:
-        self._begun = self._flipped = True  # first: an interrupt may come in between
+        self._begun = self._flipped = True  # set first, because an interrupt may come in between
         self._switch(autocommit=False)
 
     def commit(self) -> None:
@@ -496,7 +510,7 @@ class AutocommitSession:
 
 
 class Signal:
-    """Wakes the tasks of one event loop that wait: `asyncio.Event` with a timeout, and without a task per wait."""
+    """An `asyncio.Event` with a timeout, which wakes the waiters of one event loop without a task for each wait."""
 
     __slots__ = ("_is_set", "_waiters")
 
@@ -505,19 +519,19 @@ class Signal:
         self._waiters: list[asyncio.Future[None]] = []
 
     def set(self) -> None:
-        """Wake all that wait, and those that come, until it is cleared."""
+        """Wake all waiting tasks; tasks that wait later return immediately, until `clear`."""
         self._is_set = True
         for waiter in self._waiters:
             _settle(waiter)
 
     def clear(self) -> None:
-        """Have those that come wait."""
+        """Make later callers of `wait` wait again."""
         self._is_set = False
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until set, for at most ``seconds``; return whether it is set."""
+        """Wait until the signal is set, for at most ``seconds``; return whether it is set."""
         if not self._is_set:
-            from asyncio import get_running_loop  # takes long to import: blocking drivers do without
+            from asyncio import get_running_loop  # takes long to import, and blocking drivers do not need it
 
             loop = get_running_loop()
             waiter = loop.create_future()
@@ -537,12 +551,12 @@ def _settle(waiter: asyncio.Future[None]) -> None:
 
 
 class Inbox:
-    """Sorts a connection's notifications: those that a session listens to, and the rest, which are the caller's.
+    """A sorter of a connection's notifications: some belong to pqcore's sessions, and the rest to the caller.
 
-    Several sessions may share a connection, as where a caller gives it to more than one `PQ`.
+    Several sessions may share a connection, if a caller gives it to more than one `PQ`.
 
     Args:
-        rest: What takes a notification that no session listens to; None for nothing.
+        rest: A function that takes each notification to which no session listens; None to drop them.
     """
 
     def __init__(self, rest: Callable[[Any], object] | None = None) -> None:
@@ -554,17 +568,17 @@ class Inbox:
         self._boxes.setdefault(session, (set(), []))[0].add(channel)
 
     def unlisten(self, session: object, channels: Sequence[str]) -> list[str]:
-        """Keep them no more; those of the channels to which no other session listens."""
+        """Stop keeping notifications for a session, and return the channels to which no other session listens."""
         self._boxes.setdefault(session, (set(), []))[0].difference_update(channels)
         kept = set().union(*(wanted for wanted, _ in self._boxes.values()))
         return [channel for channel in channels if channel not in kept]
 
     def wants(self, channel: str) -> bool:
-        """Whether a session listens to a channel."""
+        """Return whether a session listens to a channel."""
         return any(channel in wanted for wanted, _ in self._boxes.values())
 
     def put(self, channel: str, notification: object = None) -> None:
-        """Sort a notification."""
+        """Store a notification for the sessions that listen, or pass it to ``rest``."""
         taken = False
         for wanted, arrived in self._boxes.values():
             if channel in wanted:
@@ -574,7 +588,7 @@ class Inbox:
             self._rest(notification)
 
     def take(self, session: object) -> list[str]:
-        """The channels that were notified since the last call."""
+        """Return the channels that were notified since the last call."""
         _, arrived = self._boxes.get(session, (None, []))
         taken = arrived.copy()
         del arrived[: len(taken)]
@@ -582,22 +596,22 @@ class Inbox:
 
 
 def shutdown_socket(fileno: int) -> None:
-    """Shut a socket down, both ways: who waits on it, in whatever thread, finds it at its end."""
+    """Shut a socket down in both directions, so that every thread that waits on it reads the end of the stream."""
     duplicate = socket.socket(fileno=os.dup(fileno))
-    with duplicate, suppress(OSError):  # not connected any more
+    with duplicate, suppress(OSError):  # the socket is not connected any more
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def wait_readable(fileno: int, seconds: float = 0) -> bool:
-    """Whether a socket has something to read; waits for at most ``seconds``.
+    """Return whether a socket becomes readable within ``seconds``.
 
-    An idle connection has not: what there is to read is a notification, a
-    farewell of the server, or its end.  poll(2), as select(2) stops at 1,024 files.
+    An idle connection is readable only if a notification, the server's goodbye, or the end of the stream has arrived.
+    poll(2) is used because select(2) fails for file descriptors from 1,024 on.
     """
-    if seconds == 0:  # before each use of a connection: it is to cost little
+    if seconds == 0:  # runs before each use of a connection, so it must be cheap
         try:
             return bool(_polls(fileno).poll(0))
-        except RuntimeError:  # another thread asks the same at this moment
+        except RuntimeError:  # another thread polls at the same moment
             pass
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
@@ -606,7 +620,7 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _polls(fileno: int) -> select.poll:
-    # Holds a number, not a file: it is as good for the next file of that number.
+    # The poll object holds a descriptor number, so it also serves the next file with that number.
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
     return poll

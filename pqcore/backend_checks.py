@@ -1,4 +1,4 @@
-"""Checks what a plugin declares of a backend, when it registers it: a slip there would show up far from where it is."""
+"""Checks of a `BackendSpec` when a plugin registers it; later, a mistake would show far from its cause."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _SCHEME = re.compile(r"[a-z][a-z0-9_+.-]*")
 
 
 def check_spec(spec: Any) -> None:
-    """See that a declaration holds what a `BackendSpec` has to hold.
+    """Check that a declaration has all that a `BackendSpec` must have.
 
     Args:
-        spec: What a plugin has registered as a backend.
+        spec: The object that a plugin registered as a backend.
 
     Raises:
-        PluginError: It is something else, or one of its fields is wrong. The message says which, and what to give.
+        PluginError: The object is not a `BackendSpec`, or one of its fields is wrong. The message names the field, and
+            says what to give.
     """
     if not isinstance(spec, BackendSpec):
         raise PluginError(f"a plugin registers a {type(spec).__qualname__} as a backend; register a BackendSpec")

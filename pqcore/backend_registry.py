@@ -1,4 +1,4 @@
-"""The backends that plugins bring, and the choice of one."""
+"""The registry of the backends that plugins bring, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -23,45 +23,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pqcore")
 
 BACKENDS = "pqcore.backends"
-"""The group of entry points of plugins that bring backends."""
+"""The entry point group of plugins that bring backends."""
 PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
-"""For a DSN with no backend named: the first of these that is installed, then any other."""
+"""The order of choice for a DSN without a backend's name: the first of these that is installed, then any other backend.
+"""
 MOST_CLASSES = 1_000
-"""Classes of which is remembered which backends adopt them, at most."""
+"""The largest number of classes for which the registry caches the backends that accept them."""
 
 
 class BackendRegistry(PluginLoader):
-    """The backends that plugins have registered."""
+    """The registry of the backends of all plugins."""
 
     def __init__(self) -> None:
         super().__init__()
         self._specs: dict[tuple[str, Mode], BackendSpec] = {}
         self._adopters: dict[type, tuple[tuple[BackendSpec, bool], ...]] = {}
-        self._passed_over: set[str] = set()  # backends of which it was logged
+        self._passed_over: set[str] = set()  # backends for which a log line was written
         self.manager.hook.pqcore_register_backends.call_historic(kwargs={"register": self._add_backend})
 
     def backend_names(self) -> list[str]:
-        """The names of all installed backends, preferred ones first; imports nothing."""
+        """Return the names of all installed backends, preferred ones first; import nothing."""
         names = {point.name for point in self._points(BACKENDS)} | {name for name, _ in self._specs}
         return sorted(names, key=lambda name: (PREFERENCE.index(name) if name in PREFERENCE else 99, name))
 
     def backend_specs(self) -> list[BackendSpec]:
-        """What all installed backends declare; those that cannot be loaded are in `broken`."""
+        """Return the specs of all installed backends; those that cannot be loaded are in `broken`."""
         for name in self.backend_names():
-            with suppress(PluginError):  # kept in `broken`
+            with suppress(PluginError):  # listed in `broken`
                 self._load(BACKENDS, name)
         order = self.backend_names()
         return sorted(self._specs.values(), key=lambda spec: (order.index(spec.name), spec.mode == "async"))
 
     def broken_backends(self) -> list[PluginError]:
-        """Why each backend that was found and cannot be used cannot be used."""
+        """Return, for each backend that was found but cannot be used, the reason."""
         return [error for (group, _), error in self._broken.items() if group == BACKENDS]
 
     def backend_spec(self, name: str, mode: Mode) -> BackendSpec:
-        """The backend of this name and kind.
+        """Return the backend with this name and mode.
 
         Raises:
-            UnknownBackend: There is none.
+            UnknownBackend: No backend has this name and mode.
             PluginError: Its plugin is broken.
         """
         self._load(BACKENDS, name)
@@ -78,17 +79,16 @@ class BackendRegistry(PluginLoader):
         raise UnknownBackend(msg)
 
     def choose(self, mode: Mode, *, name: str | None = None, dsn: str | None = None) -> tuple[BackendSpec, str]:
-        """Choose a backend for a DSN, and say why.
+        """Choose a backend for a DSN, and return the reason for the choice.
 
-        In this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``);
-        the environment variable PQCORE_BACKEND, of whose names the first counts that has this mode; the first of
-        `PREFERENCE`, and then of all others, whose driver is installed, and new enough.
+        In this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the first name in PQCORE_BACKEND that has
+        this mode; `PREFERENCE`, and then all others, if the driver is installed and new enough.
 
         Raises:
-            UnknownBackend: There is none of the name, or none of this mode.
+            UnknownBackend: No backend has this name, or none has this mode.
             BackendNotInstalled: No backend of this mode has its driver installed, in a version that works.
-            ConfigurationError: The scheme is not one of PostgreSQL's.
-            PluginError: The plugin of the backend that is named is broken; or two bring one that would be chosen.
+            ConfigurationError: The DSN's scheme is not one of PostgreSQL.
+            PluginError: The plugin of the named backend is broken, or two plugins bring the backend to be chosen.
         """
         scheme = "" if dsn is None else scheme_of(dsn)
         by_scheme = self._named_by_scheme(scheme, mode, strict=name is None)
@@ -121,10 +121,10 @@ class BackendRegistry(PluginLoader):
         raise BackendNotInstalled(msg)
 
     def unusable(self, spec: BackendSpec) -> str | None:
-        """Why a backend cannot be used, for want of its driver, and what to do; None if its class can be imported."""
+        """Return why a backend's driver cannot be used, and what to do; None if its class can be imported."""
         if reason := _needs(spec):
             return reason
-        try:  # a driver may be there and lack its library
+        try:  # a driver may be installed without the library that it needs
             importlib.import_module(spec.load.partition(":")[0])
         except KeyboardInterrupt:
             raise
@@ -133,10 +133,10 @@ class BackendRegistry(PluginLoader):
         return None
 
     def _candidate(self, name: str, mode: Mode, *, passing: bool) -> BackendSpec | None:
-        """The backend of a name for the automatic choice; None if it has another mode, or its plugin is broken.
+        """Return the backend of a name for the automatic choice; None if it has another mode, or its plugin is broken.
 
         Raises:
-            PluginError: Two plugins bring it, and none that is preferred to it was found.
+            PluginError: Two plugins bring the backend, and no preferred backend was found.
         """
         try:
             self._load(BACKENDS, name)
@@ -154,18 +154,18 @@ class BackendRegistry(PluginLoader):
             logger.warning("the backend %r is passed over, as it cannot be used: %s", name, why)
 
     def _named_by_scheme(self, scheme: str, mode: Mode, *, strict: bool) -> BackendSpec | None:
-        """The backend that a URL's scheme names; None if it names none.
+        """Return the backend that a URL's scheme names; None if the scheme names no backend.
 
         Args:
-            scheme: In small letters.
-            mode: The mode.
-            strict: Whether the scheme has to name a backend that there is, if it names one.
+            scheme: The scheme, in lower case.
+            mode: The mode, blocking or asynchronous.
+            strict: Whether to raise if the scheme names a backend that does not exist.
         """
         kind, _, wanted = scheme.partition("+")
         if scheme == kind and kind in ("", *POSTGRESQL):
             return None
         if strict and wanted in self.backend_names():
-            self._load(BACKENDS, wanted)  # which raises its error, if it is broken
+            self._load(BACKENDS, wanted)  # raises the plugin's error if it is broken
         spelt = {scheme, f"postgresql+{wanted}"} if kind in POSTGRESQL else {scheme}
         named = [
             spec
@@ -210,10 +210,12 @@ class BackendRegistry(PluginLoader):
         raise UnknownBackend(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
-        """The backend that adopts an object, or what proxies around it hold, and whether as a pool; None if none does.
+        """Return the backend that accepts an object, or an object in its proxies, and whether it is a pool.
+
+        None if none does.
 
         Raises:
-            UnknownBackend: Only backends of the other mode adopt it.
+            UnknownBackend: Only backends of the other mode accept the object.
         """
         wrong = None
         for cls in _classes_of(target):
@@ -230,7 +232,7 @@ class BackendRegistry(PluginLoader):
         return None
 
     def _adopting(self, cls: type) -> tuple[tuple[BackendSpec, bool], ...]:
-        """The backends that adopt objects of a class, and whether as pools."""
+        """Return the backends that accept objects of a class, and whether as pools."""
         found = self._adopters.get(cls)
         if found is None:
             names = class_names(cls)
@@ -249,8 +251,8 @@ class BackendRegistry(PluginLoader):
         """Import a backend's class and construct it.
 
         Raises:
-            BackendNotInstalled: Its driver cannot be imported, or is too old.
-            PluginError: Its class is not there, or cannot be imported for another reason.
+            BackendNotInstalled: The backend's driver cannot be imported, or is too old.
+            PluginError: The class does not exist, or cannot be imported for another reason.
         """
         if reason := _needs(spec):
             msg = f"backend {spec.name!r} {reason}"
@@ -282,7 +284,7 @@ class BackendRegistry(PluginLoader):
         if self._loading is not None and owners and all(each.value != self._loading.value for each in owners):
             brings = f"a backend {spec.name!r}, which is what {origin_of(owners[0])} brings"
             raise PluginError(f"{origin_of(self._loading)} registers {brings}: give it another name")
-        if len({each.value for each in owners}) > 1:  # nobody knows which is meant; `_load` says so
+        if len({each.value for each in owners}) > 1:  # ambiguous; `_load` raises the error
             return
         key = (spec.name, spec.mode)
         if key in self._specs and self._specs[key] != spec:
@@ -293,12 +295,12 @@ class BackendRegistry(PluginLoader):
 
 
 def class_names(cls: type) -> set[str]:
-    """The dotted names of a class and of its bases."""
+    """Return the dotted names of a class and its bases."""
     return {f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__}
 
 
 def _classes_of(target: Any) -> Iterator[type]:
-    """The class of an object, those of what proxies around it hold, and the one that a proxy gives itself out for."""
+    """Return an object's class, the classes in its proxies, and the class that a proxy reports as its own."""
     layer = target
     for layer in layers(target):
         yield type(layer)
@@ -307,10 +309,10 @@ def _classes_of(target: Any) -> Iterator[type]:
 
 
 def importable(module: str) -> bool:
-    """Whether there is a module of this name; of a dotted one, the packages that it is in are imported."""
+    """Return whether a module of this name can be imported; for a dotted name, the parent packages are imported."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
@@ -319,11 +321,11 @@ def _absent(spec: BackendSpec) -> list[str]:
 
 
 def _needs(spec: BackendSpec) -> str | None:
-    """What a backend lacks of what it has to have installed, and how to get it; None if nothing."""
+    """Return what a backend needs but lacks, and how to install it; None if nothing is missing."""
     lacking = _absent(spec) or too_old(spec.lowest)
     return f"needs {', '.join(lacking)}: {spec.install}" if lacking else None
 
 
 def _faces(mode: Mode) -> tuple[str, str]:
-    """The class of users for a mode, and the other."""
+    """Return the names of the user-facing classes for a mode: first of this mode, then of the other."""
     return ("PQ", "AsyncPQ") if mode == "blocking" else ("AsyncPQ", "PQ")

@@ -1,4 +1,4 @@
-"""What `pqcore.PQ` and `pqcore.AsyncPQ` have in common: an engine, and the queues that are kept by name."""
+"""The parts that `pqcore.PQ` and `pqcore.AsyncPQ` share: an engine, and the queues that are kept by name."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.sql.identifiers import TableName
 
 if TYPE_CHECKING:
-    from pqcore.db.asyncio_runtime import AsyncioRuntime  # not for `PQ`: asyncio takes long to import
+    from pqcore.db.asyncio_runtime import AsyncioRuntime  # not imported for `PQ`, as asyncio takes long to import
 
 Q = TypeVar("Q", bound=QueueSettings)
 
 
 class BasePQ(Generic[Q]):
-    """The queues of one table, over an engine of either kind.
+    """The queues of one table, over a blocking or an asynchronous engine.
 
     Attributes:
         queue_class: The class of the queues.
-        engine: What runs operations on the table.
-        options: What queues are set to.
+        engine: The engine that runs operations on the table.
+        options: The settings of the queues.
     """
 
     queue_class: type[Q]
@@ -65,10 +65,10 @@ class BasePQ(Generic[Q]):
         self._begin(engine, queue_class, options)
 
     def _begin(self, engine: Engine, queue_class: type[Q] | None, options: dict[str, Any]) -> None:
-        """Keep what queues are made of.
+        """Store the engine and the options from which queues are made.
 
         Raises:
-            ConfigurationError: An option is none, or has a value that it cannot have.
+            ConfigurationError: An option is unknown, or has an invalid value.
         """
         if queue_class is not None:
             self.queue_class = queue_class
@@ -76,20 +76,21 @@ class BasePQ(Generic[Q]):
         self._queues: dict[str, Q] = {}
         self._forgotten: WeakValueDictionary[str, Q] = WeakValueDictionary()
         self.engine = engine
-        QueueSettings("any", engine.names, None, options)  # so that a bad option fails here, not at the first queue
+        # so that a bad option fails here, and not when the first queue is made
+        QueueSettings("any", engine.names, None, options)
 
     @property
     def backend(self) -> str:
-        """The name of the chosen backend, and why it was chosen."""
+        """Return the name of the chosen backend, and why it was chosen."""
         return f"{self.engine.spec.name} ({self.engine.why})"
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Q:
         """Return a new queue with options of its own.
 
         Args:
-            name: The queue's name; if ``serializer`` is given, it is taken as it is, slashes too.
+            name: The queue's name; if ``serializer`` is given, ``name`` is used unchanged, even if it has a slash.
             serializer: A serializer, or the name of one.
-            **options: As for `pqcore.PQ`.
+            **options: Settings of the queue; see `pqcore.PQ`.
         """
         make = cast("Any", self.queue_class)
         return cast("Q", make(name, engine=self.engine, serializer=serializer, options={**self.options, **options}))

@@ -21,11 +21,11 @@ class DeadLetter(BaseJob):
     """A job that failed for good.
 
     Attributes:
-        error: The last exception: ``type``, ``message`` and ``traceback``; empty if there was none.
-        reason: ``failed``: it had no retries left; ``crashed``: its workers died of it;
-            ``expired``: its deadline had passed; ``invalid``: its data is no call of a function, or damaged;
-            ``unreadable``: no program with the serializer or key for its data took it in time.
-        died_at: When it was given up.
+        error: The last exception, as ``type``, ``message`` and ``traceback``; empty if no exception was raised.
+        reason: Why the job is dead. ``failed``: no retries were left. ``crashed``: running the job killed its workers.
+            ``expired``: the deadline had passed. ``invalid``: the data is damaged, or does not call a function.
+            ``unreadable``: no program could read the data in time, for want of its serializer or key.
+        died_at: When the job became a dead letter.
     """
 
     __slots__ = ("died_at", "error", "reason")
@@ -38,15 +38,15 @@ class DeadLetter(BaseJob):
 
     @property
     def crashes(self) -> int:
-        """How often a lease of it ran out: its worker died, or was cut off."""
-        return max(self.attempts - self.failures, 0)  # no attempt is under way
+        """How often a lease of the job ran out, because its worker died or lost its connection."""
+        return max(self.attempts - self.failures, 0)  # a dead letter has no running attempt
 
     @property
     def data(self) -> Any:
         """The data that was put.
 
         Raises:
-            DeserializationError: The row holds something that this queue cannot read.
+            DeserializationError: The queue cannot read the row's data.
         """
         return self.decode()
 
@@ -59,65 +59,65 @@ class DeadLetters:
         self._queue = queue
 
     def list(self, n: int = 100) -> list[DeadLetter]:
-        """The latest ``n``, the latest first."""
+        """Return up to ``n`` dead letters, the latest first."""
         return [
             DeadLetter(self._queue, row) for row in run_sync(dead_letters.list_latest(self._engine, self._queue, n))
         ]
 
     def get(self, job_id: int) -> DeadLetter:
-        """One, by the job's id.
+        """Return the dead letter with a job's id.
 
         Raises:
-            JobNotFound: There is none.
+            JobNotFound: No dead letter has this id.
         """
         return DeadLetter(self._queue, run_sync(dead_letters.find(self._engine, self._queue, job_id)))
 
     def count(self, reason: str | None = None) -> int:
-        """Return how many there are.
+        """Return the number of dead letters.
 
         Args:
-            reason: Count only those that died for this reason; see `DeadLetter.reason`.
+            reason: Count only dead letters with this reason; see `DeadLetter.reason`.
 
         Raises:
-            ConfigurationError: There is no such reason.
+            ConfigurationError: The reason is unknown.
         """
         return run_sync(dead_letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
-        """Make jobs of them again: same id, due immediately, with a clean record.
+        """Turn dead letters into jobs again, with their ids, due immediately, and with no failures.
 
         Returns:
-            How many there were.
+            The number of dead letters that became jobs.
         """
         return run_sync(dead_letters.revive(self._engine, self._queue, job_ids))
 
     def retry_all(self, reason: str | None = None) -> int:
-        """Make jobs of all that are there, and return how many.
+        """Turn all dead letters into jobs, and return their number.
 
         Args:
-            reason: Only those that died for this reason, such as ``unreadable``; see `DeadLetter.reason`.
+            reason: Only dead letters with this reason, such as ``unreadable``; see `DeadLetter.reason`.
 
         Raises:
-            ConfigurationError: There is no such reason.
+            ConfigurationError: The reason is unknown.
         """
         return run_sync(dead_letters.revive(self._engine, self._queue, None, reason))
 
     def purge(self, *job_ids: int) -> int:
-        """Delete them for good.
+        """Delete dead letters permanently.
 
         Returns:
-            How many there were.
+            The number of deleted dead letters.
         """
         return run_sync(dead_letters.purge(self._engine, self._queue, job_ids, 0))
 
     def purge_all(self, older_than: str | float | timedelta = 0) -> int:
-        """Delete all that are there for good.
+        """Delete all dead letters permanently.
 
         Args:
-            older_than: Only those that died so long ago: seconds, ``'14d'`` or a timedelta.
+            older_than: Only dead letters of jobs that died at least this long ago: seconds, ``'14d'`` or a timedelta.
 
         Returns:
-            How many there were.
+            The number of deleted dead letters.
         """
         return run_sync(dead_letters.purge(self._engine, self._queue, None, older_than))
 
@@ -130,29 +130,29 @@ class AsyncDeadLetters:
         self._queue = queue
 
     async def list(self, n: int = 100) -> list[DeadLetter]:
-        """The latest ``n``, the latest first."""
+        """Return up to ``n`` dead letters, the latest first."""
         return [DeadLetter(self._queue, row) for row in await dead_letters.list_latest(self._engine, self._queue, n)]
 
     async def get(self, job_id: int) -> DeadLetter:
-        """One, by the job's id; see `DeadLetters.get`."""
+        """Return the dead letter with a job's id; see `DeadLetters.get`."""
         return DeadLetter(self._queue, await dead_letters.find(self._engine, self._queue, job_id))
 
     async def count(self, reason: str | None = None) -> int:
-        """Return how many there are; see `DeadLetters.count`."""
+        """Return the number of dead letters; see `DeadLetters.count`."""
         return await dead_letters.count(self._engine, self._queue, reason)
 
     async def retry(self, *job_ids: int) -> int:
-        """Make jobs of them again; see `DeadLetters.retry`."""
+        """Turn dead letters into jobs again; see `DeadLetters.retry`."""
         return await dead_letters.revive(self._engine, self._queue, job_ids)
 
     async def retry_all(self, reason: str | None = None) -> int:
-        """Make jobs of all that are there; see `DeadLetters.retry_all`."""
+        """Turn all dead letters into jobs; see `DeadLetters.retry_all`."""
         return await dead_letters.revive(self._engine, self._queue, None, reason)
 
     async def purge(self, *job_ids: int) -> int:
-        """Delete them for good; see `DeadLetters.purge`."""
+        """Delete dead letters permanently; see `DeadLetters.purge`."""
         return await dead_letters.purge(self._engine, self._queue, job_ids, 0)
 
     async def purge_all(self, older_than: str | float | timedelta = 0) -> int:
-        """Delete all that are there for good; see `DeadLetters.purge_all`."""
+        """Delete all dead letters permanently; see `DeadLetters.purge_all`."""
         return await dead_letters.purge(self._engine, self._queue, None, older_than)

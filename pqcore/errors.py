@@ -1,9 +1,7 @@
-"""Every error that pqcore raises, under one root.
+"""All errors that pqcore raises, under one root.
 
-An error also derives from the built-in that Python users expect in its place
-(``ValueError`` for a bad argument, ``ImportError`` for a missing driver), so
-that code written for plain Python keeps working.  What the driver raised is
-always chained as ``__cause__``.
+An error also derives from the built-in exception that fits, such as ``ValueError`` for a bad argument. So existing
+``except`` clauses keep working. The driver's exception is always chained as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ class PQError(Exception):
     """The root of all of pqcore's errors."""
 
 
-# What the caller passed in
+# Arguments
 
 
 class ConfigurationError(PQError, ValueError):
@@ -23,7 +21,7 @@ class ConfigurationError(PQError, ValueError):
 
 
 class InvalidCall(PQError, TypeError):
-    """A task was called with arguments that its function does not take; or an object was used as another kind is."""
+    """A task was called with arguments that its function does not accept, or an object was used as another kind is."""
 
 
 class UnknownBackend(ConfigurationError):
@@ -33,7 +31,7 @@ class UnknownBackend(ConfigurationError):
 class UnknownSerializer(ConfigurationError, KeyError):
     """No installed serializer has this name."""
 
-    __str__ = Exception.__str__  # a KeyError would show the message's repr
+    __str__ = Exception.__str__  # without this, a KeyError would show the repr of the message
 
 
 class BackendNotInstalled(PQError, ImportError):
@@ -45,7 +43,7 @@ class SerializerNotInstalled(PQError, ImportError):
 
 
 class PluginError(PQError):
-    """A plugin is broken, doubled, or made for another plugin API version."""
+    """A plugin is broken, installed twice, or made for another version of the plugin API."""
 
 
 class InvalidName(PQError, ValueError):
@@ -53,7 +51,7 @@ class InvalidName(PQError, ValueError):
 
 
 class InvalidTimeSpec(PQError, ValueError, TypeError):
-    """Not a time: neither ``'5m'``, nor a timedelta, nor a datetime."""
+    """The value is not a time: neither ``'5m'``, nor a timedelta, nor a datetime."""
 
 
 class SerializationError(PQError, TypeError, ValueError):
@@ -65,10 +63,10 @@ class PayloadTooLarge(PQError, ValueError):
 
 
 class DuplicateJob(PQError, ValueError):
-    """A job with this dedup key is there already; nothing was written.
+    """Another job has this dedup key; nothing was written.
 
     Attributes:
-        job_id: The id of that job.
+        job_id: The id of the other job.
     """
 
     def __init__(self, message: str, job_id: int = 0) -> None:
@@ -77,53 +75,54 @@ class DuplicateJob(PQError, ValueError):
 
 
 class UnknownTask(PQError, LookupError):
-    """No function is declared under the path that a row names, and its module is not trusted."""
+    """No function is declared under the path in a row, and the path's module is not trusted."""
 
 
-# What a row holds
+# Content of rows
 
 
 class DeserializationError(PQError, ValueError):
-    """The row's data cannot be decoded by this queue.
+    """The queue cannot decode the row's data.
 
     Attributes:
-        job: The job whose data it is; ``job.raw`` has what is stored. None for a result.
+        job: The job with the data; ``job.raw`` is what is stored. None for a result.
     """
 
     job: Any = None
 
 
 class Unreadable(DeserializationError):
-    """This program cannot read the row; a program with the right serializer, ``accept`` or key can.
+    """This program cannot read the row, but a program with the right serializer, ``accept`` or key can.
 
-    Workers put the job off, as they do with a function that they do not know. A serializer may raise it in ``loads``.
+    Workers postpone the job, as they do for a function that they do not know. A serializer may raise this error in
+    ``loads``.
     """
 
 
 class KeyNotHeld(Unreadable):
-    """No key that this program holds decrypts the row, or verifies its signature; for serializers to raise."""
+    """None of this program's keys decrypts the row or verifies its signature; serializers raise this error."""
 
 
 class UnsafeSerializer(Unreadable):
-    """The row names a serializer that this queue was not told to accept."""
+    """The row names a serializer that is not in this queue's ``accept``."""
 
 
 class JobNotFound(PQError, LookupError):
-    """No such row: the job is finished and gone, cancelled, or never was."""
+    """The job has no row: it was finished and deleted, was cancelled, or never existed."""
 
 
 class LeaseLost(PQError):
-    """The lease ran out and the job was given to somebody else, or is gone.
+    """The lease ran out, and another consumer got the job, or the job is gone.
 
-    Whatever was done under the lease may be done again by its next holder.
+    The next holder of the lease may repeat whatever was done under this lease.
     """
 
 
 class JobFailed(PQError):
-    """The job whose result was asked for failed for good, or was cancelled.
+    """The awaited job failed permanently, or was cancelled.
 
     Attributes:
-        error: What it raised: ``type``, ``message`` and ``traceback``; empty if it was cancelled.
+        error: The exception, as ``type``, ``message`` and ``traceback``; empty if the job was cancelled.
     """
 
     def __init__(self, message: str, error: dict[str, str] | None = None) -> None:
@@ -132,10 +131,10 @@ class JobFailed(PQError):
 
 
 class ResultNotStored(PQError):
-    """The job was done, and the result that its function returned could not be stored.
+    """The job is done, but the result that its function returned could not be stored.
 
     Attributes:
-        error: Why: ``type``, ``message`` and ``traceback``.
+        error: The cause, as ``type``, ``message`` and ``traceback``.
     """
 
     def __init__(self, message: str, error: dict[str, str] | None = None) -> None:
@@ -144,14 +143,14 @@ class ResultNotStored(PQError):
 
 
 class ResultTimeout(PQError, TimeoutError):
-    """The result was not there in time; the job may still be waiting or running."""
+    """The result did not arrive in time; the job may still be waiting or running."""
 
 
-# The table
+# Schema
 
 
 class SchemaError(PQError):
-    """The table is not as this version of pqcore needs it."""
+    """The table does not have the form that this version of pqcore needs."""
 
 
 class TableMissing(SchemaError, LookupError):
@@ -159,21 +158,21 @@ class TableMissing(SchemaError, LookupError):
 
 
 class SchemaOutdated(SchemaError):
-    """The table is of an older version, or pq's own: call ``create()``."""
+    """The table is of an older version, or was made by pq: call ``create()``."""
 
 
 class SchemaTooNew(SchemaError):
-    """The table was made by a newer pqcore: upgrade this one."""
+    """A newer pqcore made the table: upgrade this one."""
 
 
-# The server
+# Server
 
 
 class DatabaseError(PQError):
     """The server refused a statement.
 
     Attributes:
-        sqlstate: The server's five-letter code, or None where there is none.
+        sqlstate: The server's five-letter code, or None if the server gave none.
     """
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
@@ -182,19 +181,19 @@ class DatabaseError(PQError):
 
 
 class TransactionAborted(DatabaseError):
-    """An earlier statement failed; the owner must roll the transaction back."""
+    """An earlier statement failed, so the owner of the transaction must roll it back."""
 
 
 class TransientError(DatabaseError):
-    """A deadlock, serialization failure or lock timeout: try it again."""
+    """The statement failed by a deadlock, a serialization failure or a lock timeout: try again."""
 
 
 class StatementCancelled(DatabaseError, TimeoutError):
-    """The server cancelled the statement (``statement_timeout``, or asked to)."""
+    """The server cancelled the statement, because of ``statement_timeout`` or a cancel request."""
 
 
 class AccessDenied(DatabaseError, PermissionError):
-    """The database role may not do this."""
+    """The database role lacks a privilege."""
 
 
 class InvalidData(DatabaseError, ValueError):
@@ -202,25 +201,26 @@ class InvalidData(DatabaseError, ValueError):
 
 
 class IdTaken(DatabaseError):
-    """A new row was given an id that is taken: a sequence is behind the ids that are there; nothing was written.
+    """A new row was given an id that exists: a sequence is behind the existing ids; nothing was written.
 
-    It is behind after logical replication, ``TRUNCATE ... RESTART IDENTITY`` or a restore of rows alone.
-    ``pqcore doctor`` names it, and ``create(set_sequences=True)`` sets it.
+    Logical replication, ``TRUNCATE ... RESTART IDENTITY`` or a restore of rows alone can leave a sequence behind.
+    ``pqcore doctor`` names the sequence, and ``create(set_sequences=True)`` corrects it.
     """
 
 
 class NotStored(DatabaseError):
-    """The server stored nothing, and reported no error: a trigger left the row out, or row-level security hides it."""
+    """The server stored nothing and reported no error: a trigger dropped the row, or row-level security hides it."""
 
 
 class ConnectionLost(DatabaseError, ConnectionError):
-    """The connection broke, or the server cannot be reached; a transaction that was open is undone."""
+    """The connection broke, or the server cannot be reached; an open transaction was rolled back."""
 
 
 class OutcomeUnknown(ConnectionLost):
-    """The connection broke while a commit, or a statement that commits by itself, was under way.
+    """The connection broke during a commit, or during a statement that commits by itself.
 
-    It took effect, or it did not. Look before it is done again, or make doing it again harmless, as a dedup key does.
+    The change may or may not have taken effect. Check before repeating the call, or make the repetition harmless, as a
+    dedup key does.
     """
 
 
@@ -229,16 +229,16 @@ class PoolTimeout(PQError, TimeoutError):
 
 
 class Closed(PQError):
-    """The PQ, or the connection or pool it was given, has been closed."""
+    """The PQ, or the connection or pool that it was given, is closed."""
 
 
 class TransactionOrderError(PQError):
-    """Transaction blocks ended in another order than they began."""
+    """Transaction blocks did not end in the reverse order of their beginning."""
 
 
 class NotSupported(PQError, NotImplementedError):
-    """The chosen backend, or the isolation level of the transaction, does not allow this."""
+    """The backend, or the isolation level of the transaction, does not support this call."""
 
 
 class EmbeddedServerError(PQError):
-    """The embedded PostgreSQL is missing or did not start."""
+    """The embedded PostgreSQL is not installed, or did not start."""

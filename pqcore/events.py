@@ -1,4 +1,4 @@
-"""The events that hooks receive: jobs put, started, and how they ended."""
+"""The events that hooks receive when jobs are put, start and end."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ OUTCOME_HOOKS: dict[str, JobHook] = {
 }
 """The hook that is called after each kind of `Outcome`."""
 FAILURES = ("retry", "crash", "dead")
-"""The ends that follow a failure."""
+"""The kinds of outcome that follow a failure."""
 REASONS = {"retry": "failed", "snooze": "snoozed"}
-"""The reasons of ends that have none else."""
+"""The reasons of outcomes that carry no reason of their own."""
 
 
 @dataclass
 class PutEvent:
-    """Jobs that are put, together.
+    """One or more jobs that are put together.
 
     Attributes:
         queue: The queue's name.
-        data: The data of the job; of `put_many`, the iterable that it was given; of calls put
-            together, what is stored of them.
-        task: The path of the function, if the job is a call of one, put by itself.
-        headers: The headers of the jobs; what a plugin adds travels with them, and with what
-            follows them in a chain or batch.
-        ids: Their ids, once they are put; maybe not yet committed, if within a transaction.
-        many: Whether they were put together, by `put_many`, `put_calls` or `batch`.
+        data: The data of the job; for `put_many`, the iterable that the caller gave; for calls put together, their
+            stored form.
+        task: The path of the function, if the job is a single call of a function.
+        headers: The headers of the jobs; headers that a plugin adds are also given to jobs that follow in a chain or
+            batch.
+        ids: The ids of the jobs after the put; within a transaction, the jobs may not be committed yet.
+        many: Whether `put_many`, `put_calls` or `batch` put the jobs.
     """
 
     queue: str
@@ -58,20 +58,20 @@ class PutEvent:
 
 @dataclass
 class JobEvent:
-    """A job that a worker runs, or has run: one object for all that is told of one run.
+    """A job that a worker runs or has run; all hooks of one run receive the same object.
 
     Attributes:
         queue: The queue's name.
         job: The job.
-        task: The path of its function; empty if the job is not a call.
-        waited: Seconds from when it was due until it was taken, by this machine's clock.
-        duration: Seconds that the function took; 0 before.
-        error: What it raised, if it did.
-        delay: Seconds until it is run again, if it was retried; None for at once.
-        reason: Why it is retried (``failed``, ``crashed``, ``snoozed``, ``shutdown``; ``unknown`` or
-            ``unreadable`` if this worker does not know its function or cannot read its data), a dead
-            letter (`DeadLetter.reason`), or was dropped (``discarded``, ``cancelled``, ``failed``).
-        notes: What plugins keep for themselves until the run's next hook, each under its own name.
+        task: The path of the job's function; empty if the job is not a call.
+        waited: Seconds from the time when the job was due until it was taken, by this machine's clock.
+        duration: Seconds that the function took; 0 before it ends.
+        error: The exception that the function raised, if any.
+        delay: Seconds until a retried job runs again; None for immediately.
+        reason: The reason of the outcome. A retry has ``failed``, ``crashed``, ``snoozed`` or ``shutdown``; or
+            ``unknown`` or ``unreadable``, if this worker does not know the function or cannot read the data. A dead
+            letter has a `DeadLetter.reason`. A dropped job has ``discarded``, ``cancelled`` or ``failed``.
+        notes: A dict in which plugins keep values until the next hook of the run, each under its own name.
     """
 
     queue: str
@@ -86,18 +86,18 @@ class JobEvent:
 
     @property
     def attempt(self) -> int:
-        """1 for the first time that the job is run, 2 for the second..."""
+        """The number of the attempt: 1 for the job's first run, 2 for the second."""
         return self.job.attempts
 
 
 @dataclass
 class ServerEvent:
-    """What a worker found when it looked at its server, as it does every half minute, more or less.
+    """The result of a worker's check of its server, about every 30 s.
 
     Attributes:
-        queue: The name of the queue for which it looked.
-        notifications: How full the server's queue of notifications is, from 0 to 1. When it is full, puts and ends
-            that notify fail.
+        queue: The name of the queue for which the worker checked.
+        notifications: How full the server's notification queue is, from 0 to 1. When the queue is full, statements that
+            notify fail, such as puts.
     """
 
     queue: str

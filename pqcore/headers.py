@@ -1,7 +1,7 @@
-"""What travels beside a job's data, read from a row: whoever may put writes it in SQL, and not only as `put` would.
+"""Reading headers from rows: a row may have been written in plain SQL, and not by `put`.
 
-A part that has a meaning to pqcore, and is not what `put` writes, has none, and is left out: so that no row stops who
-takes it.  A worker makes a dead letter of such a job.
+If a value that pqcore itself reads is not in the form that `put` writes, it is left out. So no row can stop the
+consumer that takes it. A worker makes a dead letter of a job with such a header.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, MAX_QUEUE_NAME, check_text
 
 LONGEST = 100_000_000_000
-"""Seconds, three thousand years: a later time may be more than Python can tell."""
+"""Seconds, about three thousand years; a later time may exceed what Python's datetime can hold."""
 MOST_PLACES = 2**31 - 1
 _MOST_ID = 2**63 - 1
 _LINK = frozenset({"queue", "serializer", "data", "payload", "headers", "delay"})
 
 
 def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
-    """The headers of a row, and what was wrong with those that are left out; empty if nothing was.
+    """Return the headers of a row, and the faults of headers that were left out.
+
+    The faults are empty if there are none.
 
     Args:
-        text: JSON, or what a row holds instead.
+        text: The text in the row, which should be JSON.
     """
     if text is None:
         return {}, ""
@@ -50,10 +52,10 @@ def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
 
 
 def check_link(link: Any) -> None:
-    """Refuse what is no `StoredPut`.
+    """Raise unless a value is a valid `StoredPut`.
 
     Raises:
-        TypeError, ValueError, LookupError, ArithmeticError, RecursionError: It is none.
+        TypeError, ValueError, LookupError, ArithmeticError, RecursionError: The value is not a valid `StoredPut`.
     """
     if not isinstance(link, dict) or not link.keys() <= _LINK:
         raise TypeError("no put that is to follow")

@@ -1,6 +1,6 @@
-"""Calls hooks with events.
+"""Calls of hooks with events.
 
-With no plugin that implements a hook, the caller looks at an empty list and calls nothing (`Plugins.has_impl`).
+If no plugin implements a hook, the caller checks an empty list and makes no call (`Plugins.has_impl`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ logger = logging.getLogger("pqcore")
 
 
 def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
-    """What plugins return, one after the other; one that raises is logged, and stands in no other's way."""
+    """Yield what each plugin returns; log an exception of a plugin, and continue with the next plugin."""
     for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):
         try:
             result = plugin.function(*[event for _ in plugin.argnames])
-        except BaseException as exc:  # a plugin is not to stop what it watches
+        except BaseException as exc:  # a plugin must not stop the code that it watches
             if is_from_outside(exc):
                 raise
             logger.exception("plugin %s failed in %s", plugin.plugin_name, hook)
@@ -34,7 +34,7 @@ def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
 
 
 class _Watched:
-    """The end of a plugin's context manager, which can neither raise nor swallow an exception."""
+    """The end of a plugin's context manager, which can neither raise nor suppress an exception."""
 
     def __init__(self, hook: str, manager: AbstractContextManager[object]) -> None:
         self._hook = hook
@@ -54,7 +54,7 @@ class _Watched:
 
 @contextmanager
 def run_wrapped(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEvent | JobEvent) -> Iterator[None]:
-    """Enter the context managers that plugins give; one that fails to open is logged, and left out."""
+    """Enter the context managers that plugins return; log and leave out one that fails to open."""
     with ExitStack() as stack:
         for manager in _each(hook, event):
             try:
@@ -69,12 +69,12 @@ def run_wrapped(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: 
 
 
 async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, blocking: bool = False) -> None:
-    """Call a hook; what it returns is awaited if it can be.  A plugin's exception is logged, and no more.
+    """Call a hook, and await the results that are awaitable. An exception of a plugin is only logged.
 
     Args:
-        hook: Its name.
-        event: What it is told.
-        blocking: Whether it is told by a coroutine that must not suspend: an event loop is made then.
+        hook: The hook's name.
+        event: The event to pass.
+        blocking: Whether the calling coroutine must not suspend; awaitables then run in a new event loop.
     """
     for result in _each(hook, event):
         if not inspect.isawaitable(result):
@@ -87,7 +87,7 @@ async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, bloc
             else:
                 await result
         except asyncio.CancelledError:
-            raise  # of the task that tells
+            raise  # the calling task was cancelled
         except BaseException as exc:
             if is_from_outside(exc):
                 raise
@@ -103,7 +103,7 @@ def _run(awaitable: Any) -> None:
     coroutine = wait()
     try:
         asyncio.run(coroutine)
-    finally:  # in a running loop it was not even begun
+    finally:  # in a running loop, the coroutine was never started
         coroutine.close()
         if inspect.iscoroutine(awaitable):
             awaitable.close()

@@ -1,7 +1,7 @@
-"""The hooks, all of them.  A plugin implements those that it likes; see docs/plugins.md.
+"""All hooks. A plugin implements any of the hooks; see docs/plugins.md.
 
-Hooks find things and tell of events.  None is called for each statement.  A hook that
-is told of an event may return something to await; what it raises is logged.
+Hooks find things or report events. No hook is called for each statement. A hook that reports an event may return an
+awaitable; an exception of the hook is logged.
 """
 
 from __future__ import annotations
@@ -21,109 +21,113 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("pqcore")
 hookimpl = pluggy.HookimplMarker("pqcore")
-"""Marks a function of a plugin as the implementation of a hook."""
+"""The marker for functions of a plugin that implement a hook."""
 
 
 @hookspec(historic=True)
 def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
-    """Call ``register(spec)`` for each backend that the plugin brings.
+    """Call ``register(spec)`` for each backend of the plugin.
 
-    Called once a plugin, when it is loaded.  Import no driver here.
+    This hook is called once for each plugin, when the plugin is loaded. Do not import the driver here.
     """
 
 
 @hookspec(historic=True)
 def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer]], None]) -> None:
-    """Call ``register(serializer)`` for each serializer that the plugin brings.
+    """Call ``register(serializer)`` for each serializer of the plugin.
 
-    Or with a class, which is constructed each time that it is chosen: that can fail, for want of
-    a library or a key, and be tried again.  A `pqcore.serializers.Wrapper` is always a class.
-    Called once a plugin, when it is loaded.  Import no library here.
+    ``register`` also accepts a class, which is constructed at each choice: a construction that fails for want of a
+    library or key can be repeated. A `pqcore.serializers.Wrapper` is always registered as a class. This hook is called
+    once for each plugin, when the plugin is loaded. Do not import the library here.
     """
 
 
 @hookspec(historic=True)
 def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
-    """Call ``register(dialect)`` for each subclass of `pqcore.sql.dialect.Dialect` that the plugin brings.
+    """Call ``register(dialect)`` for each subclass of `pqcore.sql.dialect.Dialect` in the plugin.
 
-    Called once a plugin, when it is loaded.
+    This hook is called once for each plugin, when the plugin is loaded.
     """
 
 
 @hookspec(firstresult=True)
 def pqcore_unwrap(target: Any) -> Any:
-    """Return the driver's connection inside of ``target``, or None if it is not yours.
+    """Return the driver's connection inside ``target``, or None if the plugin does not know ``target``.
 
-    Called for ``put(..., connection=target)`` when no backend knows the type:
-    an ORM's session, for instance.  May return another wrapper; it is
-    called again until a backend knows the result.  Stops at the first result
-    that is not None.
+    This hook is called for ``put(..., connection=target)`` if no backend knows the type, such as an ORM's session. The
+    hook may return another wrapper; pqcore then calls it again, until a backend knows the result. Calls stop at the
+    first result that is not None.
     """
 
 
 @hookspec
 def pqcore_around_put(event: PutEvent) -> AbstractContextManager[object]:
-    """Return a context manager, entered before jobs are encoded and left once they are put.
+    """Return a context manager that is entered before jobs are encoded, and left after they are put.
 
-    What it adds to ``event.headers`` travels with the jobs.  ``event.ids`` is set when it is
-    left.  It is left with the exception if the put fails.
+    Values added to ``event.headers`` are stored with the jobs. ``event.ids`` is set when the context manager is left.
+    If the put fails, the context manager receives the exception.
     """
     raise NotImplementedError
 
 
 @hookspec
 def pqcore_job_put(event: PutEvent) -> Awaitable[None] | None:
-    """Jobs were put; ``event.ids`` has their ids.  Within a transaction, it is not committed yet."""
+    """Report that jobs were put; ``event.ids`` has their ids. Within a transaction, the put is not committed yet."""
 
 
 @hookspec
 def pqcore_around_run(event: JobEvent) -> AbstractContextManager[object]:
-    """Return a context manager, entered around the function of a job.
+    """Return a context manager to enter around a job's function.
 
-    In the thread that runs it, or in its asyncio task; around a function that runs in a
-    process of its own, in the worker.  Left with the exception if the function raises.
+    It is entered in the function's thread or asyncio task; for a function in another process, it is entered in the
+    worker. If the function raises, the context manager receives the exception.
     """
     raise NotImplementedError
 
 
 @hookspec
 def pqcore_job_started(event: JobEvent) -> Awaitable[None] | None:
-    """A worker starts to run a job."""
+    """Report that a worker starts to run a job."""
 
 
 @hookspec
 def pqcore_job_succeeded(event: JobEvent) -> Awaitable[None] | None:
-    """The function returned, and the job is finished in the database."""
+    """Report that a job's function returned, and that the job is finished in the database."""
 
 
 @hookspec
 def pqcore_job_failed(event: JobEvent) -> Awaitable[None] | None:
-    """The function raised ``event.error``, or its process died; then it is told to be retried, dead or dropped.
+    """Report that a job's function raised ``event.error``, or that its process died.
 
-    Not told of `Snooze` and `Discard`, nor of functions that were cancelled.
+    A hook for retried, dead or dropped follows.
+
+    This hook is not called for `Snooze` and `Discard`, nor for cancelled functions.
     """
 
 
 @hookspec
 def pqcore_job_retried(event: JobEvent) -> Awaitable[None] | None:
-    """The job goes back to the queue, for ``event.delay`` seconds; ``event.reason`` says why."""
+    """Report that a job returns to the queue for ``event.delay`` seconds; ``event.reason`` has the cause."""
 
 
 @hookspec
 def pqcore_job_dead(event: JobEvent) -> Awaitable[None] | None:
-    """The job is a dead letter now, for ``event.reason``; maybe without having been started."""
+    """Report that a job became a dead letter for ``event.reason``, possibly without having started."""
 
 
 @hookspec
 def pqcore_job_dropped(event: JobEvent) -> Awaitable[None] | None:
-    """The job was discarded, cancelled while it ran, or, taken with `get`, failed: ``event.reason`` says which."""
+    """Report that a job was discarded, was cancelled while running, or failed after `get`.
+
+    ``event.reason`` tells which.
+    """
 
 
 @hookspec
 def pqcore_job_lost(event: JobEvent) -> Awaitable[None] | None:
-    """The job was started, and its lease was lost before its end was stored: another runs it, or did."""
+    """Report that a job lost its lease before its outcome was stored; another consumer runs or ran the job."""
 
 
 @hookspec
 def pqcore_server_seen(event: ServerEvent) -> Awaitable[None] | None:
-    """A worker looked at its server: every half minute, more or less, for each of its queues."""
+    """Report that a worker checked its server, about every 30 s for each of its queues."""

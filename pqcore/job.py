@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 Identity: TypeAlias = tuple[int, float | None]
-"""The id of a job, and when it was put, as in `JobId`."""
+"""The id of a job and the time of its put, as in `JobId`."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FARTHEST = 9_000_000_000.0
-"""Seconds: so far from 1970, in the year 2255, a float tells microseconds apart."""
+"""Seconds since 1970: up to here, in the year 2255, a float distinguishes microseconds."""
 
 
 class JobId(int):
-    """The id of a job, with the time at which the job was put.
+    """The id of a job, with the time of the job's put.
 
-    Ids come again after ``TRUNCATE ... RESTART IDENTITY``, a restore or logical replication. The two together name
-    one job.
+    Ids may repeat after ``TRUNCATE ... RESTART IDENTITY``, a restore or logical replication. The id and the time
+    together name one job.
 
     Attributes:
-        epoch: When the job was put, by the server's clock, in seconds since 1970; None if that is not known: then the
-            id alone counts.
+        epoch: When the job was put, by the server's clock, in seconds since 1970; None if unknown, so that only the id
+            is compared.
     """
 
     epoch: float | None = None
 
     @property
     def put_at(self) -> datetime | None:
-        """When the job was put, in UTC; None also of a time beyond all clocks, which only a forged row has."""
+        """The time of the job's put, in UTC; None if unknown, or if no datetime can hold the row's (forged) time."""
         if self.epoch is None or abs(self.epoch) > _FARTHEST:
             return None
         return _EPOCH + timedelta(microseconds=round(self.epoch * 1_000_000))
@@ -53,7 +53,7 @@ class _Encoded(Protocol):
 
 
 class QueueOfJob(Protocol):
-    """The settings of a queue that its jobs need: `pqcore.settings.QueueSettings` has them all."""
+    """The settings of a queue that its jobs need, a part of `pqcore.settings.QueueSettings`."""
 
     name: str
     table: TableName
@@ -68,7 +68,7 @@ class QueueOfJob(Protocol):
 
 
 class BlockingQueueOfJob(QueueOfJob, Protocol):
-    """What a job calls on the `pqcore.queue.Queue` that it was taken from."""
+    """The methods that a job calls on the `pqcore.queue.Queue` that it was taken from."""
 
     def update(self, job_id: int, data: Any) -> int: ...
 
@@ -82,17 +82,17 @@ class BlockingQueueOfJob(QueueOfJob, Protocol):
 
 
 class BaseJob:
-    """What a row of the queue held when it was taken.
+    """The content of a queue's row when the job was taken.
 
     Attributes:
         id: The row's id.
-        token: The fencing token: each time the job is taken, it is one more.
-        raw: The data as stored: JSON text, or bytes.
-        serializer: The serializer that wrote it, or None for a row of pq's.
-        failures: How often it failed with an exception before.
-        not_counted_attempts: How often the job was taken and that was no attempt: it was parked, snoozed, or given
+        token: The fencing token, which grows by one each time the job is taken.
+        raw: The stored data: JSON text, or bytes.
+        serializer: The serializer that wrote the data, or None for a row that pq wrote.
+        failures: How many earlier attempts failed with an exception.
+        not_counted_attempts: How often the job was taken without an attempt, because it was parked, snoozed, or given
             back before it ran.
-        leased: Whether it is held under a lease, and to be finished.
+        leased: Whether the job is leased, so that the consumer must finish it.
     """
 
     __slots__ = (
@@ -122,7 +122,7 @@ class BaseJob:
     def __init__(self, queue: QueueOfJob, row: Row, *, leased: bool = False) -> None:
         self._queue = queue
         self.leased = leased
-        # The columns of a JobRow, unpacked: to name them first would take almost as long as all the rest.
+        # The columns of a JobRow are unpacked here: making a JobRow first would take almost as long as all the rest.
         (
             self.id,
             data,
@@ -136,7 +136,7 @@ class BaseJob:
             failures,
             excused,
         ) = row
-        self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may give a view
+        self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may return a memoryview
         self._times: tuple[datetime, datetime | None, datetime | None] = (enqueued_at, schedule_at, expected_at)
         self.failures: int = failures or 0
         self.not_counted_attempts: int = excused or 0
@@ -147,29 +147,29 @@ class BaseJob:
 
     @property
     def size(self) -> int:
-        """The length of the stored data: characters of JSON text, or bytes."""
+        """Return the length of the stored data: characters of JSON text, or bytes."""
         return len(self.raw)
 
     @property
     def enqueued_at(self) -> UtcDatetime:
-        """When it was put."""
+        """The time of the job's put."""
         return cast(UtcDatetime, UtcDatetime.of(self._times[0]))
 
     @property
     def schedule_at(self) -> UtcDatetime | None:
-        """Before when it was not to be taken."""
+        """The earliest time at which the job may be taken."""
         return UtcDatetime.of(self._times[1])
 
     @property
     def expected_at(self) -> UtcDatetime | None:
-        """By when it is wanted: its priority."""
+        """The time by which the job is wanted; jobs with earlier times are taken first."""
         return UtcDatetime.of(self._times[2])
 
     @property
     def headers(self) -> dict[str, Any]:
-        """What travels beside the data: how it is to be run, a trace's context, whatever ``put`` was given.
+        """The values stored with the data: run options, the context of a trace, and the headers given to ``put``.
 
-        Without what a row holds that no ``put`` wrote.
+        Values that no ``put`` could have written are left out.
         """
         if self._headers is None:
             self._headers, self._faults = read_headers(self.raw_headers)
@@ -177,37 +177,37 @@ class BaseJob:
 
     @property
     def header_faults(self) -> str:
-        """What was wrong with headers that are left out; empty if nothing was."""
+        """What was wrong with the headers that were left out; empty if all headers were read."""
         _ = self.headers
         return self._faults
 
     @property
     def attempts(self) -> int:
-        """How often the job was run, this time included."""
-        return max(self.token - self.not_counted_attempts, 0)  # the token begins again with 1 after 2,147,483,647
+        """How often the job was run, including the present run."""
+        return max(self.token - self.not_counted_attempts, 0)  # the token starts again at 1 after 2,147,483,647
 
     @property
     def crashes(self) -> int:
-        """How often a lease of it ran out: its worker died, or was cut off."""
+        """How often a lease of the job ran out, because its worker died or lost its connection."""
         return self.token - 1 - self.failures - self.not_counted_attempts
 
     @property
     def settings(self) -> QueueOfJob:
-        """The settings of the queue that the job was taken from; without that queue's methods."""
+        """The settings of the queue that the job was taken from, without the queue's methods."""
         return self._queue
 
     @property
     def is_decoded(self) -> bool:
-        """Whether the data was decoded already."""
+        """Whether the data has been decoded."""
         return self._decoded
 
     @property
     def decoded_data(self) -> Any:
-        """The data if it was decoded already, else None."""
+        """The decoded data; None if the data has not been decoded."""
         return self._data
 
     def as_row(self) -> JobRow:
-        """Return the row that the job was made from, of which another process can make the job again."""
+        """Return the row of this job, from which another process can make the job again."""
         binary = isinstance(self.raw, bytes)
         return JobRow(
             self.id,
@@ -222,12 +222,12 @@ class BaseJob:
         )
 
     def decode(self) -> Any:
-        """Return the data, which the first call decodes.
+        """Return the data; the first call decodes it.
 
         Raises:
-            DeserializationError: The row holds something that its queue cannot read.
+            DeserializationError: The queue cannot read the row's data.
         """
-        # Decoded when asked for, so that a row that cannot be decoded is still taken, and can be dealt with.
+        # The data is decoded on demand: a job whose data cannot be decoded can still be taken, and then buried.
         if not self._decoded:
             try:
                 self._data = self._queue.decode_row(self.id, self.serializer, self.raw)
@@ -240,7 +240,7 @@ class BaseJob:
         return self._data
 
     def forget_decoded(self) -> None:
-        """Let go of the decoded data, for workers; `decode` decodes it again."""
+        """Forget the decoded data, to free memory in workers; `decode` decodes it again."""
         self._data, self._decoded = None, False
 
     def _replace(self, data: Any, raw: str | bytes) -> None:
@@ -270,11 +270,11 @@ class Job(BaseJob):
 
     @property
     def data(self) -> Any:
-        """The data that was put.  Setting it writes the row.
+        """The data that was put. Setting this property writes the row.
 
         Raises:
-            DeserializationError: The row holds something that this queue cannot read.
-            JobNotFound: (when set) The row is gone.
+            DeserializationError: The queue cannot read the row's data.
+            JobNotFound: The property is set, but the row is gone.
         """
         return self.decode()
 
@@ -292,11 +292,11 @@ class Job(BaseJob):
         self._queue.nack(self, delay)
 
     def bury(self, error: BaseException | str | None = None) -> None:
-        """Make a dead letter of it; see `Queue.bury`."""
+        """Make a dead letter of the job; see `Queue.bury`."""
         self._queue.bury(self, error)
 
     def extend(self, duration: str | float | timedelta) -> None:
-        """Hold a leased job for ``duration`` from now; see `Queue.extend`."""
+        """Set the end of the job's lease to ``duration`` from now; see `Queue.extend`."""
         self._queue.extend(self, duration)
 
 
@@ -309,20 +309,20 @@ class AsyncJob(BaseJob):
 
     @property
     def _face(self) -> Any:
-        """The queue, with methods that are awaited."""
+        """Return the queue, as the class whose methods are awaited."""
         return self._queue
 
     @property
     def data(self) -> Any:
-        """The data that was put; to write it, ``await job.update(data)``.
+        """The data that was put; ``await job.update(data)`` replaces it.
 
         Raises:
-            DeserializationError: The row holds something that this queue cannot read.
+            DeserializationError: The queue cannot read the row's data.
         """
         return self.decode()
 
     async def update(self, data: Any) -> None:
-        """Write new data to the row.
+        """Write new data to the job's row.
 
         Raises:
             JobNotFound: The row is gone.
@@ -339,9 +339,9 @@ class AsyncJob(BaseJob):
         await self._face.nack(self, delay)
 
     async def bury(self, error: BaseException | str | None = None) -> None:
-        """Make a dead letter of it; see `AsyncQueue.bury`."""
+        """Make a dead letter of the job; see `AsyncQueue.bury`."""
         await self._face.bury(self, error)
 
     async def extend(self, duration: str | float | timedelta) -> None:
-        """Hold a leased job for ``duration`` from now; see `AsyncQueue.extend`."""
+        """Set the end of the job's lease to ``duration`` from now; see `AsyncQueue.extend`."""
         await self._face.extend(self, duration)

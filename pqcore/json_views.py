@@ -1,6 +1,6 @@
-"""Jobs, queues and rules as objects of JSON: what `pqcore` writes with ``--json``, and its MCP server answers.
+"""JSON views of jobs, queues and rules, for ``--json`` on the command line and for the MCP server.
 
-Nothing is decoded but JSON; times are datetimes still.
+Only JSON data is decoded; times stay datetimes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pqcore.operations.worker_registry import WorkerInfo
 
 
 def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
-    """What a queue has."""
+    """Return the numbers of a queue."""
     return {
         "queue": queue,
         "ready": found.ready,
@@ -37,7 +37,7 @@ def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
 
 
 def rule(found: Rule, queue: str) -> dict[str, Any]:
-    """A rule that is in force."""
+    """Return a rule that is in force."""
     return {
         "queue": queue,
         "kind": found.kind,
@@ -50,12 +50,12 @@ def rule(found: Rule, queue: str) -> dict[str, Any]:
 
 
 def limit(found: LimitUsage, queue: str) -> dict[str, Any]:
-    """A limit or group in use."""
+    """Return a limit or group in use."""
     return {"queue": queue, **asdict(found), "running": list(found.running)}
 
 
 def taken(job: BaseJob, queue: str) -> dict[str, Any]:
-    """A job that was taken, or looked at."""
+    """Return a job that was taken or peeked at."""
     return {
         "id": job.id,
         "queue": queue,
@@ -70,7 +70,7 @@ def taken(job: BaseJob, queue: str) -> dict[str, Any]:
 
 
 def stored(job: StoredJob) -> dict[str, Any]:
-    """What is stored of a job, but for its data and the traceback."""
+    """Return what is stored of a job, without its data and the traceback."""
     return {
         "id": job.id,
         "queue": job.queue,
@@ -90,7 +90,7 @@ def stored(job: StoredJob) -> dict[str, Any]:
 
 
 def whole(job: WholeJob) -> dict[str, Any]:
-    """All that is stored of a job."""
+    """Return all that is stored of a job."""
     return {
         **stored(job),
         "error": job.error or None,
@@ -103,7 +103,7 @@ def whole(job: WholeJob) -> dict[str, Any]:
 
 
 def letter(found: DeadLetter, queue: str) -> dict[str, Any]:
-    """A dead letter, without its data and the traceback."""
+    """Return a dead letter, without its data and the traceback."""
     return {
         "id": found.id,
         "queue": queue,
@@ -118,7 +118,7 @@ def letter(found: DeadLetter, queue: str) -> dict[str, Any]:
 
 
 def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
-    """All of a dead letter."""
+    """Return a whole dead letter."""
     return {
         **letter(found, queue),
         "error": found.error or None,
@@ -130,17 +130,17 @@ def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
 
 
 def worker(found: WorkerInfo) -> dict[str, Any]:
-    """A worker that is listed."""
+    """Return a worker of the list of workers."""
     return {**asdict(found), "queues": list(found.queues), "tasks": list(found.tasks)}
 
 
 def explanation(found: Explanation) -> dict[str, Any]:
-    """Why a job does not run."""
+    """Return why a job does not run."""
     return asdict(found)
 
 
 def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
-    """A job's data: decoded if it is JSON, in base64 if it is bytes."""
+    """Return a job's data: decoded if it is JSON, in base64 if it is bytes."""
     return {
         "serializer": serializer or "json",
         "data": _parsed(raw),
@@ -149,21 +149,21 @@ def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
 
 
 def task(found: DeadLetter) -> str | None:
-    """The path of the function, if a dead letter is a call of one."""
+    """Return the path of the function, if a dead letter is a call of one."""
     call = _parsed(found.raw)
     path = call.get("function") if isinstance(call, dict) else None
     return path if isinstance(path, str) else None
 
 
 def read(text: str, what: str) -> Any:
-    """The value that somebody wrote as JSON, to be put.
+    """Return the value of a JSON text that a user wrote for a put.
 
     Args:
-        text: JSON.
-        what: What it is, for the message.
+        text: The JSON text.
+        what: The name of the text, for the message.
 
     Raises:
-        SerializationError: It is not JSON; NaN and infinity are not.
+        SerializationError: The text is not JSON; NaN and infinity are not JSON.
     """
     try:
         return json.loads(text, parse_constant=_refused)
@@ -181,7 +181,7 @@ def _parsed(raw: str | bytes) -> Any:
         return None
     try:
         return json.loads(raw)
-    except (ValueError, RecursionError):  # cut off, or nested deeper than Python can follow
+    except (ValueError, RecursionError):  # the text is truncated, or nested deeper than Python can follow
         return None
 
 

@@ -1,9 +1,9 @@
-"""What a queue object remembers from take to take: lanes that have waiting jobs, and the virtual time of each share.
+"""What a queue object remembers between takes: lanes with waiting jobs, and the virtual time of each share.
 
-Shares are served by start-time fair queueing: each job that is taken moves its share's virtual time on by one over the
-share's weight, and the share that is furthest behind has the next turn. A share that had nothing to do begins at the
-present virtual time, so that it has saved up no turns.
-See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
+Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
+weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
+time, so that it cannot save up turns. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM
+Transactions on Networking, 1997).
 """
 
 from __future__ import annotations
@@ -18,47 +18,50 @@ from pqcore.sql.admission_statements import PLAIN_SHARE
 T = TypeVar("T")
 
 FIND = 0.02
-"""Seconds after which a take looks for lanes in which jobs arrived, while no lane is known."""
+"""Seconds between looks for lanes with new jobs, while no lane is known."""
 FIND_MORE = 0.005
-"""The same while some are known: then a look costs little beside the take."""
+"""Seconds between looks for lanes with new jobs, while some lanes are known; a look is then cheap relative to the take.
+"""
 SCAN = 0.5
-"""Seconds after which a take looks through more of the lanes that are there."""
+"""Seconds after which a take scans more of the existing lanes."""
 SCAN_IDLE = 0.05
-"""The same after a take that found nothing."""
+"""Seconds after which a take scans more of the existing lanes, if the last take found nothing."""
 LATE = 1_000
-"""Ids below the highest that was seen in which a look finds jobs whose puts were committed late."""
+"""How far below the highest seen id a look searches, to find jobs whose puts were committed late."""
 KNOWN = 20_000
-"""Lanes that are remembered, at most."""
+"""The largest number of lanes that are remembered."""
 DUE = -1
-"""The number that a look gives in place of a lane where jobs came due that name one."""
+"""The number that a look returns in place of a lane for jobs that came due and name a lane."""
 DUE_MARGIN = 0.2
-"""Seconds before the last look from which a look finds jobs that came due: clocks, and commits, may lag."""
+"""Seconds by which a look for jobs that came due overlaps the last look, because clocks and commits may lag."""
 LONGEST_AGO = 3_600.0
-"""Seconds from which the first look of a queue object finds jobs that came due."""
+"""Seconds back from which the first look of a queue object searches for jobs that came due."""
 ASIDE = 0.25
-"""Seconds for which no lane is looked at after an admission that ended the connection."""
+"""Seconds for which no lane is looked at after an admission closed the connection."""
 MOST = 150
-"""Lanes that one take considers, at most."""
+"""The largest number of lanes that one take considers."""
 NARROW = 40
-"""The same while more than `MOST` are known and takes find jobs; or eight for each job that is wanted."""
+"""That number while more than `MOST` lanes are known and takes find jobs; or eight for each wanted job, if that is
+more."""
 SUCCESSION = 1_000
 """Jobs taken from a lane in succession, after which a take begins behind the last; see `pqcore.scan_position`."""
 FULL_LOOK = 1.0
-"""Seconds after which a take looks at a lane from its beginning again."""
+"""Seconds after which a take scans a lane from its beginning again."""
 PATIENCE = 1.0
-"""Seconds that a job under several keys waits before its keys are kept for it."""
+"""Seconds that a job under several keys waits before its keys are reserved for it."""
 
 
 class KnownLane:
-    """What is remembered of a lane that has waiting jobs.
+    """The state that is remembered of a lane with waiting jobs.
 
     Attributes:
         lane: The lane.
-        newest: The highest id that was seen in it.
-        blocked_since: When it first gave no job, by the monotonic clock, since it last gave one; None if it gives jobs.
-        last: The place of the job that was taken last, as `take_lanes` takes it; None before the first.
+        newest: The highest id seen in the lane.
+        blocked_since: When the lane first gave no job after its last job, by the monotonic clock; None if the lane
+            gives jobs.
+        last: The position of the job that was taken last, in the form for `take_lanes`; None before the first.
         taken: How many jobs were taken in succession.
-        full_look: When it was last looked at from its beginning.
+        full_look: When a take last scanned the lane from its beginning.
     """
 
     __slots__ = ("blocked_since", "full_look", "lane", "last", "last_at", "newest", "taken")
@@ -72,7 +75,7 @@ class KnownLane:
         self.taken = 0
 
     def after(self, now: float) -> str | None:
-        """Return behind which job the next look begins; None for a look from the beginning."""
+        """Return the job behind which the next look begins; None for a look from the beginning."""
         if self.taken >= SUCCESSION and now - self.full_look < FULL_LOOK and now - self.last_at < FULL_LOOK:
             return self.last
         self.full_look = now
@@ -80,16 +83,16 @@ class KnownLane:
 
 
 class LaneBook:
-    """The lanes of a queue that have waiting jobs, as far as one queue object knows, and the turns of shares.
+    """The lanes with waiting jobs that one queue object knows, and the turns of shares.
 
-    Threads may share it: what one of them misses another look finds.
+    Threads may share the book: a lane that one thread misses is found by a later look.
 
     Attributes:
         lanes: The lanes, by their texts.
-        adopted: How many jobs were put on their lanes that came due, or had none.
-        is_narrow: Whether the last take considered fewer lanes than it might: another one considers more, if it was in
-            vain.
-        left_none: Whether the last take of a lease left no job that was due, on a lane or on none.
+        adopted: How many jobs that came due, or had no lane, were put on their lanes.
+        is_narrow: Whether the last take considered only some of the lanes; if it found nothing, the next take considers
+            more.
+        left_none: Whether the last lease left no due job, on any lane or without one.
     """
 
     def __init__(self) -> None:
@@ -111,31 +114,31 @@ class LaneBook:
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:
-        """Look at no lanes for some time, as an admission ended the connection: others must not wait for that."""
+        """Look at no lanes for some time after an admission closed the connection, so that other takes do not wait."""
         self._aside_until = now + ASIDE
 
     def aside_for(self, now: float) -> float:
-        """Return for how many seconds lanes are still set aside; the time is by the monotonic clock."""
+        """Return for how many seconds lanes stay set aside; ``now`` is of the monotonic clock."""
         return max(self._aside_until - now, 0.0)
 
     @property
     def has_shares(self) -> bool:
-        """Whether jobs of a tenant wait, who takes turns with others."""
+        """Return whether jobs of tenants wait, so that shares take turns."""
         return any(self._shares)
 
-    # Finding.
+    # Finding lanes
 
     def must_find(self, now: float, *, ends: bool = False) -> bool:
-        """Return whether it is time to look for lanes.
+        """Return whether a look for lanes is due.
 
         Args:
             now: The time by the monotonic clock, in seconds.
-            ends: Whether jobs end in the same statement, which must not wait for many looks.
+            ends: Whether the same statement finishes jobs, which must not wait for many looks.
         """
         return now - self._found >= (FIND_MORE if self.lanes and not ends else FIND)
 
     def hurry(self) -> None:
-        """Have the next looks go through all lanes."""
+        """Make the next looks go through all lanes."""
         self._found, self._hurries = float("-inf"), True
 
     def question(self, now: float, *, idle: bool = False) -> dict[str, object]:
@@ -148,7 +151,7 @@ class LaneBook:
         since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
         if len(self.lanes) >= KNOWN:
-            scans = False  # enough to do; it goes on where it stands when some of these lanes are empty
+            scans = False  # enough lanes are known; the scan continues from its position when some of these are empty
         return {
             "newest": max(self._newest - LATE, -1),
             "after": self._cursor if scans else None,
@@ -158,17 +161,16 @@ class LaneBook:
     def learn(
         self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int
     ) -> tuple[bool, list[str]]:
-        """Take note of what a look found.
+        """Record the lanes that a look found.
 
         Args:
             asked: The parameters of the look.
-            rows: Of each lane: its text, the highest id that arrived, or None; and a number.
+            rows: For each lane: its text, the highest id that arrived, or None; and a number.
             now: The time by the monotonic clock, in seconds.
-            most: How many lanes, or arrivals, a look finds.
+            most: The largest number of lanes, or arrivals, that a look finds.
 
         Returns:
-            Whether there is a lane, or a job, that no look found before; and the texts of lanes that only headers of
-            jobs tell about.
+            Whether the look found a new lane or job; and the texts of lanes that only the headers of jobs define.
         """
         found: dict[str, int] = {}
         scanned: list[str] = []
@@ -202,19 +204,19 @@ class LaneBook:
         if asked["after"] is not None:
             self._scanned = now
             self._cursor = scanned[-1] if len(scanned) >= most else ""
-            if not self._cursor:  # the round is over: a lane that it did not come upon is empty
+            if not self._cursor:  # the scan is complete: a lane that it did not meet is empty
                 self._hurries = False
                 seen, self._seen = self._seen, set()
                 for text, known in list(self.lanes.items()):
                     if text not in seen:
                         self._drop(text, known)
         if arrived >= most and min(found.values()) > self._newest >= 0:
-            self._hurries = True  # there may be others that were not seen
+            self._hurries = True  # there may be unseen lanes
         self._newest = max([self._newest, *found.values()])
         return news, list(dict.fromkeys(unknown))
 
     def add(self, lane: Lane) -> KnownLane:
-        """Add a lane that has a waiting job."""
+        """Add a lane with a waiting job."""
         known = self.lanes.get(lane.text)
         if known is None:
             known = self.lanes[lane.text] = self._fresh[lane.text] = KnownLane(lane)
@@ -229,18 +231,18 @@ class LaneBook:
             self._shares.pop(known.lane.share, None)
             self._rotations.pop(known.lane.share, None)
 
-    # Turns.
+    # Turns of shares
 
     def choose(self, n: int, now: float) -> Choice:
         """Choose lanes for a take of up to ``n`` jobs.
 
         Args:
-            n: Jobs.
+            n: The number of jobs.
             now: The time by the monotonic clock, in seconds.
         """
         self.is_narrow = len(self.lanes) > MOST and not self._wide and 8 * n < MOST
         considered = max(NARROW, 8 * n) if self.is_narrow else MOST
-        fresh = list(self._fresh.values())[: considered // 2]  # jobs came, which no take has considered
+        fresh = list(self._fresh.values())[: considered // 2]  # new jobs arrived that no take has considered
         for known in fresh:
             self._fresh.pop(known.lane.text, None)
         lanes = dict.fromkeys(fresh)
@@ -265,11 +267,11 @@ class LaneBook:
         return [*items[start : start + most], *items[: max(start + most - len(items), 0)]]
 
     def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], now: float) -> None:
-        """Take note of what a take gave.
+        """Record the jobs that a take returned.
 
         Args:
-            choice: What was asked for.
-            rows: The rows, each with the place of its lane in the choice; 0 for a job without a lane.
+            choice: The choice that the take was given.
+            rows: The rows, each with the position of its lane in the choice; 0 for a job without a lane.
             now: The time by the monotonic clock, in seconds.
         """
         self._wide = not rows
@@ -291,28 +293,28 @@ class LaneBook:
             if place in taken:
                 known.blocked_since = None
             elif len(self.lanes) >= KNOWN:
-                self._drop(known.lane.text, known)  # a scan comes upon it again
+                self._drop(known.lane.text, known)  # a later scan finds the lane again
             elif known.blocked_since is None:
                 known.blocked_since = now
         for share, number in used.items():
             begun = max(choice.starts[share], self._turns.get(share, 0.0))  # another thread may have taken meanwhile
             self._turns[share] = begun + number / self.weights.get(share, 1.0)
-        if used:  # the virtual time is that of the share that was furthest behind, of those that had something to give
+        if used:  # the virtual time follows the share with the lowest virtual time, among the shares that gave jobs
             self._now = max(self._now, min(choice.starts[share] for share in used))
         if len(self._turns) > 10_000:
             self._turns = {share: turn for share, turn in list(self._turns.items()) if turn > self._now}
 
 
 class Choice(NamedTuple):
-    """What a take asks for.
+    """The lanes and shares that a take must consider.
 
     Attributes:
-        lanes: The lanes, whose places begin at 1.
+        lanes: The lanes; their positions begin at 1.
         shares: The number of each share.
         starts: The virtual time of each share.
-        quota: Jobs, at most, of one lane.
+        quota: The largest number of jobs from one lane.
         now: The time by the monotonic clock, in seconds.
-        weights: Of shares; 1 for others.
+        weights: The weights of shares; shares that are not named have weight 1.
     """
 
     lanes: list[KnownLane]
@@ -323,13 +325,13 @@ class Choice(NamedTuple):
     weights: Mapping[str, float]
 
     def without(self, keys: Collection[str]) -> Choice:
-        """Return the same without lanes that need one of some keys."""
+        """Return the same choice without lanes that need one of some keys."""
         return self._replace(
             lanes=[known for known in self.lanes if not any(key in keys for key, _ in known.lane.needs)]
         )
 
     def patient(self, now: float) -> list[KnownLane]:
-        """Return the lanes under several keys that have given no job for long: their keys are to be kept for them."""
+        """Return the lanes under several keys that have given no job for long, to reserve their keys."""
         return [
             known
             for known in self.lanes
@@ -337,7 +339,7 @@ class Choice(NamedTuple):
         ]
 
     def needs(self) -> list[dict[str, object]]:
-        """Return the keys of the lanes, as the statements take them."""
+        """Return the keys of the lanes, in the form for the statements."""
         return [
             {"place": place, "key": key, "number": number, "newest": known.newest}
             for place, known in enumerate(self.lanes, 1)
@@ -345,10 +347,10 @@ class Choice(NamedTuple):
         ]
 
     def values(self, times: int = 1) -> dict[str, object]:
-        """Return the parameters of the statement that takes jobs, but for those of the queue and the lease.
+        """Return the parameters of the statement that takes jobs, without those of the queue and the lease.
 
         Args:
-            times: How many jobs of a lane under one limit may be given for a place.
+            times: How many jobs under a single limit may be given for each free place.
         """
         wanted = [
             {

@@ -1,10 +1,10 @@
-"""Lanes: which jobs wait for the same keys.
+"""Lanes: each lane holds the jobs that wait for the same keys.
 
-A job may name *keys* that it needs a place under, limits and at most one group, a *share* that it is counted to, and a
-priority. Jobs that name the same are of one *lane*: if the first of a lane may not run, none may. A lane is written as
-JSON, ``[priority, share, key...]``, in the column ``parked_on`` of each job that waits on it.
+A job may need places under *keys* (limits, and at most one group). It may also have a *share* and a priority. Jobs with
+the same keys, share and priority form one *lane*: if the first job of a lane may not run, no job of it may. A lane's
+text is JSON, ``[priority, share, key...]``, in the column ``parked_on`` of each job that waits on the lane.
 
-A take of a lease looks at lanes, not at jobs; `pqcore.lane_book` is what a queue object knows of them.
+A take for a lease looks at lanes instead of jobs; `pqcore.lane_book` is what a queue object remembers of lanes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from pqcore.headers import read_headers
 GROUP = "group:"
 LIMIT = "limit:"
 LONGEST = 500
-"""Bytes of a lane that is written out; of a longer one, a digest. An entry of an index has 2,700 bytes at most."""
+"""The largest length, in bytes, of a lane that is written out; a longer lane is written as a digest. An index entry can
+have at most 2,700 bytes."""
 _MARK = '"gate"'
 _NEED = re.compile(r"(.*)=([0-9]{1,10})", re.DOTALL)
 
 
 class Lane(NamedTuple):
-    """A lane.
+    """The keys, share and priority that a group of jobs has in common.
 
     Attributes:
-        text: As it is stored.
-        priority: Of its jobs; higher first.
-        share: What its jobs are counted to; empty for none.
+        text: The stored text.
+        priority: The priority of the jobs; higher priorities are served first.
+        share: The share of the jobs; empty for none.
         needs: The keys, each with its number of places.
-        group: The group among them; None without.
+        group: The group among the keys; None if there is none.
     """
 
     text: str
@@ -44,24 +45,24 @@ class Lane(NamedTuple):
 
     @property
     def limit(self) -> str | None:
-        """The only key of its jobs, if that is a limit."""
+        """Return the only key of the lane's jobs, if that key is a limit."""
         return self.needs[0][0] if len(self.needs) == 1 and self.needs[0][0].startswith(LIMIT) else None
 
 
 def has_lane(headers: str | None) -> bool:
-    """Return whether a job with these headers may have a lane: statements tell by the same text."""
+    """Return whether a job with these headers may have a lane; statements decide by the same text."""
     return headers is not None and _MARK in headers
 
 
 def lane_of(headers: str | None) -> Lane | None:
-    """Return the lane of a job with these headers, as ``put`` wrote them; None without any."""
+    """Return the lane of a job with these headers, as ``put`` wrote it; None if the job has no lane."""
     if not has_lane(headers):
         return None
     return lane_of_gate(read_headers(headers)[0].get("gate"))
 
 
 def lane_of_gate(gate: Mapping[str, Any] | None) -> Lane | None:
-    """Return the lane of a job by what its headers say of it.
+    """Return the lane of a job from the ``gate`` in its headers.
 
     Args:
         gate: ``limits``, ``group``, ``share``, ``priority`` and ``dedup``, each of which may be missing.
@@ -82,19 +83,19 @@ def lane_of_gate(gate: Mapping[str, Any] | None) -> Lane | None:
 
 
 def lane_values(lane: Lane | None) -> dict[str, object]:
-    """Return what is stored of a job's lane, as the statements take it."""
+    """Return the values of a job's lane to store, in the form for the statements."""
     return {"lane": None, "priority": 0} if lane is None else {"lane": lane.text, "priority": lane.priority}
 
 
 def write_lane(priority: object, share: object, needs: Iterable[tuple[str, int]]) -> str:
-    """Return the text of a lane, however long it is."""
+    """Return the text of a lane, of any length."""
     return json.dumps(
         [priority, share, *(f"{key}={number}" for key, number in needs)], ensure_ascii=False, separators=(",", ":")
     )
 
 
 def read_lane(text: str) -> Lane | None:
-    """Return the lane that a text names; None if only the headers of its jobs tell."""
+    """Return the lane that a text names; None if only the headers of its jobs define the lane."""
     try:
         priority, share, *needs = json.loads(text)
         found = [_NEED.fullmatch(need) for need in needs]

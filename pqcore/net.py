@@ -1,4 +1,4 @@
-"""Whether an address can be reached from this machine alone."""
+"""A check whether an address can only be reached from this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is one that only this machine reaches.
+    """Return whether only this machine can reach a host.
 
     Args:
-        host: A name, or an address without brackets; of names, only ``localhost`` is taken to be one.
+        host: A name, or an address without brackets; the only name that counts as local is ``localhost``.
     """
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Loading plugins: found from metadata, loaded by name when needed, checked when loaded."""
+"""The loader of plugins: it finds them in metadata, loads them by name when needed, and checks them when loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pqcore.backend import PLUGIN_API
 from pqcore.errors import PluginError
 
 PLUGINS = "pqcore.plugins"
-"""The group of entry points of plugins that bring neither backends, serializers nor dialects."""
+"""The entry point group of plugins that bring no backend, serializer or dialect."""
 _UNINSTALL = "uninstall one of the two, or name another"
 
 
 class HookManager(pluggy.PluginManager):
-    """pluggy's, and what of it is remembered until a plugin comes or goes."""
+    """pluggy's plugin manager, with a cache that is valid until a plugin is added or removed."""
 
     def __init__(self, project: str) -> None:
         super().__init__(project)
@@ -41,10 +41,11 @@ class HookManager(pluggy.PluginManager):
             self.heard.clear()
 
     def check_hooks(self, plugin: object, name: str | None = None) -> None:
-        """See that all implementations of hooks in a plugin can run.
+        """Check that all hook implementations of a plugin can run.
 
         Raises:
-            PluginError: One is a wrapper, a generator, or otherwise would never run; or its order is never kept to.
+            PluginError: An implementation is a wrapper or generator, could never run for another reason, or asks for an
+                order that is ignored.
         """
         for attribute in dir(plugin):
             options = self.parse_hookimpl_opts(plugin, attribute)
@@ -56,9 +57,9 @@ class HookManager(pluggy.PluginManager):
 
 
 def _fault(hook: str, options: pluggy.HookimplOpts, function: object) -> str:
-    """Why an implementation of a hook would never run, and what to write; empty if it runs."""
+    """Return why a hook implementation would never run, and what to write; empty if it runs."""
     registers, around = hook.startswith("pqcore_register_"), hook.startswith("pqcore_around_")
-    if hook == "pqcore_unwrap":  # which pluggy calls
+    if hook == "pqcore_unwrap":  # the hook that pluggy calls itself
         return ""
     for option in ("wrapper", "hookwrapper"):
         if options[option]:
@@ -85,7 +86,7 @@ def _instead(*, registers: bool, around: bool) -> str:
 
 
 class PluginLoader:
-    """The plugin manager, and the plugins that were found and loaded."""
+    """The plugin manager, with the plugins that were found and loaded."""
 
     def __init__(self) -> None:
         self.manager = HookManager("pqcore")
@@ -93,13 +94,13 @@ class PluginLoader:
         self._broken: dict[tuple[str, str], PluginError] = {}
         self._loaded: set[tuple[str, str]] = set()
         self._found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-        self._rivals: set[tuple[str, str]] = set()  # of which two plugins bring one
+        self._rivals: set[tuple[str, str]] = set()  # names that two plugins bring
         self._loading: importlib.metadata.EntryPoint | None = None
         self._lock = threading.RLock()
         self._others_loaded = False
 
     def fault(self, group: str, name: str) -> PluginError | None:
-        """Load the plugin of an entry point; why it cannot be used, or None if it can."""
+        """Load the plugin of an entry point; return why it cannot be used, or None if it can."""
         try:
             self._load(group, name)
         except PluginError as exc:
@@ -108,16 +109,15 @@ class PluginLoader:
 
     @property
     def broken(self) -> dict[str, PluginError]:
-        """Why each plugin that was found and cannot be used cannot be used, by the entry point's name."""
+        """Return, for each plugin that was found but cannot be used, the reason, by the entry point's name."""
         return {name: error for (_, name), error in self._broken.items()}
 
     def register(self, plugin: object, name: str | None = None) -> None:
         """Register a plugin by hand: a module or object with hook implementations.
 
         Raises:
-            PluginError: It was written for another version of the plugin API, implements a
-                hook that does not exist, or in a way that never runs (as a wrapper of pluggy's), or brings
-                something under a name that is taken.
+            PluginError: The plugin was written for another version of the plugin API, implements an unknown hook or one
+                that never runs (a wrapper of pluggy), or uses a name that is taken.
         """
         with self._lock:
             restore = self._restorer()
@@ -134,20 +134,20 @@ class PluginLoader:
                 raise PluginError(f"plugin {name or plugin!r}: {describe_exception(exc)}") from exc
 
     def _restorer(self) -> Callable[[], None]:
-        """What undoes all that is registered from now on."""
+        """Return a function that undoes all later registrations."""
         raise NotImplementedError
 
     def load_others(self) -> None:
-        """Load the plugins of the group ``pqcore.plugins``; those that cannot be loaded are in `broken`."""
+        """Load the plugins of the group ``pqcore.plugins``; plugins that cannot be loaded are in `broken`."""
         if self._others_loaded:
             return
         for name in sorted({point.name for point in self._points(PLUGINS)}):
-            with suppress(PluginError):  # kept in `broken`
+            with suppress(PluginError):  # listed in `broken`
                 self._load(PLUGINS, name)
         self._others_loaded = True
 
     def has_impl(self, *hooks: str) -> bool:
-        """Whether any plugin implements one of the hooks; asked for each put, so it must be quick."""
+        """Return whether any plugin implements one of the hooks; each put calls this, so it must be fast."""
         found = self.manager.heard.get(hooks)
         if found is None:
             self.load_others()
@@ -188,9 +188,9 @@ class PluginLoader:
             self._loaded.add((group, name))
 
     def _points(self, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
-        if group not in self._found:  # looking through all distributions takes milliseconds
+        if group not in self._found:  # searching all distributions takes milliseconds
             points = importlib.metadata.entry_points(group=group)
-            # The same distribution can be listed twice, from an editable install and its build folder.
+            # The same distribution can be listed twice: from an editable install, and from its build folder.
             self._found[group] = list({(point.name, point.value): point for point in points}.values())
         return [point for point in self._found[group] if name in (None, point.name)]
 
@@ -200,27 +200,28 @@ class PluginLoader:
 
 
 def check_api(plugin: object, name: str | None = None) -> None:
-    """See that a plugin was written for this version of the plugin API.
+    """Check that a plugin was written for this version of the plugin API.
 
     Args:
-        plugin: A module or object; its attribute ``pqcore_plugin_api`` says which. Without it, it is 1.
-        name: What to call it.
+        plugin: A module or object; its attribute ``pqcore_plugin_api`` is the version. Without the attribute, the
+            version is 1.
+        name: The plugin's name, for the message.
 
     Raises:
-        PluginError: It was written for another.
+        PluginError: The plugin was written for another version.
     """
     check_version(f"plugin {name or plugin!r}", getattr(plugin, "pqcore_plugin_api", 1))
 
 
 def check_version(what: str, api: object) -> None:
-    """See that something was written for this version of the plugin API.
+    """Check that a plugin or backend was written for this version of the plugin API.
 
     Args:
-        what: What to call it.
-        api: The version that it says.
+        what: Its name, for the message.
+        api: The version that it declares.
 
     Raises:
-        PluginError: It was written for another.
+        PluginError: It was written for another version.
     """
     if not isinstance(api, int) or isinstance(api, bool):
         raise PluginError(f"{what} says that it was made for plugin API {api!r}: that is to be a number, {PLUGIN_API}")
@@ -233,12 +234,12 @@ def check_version(what: str, api: object) -> None:
 
 
 def origin_of(point: importlib.metadata.EntryPoint) -> str:
-    """Return where a plugin is from: ``acme.plugin of acme-backend 1.0``."""
+    """Return the origin of a plugin: ``acme.plugin of acme-backend 1.0``."""
     return f"{point.value} of {f'{point.dist.name} {point.dist.version}' if point.dist else 'an unknown distribution'}"
 
 
 def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint) -> PluginError:
-    """An error that names the plugin that it is about."""
+    """Return an error that names the plugin in question."""
     if point.value in str(error):
         return error
     blamed = PluginError(f"plugin {name!r} ({origin_of(point)}): {error}")
@@ -247,5 +248,5 @@ def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint)
 
 
 def describe_exception(exc: BaseException) -> str:
-    """Return what a message says of an exception: its text, with its class where that says more."""
+    """Return an exception's text for a message, with the class where the class says more."""
     return str(exc) if isinstance(exc, ImportError) else f"{type(exc).__name__}: {exc}".removesuffix(": ")

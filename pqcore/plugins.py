@@ -1,11 +1,10 @@
-"""Plugins: found from metadata, loaded by name when needed, checked when loaded.
+"""The plugin manager: it finds plugins in metadata, loads them by name when needed, and checks them when loaded.
 
-A backend is one entry point in the group ``pqcore.backends``, a serializer one
-in ``pqcore.serializers``, a dialect one in ``pqcore.dialects``; its name is that of
-what it brings, its value a module with hook implementations (`pqcore.hookspecs`).  Plugins that bring
-neither are entry points in ``pqcore.plugins``.  The built-in
-ones are registered in the same way.  Listing reads metadata alone, so a plugin
-that is broken, or whose driver is missing, troubles only those who choose it.
+A backend is one entry point in the group ``pqcore.backends``, a serializer one in ``pqcore.serializers``, a dialect one
+in ``pqcore.dialects``. The entry point's name is that of the backend, serializer or dialect; its value is a module with
+hook implementations (`pqcore.hookspecs`). Other plugins are entry points in ``pqcore.plugins``. Built-in plugins are
+registered in the same way. Listing reads only metadata, so a broken plugin, or a missing driver, affects only programs
+that choose it.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
     from pqcore.serializers.protocol import Serializer
 
 SERIALIZERS = "pqcore.serializers"
-"""The group of entry points of plugins that bring serializers."""
+"""The entry point group of plugins that bring serializers."""
 DIALECTS = "pqcore.dialects"
-"""The group of entry points of plugins that bring dialects."""
+"""The entry point group of plugins that bring dialects."""
 LONGEST_SHOWN = 200
-"""Characters of a name that a message repeats, at most."""
+"""The largest number of characters of a name that a message repeats."""
 
 
 class Plugins(BackendRegistry):
-    """The plugin manager, and what plugins have registered.
+    """The plugin manager, with everything that plugins have registered.
 
-    One is enough for a process: `plugins`.
+    A process needs only one: `plugins`.
     """
 
     def __init__(self) -> None:
@@ -58,17 +57,17 @@ class Plugins(BackendRegistry):
     # Serializers
 
     def serializer_names(self) -> list[str]:
-        """The names of all installed serializers; imports nothing."""
+        """Return the names of all installed serializers; import nothing."""
         return sorted({point.name for point in self._points(SERIALIZERS)} | set(self._serializers))
 
     def serializer(self, name: str) -> Serializer:
-        """The serializer of this name; ``'json+zstd'`` is the wrapper ``zstd`` around ``json``.
+        """Return the serializer of a name; ``'json+zstd'`` is the wrapper ``zstd`` around ``json``.
 
         Raises:
-            UnknownSerializer: There is none.
-            PluginError: Its plugin is broken, or it cannot be constructed.
-            SerializerNotInstalled: The library that it needs cannot be imported.
-            ConfigurationError: It needs something else: a key.
+            UnknownSerializer: No serializer has this name.
+            PluginError: The serializer's plugin is broken, or the serializer cannot be constructed.
+            SerializerNotInstalled: The library that the serializer needs cannot be imported.
+            ConfigurationError: The serializer needs something else, such as a key.
         """
         registered = self.registered_serializer(name)
         inner, *layers = [name] if registered is not None else name.split("+")
@@ -90,16 +89,19 @@ class Plugins(BackendRegistry):
         return made
 
     def registered_serializer(self, name: str) -> Serializer | type[Serializer] | None:
-        """What a plugin has registered under a name: a serializer, or a class; None if nothing was.
+        """Return the serializer or class that a plugin registered under a name; None if nothing is registered.
 
         Raises:
-            PluginError: Its plugin is broken.
+            PluginError: The serializer's plugin is broken.
         """
         self._load(SERIALIZERS, name)
         return self._serializers.get(name)
 
     def serializer_points(self, name: str) -> list[importlib.metadata.EntryPoint]:
-        """The entry points of a serializer: one, or none if it was registered by hand; more are an error."""
+        """Return the entry point of a serializer, or none if it was registered by hand.
+
+        More than one raises an error.
+        """
         return self._points(SERIALIZERS, name)
 
     def _unknown_serializer(self, part: str, name: str) -> UnknownSerializer:
@@ -113,15 +115,15 @@ class Plugins(BackendRegistry):
     # Dialects
 
     def dialect_names(self) -> list[str]:
-        """The names of all installed dialects; imports nothing."""
+        """Return the names of all installed dialects; import nothing."""
         return sorted({point.name for point in self._points(DIALECTS)} | set(self._dialects))
 
     def dialect(self, name: str | None = None) -> type[Dialect]:
-        """The dialect of this name; without one, of that in PQCORE_DIALECT, or PostgreSQL's own.
+        """Return the dialect of a name; without a name, the dialect in PQCORE_DIALECT, or PostgreSQL's.
 
         Raises:
-            ConfigurationError: There is none.
-            PluginError: Its plugin is broken.
+            ConfigurationError: No dialect has this name.
+            PluginError: The dialect's plugin is broken.
         """
         name = name or os.environ.get("PQCORE_DIALECT") or Dialect.name
         self._load(DIALECTS, name)
@@ -130,7 +132,7 @@ class Plugins(BackendRegistry):
             raise ConfigurationError(msg)
         return self._dialects[name]
 
-    # What plugins call
+    # Functions that plugins call
 
     def _add_serializer(self, serializer: Serializer | type[Serializer]) -> None:
         if is_wrapper(serializer):
@@ -158,8 +160,8 @@ def _made(name: str, kind: Any, *arguments: object) -> Serializer:
     """Construct a serializer that was registered as a class.
 
     Raises:
-        PluginError: It cannot be constructed, or is no serializer.
-        PQError: It needs a library, or a key.
+        PluginError: The class cannot be constructed, or is not a serializer.
+        PQError: The serializer needs a library or a key.
     """
     try:
         made: Serializer = kind(*arguments)
@@ -173,7 +175,7 @@ def _made(name: str, kind: Any, *arguments: object) -> Serializer:
 
 
 def _cut(name: str) -> str:
-    """A name for a message: its beginning, if it is long."""
+    """Return a name for a message, shortened to its beginning if it is long."""
     return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
 
 
@@ -182,11 +184,11 @@ def _class(serializer: object) -> type:
 
 
 plugins = Plugins()
-"""The plugins of this process."""
+"""The plugin manager of this process."""
 
 
 def unwrap(target: object) -> object | None:
-    """What a plugin's `pqcore_unwrap` finds inside of ``target``; None if no plugin knows it."""
+    """Return what a plugin's `pqcore_unwrap` finds inside ``target``; None if no plugin knows it."""
     plugins.load_others()
     found = (plugins.manager.hook.pqcore_unwrap(target=layer) for layer in layers(target))
     return next((each for each in found if each is not None), None)

@@ -1,4 +1,4 @@
-"""What may be said of a job when it is put: dedup key, group, limits, headers."""
+"""The options of a put: dedup key, group, limits, headers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
 from pqcore.times import seconds
 
 RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous")
-"""Headers that have a meaning to pqcore."""
+"""Headers that pqcore itself reads."""
 
 OnConflict: TypeAlias = Literal["keep", "replace", "error"]
 
 
 @dataclass(frozen=True)
 class Dedup:
-    """A key that one job of a queue has at a time.
+    """A key that only one job of a queue can have at a time.
 
     Attributes:
         key: The key.
-        until: How long the job holds it: ``"finished"`` while it waits or runs;
-            ``"started"`` while it waits; or a time from when it is put (seconds,
-            ``'5m'``, a timedelta), whatever becomes of the job.
-        on_conflict: What becomes of a put whose key is taken: ``"keep"`` puts nothing
-            and returns the id of the job that has it; ``"replace"`` gives that
-            job the new data and times, if it still waits; ``"error"`` raises `DuplicateJob`.
+        until: How long the job holds the key. ``"finished"``: while the job waits or runs. ``"started"``: while the job
+            waits. A time from the put (seconds, ``'5m'``, a timedelta): for that time, even if the job ends earlier.
+        on_conflict: What a put does if another job has the key. ``"keep"`` puts nothing, and returns the id of that
+            job. ``"replace"`` gives that job the new data and times, if it still waits. ``"error"`` raises
+            `DuplicateJob`.
 
     Raises:
-        ConfigurationError: ``until`` or ``on_conflict`` is none of these.
+        ConfigurationError: ``until`` or ``on_conflict`` has another value.
     """
 
     key: str
@@ -50,19 +49,19 @@ class Dedup:
 
     @property
     def period(self) -> float | None:
-        """For how many seconds the key is held; None if by the job."""
+        """Return for how many seconds the key is held; None if the job's state decides."""
         return None if self.until in ("finished", "started") else seconds(self.until)
 
 
 @dataclass(frozen=True)
 class PutOptions:
-    """All of it, checked.
+    """The options of a put, checked.
 
     Attributes:
         dedup: The key, or None.
-        group: Jobs of one group are run by workers in the order that they were put, one at a time.
-        headers: The job's headers, as JSON; None without any.
-        lane: What the job has to be admitted for; None if nothing.
+        group: The job's group; workers run the jobs of one group one at a time, in the order in which they were put.
+        headers: The job's headers, as JSON; None for no headers.
+        lane: The lane that has to admit the job; None if the job needs no admission.
     """
 
     dedup: Dedup | None
@@ -71,7 +70,7 @@ class PutOptions:
     lane: Lane | None = None
 
     def values(self) -> dict[str, object]:
-        """Return the values of the statements that put a job."""
+        """Return the values for the statements that put a job."""
         return {"headers": self.headers, "group_key": self.group, **lane_values(self.lane)}
 
 
@@ -83,7 +82,7 @@ def given(
     tenant: str | None = None,
     priority: int = 0,
 ) -> dict[str, Any] | None:
-    """The options of a put, to be checked by `put_options`; None without any, as most puts are."""
+    """Return the options given to a put, for `put_options` to check; None if none were given, which is usual."""
     if dedup is None and group is None and not limits and not headers and tenant is None and priority == 0:
         return None
     return {
@@ -97,7 +96,7 @@ def given(
 
 
 def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a put of a job like the one that has these headers, but for the dedup key."""
+    """Return the options for putting a job like the one with these headers, without the dedup key."""
     gate = headers.get("gate", {})
     own = {name: value for name, value in headers.items() if name in RESERVED and name != "gate"}
     users = {name: value for name, value in headers.items() if name not in RESERVED}
@@ -123,17 +122,17 @@ def put_options(
     """Check the options of a put.
 
     Args:
-        headers: The user's.
+        headers: The headers that the caller gave.
         group: See `PutOptions`.
-        limits: How many jobs may be worked on at once, by key.
-        dedup: A `Dedup`, or its key.
-        own: Headers of pqcore's.
-        tenant: Whose share the job is counted to.
-        priority: Higher first; None for that of most, 0.
+        limits: How many jobs may run concurrently, by key.
+        dedup: A `Dedup`, or a key.
+        own: Headers that pqcore adds.
+        tenant: The share that the job belongs to.
+        priority: Jobs with higher numbers are taken first; None for 0, the usual priority.
 
     Raises:
-        ConfigurationError, InvalidName: A key, limit or header cannot be one.
-        SerializationError: The headers are not JSON.
+        ConfigurationError, InvalidName: A key, limit or header has an invalid value.
+        SerializationError: JSON cannot hold the headers.
     """
     if dedup is not None and not isinstance(dedup, Dedup):
         dedup = Dedup(dedup)
@@ -168,7 +167,7 @@ def put_options(
         if headers and encoded is not None:
             check_json(headers, encoded)
         if encoded is not None and "\\ud" in encoded:
-            json.dumps(merged, ensure_ascii=False).encode()  # half a pair is no text: readers would stumble over it
+            json.dumps(merged, ensure_ascii=False).encode()  # refuse lone surrogates, which readers could not decode
     except (TypeError, ValueError, RecursionError) as exc:
         raise SerializationError(f"the job's headers are not JSON: {exc}") from exc
     if encoded is not None and "\\u0000" in encoded:

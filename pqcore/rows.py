@@ -1,7 +1,7 @@
-"""Rows of jobs as statements return them: a name for each column, with the SELECT list that gives the columns.
+"""Rows of jobs as statements return them: named columns, and the SELECT lists that return them.
 
-Drivers return tuples, or records that unpack as tuples do. Code that reads a column unpacks the row into names, or
-names the columns first. No code reads a column by its position.
+Drivers return tuples, or records that unpack as tuples do. Code that reads a column first unpacks the row into names,
+or names the columns. No code reads a column by its position.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class JobRow(NamedTuple):
     Attributes:
         id: The row's id.
         data: JSON text; None if the data is in ``payload``.
-        payload: Bytes, for which a driver may give a view of memory; None if the data is in ``data``.
-        serializer: The serializer that wrote the data; None for a row of pq's.
+        payload: Bytes, which a driver may give as a memoryview; None if the data is in ``data``.
+        serializer: The serializer that wrote the data; None for a row that pq wrote.
         attempts: The column ``attempts``: the fencing token, which counts how often the job was taken.
-        enqueued_at: When the job was put, naive, in UTC.
-        schedule_at: Before when the job must not be taken, naive, in UTC.
-        expected_at: By when the job is wanted, naive, in UTC.
+        enqueued_at: The time of the job's put, naive, in UTC.
+        schedule_at: The earliest time at which the job may be taken, naive, in UTC.
+        expected_at: The time by which the job is wanted, naive, in UTC.
         headers: What travels with the data, as JSON text.
         failures: How often the job failed with an exception; None for never.
-        excused: The column ``excused``: how often the job was taken and that was no attempt.
+        excused: The column ``excused``: how often the job was taken without an attempt.
     """
 
     id: int
@@ -46,7 +46,7 @@ class JobRow(NamedTuple):
 
     @property
     def due_at(self) -> datetime:
-        """When the job is due, or was: ``schedule_at``, else ``enqueued_at``."""
+        """Return when the job becomes or became due: ``schedule_at``, or else ``enqueued_at``."""
         return self.enqueued_at if self.schedule_at is None else self.schedule_at
 
 
@@ -61,17 +61,18 @@ JOB = (
 
 
 def job_rows(rows: Iterable[Row]) -> list[JobRow]:
-    """Name the columns of rows that a statement with the columns of `JOB` returned."""
+    """Name the columns of rows from a statement with the columns of `JOB`."""
     return list(map(JobRow._make, rows))
 
 
-# Columns of a row that has no names yet: naming each row of a `get_many` takes almost as long as making its job.
+# Single columns are read from unnamed rows here: naming each row of a `get_many` takes almost as long as making its
+# job.
 headers_of: Callable[[Row], str | None] = itemgetter(JobRow._fields.index("headers"))
 expected_at_of: Callable[[Row], datetime | None] = itemgetter(JobRow._fields.index("expected_at"))
 
 
 def place_of(row: Row) -> tuple[bool, datetime, datetime, int]:
-    """Return the place of a row in the order in which jobs are taken, as `pqcore.sql.fragments.ORDER` has it."""
+    """Return the position of a row in the order in which jobs are taken, as in `pqcore.sql.fragments.ORDER`."""
     job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ = row
     due = enqueued_at if schedule_at is None else schedule_at
     return expected_at is None, due if expected_at is None else expected_at, due, job_id
@@ -84,7 +85,7 @@ class DeadLetterRow(NamedTuple):
         job: The job.
         error: The last exception, as JSON text.
         reason: Why the job is dead; see `pqcore.dead_letters.DeadLetter`.
-        died_at: When the job died, naive, in UTC.
+        died_at: When the job became a dead letter, naive, in UTC.
     """
 
     job: JobRow
@@ -94,7 +95,7 @@ class DeadLetterRow(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> DeadLetterRow:
-        """Name the columns of a row that a statement with the columns of `DEAD_LETTER` returned."""
+        """Name the columns of a row from a statement with the columns of `DEAD_LETTER`."""
         *job, error, reason, died_at = row
         return cls(JobRow._make(job), error, reason, died_at)
 
@@ -104,24 +105,24 @@ DEAD_LETTER = f"{JOB}, error::text, reason, died_at AT TIME ZONE 'UTC'"
 
 
 class StoredJobRow(NamedTuple):
-    """The columns of a job that is listed, wherever its row is, in the order of `pqcore.sql.admin_statements`.
+    """The columns of a listed job, in the order of `pqcore.sql.admin_statements`.
 
     Attributes:
         id: The job's id.
         queue: The name of its queue.
         state: One of `pqcore.operations.list_jobs.STATES`.
-        serializer: The serializer that wrote the data; None for a row of pq's.
-        attempts: How often the job was run, the run under way included.
+        serializer: The serializer that wrote the data; None for a row that pq wrote.
+        attempts: How often the job was run, including a present run.
         failures: How often the job failed with an exception.
         error: The last exception, as JSON text.
-        reason: Why the job is dead; None otherwise.
-        enqueued_at: When the job was put, naive, in UTC, as the other times.
-        schedule_at: Before when the job must not be taken.
-        expected_at: By when the job is wanted.
+        reason: Why the job is dead; None if it is not dead.
+        enqueued_at: The time of the job's put; like all times here, naive and in UTC.
+        schedule_at: The earliest time at which the job may be taken.
+        expected_at: The time by which the job is wanted.
         finished_at: When the job was finished, or died.
         leased_until: When the lease ends, or ended.
         parked_on: The limit or group that the job waits for.
-        head: The beginning of the data, if it is JSON text.
+        head: The beginning of the data, if the data is JSON text.
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""Runs operations of `pqcore.operations` on a blocking or an asynchronous engine, for callers that accept either.
+"""Runners of `pqcore.operations` on a blocking or an asynchronous engine, for callers that accept either engine.
 
 `Runner` serves coroutines, `BlockingRunner` serves blocking code.
 """
@@ -21,13 +21,13 @@ from pqcore.settings import QueueSettings
 T = TypeVar("T")
 
 CONNECTIONS = 4
-"""Connections of a `PQ` that was opened here, at most."""
+"""The largest number of connections of a `PQ` that this module opens."""
 UNWIND = 5.0
-"""Seconds that an interrupted operation has to end in order."""
+"""Seconds that an interrupted operation may take to end in order."""
 
 
 class InThread(Protocol):
-    """Calls a function in a thread, as `asyncio.to_thread` does."""
+    """A function that calls another function in a thread, as `asyncio.to_thread` does."""
 
     def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
 
@@ -36,14 +36,14 @@ def open_async(dsn: str, **options: Any) -> AsyncPQ | PQ:
     """Open an `AsyncPQ`, or a `PQ` if the backend has only a blocking face.
 
     Args:
-        dsn: The DSN.
-        **options: As for `PQ`. Without ``max_connections``, it has at most `CONNECTIONS`. Without ``prepared``, nothing
-            is prepared: tools run a statement now and then, and a pooler may be in between.
+        dsn: The DSN of the database.
+        **options: Options of `PQ`. Without ``max_connections``, at most `CONNECTIONS` are opened. Without ``prepared``,
+            no statement is prepared, because tools run few statements, and a pooler may be in between.
 
     Raises:
         UnknownBackend: No backend has the name.
-        BackendNotInstalled: The driver is missing.
-        ConfigurationError: An option is wrong.
+        BackendNotInstalled: The backend's driver is missing.
+        ConfigurationError: An option has an invalid value.
     """
     return _open(AsyncPQ, PQ, dsn, options)
 
@@ -67,7 +67,7 @@ def call_sync(operation: Callable[..., Awaitable[T]], *arguments: Any, **more: A
     """Call a coroutine function of a blocking engine, and run the coroutine to its end.
 
     Raises:
-        PQError: The coroutine suspended, so its engine is not blocking; or what the operation raises.
+        PQError: The coroutine suspended, so its engine is not blocking; or the operation raised the error.
     """
     coroutine: Any = operation(*arguments, **more)
     result: T = run_sync(coroutine)
@@ -75,11 +75,11 @@ def call_sync(operation: Callable[..., Awaitable[T]], *arguments: Any, **more: A
 
 
 class Runner:
-    """Runs operations on an engine, awaited; those of a blocking engine run in threads.
+    """A runner of operations for coroutines; operations of a blocking engine run in threads.
 
     Args:
         engine: The engine.
-        in_thread: Calls a function in a thread. Not used for an asynchronous engine.
+        in_thread: A function that calls another function in a thread. It is not used for an asynchronous engine.
 
     Attributes:
         engine: The engine.
@@ -93,7 +93,8 @@ class Runner:
         """Run an operation, whose first argument is the engine.
 
         Returns:
-            What the caller awaits immediately. No coroutine of its own: workers call this for each batch of jobs.
+            The method returns an awaitable, and the caller must await it immediately. The method is not a coroutine
+            itself, because workers call it for each batch of jobs.
         """
         return self.run(operation, self.engine, *arguments, **more)
 
@@ -105,11 +106,11 @@ class Runner:
 
 
 class PQRunner(Runner):
-    """Runs operations on the engine of a `PQ` or an `AsyncPQ`, awaited.
+    """A runner of operations on the engine of a `PQ` or an `AsyncPQ`, for coroutines.
 
     Args:
         pq: The `PQ` or `AsyncPQ`.
-        in_thread: As for `Runner`.
+        in_thread: See `Runner`.
 
     Attributes:
         pq: The `PQ` or `AsyncPQ`.
@@ -124,13 +125,13 @@ class PQRunner(Runner):
         return self.pq.queue(name)
 
     async def close(self) -> None:
-        """Close the connections, also if they are lost."""
+        """Close the connections, even if they are lost."""
         with suppress(PQError):
             await self.call(Engine.close)
 
 
 class BlockingRunner:
-    """Runs operations on an engine and blocks until they end; an asynchronous engine has an event loop for that.
+    """A runner that blocks until an operation ends; an asynchronous engine gets an event loop for that.
 
     Args:
         engine: The engine.
@@ -152,14 +153,15 @@ class BlockingRunner:
         try:
             result: T = self._loop.run_until_complete(task)
         except BaseException:
-            # Ctrl-C leaves the loop, not the operation: it would go on, and might commit, when the loop runs again.
+            # Ctrl-C stops the loop but not the operation: without this, it would continue, and might commit, when the
+            # loop runs again.
             task.cancel()
             self._loop.run_until_complete(asyncio.wait([task], timeout=UNWIND))
             raise
         return result
 
     def close(self) -> None:
-        """Close the connections, also if they are lost, and the event loop."""
+        """Close the connections, even if they are lost, and the event loop."""
         with suppress(PQError):
             self.call(Engine.close)
         if self._loop is not None:

@@ -1,14 +1,13 @@
-"""Where to begin to look, for a consumer that takes many jobs in succession.
+"""The position at which a consumer begins to look, after it has taken many jobs in succession.
 
-Rows that were taken leave dead entries at the head of the index.  While another
-session holds an old snapshot they cannot be removed, and every look from the head steps over all
-of them: a get slows down in proportion to what was taken before.  So a consumer that
-takes one after the other begins where it left off.
+Taken rows leave dead entries at the head of the index. While another session holds an old snapshot, VACUUM cannot
+remove these entries. Every look from the head steps over all of them, so each get is slower than the last. So a
+consumer that takes many jobs in succession begins where its last take ended.
 
-What lies before that is found too, a little later: a job put with an earlier time, one
-that was rolled back, one whose lease ran out.  Every `FULL_LOOK` seconds, and whenever nothing is
-found, a look is a full one; and from what a full look takes, the next ones go on.
-Consumers that do not take a thousand in succession always look fully.
+Jobs before that position are found a little later: a job put with an earlier time, a rolled back take, an expired
+lease. Every `FULL_LOOK` seconds, and whenever a look finds nothing, the next look begins at the head. Later looks
+continue from the job that this look took. Consumers that take fewer than a thousand jobs in succession always look from
+the head.
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ from pqcore.backend import Row
 from pqcore.rows import JobRow, expected_at_of
 
 FULL_LOOK = 1.0
-"""Seconds after which a look is a full one: so long may a job stay unseen that came in before the bound."""
+"""Seconds after which a look begins at the head again; a job before the position may stay unseen for that time."""
 SUCCESSION = 1_000
-"""Jobs taken in succession, with no pause of `FULL_LOOK`, after which the bound is used."""
+"""Jobs taken in succession, with no pause of `FULL_LOOK` seconds, after which the position is used."""
 STRIDE = 16
-"""Jobs after which the bound moves on: stepping over so many dead entries costs less than writing it out for each."""
+"""Jobs after which the position advances: stepping over this number of dead entries is cheaper than writing the
+position for each job."""
 
 _BEFORE_URGENT = "-infinity -infinity -1"
 _BEFORE_READY = "-infinity -1"
 
 
 class ScanPosition:
-    """The last keys that a queue object took, by class of rows.
+    """The last keys that a queue object took, for each class of waiting rows.
 
-    Threads may share it: whatever they leave in it is the key of a row that one of them took.
+    Threads may share the object: it always holds the key of a row that one of them took.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class ScanPosition:
         self._moves_at = 0
 
     def usable(self, now: float) -> bool:
-        """Whether the next look may begin at the bound.
+        """Return whether the next look may begin at the position.
 
         Args:
             now: The time by the monotonic clock, in seconds.
@@ -53,7 +53,7 @@ class ScanPosition:
         return self._taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
 
     def value(self) -> str:
-        """Where the next look is to begin, for the statement that begins there: the keys in one text."""
+        """Return the position as one text of keys, for the statement that begins there."""
         if self._taken < self._moves_at:
             return self._value
         first, second = _BEFORE_URGENT, _BEFORE_READY
@@ -67,13 +67,13 @@ class ScanPosition:
         return self._value
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
-        """Take note of rows that were taken, in their order; none: there are none, and it begins again."""
+        """Record rows that were taken, in their order; an empty list resets the position."""
         self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
         if full:
             self._full = now
-            self._moves_at = 0  # it may have found what lies before
-        if self._taken < SUCCESSION // 2:  # not to be used soon
+            self._moves_at = 0  # the look may have found a job before the position
+        if self._taken < SUCCESSION // 2:  # the position will not be used soon
             return
         last = rows[-1]
         if expected_at_of(last) is None:

@@ -1,4 +1,4 @@
-"""What a queue is set to, and how it reads and writes data: the same for both faces."""
+"""The settings of a queue, and how a queue encodes and decodes data; both faces share them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pqcore.times import parse_rate
 logger = getLogger("pqcore")
 
 SHORTEST_POLL = 0.01
-"""Seconds: a waiter that looks more often keeps the server busy."""
+"""Seconds; a waiter that polls more often than this would load the server."""
 
 
 class Encoded(NamedTuple):
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 
 
 _encoded: Callable[[tuple[str | None, bytes | None]], Encoded] = partial(tuple.__new__, Encoded)
-"""Make an `Encoded`, without the call of Python that each class of a NamedTuple makes."""
+"""Make an `Encoded` without calling the Python-level ``__new__`` that each NamedTuple class has."""
 
 
 def _identity(value: Any) -> Any:
@@ -65,42 +65,43 @@ def _identity(value: Any) -> Any:
 
 
 QUICK_SIZE = 32_768
-"""Characters or bytes: more take longer to decode than it takes to have another thread decode them."""
+"""Characters or bytes; decoding larger data takes longer than handing it to a thread."""
 QUICK_VALUES = 1_000
-"""Values, or 32 characters: data with more takes as long to encode."""
+"""Values, or strings of 32 characters; encoding more takes longer than handing the data to a thread."""
 KEEP_FINISHED, KEEP_DEAD = "7d", "90d"
-"""How long the finished rows and the dead letters of a new table are kept, unless told otherwise."""
+"""How long a new table keeps finished rows and dead letters, by default."""
 AS_IT_IS: Any = object()
-"""Stands for a setting that is not changed."""
+"""A marker for a setting that must not change."""
 REENCODE_STEP = 100
-"""Rows that `Queue.reencode` writes in one transaction, unless told otherwise."""
+"""The default number of rows that `Queue.reencode` writes in one transaction."""
 REENCODE_WAIT = 10.0
-"""Seconds for which `Queue.reencode` waits for rows that are in use, unless told otherwise."""
+"""The default number of seconds that `Queue.reencode` waits for rows in use."""
 KEPT_QUEUES = 1_000
-"""Queues that a `PQ` keeps by name, at most; those that are used elsewhere or were changed are not counted."""
+"""The largest number of queues that a `PQ` keeps by name; queues in use, and queues with changed settings, do not
+count."""
 
 
 class QueueSettings:
     """The settings of a queue.
 
-    Each may be set on a subclass, as a keyword of `PQ`, or on the queue.
+    Each setting can be set on a subclass, as a keyword of `PQ`, or on the queue.
 
     Attributes:
-        name: The queue's name, without the serializer's.
-        channel: On which puts into it are notified.
-        timeout: Seconds that `get` waits if not told otherwise.
-        poll_interval: Seconds after which a waiter looks, woken or not.
-        retention: What becomes of a finished row: ``"keep"`` marks it,
-            ``"delete"`` deletes it, ``"archive"`` moves it to the archive table.
-        serializer: The serializer, or its name, where the queue's name does not tell; JSON by default.
+        name: The queue's name, without the name of a serializer.
+        channel: The channel that puts into the queue notify.
+        timeout: The default number of seconds that `get` waits.
+        poll_interval: Seconds after which a waiter looks for jobs, even without a notification.
+        retention: What happens to a finished row: ``"keep"`` marks it, ``"delete"`` deletes it, ``"archive"`` moves it
+            to the archive table.
+        serializer: The serializer, or its name, if the queue's name does not include one; JSON by default.
         accept: Further serializers, or their names, whose rows this queue reads.
-        rate: How many jobs may be leased in a time, by all workers together: ``"100/1m"`` or ``"10/s"``;
-            None for as many as there are.  Up to so many at once, after a pause.
-        max_size: Bytes of encoded data that a job may have.
-        cursor_kwargs: For the cursor that ``with queue as cursor`` gives.
-        converters: pq's way to add serializers: name to (dumps, loads), between
-            data and what ``encode`` takes.
-        encode, decode: pq's way to replace `json`: between that and JSON text.
+        rate: How many jobs all workers together may lease in a period: ``"100/1m"`` or ``"10/s"``; None for no limit.
+            After a pause, the jobs of one whole period may be leased together.
+        max_size: The largest size of a job's encoded data, in bytes.
+        cursor_kwargs: Keyword arguments for the cursor that ``with queue as cursor`` yields.
+        converters: Serializers in pq's form: a dict of names to (dumps, loads), which convert between data and the
+            values that ``encode`` takes.
+        encode, decode: Replacements for `json`, in pq's form: they convert between those values and JSON text.
     """
 
     timeout: float = 1
@@ -153,7 +154,7 @@ class QueueSettings:
             msg = f"poll_interval is {self.poll_interval!r}; give at least {SHORTEST_POLL} seconds"
             raise ConfigurationError(msg)
         if self.rate is not None:
-            _ = self.bucket  # a rate that is none is to fail here
+            _ = self.bucket  # an invalid rate must fail here
         if isinstance(self.accept, str):
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
@@ -166,19 +167,19 @@ class QueueSettings:
 
     @property
     def encodes_as_is(self) -> bool:
-        """Whether data become JSON by pqcore's own encoder, and nothing else."""
+        """Whether pqcore's own encoder, and no other, encodes the data as JSON."""
         return self.serializer is None and self.dumps is _identity and self.writes_json
 
     @property
     def writes_json(self) -> bool:
-        """Whether all that `encode_row` gives is known to be JSON: by an encoder of ours, or one that says so."""
+        """Whether `encode_row` is known to return JSON: pqcore's own encoder writes it, or the encoder declares it."""
         if self.serializer is None:
             return self.encode is json_encode
         return bool(getattr(self.serializer, "valid_json", False))
 
     @property
     def bucket(self) -> tuple[int, float]:
-        """The rate limit as a token bucket: its size, and tokens a second."""
+        """The rate limit as a token bucket: its size, and the tokens per second."""
         size, length = parse_rate(self.rate or "")
         return size, size / length
 
@@ -204,7 +205,7 @@ class QueueSettings:
         """Encode a job's data.
 
         Raises:
-            SerializationError: The serializer cannot (a TypeError and ValueError).
+            SerializationError: The serializer cannot encode the data (a TypeError and ValueError).
             PayloadTooLarge: The result has more than ``max_size`` bytes.
         """
         serializer = self.serializer
@@ -242,14 +243,14 @@ class QueueSettings:
         return _encoded((None, raw) if isinstance(raw, bytes) else (raw, None))
 
     def decode_row(self, job_id: int, written_by: str | None, raw: str | bytes) -> Any:
-        """Decode a row's data with the serializer that wrote it, if this queue accepts that.
+        """Decode a row's data with the serializer that wrote it, if this queue accepts that serializer.
 
         Raises:
-            UnsafeSerializer: It does not.
-            Unreadable: The serializer cannot be had here, or says that another program can read the data.
-            DeserializationError: The data is not what the serializer writes.
+            UnsafeSerializer: This queue does not accept the serializer.
+            Unreadable: The serializer cannot be loaded here, or it reports that another program can read the data.
+            DeserializationError: The serializer did not write this data.
         """
-        if written_by is None:  # a row of pq's: JSON, or what a converter put into it
+        if written_by is None:  # pq wrote this row: JSON, or the output of a converter
             written_by = self.serializer_name if self.serializer is None else "json"
         try:
             if written_by == self.serializer_name:
@@ -259,7 +260,8 @@ class QueueSettings:
                 return self.serializer.loads(raw)
             if self.accept and (loads := self._accepted(written_by)) is not None:
                 return loads(raw)
-            if written_by == "json" and not authenticates(self.serializer):  # safe to read, whoever wrote it
+            # safe to read, even if another program wrote it
+            if written_by == "json" and not authenticates(self.serializer):
                 return self.decode(raw)  # type: ignore[arg-type]
         except BaseException as exc:
             if is_from_outside(exc):
@@ -276,21 +278,21 @@ class QueueSettings:
         raise UnsafeSerializer(msg)
 
     def reads_quickly(self, written_by: str | None, raw: str | bytes, most: int = QUICK_SIZE) -> bool:
-        """Return whether a row's data is decoded in a fraction of a millisecond: it is small, and so is the work.
+        """Return whether a row's data decodes in a fraction of a millisecond: small data of a fast serializer.
 
         Args:
-            written_by: The serializer that wrote the row.
-            raw: The data.
-            most: Characters or bytes that are small.
+            written_by: The name of the serializer that wrote the row.
+            raw: The stored data.
+            most: The largest size of small data, in characters or bytes.
         """
         if len(raw) > most or (written_by is not None and written_by != self.serializer_name):
-            return False  # rows of another serializer are few, and the serializer may have to be made first
+            return False  # rows of another serializer are few, and that serializer may not be loaded yet
         if self.serializer is None:
             return self.decode is json_decode and self.loads is _identity
         return is_quick(self.serializer)
 
     def writes_quickly(self, data: Any) -> bool:
-        """Return whether data is encoded in a fraction of a millisecond, as far as that can be seen."""
+        """Return whether data encodes in a fraction of a millisecond, as far as its type and size tell."""
         if self.serializer is None:
             quick = self.encode is json_encode and self.dumps is _identity
         else:
@@ -298,7 +300,7 @@ class QueueSettings:
         return quick and _is_small(data)
 
     def _accepted(self, written_by: str) -> Callable[[Any], Any] | None:
-        """What decodes the rows of another serializer, if that is accepted."""
+        """Return the decoder for rows of another serializer, if this queue accepts that serializer."""
         for each in self.accept:
             if not isinstance(each, str) and stored_name(each) == written_by:
                 return each.loads
@@ -307,7 +309,7 @@ class QueueSettings:
                 loads = self.converters[written_by][1]
                 return lambda raw: loads(self.decode(raw))
             return self.decode if written_by == "json" else _installed(written_by).loads
-        for each in self.accept:  # or by the name of another that reads the same
+        for each in self.accept:  # or a serializer with another name that reads the same format
             if isinstance(each, str) and each not in self.converters:
                 with suppress(Unreadable):
                     found = _installed(each)
@@ -320,7 +322,7 @@ class QueueSettings:
 
 
 def _text_of(error: BaseException) -> str:
-    """The text of an exception of users' code, which may raise when it is asked for."""
+    """Return the text of an exception from users' code, whose ``__str__`` may itself raise."""
     try:
         return str(error)
     except BaseException as exc:
@@ -330,7 +332,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def _is_small(data: Any) -> bool:
-    """Whether data has few values of built-in types, and short ones."""
+    """Return whether data has few and short values, all of built-in types."""
     left, room = [data], QUICK_VALUES
     while left:
         value = left.pop()
@@ -342,17 +344,17 @@ def _is_small(data: Any) -> bool:
                 return False
             left.extend(value if not isinstance(value, dict) else (*value, *value.values()))
         elif value is not None and not isinstance(value, (bool, int, float)):
-            return False  # an object's own code may encode it
+            return False  # an object's own code may do the encoding
         if room < 0:
             return False
     return True
 
 
 def _installed(name: str) -> Serializer:
-    """The serializer of a name.
+    """Return the installed serializer of a name.
 
     Raises:
-        Unreadable: It is not installed here, or cannot be made: a library or a key is missing.
+        Unreadable: The serializer is not installed here, or lacks a library or a key.
     """
     try:
         return plugins.serializer(name)
@@ -366,15 +368,15 @@ Q = TypeVar("Q", bound=QueueSettings)
 
 
 def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: Callable[[str], Q]) -> None:
-    """Take the oldest queues out of those that a `PQ` keeps, so that names without end need no memory without end.
+    """Remove the oldest queues from the ones that a `PQ` keeps, to bound the memory that names need.
 
-    A queue stays if it differs from a new one: an attribute was set, or tasks are declared on it. One that is used
-    elsewhere is found again.
+    A queue stays if it differs from a new one: an attribute was set, or a task was declared on it. A removed queue that
+    is still referenced elsewhere is found again.
 
     Args:
         kept: The queues by name, the oldest first.
-        forgotten: Where they are found again, while they are used elsewhere.
-        make: Makes a queue.
+        forgotten: A weak mapping in which removed queues are found while they are referenced elsewhere.
+        make: A function that makes a queue.
     """
     for name in list(islice(kept, len(kept) // 10)):
         queue = kept.pop(name, None)
@@ -383,7 +385,7 @@ def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: C
         if _as_new(queue, make(name)):
             forgotten[name] = queue
         else:
-            kept[name] = queue  # as the newest
+            kept[name] = queue  # insert it as the newest
 
 
 def _as_new(queue: QueueSettings, new: QueueSettings) -> bool:
@@ -392,7 +394,7 @@ def _as_new(queue: QueueSettings, new: QueueSettings) -> bool:
 
 
 def _alike(value: object, other: object) -> bool:
-    """Whether two settings are the same; of what each queue has an instance of its own, whether they are of a kind."""
+    """Return whether two settings are equal; objects that each queue makes for itself need only have the same class."""
     if isinstance(value, (str, int, float, tuple, list, dict, set)) or callable(value):
         return value == other
     return type(value) is type(other)

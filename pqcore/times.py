@@ -1,8 +1,7 @@
-"""Times: those that users write, reduced to two kinds of value, and those of a job, in UTC.
+"""Times that users write, reduced to two kinds of value, and the UTC times of a job.
 
-A point in time becomes an aware datetime; a distance from now stays a
-timedelta, because the *server* adds it to its own clock: what is due is decided
-by one clock, however wrong that of a client may be.
+A point in time becomes an aware datetime. A distance from now stays a timedelta, because the *server* adds it to its
+own clock: one clock decides which jobs are due, even if a client's clock is wrong.
 """
 
 from __future__ import annotations
@@ -25,20 +24,19 @@ _RATE_UNITS = {
     **dict.fromkeys(("d", "day"), "1d"),
 }
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_FURTHEST = timedelta(days=366 * 1_000)  # the server's clock, give or take this, is a datetime
+_FURTHEST = timedelta(days=366 * 1_000)  # the server's clock plus or minus this value is still a valid datetime
 _MOST_SECONDS = _FURTHEST.total_seconds()
 
 
 class UtcDatetime(datetime):
-    """An aware datetime in UTC that takes a naive one for UTC too.
+    """An aware datetime in UTC that also compares with naive datetimes, as if they were in UTC.
 
-    pq gave naive datetimes; code that compares a job's times with
-    ``datetime.utcnow()``, or subtracts them, works on.
+    pq gave naive datetimes; so existing code may compare a job's times with ``datetime.utcnow()``, or subtract them.
     """
 
     @classmethod
     def of(cls, naive: datetime | None) -> UtcDatetime | None:
-        """The moment of a naive datetime in UTC, as the server gives it."""
+        """Return the moment of a naive UTC datetime, as the server gives it."""
         if naive is None:
             return None
         return cls(
@@ -73,7 +71,7 @@ class UtcDatetime(datetime):
 
 
 def timestamp_text(moment: datetime | None) -> str:
-    """Return a moment in UTC as the `repr` of a job shows it: ISO 8601 in double quotes, or ``None``."""
+    """Return a moment in UTC for the `repr` of a job: ISO 8601 in double quotes, or ``None``."""
     return "None" if moment is None else f'"{moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
 
 
@@ -85,11 +83,10 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
             (negative for the past); a datetime, where naive means UTC; None.
 
     Returns:
-        An aware datetime in UTC, a timedelta to be added to the server's
-        clock, or None.
+        An aware datetime in UTC, a timedelta for the server to add to its clock, or None.
 
     Raises:
-        InvalidTimeSpec: (a ValueError) Anything else, or out of range.
+        InvalidTimeSpec: (a ValueError) The value has another form, or is out of range.
     """
     if spec is None:
         return None
@@ -112,13 +109,13 @@ def parse(spec: TimeSpec) -> datetime | timedelta | None:
 
 
 def typed(text: str | None) -> datetime | timedelta | None:
-    """Read a time that somebody typed: a distance from now, or a point in time.
+    """Read a time that a user typed: a distance from now, or a point in time.
 
     Args:
         text: ``'5m'``, as `parse` takes it; ISO 8601, where no zone means UTC; None.
 
     Raises:
-        InvalidTimeSpec: (a ValueError) Anything else, or out of range.
+        InvalidTimeSpec: (a ValueError) The text has another form, or is out of range.
     """
     if text is None or _SPEC.fullmatch(text):
         return parse(text)
@@ -133,7 +130,7 @@ def seconds(spec: str | float | timedelta) -> float:
     """Read a duration: a number of seconds, ``'5m'`` or a timedelta.
 
     Raises:
-        InvalidTimeSpec: (a ValueError) Anything else, or negative.
+        InvalidTimeSpec: (a ValueError) The value has another form, or is negative.
     """
     if isinstance(spec, (int, float)):
         value = float("nan") if isinstance(spec, bool) else float(spec)
@@ -143,22 +140,22 @@ def seconds(spec: str | float | timedelta) -> float:
             msg = f"not a duration: {spec!r}; give seconds, '5m' or a timedelta"
             raise InvalidTimeSpec(msg)
         value = parsed.total_seconds()
-    if not 0 <= value <= _MOST_SECONDS:  # also refuses NaN
+    if not 0 <= value <= _MOST_SECONDS:  # this comparison also refuses NaN
         msg = f"not a duration: {spec!r} is negative or too long"
         raise InvalidTimeSpec(msg)
     return value
 
 
 def parse_rate(spec: str | tuple[int, Any], what: str = "rate") -> tuple[int, float]:
-    """Read a rate: a number of jobs, and the seconds in which that many may begin.
+    """Read a rate: a number of jobs, and the seconds in which this number of jobs may begin.
 
     Args:
         spec: ``"10/s"``, ``"600/min"``, ``"5/h"``, ``"100/5m"``; or a number and a duration as `seconds` takes it:
             ``(100, "5m")``.
-        what: What the rate is, for the message.
+        what: The name of the rate, for the message.
 
     Raises:
-        ConfigurationError: It is none, the number is not a whole number of at least 1, or the time is 0.
+        ConfigurationError: The rate cannot be read, the number is not a whole number of at least 1, or the time is 0.
     """
     number: Any
     number, time = spec if isinstance(spec, tuple) and len(spec) == 2 else (spec, None)

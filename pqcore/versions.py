@@ -1,4 +1,4 @@
-"""Which versions of distributions are installed, and whether they are as new as a backend needs."""
+"""Checks whether the installed versions of distributions are as new as a backend needs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _VERSION = re.compile(r"v?(?:\d+!)?(\d+(?:\.\d+)*)[._-]?(a|b|c|rc|alpha|beta|pre
 
 
 def too_old(lowest: Mapping[str, str]) -> list[str]:
-    """Say which distributions are installed in a version that is too old: "psycopg 3.2 or newer, 3.1.18 is installed".
+    """Return which installed distributions are too old: "psycopg 3.2 or newer, 3.1.18 is installed".
 
     Args:
-        lowest: The lowest version of each that works. One that is not installed is left out.
+        lowest: The lowest version of each distribution that works. Distributions that are not installed are left out.
     """
     return [
         f"{name} {wanted} or newer, {found} is installed"
@@ -32,13 +32,13 @@ def _installed(name: str) -> str | None:
 
 
 def _older(version: str, than: str) -> bool:
-    """Whether a version comes before another, as PEP 440 orders releases; no, if either is written in another way."""
+    """Return whether a version comes before another, as PEP 440 orders releases; False if either cannot be compared."""
     found, wanted = _VERSION.match(version), _VERSION.match(than)
     return found is not None and wanted is not None and _key(found) < _key(wanted)
 
 
 def _key(match: re.Match[str]) -> tuple[tuple[int, ...], bool]:
     numbers = [int(number) for number in match[1].split(".")]
-    while numbers and numbers[-1] == 0:  # 3.2.0 is 3.2
+    while numbers and numbers[-1] == 0:  # 3.2.0 equals 3.2
         numbers.pop()
     return tuple(numbers), match[2] is None  # 3.2rc1 comes before 3.2
