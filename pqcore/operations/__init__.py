@@ -1,8 +1,7 @@
-"""What a queue does, written once, by subject.
+"""The operations of queues, each written once, in one module for each subject.
 
-Each operation is a coroutine over an `Engine` and a queue's settings.  It does
-no I/O of its own: the engine's session does.  The async face awaits it, the
-blocking face steps it (`pqcore.db.runtime.run_sync`).
+Each operation is a coroutine over an `Engine` and a queue's settings. An operation does no I/O itself: the engine's
+session does. The async face awaits the coroutine, and the blocking face steps it (`pqcore.db.runtime.run_sync`).
 """
 
 import importlib
@@ -26,9 +25,9 @@ _RARE = frozenset(
         "worker_registry",
     }
 )
-"""Modules that are imported when they are first used: a program that puts and takes jobs needs none of them."""
+"""Modules that are imported on first use, because a program that puts and takes jobs needs none of them."""
 
-if not TYPE_CHECKING:  # else any name would be taken for one of ours
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> ModuleType:
         if name in _RARE:

@@ -1,4 +1,4 @@
-"""The activity of a table: finished jobs, sessions that work, last ticks, and what the server counts."""
+"""The activity of a table: finished jobs, working sessions, last ticks, and the server's statistics."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from pqcore.sql.identifiers import channel, control_channel
 from pqcore.times import UtcDatetime
 
 MOST_SESSIONS = 500
-"""Sessions that are listed, at most."""
+"""The largest number of sessions that are listed."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What was finished of a queue, of the jobs that were put last; only of rows that are kept, or archived.
+    """The finished jobs of a queue, among the jobs that were put last; only kept or archived rows count.
 
     Attributes:
-        minute: How many jobs, within the last minute.
-        hour: Within the last hour.
-        median: Seconds from when a job was due to when it was finished, of those of the last minute: half of them
-            took no longer; None without any.
-        slow: The same, of 95 of 100.
+        minute: The number of jobs finished within the last minute.
+        hour: The number of jobs finished within the last hour.
+        median: The median time in seconds from due to finished, for jobs of the last minute; None without such jobs.
+        slow: The 95th percentile of that time, in seconds; None without such jobs.
     """
 
     minute: int
@@ -37,17 +36,17 @@ class Finished:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session of the server's.
+    """A session on the server.
 
     Attributes:
-        pid: The process of the server that it has.
-        application: What it calls itself.
-        role: Its role; None where that is not to be seen.
-        address: Where it comes from; None for a local socket, or where that is not to be seen.
-        state: What it does, in the server's words; None where that is not to be seen.
-        age: Seconds since it began; None where that is not to be seen.
-        waits: The queues on whose jobs it waits now.
-        works: The queues of which it runs a worker.
+        pid: The process id of the session on the server.
+        application: The session's ``application_name``.
+        role: The session's role; None if the caller may not see it.
+        address: The client's address; None for a local socket, or if the caller may not see it.
+        state: The session's state, in the server's words; None if the caller may not see it.
+        age: Seconds since the session began; None if the caller may not see it.
+        waits: The queues on whose jobs the session waits now.
+        works: The queues for which the session runs a worker.
     """
 
     pid: int
@@ -79,7 +78,7 @@ class TickJob:
 
 @dataclass(frozen=True)
 class Tick:
-    """What a periodic task was put for last.
+    """The last tick of a periodic task.
 
     Attributes:
         queue: The name of its queue.
@@ -101,7 +100,7 @@ class Tick:
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
-    """Count what was finished lately, by queue, among the ten thousand jobs put last, and as many archived ones."""
+    """Count recently finished jobs by queue, among the ten thousand jobs put last and as many archived ones."""
     rows = await engine.execute("admin.recent_completions", {}, protect=False, patient=True)
     return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
@@ -110,8 +109,8 @@ async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
     """List the last tick of each periodic task, and what became of its job.
 
     Args:
-        engine: Where.
-        n: Of how many tasks, at most.
+        engine: The engine.
+        n: The largest number of tasks to return.
     """
     rows = await engine.execute("admin.list_ticks", {"n": n}, protect=False)
     jobs = await engine.execute("admin.find_tick_jobs", {}, protect=False, patient=True) if rows else ()
@@ -151,11 +150,11 @@ ORDER BY works IS NULL, waits IS NULL, pid LIMIT {MOST_SESSIONS}"""
 
 
 async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionInfo]:
-    """List the sessions of the database, those first that run workers, then those that wait for jobs.
+    """List the sessions of the database: sessions that run workers first, then sessions that wait for jobs.
 
     Args:
-        engine: Where.
-        queues: The names of the queues that are asked for.
+        engine: The engine.
+        queues: The names of the queues to look for.
     """
     names = list(queues)
     values: dict[str, Any] = {
@@ -208,14 +207,14 @@ async def read_place(engine: Engine) -> Place:
 
 @dataclass(frozen=True)
 class Activity:
-    """What the server counts of a table.
+    """The server's statistics about a table.
 
     Attributes:
         inserted: Rows that were ever put.
-        dead_rows: Rows that are gone and not vacuumed.
-        connections: Sessions in all databases.
-        oldest: Seconds for which the oldest transaction has been open, of those that can be seen; None without one.
-        notifications: How full the server's queue of notifications is, from 0 to 1; None where there is none.
+        dead_rows: Deleted rows that VACUUM has not removed yet.
+        connections: The number of sessions in all databases.
+        oldest: How long the oldest visible transaction has been open, in seconds; None if no transaction is open.
+        notifications: How full the server's notification queue is, from 0 to 1; None if the server has no such queue.
     """
 
     inserted: int
@@ -225,7 +224,7 @@ class Activity:
     notifications: float | None = None
 
 
-# Where the rows are: in the partitions, or in the table itself.
+# The relations that store the rows: the partitions, or the table itself.
 STORED = """(
   SELECT relid FROM pg_partition_tree(to_regclass(:table_name::text)) WHERE isleaf
   UNION ALL
@@ -244,7 +243,7 @@ SELECT coalesce((SELECT sum(n_tup_ins)::bigint FROM pg_stat_all_tables WHERE rel
 
 
 async def read_activity(engine: Engine) -> Activity:
-    """Ask the server's statistics, which are up to a second old."""
+    """Read the server's statistics, which are up to one second old."""
 
     async def work(s: Session) -> Activity:
         [[inserted, dead, connections, oldest]] = await ask(engine, s, "activity", _ACTIVITY)

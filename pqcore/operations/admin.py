@@ -1,4 +1,4 @@
-"""Changing single rows, counting and clearing up."""
+"""Operations that change single rows, count rows and delete rows."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from pqcore.times import seconds
 
 @dataclass(frozen=True)
 class QueueStats:
-    """What waits in a queue.
+    """The number of waiting jobs in a queue, by state.
 
     Attributes:
-        ready: Jobs that a get would find.
-        scheduled: Jobs that are not due yet.
-        leased: Jobs held under a lease that has not run out.
-        oldest: Seconds since the oldest ready job became due; None without one.
-        parked: Jobs that wait for a place under a concurrency limit, or for their turn in a group.
-        stale: Of a standby, seconds by which all of this may be behind the primary: since the last commit that the
-            standby has replayed was made, so it grows also while nothing is committed. None of a primary.
+        ready: The number of jobs that a get would find.
+        scheduled: The number of jobs that are not due yet.
+        leased: The number of jobs under a lease that has not run out.
+        oldest: Seconds since the oldest ready job became due; None if no job is ready.
+        parked: The number of jobs that wait for a place under a concurrency limit, or for their turn in a group.
+        stale: On a standby, how many seconds these numbers may be behind the primary: the time since the last replayed
+            commit, which also grows while nothing is committed. None on a primary.
     """
 
     ready: int
@@ -49,17 +49,17 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class QueueFigures(QueueStats):
-    """What waits in a queue, and what lies dead.
+    """The number of waiting jobs and of dead letters in a queue.
 
     Attributes:
-        dead: Its dead letters.
+        dead: The number of dead letters.
     """
 
     dead: int = 0
 
 
 async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -> int:
-    """Replace a row's data; the size of what is stored."""
+    """Replace a row's data, and return the size of the stored data."""
     encoded = queue.encode_row(data)
     values = {
         "id": job_id,
@@ -77,7 +77,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
-    """Delete a waiting row, or ask a running job to stop; whether there was one."""
+    """Delete a waiting row, or ask a running job to stop; return whether there was one."""
     number, put_at = int(job_id), put_time(engine, job_id)
 
     async def work(s: Session) -> bool:
@@ -97,13 +97,13 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
 
 
 async def count(engine: Engine, queue: QueueSettings) -> int:
-    """The number of rows due."""
+    """Return the number of due rows."""
     [[number]] = await engine.execute("count", {"q_name": queue.name}, protect=False, patient=True)
     return int(number)
 
 
 async def clear(engine: Engine, queue: QueueSettings) -> None:
-    """Delete a queue's rows; the batches of those that were not finished count them as not done."""
+    """Delete a queue's rows; the batches of unfinished jobs count these jobs as not done."""
 
     async def work(s: Session) -> None:
         async with atomic(s):
@@ -115,13 +115,13 @@ async def clear(engine: Engine, queue: QueueSettings) -> None:
 
 
 async def stats(engine: Engine, name: str | None) -> dict[str, QueueStats]:
-    """Count what waits, a queue; of one queue if it is named."""
+    """Count the waiting jobs of each queue, or of one named queue."""
     found, nothing = await count_waiting(engine, name)
     return found if name is None else {name: found.get(name, nothing)}
 
 
 async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, QueueStats], QueueStats]:
-    """Count what waits, by queue; return also the figures of a queue in which nothing waits."""
+    """Count the waiting jobs by queue, including queues in which no job waits."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False, patient=True)
     stale = next((age for name, _, _, _, age, _ in rows if name is None), None)
@@ -135,11 +135,11 @@ async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, Que
 
 
 async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> dict[str, QueueFigures]:
-    """Count what waits and what lies dead in each queue that has some of it; by name, in order.
+    """Count the waiting jobs and dead letters of each queue that has any, in the order of names.
 
     Args:
-        engine: Where.
-        queue: Only this one, which is there then whatever it has; None for all.
+        engine: The engine.
+        queue: Count only this queue, and return it even if it is empty; None for all queues.
     """
     name = None if queue is None else queue.name
     waiting, nothing = await count_waiting(engine, name)
@@ -149,7 +149,7 @@ async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> di
 
 
 async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
-    """Delete finished rows, a slice at a time; how many."""
+    """Delete finished rows, a slice at a time; return their number."""
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
     removed = await run_in_slices(engine, "purge_kept", values)
     while True:
@@ -160,7 +160,7 @@ async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | 
 
 
 async def run_in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
-    """Run a statement that goes on ``after`` an id, from slice to slice of the table; how many rows it changed."""
+    """Run a statement that continues ``after`` an id, for each slice of the table; return how many rows it changed."""
     changed, after = 0, 0
     while True:
         [[last, number]] = await engine.execute(statement, {**values, "after": after}, patient=True)
@@ -181,14 +181,14 @@ async def create(
     """Make the table, or migrate it.
 
     Args:
-        engine: Where.
-        partitions: In how many partitions it is made.
-        set_sequences: Whether sequences that are behind the ids that are there are set beyond them.
-        keep_finished: How long finished rows are kept, if the table is not there yet.
-        keep_dead: How long dead letters are kept, if the table is not there yet.
+        engine: The engine.
+        partitions: The number of partitions of a new table.
+        set_sequences: Whether to set sequences that are behind the existing ids beyond these ids.
+        keep_finished: How long finished rows are kept, if the table is new.
+        keep_dead: How long dead letters are kept, if the table is new.
 
     Returns:
-        Those sequences, as they were.
+        The sequences that were behind, as they were.
     """
     for period in (keep_finished, keep_dead):
         if period is not None:

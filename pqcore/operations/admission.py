@@ -1,7 +1,7 @@
-"""Taking leased jobs that name keys, shares or priorities: admission is part of the take.
+"""Leasing jobs that name keys, shares or priorities: the statement that takes a job also admits it.
 
-See `pqcore.lanes` for lanes, and `pqcore.sql.admission_statements` for how keys are locked and counted. A take waits
-for nobody: a key that another transaction has locked is left alone, and tried again after a few milliseconds.
+`pqcore.lanes` explains lanes, and `pqcore.sql.admission_statements` explains how keys are locked and counted. A take
+never waits for another transaction: it skips a locked key, and tries the key again after a few milliseconds.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from pqcore.sql.fragments import UNNAMED
 logger = logging.getLogger("pqcore")
 
 WAITS = (0.002, 0.01, 0.04)
-"""Seconds between tries, about, while others have keys locked: a take of another worker holds one for milliseconds."""
+"""Approximate seconds between tries while other transactions lock keys; a take of another worker holds a lock for
+milliseconds."""
 REFUSED = 0.25
-"""Seconds after which a patient caller looks again, where the server does not let jobs be admitted."""
+"""Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
-"""Rows that a take looks at behind the first of a lane, where these are locked."""
+"""The number of rows behind the first of a lane that a take looks at if the first ones are locked."""
 _BUSY, _ENDED = -2, -5
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
-"""How often a sweep names jobs of one lane, at most: `ADOPT` jobs each time."""
+"""The largest number of statements with which a sweep names jobs of one lane, with `ADOPT` jobs in each."""
 
 
 class SharedPlaces(NamedTuple):
-    """Jobs that were leased for fewer places than they are.
+    """Jobs that were leased for a smaller number of places.
 
     Attributes:
-        ids: The jobs, in no order.
-        places: How many of them may run concurrently.
+        ids: The ids of the jobs, in no order.
+        places: How many of the jobs may run concurrently.
     """
 
     ids: list[int]
@@ -55,11 +56,11 @@ class SharedPlaces(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What was leased in the places of jobs that ended.
+    """The jobs that were leased in the places of jobs that ended.
 
     Attributes:
         rows: The rows, in order.
-        shared: Those of them that may not all run concurrently.
+        shared: The groups of these jobs that may not all run concurrently.
     """
 
     rows: Sequence[JobRow]
@@ -67,7 +68,7 @@ class Taken(NamedTuple):
 
 
 async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) -> bool:
-    """Look for lanes with waiting jobs, and note them in the queue's book.
+    """Look for lanes with waiting jobs, and record the lanes in the queue's book.
 
     Args:
         queue: The queue.
@@ -75,7 +76,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         idle: Whether a take has just found nothing.
 
     Returns:
-        Whether there is something that a take has not considered: a lane, or a job that arrived.
+        Whether the look found a lane or job that no take has considered.
     """
     book: LaneBook = queue.lanes
     now = time.monotonic()
@@ -93,25 +94,26 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         except PQError as exc:
             if in_transaction or not s.usable():
                 raise
-            logger.warning("%r: jobs of %r are not on their lanes yet: %s", queue.name, text, exc)  # others have theirs
+            # the jobs of other lanes are named
+            logger.warning("%r: jobs of %r are not on their lanes yet: %s", queue.name, text, exc)
     return news
 
 
 async def _adopt_due(queue: QueueSettings, s: Session) -> None:
-    """Put jobs on their lanes that are due and do not wait."""
+    """Put due jobs that should wait on a lane on their lanes."""
     find = s.sql.tasks.find_unadopted
     async with atomic(s):
         await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
-    """Write down the lanes of waiting jobs that have none of their own, by their headers; or learn of a long lane.
+    """Write the lanes of waiting jobs without a lane of their own, read from their headers; or learn of a long lane.
 
     Args:
         queue: The queue.
         s: The session.
-        text: What stands in the place of their lanes.
-        parts: How many times `ADOPT` jobs are named, at most.
+        text: The text that stands in place of their lanes.
+        parts: The largest number of statements, each of which names `ADOPT` jobs.
     """
     find = s.sql.tasks.find_unnamed
     for _ in range(parts):
@@ -122,12 +124,12 @@ async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1
 
 
 async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]], but: str | None = None) -> bool:
-    """Write down the lanes of jobs that a take found without one, and made to wait.
+    """Write the lanes of jobs that a take found without a lane and parked.
 
     Args:
         queue: The queue.
         s: The session.
-        rows: Of each job: its id, and its headers.
+        rows: The id and the headers of each job.
         but: The lane that the jobs are on.
 
     Returns:
@@ -141,7 +143,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
             return True
         lanes.append({"id": job, **lane_values(lane)})
         if lane is not None:
-            queue.lanes.add(lane).taken = 0  # it may come before the last job that was taken
+            queue.lanes.add(lane).taken = 0  # the job may come before the last job that was taken
     if lanes:
         queue.lanes.adopted += len(lanes)
         query = s.sql.tasks.set_lanes
@@ -152,21 +154,21 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
 async def take(
     engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool = False
 ) -> tuple[Sequence[Row], float | None]:
-    """Lease up to ``n`` jobs of the queue's lanes, and jobs without a lane among them, in their order.
+    """Lease up to ``n`` jobs from the queue's lanes and from the jobs without a lane, in their common order.
 
     Args:
-        engine: Where.
-        queue: From which queue.
+        engine: The engine.
+        queue: The queue.
         s: The session.
-        n: How many, at most.
-        lease: Seconds for which they are leased.
-        patient: Whether jobs that the server does not let be admitted are no error, as the caller looks again.
+        n: The largest number of jobs.
+        lease: The length of the lease, in seconds.
+        patient: Whether to look again later, instead of raising, if the server refuses to admit jobs.
 
     Returns:
-        The rows; and without any, the seconds until it is worth another look: 0 for immediately, None if unknown.
+        The rows; if there are none, the seconds until the next look is worthwhile: 0 for immediately, None if unknown.
 
     Raises:
-        NotSupported: The transaction is the caller's, and above READ COMMITTED.
+        NotSupported: The transaction is the caller's, and its isolation level is above READ COMMITTED.
     """
     if (isolation := await _isolation_above(s)) is not None:
         if not (plain := await _take_plain_only(queue, s, n, lease)):
@@ -202,7 +204,7 @@ async def take(
         await _reserve(queue, s, choice, now)
         if taken:
             return taken, None
-        if rows:  # all of them wait now
+        if rows:  # all these jobs wait now
             return (), 0.0
         if missing is not None:
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
@@ -210,7 +212,8 @@ async def take(
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
-            if pause is not None:  # not as long as another take: of two that each have one of two keys, one comes first
+            # the pause varies between takes: if two takes each hold one of two keys, one of them must come first
+            if pause is not None:
                 await engine.runtime.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
     return (), WAITS[-1]
 
@@ -218,21 +221,21 @@ async def take(
 async def end_and_take(
     queue: QueueSettings, s: Session, jobs: Sequence[BaseJob], n: int, lease: float, times: int
 ) -> tuple[set[tuple[int, int]], Taken]:
-    """Finish leased jobs from which nothing follows, and lease others in their places, in one statement.
+    """Finish leased jobs without follow-ups, and lease other jobs in their places, in one statement.
 
     Args:
-        queue: Whose jobs.
-        s: The session, which is in no transaction.
+        queue: The queue.
+        s: The session, which has no open transaction.
         jobs: The jobs that end.
-        n: How many jobs are leased, at most.
-        lease: Seconds for which they are leased.
-        times: How many jobs under one limit may be leased for a place; the caller runs them one after the other.
+        n: The largest number of jobs to lease.
+        lease: The length of the lease, in seconds.
+        times: How many jobs under one limit may be leased for each place; the caller runs them one after the other.
 
     Returns:
-        The ids and tokens of the jobs that ended, and what was leased. There may be others to lease.
+        The ids and tokens of the jobs that ended, and the jobs that were leased. More jobs may be available.
     """
     book = queue.lanes
-    if book.must_find(time.monotonic(), ends=True):  # where all slots are busy, nobody else looks
+    if book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes
         await find_lanes(queue, s)
     now = time.monotonic()
     choice = book.choose(n, now)
@@ -258,9 +261,9 @@ def _shared(choice: Choice, rows: Sequence[tuple[JobRow, int]], free: Mapping[in
     """Return the jobs for which there are fewer places than jobs.
 
     Args:
-        choice: What was asked for.
-        rows: The rows, each with the place of its lane in the choice.
-        free: The number of free places, by the places of lanes of which several jobs may be given for one.
+        choice: The choice that the take was given.
+        rows: The rows, each with the position of its lane in the choice.
+        free: The number of free places, by position, for lanes that may give several jobs for one place.
     """
     if not free:
         return []
@@ -281,7 +284,7 @@ def _shared(choice: Choice, rows: Sequence[tuple[JobRow, int]], free: Mapping[in
 async def _settle(
     queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]], now: float
 ) -> list[JobRow]:
-    """Take note of rows that a take gave, have those wait that it found without a lane; the others, in order."""
+    """Record the rows that a take returned, park jobs that it found without a lane, and return the others in order."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
@@ -292,16 +295,17 @@ async def _settle(
 
 
 async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> list[JobRow]:
-    """Return the rows that a plain take leased, and write down the lanes of those that it made to wait."""
+    """Return the rows that a plain take leased, and write the lanes of the jobs that the take parked."""
     named = job_rows(rows)
     await _adopt_with_others(queue, s, [row for row in named if has_lane(row.headers)])
     return [row for row in named if not has_lane(row.headers)]
 
 
 async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
-    """Write down the lanes of jobs that a take made to wait, and of others like them: there may be many.
+    """Write the lanes of jobs that a take parked, and of similar jobs, of which there may be many.
 
-    Outside of a transaction the take is committed: the caller gets what was leased, and a later look names the lanes.
+    Outside a transaction, the take is already committed: the caller gets the leased jobs, and a later look names the
+    lanes.
     """
     if not rows:
         return
@@ -316,13 +320,16 @@ async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[Jo
 
 
 async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: float) -> list[JobRow]:
-    """Lease jobs without a lane only."""
+    """Lease only jobs without a lane."""
     query = s.sql.fetch("unguarded", "lease", n)
     return await adopt_among(queue, s, await s.execute(query, query.bind({"q_name": queue.name, "lease": lease})))
 
 
 async def _isolation_above(s: Session) -> str | None:
-    """Return the isolation of a caller's transaction above READ COMMITTED, where no lane can be seen; else None."""
+    """Return the isolation level of a caller's transaction if it is above READ COMMITTED, where no lane is visible.
+
+    Else None.
+    """
     if s.own or not s.in_transaction():
         return None
     [[isolation]] = await s.execute(s.sql.tasks.transaction_isolation)
@@ -330,7 +337,7 @@ async def _isolation_above(s: Session) -> str | None:
 
 
 async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
-    """Make the rows of keys that have none; return the keys that another transaction makes at the moment."""
+    """Insert the rows of keys that have none; return the keys that another transaction inserts at this moment."""
     missing = set(keys)
     needs = {str(need["key"]): need for need in choice.needs() if need["key"] in missing}
     query = s.sql.tasks.create_keys
@@ -339,7 +346,7 @@ async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: I
 
 
 async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float) -> None:
-    """Keep the keys of jobs under several keys that have waited long, so that their turn comes."""
+    """Reserve the keys of jobs under several keys that have waited long, so that their turn comes."""
     for known in choice.patient(now):
         known.blocked_since = now
         needs = [{"key": key, "number": number, "newest": known.newest} for key, number in known.lane.needs]
@@ -352,11 +359,11 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
             if in_transaction:
                 raise
             logger.warning("%r: keys are not kept for a job under several: %s", queue.name, exc)
-            return  # the take is committed: the caller gets what was leased
+            return  # the take is committed, so the caller gets the leased jobs
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:
-    """Set right what was changed by other ways than a take: lanes of jobs, keys that miss a job, old keys.
+    """Correct the effects of writers other than takes: lanes of jobs, keys that lack a job, old keys.
 
     pq, older code and SQL finish and lease waiting jobs without taking them off their lanes, and older code parks jobs.
     """

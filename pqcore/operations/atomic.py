@@ -1,4 +1,4 @@
-"""Several statements that take effect together."""
+"""Transactions in which several statements take effect together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pqcore.errors import IdTaken
 
 T = TypeVar("T")
 DRAWS = 20
-"""How often new ids are drawn where those that were drawn are taken, before that is told."""
+"""How often ids are drawn from the sequence before a conflict of ids becomes an error."""
 
 
 async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Do something that draws ids again while these are taken: each attempt draws those that follow.
+    """Call a function that draws ids, and call it again while the ids are taken; each call draws the next ids.
 
     Raises:
-        IdTaken: So they were, `DRAWS` times.
+        IdTaken: The ids were taken in all `DRAWS` attempts.
     """
     for _ in range(DRAWS - 1):
         with suppress(IdTaken):
@@ -28,10 +28,10 @@ async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def atomic(s: Session) -> AsyncIterator[None]:
-    """A transaction of our own, at READ COMMITTED, unless the session is in one: then the block is part of that.
+    """Open a transaction at READ COMMITTED; if the session already has one, run the block as a part of it.
 
-    An idle connection of the caller's may be one whose driver begins with the first
-    statement, whatever it is: then the transaction is the caller's, to be committed by the caller.
+    On an idle connection of the caller, the driver may begin a transaction with the first statement. Then the caller
+    must commit it.
     """
     if s.caller_owned and not s.in_transaction():
         await s.execute(s.sql.ping)

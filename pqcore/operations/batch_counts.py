@@ -1,7 +1,7 @@
-"""Batches: jobs that are counted as they end, and the call that is put after the last of them.
+"""Batches: each batch counts its jobs as they end, and puts a call after the last of them.
 
-A job names its batch in its headers, and shows the token of the batch there.  A role that only puts cannot read
-headers or tokens: it can guess the number of another's batch, and not the token.
+The headers of a job name its batch, and hold the batch's token. A role that can only put cannot read headers or tokens:
+it can guess the number of another program's batch, but not the token.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pqcore.settings import QueueSettings
 logger = logging.getLogger("pqcore")
 
 HOLD = 3_600.0
-"""Seconds for which a job that was taken with `get` may be performed before its batch is thought to be lost."""
+"""Seconds for which a job taken with `get` may be performed before its batch counts as lost."""
 BETWEEN_LOOKS = 0.05
 """Seconds between looks for lost batches, when a worker is about to stop."""
 LONGEST_PAUSE = 16
-"""Looks: the most for which a batch is left alone whose jobs are there."""
+"""The largest number of looks for which a batch is skipped after its jobs were found."""
 
 
 @dataclass(frozen=True, order=True)
 class Membership:
-    """What a job shows to be counted by its batch.
+    """The proof with which a job is counted by its batch.
 
     Attributes:
         batch: The number of the batch.
@@ -48,14 +48,14 @@ class Membership:
 
     @classmethod
     def of(cls, headers: Mapping[str, Any]) -> Membership | None:
-        """The membership of a job with these headers; None if the job is of no batch."""
+        """Return the membership in the headers of a job; None if the job belongs to no batch."""
         batch = headers.get("batch")
         return None if batch is None else cls(batch, headers.get("batch_token", ""))
 
     def mark(self, call: StoredPut) -> StoredPut:
-        """The call as a job of the batch.
+        """Return the call as a job of the batch.
 
-        In a chain each link is told of the batch, so that the last, or one that fails, counts.
+        In a chain, every link carries the batch, so that the last link counts, or the link that fails.
         """
         headers: dict[str, Any] = {**call.headers, "batch": self.batch, "batch_token": self.token}
         if "then" in headers:
@@ -66,7 +66,7 @@ class Membership:
 async def open_batch(
     engine: Engine, s: Session, queue: QueueSettings, total: int, callback: StoredPut | None
 ) -> Membership:
-    """Open a batch of ``total`` jobs, in the transaction that puts the jobs; the membership of each."""
+    """Open a batch of ``total`` jobs in the transaction that puts the jobs; return the membership of each job."""
     query = s.sql.tasks.open_batch
     token = secrets.token_hex(16)
     after = None if callback is None else json.dumps(callback.to_json())
@@ -79,9 +79,9 @@ async def open_batch(
 
 
 def without_batch(headers: dict[str, Any]) -> str | None:
-    """The headers of a job that its batch has counted, and does not count again if the job runs once more.
+    """Return the headers of a job without its batch, which has counted the job and must not count it again.
 
-    None if they can stay as they are.
+    Return None if the headers can stay as they are.
     """
     if "batch" not in headers:
         return None
@@ -96,12 +96,12 @@ def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
 async def count_down(
     engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[tuple[Membership, bool]]
 ) -> None:
-    """Tell batches of jobs that ended, and put what follows the last job of each.
+    """Count ended jobs in their batches, and put the job that follows a batch after the batch's last job.
 
     Args:
-        engine: Where.
-        queue: Whose jobs.
-        s: A session with a transaction open.
+        engine: The engine.
+        queue: The queue of the jobs.
+        s: A session with an open transaction.
         ended: The membership of each job, and whether the job was done.
     """
     counts: dict[Membership, list[int]] = {}
@@ -110,14 +110,18 @@ async def count_down(
         count[0] += 1
         count[1] += int(not done)
     tasks = s.sql.tasks
-    for membership, (number, failed) in sorted(counts.items()):  # in one order for all: batches are locked here
+    # rows of batches are locked here, so all callers use the same order
+    for membership, (number, failed) in sorted(counts.items()):
         values = {"id": membership.batch, "token": membership.token or None, "done": number, "failed": failed}
         for row in await s.execute(tasks.batch_progress, tasks.batch_progress.bind(values)):
             await _close_if_over(engine, queue, s, membership.batch, *row)
 
 
 async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
-    """Keep batches open though a job of theirs was taken for good: it is being performed, and its end is told later."""
+    """Keep batches open though `get` finished one of their jobs.
+
+    The job is being performed, and its end is counted later.
+    """
     query = s.sql.tasks.hold_batch
     for membership in sorted(set(memberships)):
         values = {"id": membership.batch, "token": membership.token or None, "hold": HOLD}
@@ -125,21 +129,21 @@ async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
 
 
 class Watch:
-    """Finds batches of a queue whose jobs are gone without a word, and ends them.
+    """A watch for batches of a queue whose jobs disappeared without being counted; it ends these batches.
 
-    A job that is deleted in SQL tells its batch nothing, nor does a job of a process that took it with `get` and
-    died.  A batch is lost if two looks find no job of it, and nothing was counted in between: of a job that is
-    taken with `get` the batch hears in a transaction of its own, a moment later.
+    A job that is deleted in SQL is not counted, nor is a job that a process took with `get` before it died. A batch is
+    lost if two looks find none of its jobs, and nothing was counted in between. Two looks are needed because a job
+    taken with `get` is counted in a separate transaction, a moment later.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, _Seen] = {}
 
     async def look(self, engine: Engine, queue: QueueSettings) -> int:
-        """Look once, and end what is found lost; the number of batches that were ended.
+        """Look once, and end the batches that are lost; return their number.
 
-        The jobs are looked for only where nothing was counted since the last look, and more and more
-        seldom while there are some.
+        Jobs are searched only if nothing was counted since the last look. While jobs are found, the searches become
+        rarer.
         """
         rows = await engine.execute("tasks.open_batches", {"q_name": queue.name}, protect=False)
         before, self._seen = self._seen, {}
@@ -157,7 +161,7 @@ class Watch:
 
     @property
     def suspects(self) -> bool:
-        """Whether another look may find a batch lost."""
+        """Return whether another look may find that a batch is lost."""
         return any(seen.alive is not True for seen in self._seen.values())
 
     @staticmethod
@@ -171,13 +175,13 @@ class Watch:
 
 @dataclass
 class _Seen:
-    """What the last look found of a batch.
+    """The result of the last look at a batch.
 
     Attributes:
-        pending: How many jobs it waited for.
-        alive: Whether some of them were there; None if they were not looked for.
-        looks: Looks since the jobs were looked for.
-        pause: For how many looks it is left alone, once jobs were found.
+        pending: How many jobs the batch waited for.
+        alive: Whether some of the jobs were found; None if they were not searched.
+        looks: The number of looks since the jobs were searched.
+        pause: The number of looks for which the batch is skipped, after jobs were found.
     """
 
     pending: int
@@ -186,12 +190,12 @@ class _Seen:
     pause: int = 1
 
     def count_look(self) -> bool:
-        """Count a look; whether the jobs are looked for in it."""
+        """Count a look; return whether to search the jobs in it."""
         self.looks += 1
         return self.looks > 0 if self.alive is not True else self.looks >= self.pause
 
     def note(self, *, alive: bool) -> bool:
-        """Remember whether jobs were there; whether the batch is lost."""
+        """Record whether jobs were found; return whether the batch is lost."""
         lost = self.alive is False and not alive
         self.alive = alive
         if alive:
@@ -200,7 +204,10 @@ class _Seen:
 
 
 async def end_lost(engine: Engine, queue: QueueSettings) -> int:
-    """End the batches of a queue of whose jobs none is left, before a worker stops for want of jobs; how many."""
+    """End the batches of a queue that have no jobs left, before a worker stops for want of jobs.
+
+    Return their number.
+    """
     watch = Watch()
     try:
         ended = await watch.look(engine, queue)

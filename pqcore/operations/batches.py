@@ -1,4 +1,4 @@
-"""Putting several calls together: all, or none; and what follows when they are done."""
+"""Putting several calls together, all or none, and putting a call that follows when they are done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pqcore.settings import Encoded, QueueSettings
 
 
 async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[Identity]:
-    """Put calls, all or none; the jobs' ids in order."""
+    """Put calls, all or none; return the ids of the jobs in order."""
 
     async def work(s: Session, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[Identity]:
         return await _insert_all(engine, s, marked)
@@ -35,7 +35,10 @@ async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object
 async def put_batch(
     engine: Engine, queue: QueueSettings, calls: Sequence[StoredPut], callback: StoredPut | None, connection: object
 ) -> tuple[int, list[Identity]]:
-    """Put calls, and another once all of them have ended; the batch's id, and the jobs' in order."""
+    """Put calls, and another call after all of them have ended.
+
+    Return the id of the batch, and those of the jobs in order.
+    """
     if not calls:
         msg = "a batch needs at least one call"
         raise ConfigurationError(msg)
@@ -58,14 +61,14 @@ async def _put_together(
     work: Callable[[Session, Sequence[StoredPut], dict[str, Any]], Awaitable[list[Identity]]],
     connection: object,
 ) -> list[Identity]:
-    """Put calls in one transaction, and tell plugins of them.
+    """Put calls in one transaction, and report them to plugins.
 
     Args:
-        engine: Where.
+        engine: The engine.
         calls: The calls.
-        work: What puts them: called with the session, the calls with the headers that plugins
-            added, and those that they added to the first queue's.
-        connection: In whose transaction.
+        work: The function that puts the calls. Its arguments are the session, the calls with the headers that plugins
+            added, and the headers that plugins added for the first queue.
+        connection: A connection whose open transaction is used; see `Queue.put`.
     """
 
     async def put(marked: Sequence[StoredPut], added: dict[str, Any]) -> list[Identity]:
@@ -89,7 +92,7 @@ async def _put_together(
 
 
 def _events(calls: Sequence[StoredPut]) -> dict[str, PutEvent]:
-    """What plugins are told of calls put together, by queue."""
+    """Return the events of calls put together, by queue, for plugins."""
     events: dict[str, PutEvent] = {}
     for call in calls:
         event = events.setdefault(call.queue, PutEvent(call.queue, [], None, {}, many=len(calls) > 1))

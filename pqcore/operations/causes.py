@@ -1,4 +1,4 @@
-"""The causes for which a job does not run, in words: what each is, and what frees the job of it."""
+"""The causes for which a job does not run, in words: a description of each, and an action that removes it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pqcore.operations.explanation import SHOWN, Cause, named, shown_time
 from pqcore.times import UtcDatetime
 
-# What is not there, or finished
+# Jobs that are missing or finished
 
 
 def not_found(job_id: int, queue: str | None) -> Cause:
-    """Return the cause of a job of which nothing is found."""
+    """Return the cause of a job for which no row is found."""
     where = "The table" if queue is None else f"Queue {queue!r}"
     return Cause(
         "unknown_id",
@@ -21,7 +21,7 @@ def not_found(job_id: int, queue: str | None) -> Cause:
 
 
 def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
-    """Return the cause of a job of another queue than was asked for."""
+    """Return the cause of a job that belongs to another queue than the caller named."""
     return Cause(
         "other_queue",
         f"Job {job_id} is of queue {queue!r}, not of {named_queue!r}.",
@@ -30,7 +30,7 @@ def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
 
 
 def ended(job_id: int, state: str) -> Cause:
-    """Return the cause of a job that has ended without its row being kept, and whose result is."""
+    """Return the cause of a job that ended with its result kept, but not its row."""
     said = {
         "done": "ended well",
         "failed": "failed for good",
@@ -75,11 +75,11 @@ def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
     return Cause(code, f"Job {job_id} {text}{said}.", f"{first}, then call retry({job_id}).")
 
 
-# What a consumer has
+# Jobs that a consumer holds
 
 
 def locked(pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
-    """Return the cause of a job whose row an open transaction has locked or changed."""
+    """Return the cause of a job whose row is locked or changed by an open transaction."""
     if own:
         return Cause(
             "locked_here",
@@ -122,7 +122,7 @@ def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str,
     )
 
 
-# Not due
+# Jobs that are not due
 
 
 def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error: dict[str, str]) -> Cause:
@@ -170,13 +170,13 @@ def expired(job_id: int, deadline: UtcDatetime) -> Cause:
 
 
 def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tuple[str, ...], *, ruled: bool) -> Cause:
-    """Return the cause of a job whose limit has no place free.
+    """Return the cause of a job whose limit has no free place.
 
     Args:
         key: The key of the limit.
-        places: The places that it has.
-        own: The places that the job was put with.
-        jobs: The jobs that hold them.
+        places: The number of places of the key.
+        own: The number of places that the job was put with.
+        jobs: The jobs that hold the places.
         workers: The workers of the queue that are alive.
         ruled: Whether an operator has set the number.
     """
@@ -200,7 +200,7 @@ def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tu
 
 
 def limit_reserved(key: str, job: int) -> Cause:
-    """Return the cause of a job whose key is kept for a job under several keys."""
+    """Return the cause of a job whose key is reserved for a job under several keys."""
     return Cause(
         "limit_reserved",
         f"{_called(key)} is kept for job {job}, which needs several limits and has waited for long.",
@@ -211,7 +211,7 @@ def limit_reserved(key: str, job: int) -> Cause:
 
 
 def rate_of_key(key: str, until: UtcDatetime) -> Cause:
-    """Return the cause of a job whose key has no token left of its rate."""
+    """Return the cause of a job whose key has used up its rate."""
     return Cause(
         "rate_of_key",
         f"The rate of {_called(key, 'limit')} is used up until {shown_time(until)}.",
@@ -222,7 +222,7 @@ def rate_of_key(key: str, until: UtcDatetime) -> Cause:
 
 
 def key_locked(key: str, pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
-    """Return the cause of a job of whose key an open transaction has leased a job."""
+    """Return the cause of a job for whose key an open transaction has leased a job."""
     cause = locked(pid, seconds, application, own=own)
     who = "this transaction" if own else cause.text.removeprefix("Its row is locked or changed by ").rstrip(".")
     return Cause(
@@ -242,14 +242,14 @@ def _called(key: str, kind: str | None = None) -> str:
 
 
 def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None, *, failed: bool) -> Cause:
-    """Return the cause of a job whose turn in a group has not come.
+    """Return the cause of a job that is not yet the next of its group.
 
     Args:
         group: The group.
         head: The first unfinished job of the group.
-        state: Where that job is.
-        until: When its lease ends, or when it is due.
-        failed: Whether it waits for a retry.
+        state: The state of that job.
+        until: When that job's lease ends, or when that job is due.
+        failed: Whether that job waits for a retry.
     """
     text = f"It waits for its turn in group {group!r}: job {head}, which was put before it, "
     key = f"group:{group}"
@@ -284,7 +284,7 @@ def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None
 
 
 def no_worker(queue: str) -> Cause:
-    """Return the cause of a job for whose queue no worker is alive."""
+    """Return the cause of a job whose queue has no worker that is alive."""
     return Cause(
         "no_worker",
         f"No worker of queue {queue!r} has been seen within the last minute.",
@@ -293,7 +293,7 @@ def no_worker(queue: str) -> Cause:
 
 
 def no_worker_of_task(queue: str, task: str, workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job whose function no worker that is alive knows."""
+    """Return the cause of a job whose function is unknown to all workers that are alive."""
     return Cause(
         "no_worker_of_task",
         f"None of the {len(workers)} workers of queue {queue!r} knows the function {task!r}.",
@@ -314,7 +314,7 @@ def workers_busy(slots: int, jobs: Sequence[int], workers: tuple[str, ...]) -> C
 
 
 def behind(jobs: Sequence[int], most: int) -> Cause:
-    """Return the cause of a job before which there are others."""
+    """Return the cause of a job that has other jobs before it."""
     number = (
         f"{most:,} or more jobs are" if len(jobs) >= most else "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
     )
@@ -326,11 +326,11 @@ def behind(jobs: Sequence[int], most: int) -> Cause:
     )
 
 
-# Rates, rules
+# Rates of queues, and pauses
 
 
 def rate_of_queue(rate: str, until: UtcDatetime) -> Cause:
-    """Return the cause of a job whose queue has no token left of its rate."""
+    """Return the cause of a job whose queue has used up its rate."""
     return Cause(
         "rate_of_queue",
         f"The rate of its queue, {rate}, is used up until {shown_time(until)}.",
@@ -344,8 +344,8 @@ def paused(queue: str, name: str, until: UtcDatetime | None) -> Cause:
 
     Args:
         queue: The name of the queue.
-        name: What is paused, as its rule has it: ``queue``, or ``task:``, ``limit:`` or ``group:`` and a name.
-        until: When the pause ends; None if it lasts until it is resumed.
+        name: The paused object, as in its rule: ``queue``, or ``task:``, ``limit:`` or ``group:`` and a name.
+        until: When the pause ends; None if only `resume` ends it.
     """
     when = "until it is resumed" if until is None else f"until {shown_time(until)}"
     kind, _, what = name.partition(":")
@@ -384,7 +384,7 @@ def hidden(text: str) -> Cause:
 
 
 def old_snapshot(seconds: float) -> Cause:
-    """Return the note of a transaction that keeps dead rows from being removed."""
+    """Return the note about a transaction that keeps VACUUM from removing dead rows."""
     return Cause(
         "old_snapshot",
         f"A transaction has been open for {seconds:.0f} s, so that dead rows stay, and takes become slower.",

@@ -1,7 +1,7 @@
-"""Storing how jobs ended: done, tried again, put off, a dead letter, or dropped.
+"""Storing how jobs ended: done, retried, postponed, dead, or dropped.
 
-Jobs that were done and from which nothing follows end together, in one statement. Any other job ends in one
-transaction with all that follows from it (`pqcore.operations.follow_ups`): both are stored, or neither.
+Done jobs without follow-ups end together, in one statement. Any other job ends in one transaction with its follow-ups
+(`pqcore.operations.follow_ups`): both are stored, or neither.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from pqcore.settings import QueueSettings
 _AGAIN = ("retry", "snooze", "crash")
 """Kinds of outcomes after which the job runs again."""
 TOGETHER = 100
-"""Jobs that end in one transaction, at most, if something follows from them."""
+"""The largest number of jobs with follow-ups that end in one transaction."""
 TRIES = 3
-"""Attempts to store the outcome of a single job, after deadlocks and the like."""
+"""Attempts to store the outcome of a single job, after deadlocks and other transient errors."""
 
 LOCKED = "the row of job {} is locked by another transaction: its end is stored as soon as it is not"
 LOCK_NOT_AVAILABLE = "55P03"
-"""The SQLSTATE of a lock that is not to be had."""
+"""The SQLSTATE for a lock that could not be obtained."""
 
 J = TypeVar("J", bound=BaseJob)
 
 
 def is_plain(outcome: Outcome) -> bool:
-    """Return whether a job was done, and nothing follows from that."""
+    """Return whether a job was done, and has no follow-ups."""
     return outcome.kind == "done" and not has_follow_ups(outcome.job.raw_headers)
 
 
 async def finish(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object = None
 ) -> list[Outcome]:
-    """End leased jobs; those whose lease was lost are returned, and are as they were.
+    """End leased jobs; return the jobs whose leases were lost, which are unchanged.
 
     Args:
-        engine: Where.
-        queue: Whose jobs.
-        outcomes: How they end.
-        connection: In whose transaction; as for `Queue.put`.
+        engine: The engine.
+        queue: The queue of the jobs.
+        outcomes: The outcomes of the jobs.
+        connection: A connection whose open transaction is used; see `Queue.put`.
 
     Raises:
-        PQError: The end of a job is not stored; others of the jobs may have ended.
+        PQError: The end of a job is not stored; other jobs may have ended.
     """
     if connection is not None:
         plain, others = _divide(outcomes)
@@ -79,12 +79,14 @@ async def finish(
 
 
 async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> Outcome | None:
-    """End a leased job; how it ended, which is a dead letter if the server refuses what follows; None if it was lost.
+    """End a leased job, and return its outcome, or None if the lease was lost.
 
-    After a deadlock and the like it is tried again, `TRIES` times in all.
+    If the server refuses a follow-up, the outcome is a dead letter.
+
+    After a deadlock or another transient error, the operation tries again, up to `TRIES` attempts in all.
 
     Raises:
-        PQError: The end is not stored.
+        PQError: The outcome is not stored.
     """
     failures = 0
     while True:
@@ -101,15 +103,16 @@ async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> 
 
 @dataclass(eq=False)
 class Endings:
-    """What became of the ends of several jobs. An outcome in none of the lists is stored.
+    """The results of storing the outcomes of several jobs. An outcome that is in none of the lists was stored.
 
     Attributes:
-        lost: The lease of the job was not held; the job is as it was.
-        refused: The end is not stored, for this error. After `OutcomeUnknown` it may be stored.
-        buried: By the outcome's `id`, what was stored in its place: a dead letter, or an end without a result.
-        buries: Whether a job that was done, and whose end holds a value that is refused, is a dead letter.
-        waits: Whether to wait for rows that others have locked. Else the ends of such jobs are refused, and those
-            of others are stored.
+        lost: The lease of the job was not held; the job is unchanged.
+        refused: The outcome was not stored, for this error. After `OutcomeUnknown`, it may have been stored.
+        buried: The outcome that was stored instead, by the `id` of the first outcome: a dead letter, or an end without
+            a result.
+        buries: Whether a done job with a refused value in its outcome becomes a dead letter.
+        waits: Whether to wait for rows that other transactions have locked. Otherwise the outcomes of such jobs are
+            refused, and the other outcomes are stored.
     """
 
     lost: list[Outcome] = field(default_factory=list)
@@ -119,12 +122,12 @@ class Endings:
     waits: bool = False
 
     def stored(self, outcome: Outcome) -> Outcome:
-        """Return how a job ended whose end is stored."""
+        """Return how a job ended whose outcome was stored."""
         return self.buried.get(id(outcome), outcome)
 
 
 async def finish_each(engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome]) -> Endings:
-    """End leased jobs, in as few transactions as possible; a job whose end is refused does not hold up others."""
+    """End leased jobs in as few transactions as possible; a refused outcome does not hold up other jobs."""
     endings = Endings()
     await _store_groups(engine, queue, _group(outcomes), endings)
     return endings
@@ -133,15 +136,15 @@ async def finish_each(engine: Engine, queue: QueueSettings, outcomes: Sequence[O
 async def find_already_stored(
     engine: Engine, queue: QueueSettings, doubtful: Sequence[tuple[Outcome, bool]]
 ) -> list[Outcome]:
-    """Return the outcomes that an earlier try stored, of which the answer was lost; now the lease is not held.
+    """Return the outcomes that an earlier try stored without receiving the answer; now the leases are not held.
 
-    The job's row tells, whatever became of clocks. If the row was deleted, or the job waited for another run and was
-    taken again, only the clock tells: until a lease runs out, nobody but its holder ends it.
+    The job's row shows this, independently of clocks. If the row was deleted, or the job was taken again, only the
+    clock can show it: until a lease runs out, only its holder ends it.
 
     Args:
-        engine: Where.
-        queue: Whose jobs.
-        doubtful: Outcomes, each with whether its lease has time left by the clock of this process.
+        engine: The engine.
+        queue: The queue of the jobs.
+        doubtful: The outcomes, each with whether its lease has time left by this process's clock.
     """
     leases = await last_leases(engine, queue, [outcome.job for outcome, _ in doubtful])
     ended = {lease for lease, is_over in leases if is_over}
@@ -159,7 +162,7 @@ async def find_already_stored(
 
 
 def _divide(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """Return the outcomes from which nothing follows, and the others."""
+    """Return the outcomes without follow-ups, and the others."""
     plain: list[Outcome] = []
     others: list[Outcome] = []
     for one in outcomes:
@@ -168,7 +171,7 @@ def _divide(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
 
 
 def _group(outcomes: Sequence[Outcome]) -> list[Sequence[Outcome]]:
-    """Return outcomes in groups that are stored together."""
+    """Return outcomes in groups, each of which is stored in one transaction."""
     plain, others = _divide(outcomes)
     groups: list[Sequence[Outcome]] = [plain] if plain else []
     return groups + [others[start : start + TOGETHER] for start in range(0, len(others), TOGETHER)]
@@ -177,19 +180,22 @@ def _group(outcomes: Sequence[Outcome]) -> list[Sequence[Outcome]]:
 async def _store_groups(
     engine: Engine, queue: QueueSettings, groups: Sequence[Sequence[Outcome]], endings: Endings
 ) -> PQError | None:
-    """Store groups of ends, each in its own transaction, until something ails the server; what that is."""
+    """Store groups of outcomes, each in its own transaction, until the server itself has an error.
+
+    Return that error.
+    """
     ailment: PQError | None = None
     for group in groups:
         if ailment is None:
             ailment = await _store(engine, queue, group, endings)
-        else:  # which is not tried, so that it is known not to be stored
+        else:  # not tried, so it is certain that the outcome is not stored
             error = ConnectionLost(str(ailment)) if isinstance(ailment, OutcomeUnknown) else ailment
             endings.refused += [(outcome, error) for outcome in group]
     return ailment
 
 
 async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome], endings: Endings) -> PQError | None:
-    """Store ends together or, if one of them is refused, each by itself; returns what ails the server."""
+    """Store outcomes together or, if one is refused, one by one; return an error of the server itself."""
     try:
         if is_plain(group[0]):
             missing = await _ack_plain(engine, queue, group, None, free=not endings.waits)
@@ -209,10 +215,13 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
 
 
 async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: Endings) -> list[Outcome]:
-    """Have the ends of jobs stored later whose rows others have locked; returns those whose lease was lost."""
+    """Refuse the outcomes of jobs whose rows are locked by other transactions.
+
+    Return the jobs whose leases were lost.
+    """
     try:
         held = await find_held(engine, [outcome.job for outcome in missing])
-    except PQError as exc:  # the others are stored, whatever came after it
+    except PQError as exc:  # the others are stored, even if this error came after them
         endings.refused += [(outcome, exc) for outcome in missing]
         return []
     lost: list[Outcome] = []
@@ -228,7 +237,7 @@ async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: En
 async def _dead_letter_instead(
     engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
 ) -> PQError | None:
-    """End a job of which the server refuses what follows: without its result, or as a dead letter."""
+    """End a job whose follow-up the server refuses: without its result, or as a dead letter."""
     found = Endings(waits=endings.waits)
     instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
     ailment = await _store(engine, queue, [instead], found)
@@ -245,7 +254,7 @@ async def _dead_letter_instead(
 async def _ack_plain(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object, *, free: bool = False
 ) -> list[Outcome]:
-    """Finish jobs from whose ends nothing follows, in one statement; those that `ack` returns."""
+    """Finish jobs without follow-ups in one statement; return the jobs that `ack` returns."""
     lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection, free=free)}
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
@@ -253,9 +262,9 @@ async def _ack_plain(
 def acknowledge(
     engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object
 ) -> Coroutine[Any, Any, list[J]]:
-    """Finish leased jobs that somebody did by hand; returns those whose lease was lost.
+    """Finish leased jobs for a caller of `ack`; return the jobs whose leases were lost.
 
-    What follows from a job follows. It has no result: the next of its chain gets None.
+    The follow-ups of the jobs happen. A job that is acknowledged has no result, so the next job of its chain gets None.
     """
     for job in jobs:
         if is_continued(job.raw_headers):
@@ -285,7 +294,7 @@ async def _complete_batch(
     async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
             for outcome in outcomes:
-                buried.pop(id(outcome), None)  # of an attempt that was undone
+                buried.pop(id(outcome), None)  # stored by an attempt that was rolled back
             found = await _lock_free(s, queue, outcomes) if free else outcomes
             ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])
@@ -298,27 +307,27 @@ async def _complete_batch(
 
 
 async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int) -> bool:
-    """Delete a job that waits, and do what follows from that; whether it did wait."""
+    """Delete a waiting job, and run its follow-ups; return whether the job was waiting."""
     query = s.sql.cancel
     async with atomic(s):
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
         for _, found, put_at in rows:
             row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
             await follow_up(engine, queue, s, [Outcome(BaseJob(queue, row), "drop", reason="cancelled")])
-            if has_lane(found):  # others may have waited behind it in a group
+            if has_lane(found):  # other jobs of its group may have waited behind it
                 await _tell(queue, s)
     return bool(rows)
 
 
 async def _tell(queue: QueueSettings, s: Session) -> None:
-    """Notify takers that places under keys are free, once the transaction is committed."""
+    """Notify waiters that places under keys are free, after the transaction has committed."""
     await s.execute(s.sql.tasks.tell, s.sql.tasks.tell.bind({"channel": queue.channel}))
 
 
 async def _lock_free(s: Session, queue: QueueSettings, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    """Lock the rows of jobs that nobody has locked, and return their outcomes; waits for no row.
+    """Lock the rows of jobs that no other transaction has locked, and return their outcomes; wait for no row.
 
-    What finishes jobs that are done does so itself.
+    Done jobs are left out: the statement that finishes them locks their rows itself.
     """
     if all(outcome.kind == "done" for outcome in outcomes):
         return outcomes
@@ -331,14 +340,15 @@ async def _lock_free(s: Session, queue: QueueSettings, outcomes: Sequence[Outcom
 async def _end_rows(
     s: Session, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome], *, free: bool
 ) -> list[Outcome]:
-    """Change the rows; those outcomes whose lease was held.
+    """Change the rows; return the outcomes whose leases were held.
 
     Args:
-        s: A session with a transaction open.
-        queue: Whose jobs.
-        outcomes: How they end.
-        buried: Takes, by the `id` of an outcome, the dead letter of a job that was put off for too long.
-        free: Whether to leave out jobs that are done, and whose rows others have locked.
+        s: A session with an open transaction.
+        queue: The queue of the jobs.
+        outcomes: The outcomes of the jobs.
+        buried: A dict that receives the dead letter of a job that was postponed for too long, by the `id` of the
+            outcome.
+        free: Whether to leave out done jobs whose rows other transactions have locked.
     """
     ended = []
     done = [outcome for outcome in outcomes if outcome.kind == "done"]

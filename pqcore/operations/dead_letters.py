@@ -1,4 +1,4 @@
-"""Dead letters: made of jobs that their consumer gives up, looked at, made jobs again, and purged."""
+"""Dead letters: making them from jobs that a consumer gives up, reading them, reviving them, and deleting them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from pqcore.settings import QueueSettings
 from pqcore.times import seconds
 
 MOST_REVIVED, MOST_PURGED = 1_000, 10_000
-"""Dead letters: the most that one statement deals with; the limits in `pqcore.sql.task_statements`."""
+"""The largest numbers of dead letters that one statement handles; they match the limits in
+`pqcore.sql.task_statements`."""
 REASONS = ("failed", "crashed", "expired", "invalid", "unreadable")
-"""Why jobs are dead letters."""
+"""The reasons of dead letters."""
 
 
 async def bury(
@@ -39,18 +40,18 @@ async def bury(
     """Make a dead letter of a job.
 
     Args:
-        engine: Where.
-        queue: Whose.
+        engine: The engine.
+        queue: The queue.
         job: The job, as it was taken.
-        error: Why.
-        connection: In whose transaction; as for `Queue.put`.
-        owed: Whether what follows from the end of a job that was taken for good did not follow yet; None if it
-            followed as the job was taken.
+        error: The cause.
+        connection: A connection whose open transaction is used; see `Queue.put`.
+        owed: Whether the follow-ups of a job taken with `get` have not happened yet; None if they happened as the job
+            was taken.
 
     Raises:
         ConfigurationError: ``error`` is neither an exception nor text.
-        JobNotFound: The job was taken for good, and its row is no longer as it was.
-        LeaseLost: The lease ran out, and the job was given to another.
+        JobNotFound: The job was taken with `get`, and its row has changed since.
+        LeaseLost: The lease ran out, and another consumer got the job.
     """
     outcome = _dead(job, error)
     if job.leased:
@@ -67,7 +68,7 @@ async def bury(
         "error": error_text(outcome.error),
         "reason": outcome.reason,
     }
-    retention = job.settings.retention  # by which its row was finished
+    retention = job.settings.retention  # the retention with which its row was finished
     if retention == "delete":
         binary = isinstance(job.raw, bytes)
         values |= {"data": None if binary else job.raw, "payload": job.raw if binary else None}
@@ -103,14 +104,14 @@ def _dead(job: BaseJob, error: BaseException | str | None) -> Outcome:
 
 
 def _reason_of(error: object) -> str:
-    """The reason of the dead letter of a job that met this error before or while it was worked on."""
+    """Return the reason of the dead letter for a job that met this error before or during its run."""
     if isinstance(error, Unreadable):
         return "unreadable"
     return "invalid" if isinstance(error, DeserializationError) else "failed"
 
 
 async def list_latest(engine: Engine, queue: QueueSettings, n: int) -> list[DeadLetterRow]:
-    """The rows of the latest ``n``."""
+    """Return the rows of the latest ``n`` dead letters."""
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         msg = f"n is {n!r}; give a number of dead letters, at least 1"
         raise ConfigurationError(msg)
@@ -119,7 +120,7 @@ async def list_latest(engine: Engine, queue: QueueSettings, n: int) -> list[Dead
 
 
 async def find(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRow:
-    """The row of one."""
+    """Return the row of one dead letter."""
     rows = await engine.execute("tasks.dead_letter", {"q_name": queue.name, "id": job_id}, protect=False)
     if not rows:
         msg = f"queue {queue.name!r} has no dead letter {job_id}"
@@ -128,7 +129,7 @@ async def find(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterR
 
 
 async def count(engine: Engine, queue: QueueSettings, reason: str | None = None) -> int:
-    """Return how many there are, of one reason or of all."""
+    """Return the number of dead letters, of one reason or of all."""
     values = {"q_name": queue.name, "reason": _check_reason(reason)}
     [[number]] = await engine.execute("tasks.count_dead", values, protect=False)
     return int(number)
@@ -142,17 +143,17 @@ def _check_reason(reason: str | None) -> str | None:
 
 
 async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None, reason: str | None = None) -> int:
-    """Make jobs of them again, due immediately, with a clean record; return how many.
+    """Turn dead letters into jobs again, due immediately and without failures; return their number.
 
     Args:
-        engine: Where.
-        queue: Whose.
-        ids: Which; None for all.
-        reason: Only those that died for this reason.
+        engine: The engine.
+        queue: The queue.
+        ids: The ids of the dead letters; None for all.
+        reason: Only dead letters with this reason.
 
     Raises:
-        ConfigurationError: There is no such reason.
-        NotStored: A trigger left a job out; nothing is changed.
+        ConfigurationError: The reason is unknown.
+        NotStored: A trigger left a job out; nothing was changed.
     """
     _check_reason(reason)
 
@@ -175,7 +176,7 @@ async def revive(engine: Engine, queue: QueueSettings, ids: Sequence[int] | None
 async def purge(
     engine: Engine, queue: QueueSettings, ids: Sequence[int] | None, older_than: str | float | timedelta
 ) -> int:
-    """Delete them; how many."""
+    """Delete dead letters; return their number."""
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
 
     async def delete(some: Sequence[int] | None) -> int:
@@ -187,12 +188,15 @@ async def purge(
 async def _in_slices(
     change: Callable[[Sequence[int] | None], Awaitable[int]], ids: Sequence[int] | None, most: int
 ) -> int:
-    """Change ``most`` at a time, and none twice, though a job that is revived may soon be dead again; how many.
+    """Change ``most`` dead letters at a time, and none twice, even if a revived job dies again meanwhile.
+
+    Return the number.
 
     Args:
-        change: Changes those of these ids, or any ``most`` if it is given None; returns how many.
-        ids: Which; None for all.
-        most: How many at a time.
+        change: A function that changes the dead letters with some ids, or any ``most`` of them if given None; it
+            returns the number.
+        ids: The ids; None for all.
+        most: The largest number of dead letters in one statement.
     """
     total = 0
     if ids is not None:

@@ -1,4 +1,4 @@
-"""A put that is to happen later: the next of a chain, what follows a batch."""
+"""A put that happens later: the next job of a chain, or the job that follows a batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pqcore.settings import Encoded, QueueSettings
 
 @dataclass(frozen=True)
 class StoredPut:
-    """A row, encoded, as JSON can hold it.
+    """An encoded row, in a form that JSON can hold.
 
     Attributes:
         queue: The queue's name.
-        serializer: Who encoded it.
+        serializer: The name of the serializer that encoded the data.
         data: JSON text, or None.
         payload: Bytes in base64, or None.
-        headers: Its headers.
-        delay: Seconds, from when it is put until it is due.
+        headers: The headers of the job.
+        delay: Seconds from the put until the job is due.
     """
 
     queue: str
@@ -34,14 +34,14 @@ class StoredPut:
 
     @classmethod
     def encode(cls, queue: QueueSettings, data: Any, headers: dict[str, Any], delay: float | None = None) -> StoredPut:
-        """What a put of this data would store."""
+        """Return what a put of this data would store."""
         return cls.of(queue, queue.encode_row(data), headers, delay)
 
     @classmethod
     def of(
         cls, queue: QueueSettings, encoded: Encoded, headers: dict[str, Any], delay: float | None = None
     ) -> StoredPut:
-        """Return what a put of data stores that was encoded already."""
+        """Return what a put stores for data that was already encoded."""
         payload = None if encoded.payload is None else base64.b64encode(encoded.payload).decode()
         return cls(queue.name, queue.serializer_name, encoded.data, payload, headers, delay)
 
@@ -51,16 +51,16 @@ class StoredPut:
         return cls(**stored)
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the put as a value that JSON can hold."""
         return dict(vars(self))
 
     def after(self, queue: QueueSettings, result: Encoded, chain: list[dict[str, Any]]) -> StoredPut:
-        """Return the same, told of what came before it, and of what comes after.
+        """Return the same put, with the result of the job before it and the rest of the chain.
 
         Args:
-            queue: Whose serializer encoded the result.
-            result: What came before.
-            chain: What comes after.
+            queue: The queue whose serializer encoded the result.
+            result: The result of the job before.
+            chain: The calls that come after this one.
         """
         previous = StoredPut.of(queue, result, {}).to_json()
         headers = {**self.headers, "previous": {key: previous[key] for key in ("data", "payload", "serializer")}}
@@ -70,12 +70,15 @@ class StoredPut:
 
     @staticmethod
     def read_previous(queue: QueueSettings, job_id: int, stored: dict[str, Any]) -> Any:
-        """What came before, as `after` wrote it."""
+        """Return the result of the job before, as `after` wrote it."""
         raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
         return queue.decode_row(job_id, stored["serializer"], raw)
 
     def with_headers(self, headers: dict[str, Any]) -> StoredPut:
-        """The same with further headers, on those that come after it too; its own stay as they are."""
+        """Return the same put with additional headers, also for the calls after it.
+
+        Headers that it already has stay.
+        """
         if not headers:
             return self
         merged = {**headers, **self.headers}
@@ -84,7 +87,7 @@ class StoredPut:
         return replace(self, headers=merged)
 
     def values(self) -> dict[str, object]:
-        """The values of the statement that puts it."""
+        """Return the values of the statement that puts the job."""
         gate = self.headers.get("gate", {})
         return {
             **NO_TIMES,

@@ -1,8 +1,8 @@
-"""How data are encoded, wherever they lie: reading them in slices, and counting them.
+"""How data is encoded, wherever it is stored: reading it in slices, and counting it.
 
-Data lie in rows that are ready, scheduled, leased, parked or done, in dead letters, in the archive and in results.
-Headers carry more: the calls that follow in a chain, and the result that a call was given.  A batch has the call that
-is put when its jobs have ended.
+Data is in ready, scheduled, leased, parked and done rows, in dead letters, in the archive and in results. Headers hold
+more data: the calls that follow in a chain, and the result that a call was given. The row of a batch holds the call
+that is put after its jobs have ended.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from pqcore.sql.encoding_statements import ROWS, SLICE
 from pqcore.sql.statement import Query
 
 FIRST = 1 - 2**63
-"""An id that is below all others: a driver may write it as a number behind a minus."""
+"""An id below all others; it avoids the lowest integer, whose absolute value is out of range if a driver writes the
+minus separately."""
 
 
 @dataclass(frozen=True, order=True)
 class Encoding:
-    """How some of the data are encoded.
+    """How some of the data is encoded.
 
     Attributes:
         queue: The queue that reads the data.
-        place: ``ready``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state; ``dead``, ``archive``
-            or ``results``; ``chains``: calls that are to follow, and results that a call was given, in headers;
-            ``batches``: calls that follow a batch.
-        serializer: What the data are stored as; empty for rows of pq's, which do not say.
-        key: The id of the key that the data are encrypted or signed with; of several ones, the outermost first, with
-            ``+`` in between. Empty if the data do not say: without a key, or from another program.
-        number: How many there are.
+        place: The place of the data. ``ready``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state.
+            ``dead``, ``archive`` or ``results``: these tables. ``chains``: calls that follow, and results given to
+            calls, in headers. ``batches``: calls that follow a batch.
+        serializer: The serializer's name that is stored with the data; empty for rows that pq wrote, which store none.
+        key: The id of the key that encrypts or signs the data; several ids are joined with ``+``, the outermost first.
+            The id is empty if the data does not contain one: no key was used, or another program wrote the data.
+        number: The number of such data.
     """
 
     queue: str
@@ -53,7 +54,7 @@ class Piece(NamedTuple):
 
     Attributes:
         queue: The queue that reads the data.
-        held: What holds the data: ``serializer``, ``data`` and ``payload``.
+        held: The dict that holds the data: ``serializer``, ``data`` and ``payload``.
     """
 
     queue: str
@@ -71,7 +72,7 @@ class Piece(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether it is what `pqcore.operations.deferred_put.StoredPut` writes."""
+        """Return whether the piece has the form that `pqcore.operations.deferred_put.StoredPut` writes."""
         if not self.held.keys() >= {"serializer", "data", "payload"} or not isinstance(self.held["serializer"], str):
             return False
         data, payload = self.held["data"], self.held["payload"]
@@ -85,7 +86,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(headers: Any, queue: str) -> Iterator[Piece]:
-    """Return the encoded data in headers of a job; without what no put wrote."""
+    """Return the encoded data in the headers of a job, without parts that no put wrote."""
     if not isinstance(headers, dict):
         return
     previous = headers.get("previous")
@@ -108,7 +109,7 @@ def pieces_of_link(link: Any) -> Iterator[Piece]:
 
 
 def load_json(text: str | None) -> Any:
-    """Return what JSON text says; None if it cannot be read."""
+    """Return the value of JSON text; None if the text cannot be read."""
     try:
         return None if text is None else json.loads(text)
     except (ValueError, RecursionError):
@@ -116,16 +117,16 @@ def load_json(text: str | None) -> Any:
 
 
 class Group(NamedTuple):
-    """Rows of a slice that are alike.
+    """Rows of a slice with the same encoding.
 
     Attributes:
-        last: The highest id.
-        queue: Their queue.
-        state: Their state.
-        serializer: What their data are stored as.
+        last: The highest id of these rows.
+        queue: The queue of these rows.
+        state: The state of these rows.
+        serializer: The serializer's name that is stored with their data.
         marks: The ids of the keys.
-        linked: Whether their headers carry data.
-        number: How many of them have data.
+        linked: Whether their headers hold data.
+        number: The number of these rows that have data.
     """
 
     last: int
@@ -141,10 +142,10 @@ class Slice(NamedTuple):
     """A slice of a table.
 
     Attributes:
-        after: The id behind which it begins.
-        last: The last id of it.
-        groups: What it holds.
-        following: The id behind which the next one begins; None if there is none.
+        after: The id behind which the slice begins.
+        last: The last id of the slice.
+        groups: The groups of rows in the slice.
+        following: The id behind which the next slice begins; None if this is the last slice.
     """
 
     after: int
@@ -154,7 +155,7 @@ class Slice(NamedTuple):
 
 
 class Counts:
-    """Counts data by how they are encoded."""
+    """A counter of data by encoding."""
 
     def __init__(self) -> None:
         self._numbers: Counter[tuple[str, str, str, str]] = Counter()
@@ -179,7 +180,7 @@ class Counts:
 
 
 def read_key_ids(marks: str) -> tuple[str, ...]:
-    """Return the ids of keys that stored data begin with."""
+    """Return the ids of keys with which stored data begins."""
     return read_marks(marks.encode())
 
 
@@ -191,7 +192,7 @@ def find_statement(s: Session, name: str) -> Query:
 
 
 Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
-"""Runs a statement of `pqcore.sql.encoding_statements` that only reads."""
+"""A function that runs a reading statement of `pqcore.sql.encoding_statements`."""
 
 
 def ask_alone(engine: Engine) -> Ask:
@@ -226,16 +227,16 @@ async def read_slice(ask: Ask, place: str, after: int) -> Slice:
 
 
 async def count_all(engine: Engine) -> list[Encoding]:
-    """Count all data of the table, by queue, place, serializer and key; no key is needed for that."""
+    """Count all data of the table by queue, place, serializer and key, without needing any key."""
     return await _count(ask_alone(engine), None)
 
 
 async def count_part(s: Session, most: int) -> list[Encoding]:
-    """Count data as `count_all` does, of a part of the rows.
+    """Count the data of a part of the rows, in the same way as `count_all`.
 
     Args:
         s: A session.
-        most: Rows of each table that are looked at, about: those that were put first.
+        most: About how many rows of each table to look at; the rows that were put first are chosen.
     """
     return await _count(ask_within(s), most)
 

@@ -9,12 +9,12 @@ from types import TracebackType
 from pqcore.db.interrupts import is_from_outside
 
 MAX_TRACEBACK = 20_000
-"""Characters of a traceback that are kept: its end."""
+"""The largest number of characters of a traceback that are kept, counted from its end."""
 _LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 
 
 def read_error(stored: str | None) -> dict[str, str]:
-    """Return the error that a row has: ``type``, ``message``, ``traceback``; empty without one."""
+    """Return the error in a row: ``type``, ``message``, ``traceback``; empty if the row has none."""
     return {} if stored is None else dict(json.loads(stored))
 
 
@@ -24,7 +24,7 @@ def error_text(error: dict[str, str] | None) -> str | None:
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """Return an exception as it is kept with the job: ``type``, ``message``, ``traceback``."""
+    """Return an exception in the form that is stored with the job: ``type``, ``message``, ``traceback``."""
     kind, _, trace = exc_info_of(error)
     text = "".join(traceback.format_exception(kind, error, trace))
     try:
@@ -41,12 +41,12 @@ def describe_error(error: BaseException) -> dict[str, str]:
 
 
 def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return an exception of a function as it is logged, without the frames that led to the function."""
+    """Return a function's exception for logging, without the frames outside the function."""
     return type(error), error, _traceback_of_function(error.__traceback__)
 
 
 def _traceback_of_function(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without the frames that led to the function: those of the worker, of its threads and pools."""
+    """Return a traceback without the frames outside the function: those of the worker, its threads and its pools."""
     start = trace
     while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
         start = start.tb_next

@@ -1,7 +1,7 @@
-"""How long finished rows and dead letters are kept: rows that say so, and the sweep that deletes what is older.
+"""How long finished rows and dead letters are kept: the rows that set the times, and the sweep that deletes older rows.
 
-A table that `create` makes has such rows. One that was there before has none, and keeps everything until somebody sets
-a time. Workers sweep their queues, a bounded number of rows at a time.
+A table that `create` makes gets such rows. A table that existed before has none, and keeps everything until somebody
+sets a time. Workers sweep their queues, a bounded number of rows at a time.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Time: TypeAlias = str | float | timedelta | None
 """Seconds, ``'7d'`` or a timedelta; None to keep all rows."""
 
 ALL_QUEUES = ""
-"""Stands for all queues of the table for which nothing else is set."""
+"""The name that stands for all queues of the table without a time of their own."""
 SWEEP = 1.0
-"""Seconds after which one sweep begins no further statement."""
+"""Seconds after which a sweep starts no further statement."""
 
 
 @dataclass(frozen=True)
 class Expiry:
-    """How long a kind of rows is kept.
+    """How long rows of one kind are kept.
 
     Attributes:
-        queue: The queue; None for all queues of the table for which nothing else is set.
+        queue: The queue; None for all queues of the table without a time of their own.
         kind: ``finished`` (kept and archived rows) or ``dead`` (dead letters).
-        seconds: How long; None to keep all rows.
-        deleted: How many rows workers have deleted for it.
+        seconds: The number of seconds; None to keep all rows.
+        deleted: How many expired rows workers have deleted.
     """
 
     queue: str | None
@@ -52,14 +52,14 @@ async def set_expiry(
     """Set how long finished rows and dead letters are kept.
 
     Args:
-        engine: Where.
-        queue: Of which queue; None for all queues of the table for which nothing else is set.
+        engine: The engine.
+        queue: The queue; None for all queues of the table without a time of their own.
         finished: How long finished rows are kept.
         dead: How long dead letters are kept.
-        connection: In whose transaction; as for `Queue.put`.
+        connection: A connection whose open transaction is used; see `Queue.put`.
 
     Raises:
-        InvalidTimeSpec: A time is none.
+        InvalidTimeSpec: A time cannot be read.
         ConfigurationError: Neither time is given.
     """
     wanted: dict[Kept, Time] = {}
@@ -82,10 +82,10 @@ async def set_expiry(
 
 
 async def set_first_expiry(s: Session, finished: Time, dead: Time) -> None:
-    """Set how long rows of a table are kept that was just made, unless somebody has set it since.
+    """Set how long rows of a new table are kept, unless another program has set a time since.
 
     Args:
-        s: Where.
+        s: The session.
         finished: How long finished rows are kept.
         dead: How long dead letters are kept.
     """
@@ -96,12 +96,12 @@ async def set_first_expiry(s: Session, finished: Time, dead: Time) -> None:
 
 
 async def list_expiry(engine: Engine) -> list[Expiry]:
-    """Return what is set, for all queues first; nothing if everything is kept."""
+    """Return the times that are set, those for all queues first; empty if everything is kept."""
     return await engine.run(list_expiry_of, protect=False)
 
 
 async def list_expiry_of(s: Session) -> list[Expiry]:
-    """Return what is set; see `list_expiry`."""
+    """Return the times that are set; see `list_expiry`."""
     rows = await s.execute(s.sql.rules.list_expiry)
     return [
         Expiry(None if queue == ALL_QUEUES else queue, kind, period, int(deleted or 0))
@@ -110,21 +110,21 @@ async def list_expiry_of(s: Session) -> list[Expiry]:
 
 
 class Sweep:
-    """Deletes what is older than it is kept, of one queue.
+    """A sweep that deletes the expired rows of one queue.
 
     Args:
         queue: The name of the queue.
 
     Attributes:
-        queue: The same.
+        queue: The name of the queue.
     """
 
     def __init__(self, queue: str) -> None:
         self.queue = queue
-        self._after = 0  # the id at which the next look at finished rows begins
+        self._after = 0  # the id at which the next look for finished rows begins
 
     async def run(self, engine: Engine) -> int:
-        """Delete some of it, for `SWEEP` seconds about; how many rows.
+        """Delete expired rows for about `SWEEP` seconds; return their number.
 
         Raises:
             AccessDenied: The role may not delete rows.
@@ -140,13 +140,13 @@ class Sweep:
                 number = await _sweep_some(engine, "rules.expire_dead", values, until)
             if number:
                 counted = {"q_name": name, "name": kind, "number": number}
-                with suppress(AccessDenied):  # a role may delete rows, and set no rules
+                with suppress(AccessDenied):  # a role may be allowed to delete rows but not to set rules
                     await engine.execute("rules.count_expired", counted, protect=False)
             removed += number
         return removed
 
     async def _sweep_finished(self, engine: Engine, values: dict[str, object], until: float) -> int:
-        """Delete finished rows, one slice of ids after the other, until a slice has only rows that are younger."""
+        """Delete finished rows, one slice of ids after the other, until a slice has only younger rows."""
         removed = 0
         while True:
             [[last, number, young]] = await engine.execute("rules.expire_finished", {**values, "after": self._after})
@@ -160,7 +160,7 @@ class Sweep:
 
 
 def _of_queue(found: Sequence[Expiry], queue: str) -> dict[Kept, tuple[str, float]]:
-    """What counts for a queue: by kind, the name under which it is set, and the seconds."""
+    """Return the times that apply to a queue: by kind, the name under which the time is set, and the seconds."""
     kept: dict[Kept, Expiry] = {}
     for one in found:
         if one.queue in (None, queue) and (one.queue == queue or one.kind not in kept):

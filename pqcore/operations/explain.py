@@ -1,4 +1,7 @@
-"""Why does this job not run?  Looks at the job, and at all that may stand before it; changes and locks nothing."""
+"""An explanation why a job does not run.
+
+The operation looks at the job and at everything that may stop it; it changes and locks nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from pqcore.sql.statement import Query
 from pqcore.times import UtcDatetime
 
 OLD_SNAPSHOT = 300.0
-"""Seconds from which an open transaction is noted."""
+"""The age in seconds from which an open transaction is reported."""
 
 
 class _ExplainedRow(NamedTuple):
@@ -37,21 +40,21 @@ class _ExplainedRow(NamedTuple):
         place: The table that has the row: ``table``, ``dead`` or ``archive``.
         queue: The name of the job's queue.
         state: One of `pqcore.operations.list_jobs.STATES`.
-        serializer: The serializer that wrote the data; None for a row of pq's.
+        serializer: The serializer that wrote the data; None for a row that pq wrote.
         attempts: How often the job was run.
         failures: How often the job failed with an exception.
-        error: The last exception, or why the job was put off, as JSON text.
+        error: The last exception, or why the job was postponed, as JSON text.
         headers: The headers, as JSON text.
-        head: The beginning of the data, if it is JSON text.
-        enqueued_at: When the job was put, naive, in UTC, as the other times.
+        head: The beginning of the data, if the data is JSON text.
+        enqueued_at: The time of the job's put; like all times here, naive and in UTC.
         now: The server's time.
-        schedule_at: Before when the job must not be taken.
-        parked_on: What the job waits for.
+        schedule_at: The earliest time at which the job may be taken.
+        parked_on: The lane that the job waits on.
         leased_until: When the lease ends, or ended.
         group: The group.
         reason: Why the job is dead.
-        cancelling: Whether the job is asked to stop.
-        xmax: The transaction that has locked or changed the row last.
+        cancelling: Whether the job was asked to stop.
+        xmax: The transaction that last locked or changed the row.
         priority: The job's priority.
     """
 
@@ -77,7 +80,7 @@ class _ExplainedRow(NamedTuple):
 
     @property
     def due(self) -> UtcDatetime:
-        """When the job is due."""
+        """Return when the job is due."""
         return cast(UtcDatetime, UtcDatetime.of(self.schedule_at or self.enqueued_at))
 
 
@@ -88,10 +91,10 @@ class _KeyRow(NamedTuple):
         key: The key.
         allowed: The places that an operator has set; None without a rule.
         put_places: The places that the newest put gave.
-        alive: The jobs that hold them.
-        rate: Tokens a second; None without a rate.
+        alive: The jobs that hold the places.
+        rate: Tokens per second; None without a rate.
         tokens: Tokens that are left.
-        reserved: The job that the key is kept for.
+        reserved: The job for which the key is reserved.
         reserved_for: The lane of that job.
     """
 
@@ -106,12 +109,12 @@ class _KeyRow(NamedTuple):
 
 
 async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = None) -> Explanation:
-    """Tell why a job does not run.
+    """Return why a job does not run.
 
     Args:
-        engine: Where.
+        engine: The engine.
         job_id: The job.
-        queue: The queue that must have it; None for any.
+        queue: The queue that must have the job; None for any queue.
     """
     name = None if queue is None else queue.name
     try:
@@ -123,7 +126,7 @@ async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = Non
     except SchemaTooNew as exc:
         cause = causes.too_new(str(exc))
     except AccessDenied as exc:
-        if exc.sqlstate is not None:  # a right is missing
+        if exc.sqlstate is not None:  # the role lacks a privilege
             raise
         cause = causes.hidden(str(exc))
     return Explanation(int(job_id), name, "none", (cause,))
@@ -155,7 +158,7 @@ async def _run(s: Session, query: Query, **values: object) -> Sequence[Row]:
 
 
 async def _explain_missing(engine: Engine, job_id: int, queue: QueueSettings | None, s: Session) -> Explanation:
-    """Explain a job of which no row is found: its result may be kept, or its row hidden."""
+    """Explain a job without a row: its result may be kept, or its row hidden."""
     number, name = int(job_id), None if queue is None else queue.name
     if queue is not None:
         rows = await _run(s, s.sql.tasks.find_result, id=number, q_name=name, put_at=put_time(engine, job_id))
@@ -171,7 +174,7 @@ async def _explain_missing(engine: Engine, job_id: int, queue: QueueSettings | N
 
 
 async def _find_locks(s: Session, row: _ExplainedRow) -> list[Cause]:
-    """Find the transaction that has locked or changed a row, and is open."""
+    """Find the open transaction that has locked or changed a row."""
     if row.xmax is None or row.xmax == "0":
         return []
     rows = await _run(s, s.sql.explain.explain_lock, xmax=row.xmax)
@@ -179,14 +182,14 @@ async def _find_locks(s: Session, row: _ExplainedRow) -> list[Cause]:
 
 
 class _Examination:
-    """Looks at what may keep one unfinished job from running.
+    """An examination of what may keep one unfinished job from running.
 
     Args:
-        engine: Where.
+        engine: The engine.
         s: The session.
         job_id: The job.
-        row: Its row.
-        queue: Its queue, if it is known how the queue is set up.
+        row: The job's row.
+        queue: The job's queue, if its settings are known.
     """
 
     def __init__(
@@ -202,7 +205,7 @@ class _Examination:
         self._causes: list[Cause] = []
 
     async def explain(self) -> Explanation:
-        """Look, and tell."""
+        """Look for causes, and return the explanation."""
         row = self._row
         workers = [worker for worker in await list_workers_of(self._s, row.queue) if worker.alive]
         before: list[int] | None = None
@@ -285,7 +288,7 @@ class _Examination:
             self._causes.append(causes.key_locked(key, pid, seconds, application, own=bool(own)))
 
     def _look_at_running_group(self, state: _KeyRow) -> None:
-        """Look whether a job of the group runs that was put later, as one that was revived does not stop it."""
+        """Check for a running job of the group that was put later; a revived job does not stop it."""
         if state.alive and not any(cause.code.startswith("group_") for cause in self._causes):
             group = state.key.removeprefix(GROUP)
             self._causes.append(causes.behind_in_group(group, state.alive[0], "leased", None, failed=False))

@@ -1,4 +1,4 @@
-"""Why a job does not run: what `Queue.explain` returns; `pqcore.operations.causes` has the words of each cause."""
+"""The explanation that `Queue.explain` returns; `pqcore.operations.causes` has the words for each cause."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 from pqcore.times import UtcDatetime
 
 SHOWN = 10
-"""Jobs that a cause names, at most."""
+"""The largest number of jobs that a cause names."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Cause:
     """One thing that keeps a job from running.
 
     Attributes:
-        code: A stable name, for programs.
-        text: What it is, in a sentence.
-        action: What frees the job of it, in a sentence.
-        key: The limit or group that it is about, as in ``limit:reports``; None if it is about none.
-        jobs: The ids of jobs that it is about, at most `SHOWN`.
-        workers: The ids of workers that it is about; see `pqcore.WorkerInfo`.
-        until: When it ends without any action; None if that is not known.
+        code: A stable name of the cause, for programs.
+        text: A sentence that describes the cause.
+        action: A sentence that says how to remove the cause.
+        key: The limit or group in question, such as ``limit:reports``; None if there is none.
+        jobs: The ids of the jobs in question, at most `SHOWN`.
+        workers: The ids of the workers in question; see `pqcore.WorkerInfo`.
+        until: When the cause ends without any action; None if unknown.
     """
 
     code: str
@@ -41,14 +41,14 @@ class Explanation:
 
     Attributes:
         id: The id of the job.
-        queue: The name of its queue; None if the job is not found, and no queue was named.
-        state: Where it is: one of ``ready``, ``scheduled``, ``parked``, ``leased``, ``done`` and ``dead``; ``none`` if
-            the job is not found.
-        causes: What keeps it from running, the most important first. Empty if nothing does: the next free worker
-            takes it.
-        position: How many jobs are before it, up to 1,000; None of a job that is not due.
-        next_at: When it is due; None of a job that is due, or that is not waiting.
-        notes: What does not keep the job from running, and may slow the queue down.
+        queue: The name of the job's queue; None if the job is not found, and the caller named no queue.
+        state: The job's state: one of ``ready``, ``scheduled``, ``parked``, ``leased``, ``done`` and ``dead``; ``none``
+            if the job is not found.
+        causes: The causes that keep the job from running, the most important first. If the list is empty, the next free
+            worker takes the job.
+        position: How many jobs are before the job, up to 1,000; None for a job that is not due.
+        next_at: When the job is due; None for a job that is due now, or is not waiting.
+        notes: Conditions that do not keep the job from running, but may slow the queue down.
     """
 
     id: int
@@ -61,19 +61,19 @@ class Explanation:
 
     @property
     def text(self) -> str:
-        """The most important cause in a sentence, with the action that frees the job of it."""
+        """Return the most important cause, with the action that removes it."""
         if not self.causes:
             return "Nothing keeps the job from running: the next free worker takes it."
         return f"{self.causes[0].text} {self.causes[0].action}"
 
 
 def shown_time(moment: datetime) -> str:
-    """Return a time as causes write it: in UTC, to the second."""
+    """Return a time for the text of a cause: in UTC, to the second."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def named(jobs: Sequence[int]) -> str:
-    """Return the ids of some jobs, as causes name them."""
+    """Return the ids of some jobs for the text of a cause."""
     ids = ", ".join(map(str, jobs[:SHOWN]))
     more = f" and {len(jobs) - SHOWN} more" if len(jobs) > SHOWN else ""
     return f"job{'' if len(jobs) == 1 else 's'} {ids}{more}"

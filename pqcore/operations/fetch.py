@@ -1,4 +1,4 @@
-"""Taking jobs: a look, a wait, another look."""
+"""Taking jobs: a look, a wait, and another look."""
 
 from __future__ import annotations
 
@@ -45,22 +45,23 @@ async def get(
     performed: bool = False,
     patient: bool = False,
 ) -> Sequence[Row]:
-    """Take up to ``n`` rows, waiting for the first.
+    """Take up to ``n`` rows, and wait for the first row.
 
-    It looks, and if there is nothing waits for the earliest of: a notification,
-    the next time that a row comes due, the poll interval, its timeout; and looks again.
+    The operation looks for jobs. If it finds none, it waits until the first of these: a notification, the next due
+    time, the poll interval, the timeout. Then it looks again.
 
     Args:
-        engine: Where.
-        queue: From which queue.
-        n: How many, at most.
+        engine: The engine.
+        queue: The queue.
+        n: The largest number of jobs.
         block: Whether to wait.
-        timeout: How long; None for the queue's ``timeout``.
-        lease: Seconds for which they are leased; None to take them for good.
-        performed: Whether the caller does what follows from jobs that are taken for good. Else it is done here.
-        patient: As for `look`.
+        timeout: How long to wait, in seconds; None for the queue's ``timeout``.
+        lease: The length of the lease, in seconds; None to take the jobs for good.
+        performed: Whether the caller runs the follow-ups of jobs that are taken for good. Otherwise this operation runs
+            them.
+        patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
     """
-    if n != 1 or type(n) is not int:  # most take one
+    if n != 1 or type(n) is not int:  # most callers take one job
         _check_number(n)
     left = seconds(queue.timeout if timeout is None else timeout)
     look_once = look if lease is not None and queue.rate is not None else take_with_others
@@ -69,10 +70,10 @@ async def get(
     rows: Sequence[Row] = ()
     woken = False
     while True:
-        ticket = engine.snapshot(topic) if block else None  # before the look, so that what comes after it counts
+        ticket = engine.snapshot(topic) if block else None  # taken before the look, so that later notifications count
         if woken and (rows := await take_woken(engine, queue, n, lease)):
             break
-        # The clock is asked here, so that a take on a queue whose rules are known costs no further coroutine.
+        # The clock is read here, so that a take needs no further coroutine while the queue's rules are cached.
         if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
             rows, wake_in = (), queue.rule_cache.rules.seconds_paused(time.monotonic())
         else:
@@ -80,7 +81,7 @@ async def get(
         if rows:
             break
         woken = False
-        if wake_in == 0.0:  # what was found may not run, and there may be others behind it
+        if wake_in == 0.0:  # the jobs that were found may not run, but jobs behind them may
             continue
         if not block:
             return rows
@@ -108,16 +109,16 @@ async def look(
     patient: bool = False,
     woken: bool = False,
 ) -> tuple[Sequence[Row], float | None]:
-    """Take up to ``n`` rows; without one, the seconds until it is worth another look (None: unknown).
+    """Take up to ``n`` rows; without rows, return the seconds until the next look is worthwhile (None: unknown).
 
-    Under a lease, within the queue's rate limit, and only those that limits and groups let run.
+    With a lease, take only jobs within the queue's rate limit that limits and groups admit.
 
     Args:
-        engine: Where.
-        queue: From which queue.
-        n: How many, at most.
-        lease: Seconds for which they are leased; None to take them for good.
-        patient: Whether jobs that cannot be admitted are no error, as the caller looks again.
+        engine: The engine.
+        queue: The queue.
+        n: The largest number of jobs.
+        lease: The length of the lease, in seconds; None to take the jobs for good.
+        patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
         woken: Whether this is the first look after a notification.
     """
     if woken and (rows := await take_woken(engine, queue, n, lease)):
@@ -138,7 +139,7 @@ async def look(
 
 
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
-    """Return in how many seconds a job comes due that is scheduled; None if there is none."""
+    """Return the seconds until the next scheduled job is due; None if no job is scheduled."""
     [[_, wake_in]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
     return None if wake_in is None else float(wake_in)
 
@@ -146,18 +147,18 @@ async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
 async def end_and_take(
     engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], n: int, lease: float, times: int = 1
 ) -> tuple[list[BaseJob], admission.Taken]:
-    """Finish leased jobs from which nothing follows, and lease up to ``n`` others in their places, in one statement.
+    """Finish leased jobs without follow-ups, and lease up to ``n`` jobs in their places, in one statement.
 
     Args:
-        engine: Where.
-        queue: Whose jobs; it has no rate.
+        engine: The engine.
+        queue: The queue of the jobs, which must have no rate limit.
         jobs: The jobs that end.
-        n: How many are leased, at most.
-        lease: Seconds for which they are leased.
-        times: How many jobs under one limit may be leased for a place; the caller runs them one after the other.
+        n: The largest number of jobs to lease.
+        lease: The length of the lease, in seconds.
+        times: How many jobs under one limit may be leased for each place; the caller runs them one after the other.
 
     Returns:
-        The jobs whose lease was lost, and what was leased.
+        The jobs whose leases were lost, and the jobs that were leased.
     """
 
     async def work(s: Session) -> tuple[set[tuple[int, int]], admission.Taken]:
@@ -172,10 +173,10 @@ async def end_and_take(
 
 
 async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
-    """Do what follows from jobs that were taken for good; or have their batches wait for it, if the caller does it.
+    """Run the follow-ups of jobs taken for good; if the caller runs them, keep the jobs' batches open instead.
 
-    If the caller is cancelled meanwhile, the jobs are put back, and what followed does not follow again. An error is
-    logged: the jobs are taken, and the caller must have them.
+    If the caller is cancelled meanwhile, the jobs are put back, and their follow-ups do not happen a second time. An
+    error is only logged, because the jobs are taken, and the caller must receive them.
     """
     jobs = [BaseJob(queue, row) for row in rows if is_continued(headers_of(row))]
     if performed:
@@ -197,14 +198,14 @@ async def _try_to_follow(
     left: Sequence[Row],
     operation: Callable[[Session, Sequence[BaseJob]], Awaitable[None]],
 ) -> None:
-    """Do something about jobs in one transaction, or, if that fails, in one for each.
+    """Run an operation on jobs in one transaction, or, if that fails, in one transaction for each job.
 
     Args:
-        engine: Where.
-        queue: Whose jobs.
+        engine: The engine.
+        queue: The queue of the jobs.
         jobs: The jobs.
-        left: The rows that are put back if the caller is cancelled.
-        operation: What is done.
+        left: The rows to put back if the caller is cancelled.
+        operation: The operation to run.
     """
 
     async def work(s: Session, ones: Sequence[BaseJob]) -> tuple[Sequence[Row], None]:
@@ -220,7 +221,7 @@ async def _try_to_follow(
     except ConnectionLost:
         logger.exception("%r: what follows from jobs that were taken with get is not done", queue.name)
     except PQError:
-        for job in jobs:  # of one of them it cannot be done, and the others do not suffer for it
+        for job in jobs:  # the operation fails for one of the jobs, and must not fail for the others
             try:
                 await engine.run(partial(work, ones=[job]), undo=undo)
             except PQError:
@@ -230,7 +231,7 @@ async def _try_to_follow(
 
 
 async def peek(engine: Engine, queue: QueueSettings, n: int) -> Sequence[Row]:
-    """Read the next rows due."""
+    """Return the next due rows without taking them."""
     _check_number(n)
 
     async def work(s: Session) -> Sequence[Row]:

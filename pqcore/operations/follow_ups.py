@@ -1,6 +1,6 @@
-"""What follows from the end of a job: its result, the next job of its chain, the count of its batch.
+"""The follow-ups of a job's end: storing its result, putting the next job of its chain, counting it in its batch.
 
-All of it belongs to one transaction with the end of the job: both are stored, or neither.
+All follow-ups share one transaction with the end of the job: both are stored, or neither.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _OF_FOLLOW_UPS = ("batch", "batch_token", "then")
 
 
 def has_follow_ups(headers: str | None, words: Sequence[str] = _FOLLOWED) -> bool:
-    """Return whether something follows from the end of a job with these headers."""
+    """Return whether a job with these headers has follow-ups."""
     return headers is not None and any(word in headers for word in words)
 
 
 def without_follow_ups(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of a job without its follow-ups, which have happened already."""
+    """Return the headers of a job without its follow-ups, which have already happened."""
     return {name: value for name, value in headers.items() if name not in _OF_FOLLOW_UPS}
 
 
 def is_continued(headers: str | None) -> bool:
-    """Return whether a job with these headers is part of a chain that goes on, or of a batch."""
+    """Return whether a job with these headers belongs to a batch, or to a chain that continues."""
     return headers is not None and has_follow_ups(headers, _CONTINUED)
 
 
 async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome) -> None:
-    """Do what follows from a job that was taken with `get`, so that its row is finished already."""
+    """Run the follow-ups of a job that was taken with `get`, and whose row is therefore finished."""
 
     async def work(s: Session) -> None:
         async with atomic(s):
@@ -59,9 +59,9 @@ async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome)
 
 
 async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> None:
-    """Do what follows from jobs that were taken with `get` and that nobody performs: they count as done.
+    """Run the follow-ups of jobs that were taken with `get` and never performed; these jobs count as done.
 
-    A job that waits again was taken in a transaction that was rolled back.
+    If such a job waits again, the transaction that took it was rolled back.
     """
 
     async def work(s: Session, job: BaseJob) -> None:
@@ -81,7 +81,7 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
 
 
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
-    """Keep the results of jobs that ended, put the next of their chains, and tell their batches."""
+    """Store the results of ended jobs, put the next jobs of their chains, and count the jobs in their batches."""
     for outcome in ended:
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
             job = outcome.job
@@ -92,13 +92,13 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
 
 
 def dead_letter_headers(job: BaseJob, *, owed: bool = True) -> str | None:
-    """Return the headers of the dead letter of a job, as JSON text; None if they can stay as they are.
+    """Return the headers for the dead letter of a job, as JSON text; None if the headers can stay as they are.
 
-    They name no batch, which has counted the job, and nothing that cannot be read.
+    The new headers name no batch, because the batch has counted the job, and contain nothing unreadable.
 
     Args:
         job: The job.
-        owed: Whether what follows from the job follows from the dead letter; else it has followed already.
+        owed: Whether the dead letter has to run the job's follow-ups; otherwise they have already happened.
     """
     if job.raw_headers is None:
         return None
@@ -131,7 +131,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
 
 
 async def _enqueue_next_in_chain(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
-    """Put the next of a chain; if one of it fails for good, the rest stays with its dead letter."""
+    """Put the next job of a chain; if a job of the chain fails for good, the rest stays with its dead letter."""
     chain = outcome.job.headers.get("then")
     if outcome.kind == "done" and chain:
         result = outcome.encoded or await encode(engine, queue, outcome.result)
@@ -151,5 +151,5 @@ async def _decrement_batch(engine: Engine, queue: QueueSettings, s: Session, end
 
 
 def _has_chain(outcome: Outcome) -> bool:
-    # Of a chain in a batch only the last, or the one that failed, counts.
+    # For a chain in a batch, only the last job counts, or the job that failed.
     return outcome.kind == "done" and bool(outcome.job.headers.get("then"))

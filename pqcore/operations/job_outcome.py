@@ -1,4 +1,4 @@
-"""How the run of a job ended, and what becomes of a job whose end the server refuses to store."""
+"""How a job's run ended, and what happens to a job whose outcome the server refuses to store."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ from pqcore.settings import Encoded
 
 OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
 PUT_OFF = {"unknown": None, "unreadable": 7 * 86_400.0}
-"""Reasons of a snooze that only another deployment ends: seconds until the job is a dead letter; None for never."""
+"""Reasons of a snooze that only another deployment can end, each with the seconds until the job becomes a dead letter;
+None for never."""
 _AILMENTS = ("25", "53", "55", "57", "58")
-"""How SQLSTATEs of the server's own troubles begin: it is read-only, a disk is full, a limit is reached, I/O fails."""
+"""The first characters of SQLSTATEs for the server's own errors: it is read-only, a disk is full, a limit is reached,
+I/O fails."""
 REFUSED_FOR = 300.0
 """Seconds for which storing an outcome is tried again after refusals that the job may have caused."""
 _PASSING = (TransientError, StatementCancelled, AccessDenied)
 """Refusals that the job did not cause: storing its outcome is tried again while they last."""
 
 
-@dataclass(eq=False, slots=True)  # not frozen: a frozen one takes ten times as long to make, and each job has one
+@dataclass(eq=False, slots=True)  # not frozen: making a frozen one takes ten times as long, and each job needs one
 class Outcome:
-    """How a leased job ends.
+    """The way in which a leased job ends.
 
     Attributes:
         job: The job.
-        kind: ``done``; ``retry``: given back, with a failure on its record; ``snooze``: given back
-            without; ``crash``: given back, as if the lease had run out; ``dead``: a dead letter;
+        kind: The kind of outcome. ``done``: finished. ``retry``: given back, with a failure counted. ``snooze``: given
+            back without a failure. ``crash``: given back as if the lease had run out. ``dead``: a dead letter.
             ``drop``: deleted, as discarded or cancelled.
-        result: What the function returned.
-        encoded: The result as it is stored, if it was encoded already.
-        result_error: Why the result cannot be stored, as `describe_error` tells it; the job is done all the same.
-        error: The last exception, as `describe_error` tells it.
+        result: The value that the function returned.
+        encoded: The result in its stored form, if it was encoded already.
+        result_error: Why the result cannot be stored, in the form of `describe_error`; the job is still done.
+        error: The last exception, in the form of `describe_error`.
         delay: Seconds until the job is due again; None for immediately, in its old place.
-        finished: Whether the function finished the job itself (`JobContext.finish`): then the row may be gone.
-        reason: Why the job is dead, dropped or put off: ``failed``, ``crashed``, ``expired``, ``invalid``,
+        finished: Whether the function finished the job itself (`JobContext.finish`), so that the row may be gone.
+        reason: Why the job is dead, dropped or postponed: ``failed``, ``crashed``, ``expired``, ``invalid``,
             ``unreadable``, ``discarded``, ``cancelled``, ``unknown``.
-        by_hand: Whether no function was called: then there is no result to keep.
+        by_hand: Whether no function was called, so that there is no result to keep.
     """
 
     job: BaseJob
@@ -73,39 +75,43 @@ def done_by_hand(job: BaseJob) -> Outcome:
 
 
 def ails_server(error: PQError) -> bool:
-    """Return whether the server or the connection caused an error, and not the job: other jobs meet the error too."""
+    """Return whether the server or the connection, and not the job, caused an error.
+
+    Other jobs then meet the error too.
+    """
     if isinstance(error, (ConnectionLost, PoolTimeout, Closed, SchemaError)):
         return True
     return type(error) is DatabaseError and (error.sqlstate or "").startswith(_AILMENTS)
 
 
 def refuses_value(error: PQError) -> bool:
-    """Return whether an error says that a value cannot be stored: not now, and not later."""
+    """Return whether an error says that a value can never be stored."""
     return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
 
 
 Verdict: TypeAlias = Literal["again", "bury", "leave"]
-"""What follows a refusal: storing the outcome is tried again, the job is a dead letter, or its lease runs out."""
+"""What follows a refusal. ``again``: storing the outcome is tried again. ``bury``: the job becomes a dead letter.
+``leave``: the job's lease runs out."""
 
 
 @dataclass(eq=False)
 class Refusals:
-    """Refusals to store how one job ended.
+    """The refusals to store the outcome of one job.
 
     Attributes:
-        number: How many there were.
-        since: When the first refusal came that the job may have caused, by the monotonic clock; None before.
+        number: The number of refusals.
+        since: When the first refusal came that the job may have caused, by the monotonic clock; None before one came.
     """
 
     number: int = 0
     since: float | None = None
 
     def judge(self, outcome: Outcome, error: PQError) -> Verdict:
-        """Count a refusal, and return what becomes of the job.
+        """Count a refusal, and return what happens to the job.
 
         Args:
-            outcome: The outcome that was refused.
-            error: What the server said.
+            outcome: The refused outcome.
+            error: The server's error.
         """
         self.number += 1
         if ails_server(error) or isinstance(error, _PASSING):
@@ -123,8 +129,8 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
     """Return the outcome "dead letter" for a job whose own outcome cannot be stored.
 
     Args:
-        outcome: The outcome that was refused.
-        refusal: Why.
+        outcome: The refused outcome.
+        refusal: The error of the refusal.
     """
     run = "it was run, but what follows from it" if outcome.kind == "done" else "how it ended"
     error = {
@@ -136,13 +142,13 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
 
 
 def without_result(outcome: Outcome, refusal: BaseException) -> Outcome | None:
-    """Return the outcome of a job that is done, with the refusal in place of its result.
+    """Return the outcome of a done job, with the refusal in place of its result.
 
-    None if the job has no result, or its chain needs the result.
+    Return None if the job has no result, or its chain needs the result.
 
     Args:
-        outcome: The outcome that was refused.
-        refusal: Why.
+        outcome: The refused outcome.
+        refusal: The error of the refusal.
     """
     headers = outcome.job.headers
     if outcome.kind != "done" or outcome.result_error is not None or "keep" not in headers or headers.get("then"):

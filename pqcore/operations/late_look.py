@@ -1,4 +1,4 @@
-"""A look for jobs that follows a wait, as one operation: a blocking engine's thread does both."""
+"""A wait and the look that follows it, as one operation, so that one thread of a blocking engine does both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pqcore.settings import QueueSettings
 
 
 class LateLook(NamedTuple):
-    """What a look found that came after a wait.
+    """The result of a look that came after a wait.
 
     Attributes:
-        snapshot: Of the queue's channel, from before the look.
+        snapshot: A snapshot of the queue's channel from before the look.
         leased_at: When the leases began, by the monotonic clock.
-        n: How many jobs were asked for.
+        n: The number of jobs that the look asked for.
         rows: The rows that were leased.
-        wake_in: Seconds until it is worth another look; None if that is unknown.
+        wake_in: Seconds until the next look is worthwhile; None if unknown.
     """
 
     snapshot: int | None
@@ -41,19 +41,20 @@ async def wait_and_look(
     poll_interval: float,
     begin: Callable[[], int],
 ) -> LateLook | None:
-    """Wait until there may be a job, and then look, in one operation: a blocking engine's thread does both.
+    """Wait until there may be a job, and then look; one thread of a blocking engine does both.
 
     Args:
-        engine: Where.
-        queue: From which queue.
-        lease: Seconds for which the jobs are leased.
-        snapshot: As for `Engine.wait_for_jobs`; taken before the last look, which left no job.
-        pause: Seconds until it is worth another look; None if that is unknown, and asked for.
+        engine: The engine.
+        queue: The queue.
+        lease: The length of the leases, in seconds.
+        snapshot: A snapshot for `Engine.wait_for_jobs`, taken before the last look, which left no job.
+        pause: Seconds until the next look is worthwhile; None if unknown, so that this operation asks the server.
         poll_interval: Seconds after which to look in any case.
-        begin: Called after the wait, from whatever thread: gives how many jobs to lease, at most. 0 for no look.
+        begin: A function that is called after the wait, from any thread. It returns the largest number of jobs to
+            lease, or 0 for no look.
 
     Returns:
-        What was found; None if it did not look.
+        The result of the look; None if the operation did not look.
     """
     if pause is None:
         wake_in = await fetch.next_due(engine, queue)
@@ -62,7 +63,7 @@ async def wait_and_look(
     n = begin()
     if not n:
         return None
-    before, snapshot = snapshot, engine.snapshot(queue.channel)  # before the look, so that a put after it counts
+    before, snapshot = snapshot, engine.snapshot(queue.channel)  # taken before the look, so that later puts count
     leased_at, woken = time.monotonic(), before is not None and snapshot != before
     rows, wake_in = await fetch.look(engine, queue, n, lease, patient=True, woken=woken)
     return LateLook(snapshot, leased_at, n, rows, wake_in)

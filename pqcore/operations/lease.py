@@ -1,4 +1,4 @@
-"""Finishing, giving back and holding on to leased jobs."""
+"""Finishing, giving back and extending leased jobs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ J = TypeVar("J", bound=BaseJob)
 
 
 LEASE_DURATION = float(60)
-"""Seconds of a lease, unless told otherwise.  An object of its own: `lease_terms` compares by identity."""
+"""The default length of a lease, in seconds. The value is a separate object, because `lease_terms` compares by
+identity."""
 
 
 def lease_time(duration: str | float | timedelta) -> float:
     """Return the length of a lease, in seconds.
 
     Raises:
-        InvalidTimeSpec: Not a duration.
+        InvalidTimeSpec: The value cannot be read as a duration.
         ConfigurationError: The duration is 0.
     """
     length = seconds(duration)
@@ -42,7 +43,7 @@ def lease_time(duration: str | float | timedelta) -> float:
 def lease_terms(
     duration: str | float | timedelta, timeout: float | None, wait: float | None
 ) -> tuple[float, float | None]:
-    """Return the length of a lease and the time to wait for a job, both in seconds, of the arguments of a lease.
+    """Return the length of a lease and the time to wait for a job, both in seconds, from the arguments of a lease.
 
     Args:
         duration: The length of the lease; the object `LEASE_DURATION` if the caller gave none.
@@ -50,8 +51,8 @@ def lease_terms(
         wait: Another name of ``timeout``.
 
     Raises:
-        InvalidTimeSpec: The duration is none.
-        ConfigurationError: The duration is 0, a timeout is given without a duration, or both names of the timeout are.
+        InvalidTimeSpec: The duration cannot be read.
+        ConfigurationError: The duration is 0, or ``timeout`` is given without a duration or together with ``wait``.
     """
     if timeout is not None:
         if wait is not None:
@@ -70,14 +71,14 @@ def lease_terms(
 async def ack(
     engine: Engine, queue: QueueSettings, jobs: Sequence[J], connection: object, *, free: bool = False
 ) -> list[J]:
-    """Finish leased jobs; returns those whose lease was lost.
+    """Finish leased jobs; return the jobs whose leases were lost.
 
     Args:
-        engine: Where.
-        queue: Whose jobs.
+        engine: The engine.
+        queue: The queue of the jobs.
         jobs: The jobs.
-        connection: In whose transaction; as for `Queue.put`.
-        free: Whether to leave out jobs whose rows others have locked: they are returned, too.
+        connection: A connection whose open transaction is used; see `Queue.put`.
+        free: Whether to leave out jobs whose rows other transactions have locked; such jobs are returned, too.
     """
     if not jobs:
         return []
@@ -94,7 +95,7 @@ async def ack(
 
 
 def _held(rows: Sequence[Row]) -> set[tuple[int, int]]:
-    """The ids and tokens of rows that were changed, as their leases were held."""
+    """Return the ids and tokens of the changed rows, whose leases were held."""
     return {(job, token) for job, token, *_ in rows}
 
 
@@ -106,15 +107,15 @@ async def _go(
     job: BaseJob,
     alone: Callable[[Session], Awaitable[Sequence[Row]]],
 ) -> bool:
-    """Change the row of a leased job, together with those of concurrent callers; whether the lease was held.
+    """Change the row of a leased job, together with rows of concurrent callers; return whether the lease was held.
 
     Args:
-        engine: Where.
-        queue: Whose job.
-        key: What the calls have in common.
-        together: Makes what changes the rows of several callers.
+        engine: The engine.
+        queue: The queue of the job.
+        key: The values that the calls have in common.
+        together: A function that returns what changes the rows of several callers.
         job: The job.
-        alone: Changes the one row, and returns it if the lease was held.
+        alone: A function that changes the one row, and returns it if the lease was held.
     """
     if not engine.groups():
         return bool(await engine.run(alone, protect=False))
@@ -129,13 +130,17 @@ async def _go(
 
 
 def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]) -> Together:
-    """What changes the rows of several callers: True for each whose lease was held, and `ALONE` for others.
+    """Return a function that changes the rows of several callers.
 
-    A row that is not found may be locked: its caller waits for it alone, and learns whether the lease is held.
+    It returns True for each held lease, and `ALONE` for others.
+
+    A row that is not found may be locked. Its caller then waits for the row alone, and learns whether the lease is
+    held.
 
     Args:
-        query_of: Gives the statement, which takes ids and tokens, and returns those that it has changed.
-        values: Its other values.
+        query_of: A function that returns the statement, which takes ids and tokens, and returns those of the changed
+            rows.
+        values: The other values of the statement.
     """
 
     async def run(s: Session, leases: list[tuple[int, int]]) -> Sequence[Any]:
@@ -145,32 +150,32 @@ def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]
         answers: list[Any] = []
         for lease in leases:
             answers.append(True if lease in done else ALONE)
-            done.discard(lease)  # another caller that names it, too, goes by itself, and finds it changed
+            done.discard(lease)  # another caller with the same lease runs alone, and finds the row changed
         return answers
 
     return Together(run)
 
 
 async def find_held(engine: Engine, jobs: Sequence[BaseJob]) -> set[tuple[int, int]]:
-    """Return the ids and tokens of those of some jobs whose leases are held, whoever has locked their rows."""
+    """Return the ids and tokens of the jobs whose leases are held, even if other transactions lock their rows."""
     return _held(await engine.execute("tasks.find_held_leases", ids_and_tokens(jobs), protect=False)) if jobs else set()
 
 
 async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob], *, free: bool = False) -> Sequence[Row]:
-    """Finish the rows of leased jobs, and no more; the ids and tokens of those that were held.
+    """Finish the rows of leased jobs, and do nothing else; return the ids and tokens of the held leases.
 
     Args:
         s: The session.
-        queue: Whose jobs.
+        queue: The queue of the jobs.
         jobs: The jobs.
-        free: Whether to leave out rows that others have locked.
+        free: Whether to leave out rows that other transactions have locked.
     """
     if len(jobs) == 1 and not free and not has_lane(jobs[0].raw_headers):
         query = s.sql.ack_one[queue.retention]
         return await s.execute(query, query.bind({"id": jobs[0].id, "token": jobs[0].token, "q_name": queue.name}))
     values = {**ids_and_tokens(jobs), "q_name": queue.name}
     for job in jobs:
-        if has_lane(job.raw_headers):  # its places are free, which others may wait for
+        if has_lane(job.raw_headers):  # the job's places are free now, and other jobs may wait for them
             query = (s.sql.ack_group_and_tell if free else s.sql.ack_and_tell)[queue.retention]
             return await s.execute(query, query.bind({**values, "channel": queue.channel}))
     query = (s.sql.ack_group if free else s.sql.ack)[queue.retention]
@@ -178,13 +183,13 @@ async def ack_rows(s: Session, queue: QueueSettings, jobs: Sequence[BaseJob], *,
 
 
 def ids_and_tokens(jobs: Sequence[BaseJob]) -> dict[str, object]:
-    """Return the ids and tokens of jobs as the statements take them: in one order of locking for all."""
+    """Return the ids and tokens of jobs for the statements, in the common order of locking."""
     held = sorted((job.id, job.token) for job in jobs)
     return {"ids": [job for job, _ in held], "tokens": [token for _, token in held]}
 
 
 async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSpec) -> None:
-    """Give a leased row back."""
+    """Give a leased row back to the queue."""
     pause = None if delay is None else seconds(delay)  # type: ignore[arg-type]
     values: dict[str, object] = {"id": job.id, "token": job.token, "delay": pause}
     values |= {"q_name": queue.name, "channel": queue.channel}
@@ -198,12 +203,14 @@ async def nack(engine: Engine, queue: QueueSettings, job: BaseJob, delay: TimeSp
 
 
 async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[int, int]]) -> list[int]:
-    """Give leased rows back at once, held against none of them: they were not begun.  The ids of those held.
+    """Give leased rows back immediately, without counting an attempt, because the jobs were not started.
+
+    Return the ids of the held leases.
 
     Args:
-        engine: Where.
-        queue: Whose.
-        rows: Ids and tokens.
+        engine: The engine.
+        queue: The queue.
+        rows: The ids and tokens.
     """
     if not rows:
         return []
@@ -214,7 +221,7 @@ async def give_back(engine: Engine, queue: QueueSettings, rows: Sequence[tuple[i
 
 
 async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: str | float | timedelta) -> None:
-    """Let a lease end ``duration`` from now."""
+    """Set the end of a lease to ``duration`` from now."""
     values: dict[str, object] = {"id": job.id, "token": job.token, "lease": lease_time(duration)}
     values["q_name"] = queue.name
 
@@ -229,11 +236,13 @@ async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: s
 async def beat(
     engine: Engine, jobs: Sequence[BaseJob], length: float
 ) -> tuple[dict[tuple[int, int], bool], set[tuple[int, int]]]:
-    """Let leases end ``length`` seconds from now, but for those whose rows others have locked; waits for no row.
+    """Set the end of leases to ``length`` seconds from now, except for rows that other transactions have locked.
+
+    Wait for no row.
 
     Returns:
-        Those that were extended, by id and token: whether the job was asked to stop. And those that are held, and
-        were not extended, as their rows are locked.
+        A dict of the extended leases, by id and token, with whether the job was asked to stop. Then the leases that are
+        held but were not extended, because their rows are locked.
     """
     rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
     kept = {(job, token): bool(stops) for job, token, stops in rows}
@@ -243,14 +252,14 @@ async def beat(
 async def last_leases(
     engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]
 ) -> list[tuple[tuple[int, int], bool]]:
-    """Return the id and token of the last lease of each job whose row is there, and whether its holder ended it."""
+    """Return the id and token of each job's last lease, if its row exists, with whether the holder ended the lease."""
     values = {"ids": sorted({job.id for job in jobs}), "q_name": queue.name}
     rows = await engine.execute("tasks.find_leases", values, protect=False)
     return [((job, token), bool(is_over)) for job, token, is_over in rows]
 
 
 def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
-    """The error that says so."""
+    """Return the error of a lost lease."""
     ids = ", ".join(str(job.id) for job in jobs)
     if not any(job.leased for job in jobs):
         msg = (

@@ -1,4 +1,7 @@
-"""Which limits and groups of a queue are in use: their numbers, the jobs that run under them, and how many wait."""
+"""The limits and groups of a queue in use.
+
+Their numbers, the jobs that run under them, and the number of waiting jobs.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ class LimitUsage:
     Attributes:
         kind: ``limit`` or ``group``.
         name: The name that jobs were put with.
-        places: How many jobs may run concurrently: the number that counts. None of a limit that only a rule names.
-        newest: The number of the newest put that a take has seen; None if none has seen one.
-        rule: The number that an operator has set, which wins over the others; None if none is set.
-        rate: How many jobs may begin in a time, by an operator's rule, as in ``"10/1s"``; None without a rule.
+        places: How many jobs may run concurrently, by the number that counts. None for a limit that only a rule names.
+        newest: The number of the newest put that a take has seen; None if no take has seen one.
+        rule: The number that an operator has set, which takes precedence; None if none is set.
+        rate: How many jobs may begin in a period by an operator's rule, such as ``"10/1s"``; None without a rule.
         paused: Whether the key is paused.
-        running: The ids of the jobs that run under it.
-        waiting: How many jobs wait for it, those included that wait for other keys too.
+        running: The ids of the jobs that run under the key.
+        waiting: The number of jobs that wait for the key, including jobs that also wait for other keys.
     """
 
     kind: str
@@ -43,7 +46,7 @@ class LimitUsage:
 async def list_limits(engine: Engine, queue: QueueSettings) -> list[LimitUsage]:
     """Return the limits and groups of a queue that are in use, by kind and name.
 
-    All waiting jobs are counted, so this takes as long as `Queue.stats`.
+    The operation counts all waiting jobs, so it takes as long as `Queue.stats`.
     """
     values = {"q_name": queue.name}
     kept = await engine.execute("rules.key_states", values, protect=False, patient=True)

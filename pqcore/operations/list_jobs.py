@@ -1,4 +1,4 @@
-"""Looking at jobs, wherever they are: many by state, or all of one."""
+"""Looking at jobs in any state: many jobs by state, or everything about one job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pqcore.times import UtcDatetime, seconds
 
 UNFINISHED = ("leased", "ready", "scheduled", "parked")
 STATES = (*UNFINISHED, "done", "dead")
-"""Where a job can be. Those that are done are listed as far as their rows are kept, or archived."""
+"""The states of a job. Done jobs are listed only if their rows are kept or archived."""
 MOST = 100_000
 _LAST = 2**63 - 1
 _CALL = re.compile(r'\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]')
@@ -29,24 +29,25 @@ _CALL = re.compile(r'\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]')
 
 @dataclass(frozen=True)
 class StoredJob:
-    """What is stored of a job, but for its data.
+    """The stored values of a job, without its data.
 
     Attributes:
-        id: Its id.
+        id: The job's id.
         queue: The name of its queue.
         state: One of `STATES`.
-        serializer: What wrote the data; None for a row of pq's.
-        attempts: How often it was run, the run under way included; see `pqcore.Job.attempts`.
-        failures: How often it failed with an exception.
-        error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
-        reason: Why it is dead; None otherwise.
-        enqueued_at: When it was put.
-        schedule_at: Before when it is not to be taken.
-        expected_at: By when it is wanted.
-        finished_at: When it was finished, or died.
-        leased_until: When its lease ends, or ended.
-        parked_on: What it waits for: ``limit:`` or ``group:`` and a name, or several with a comma between.
-        task: The path of its function, if it is a call of one.
+        serializer: The serializer that wrote the data; None for a row that pq wrote.
+        attempts: How often the job was run, including a present run; see `pqcore.Job.attempts`.
+        failures: How often the job failed with an exception.
+        error: The last exception, as ``type``, ``message`` and ``traceback``; empty if there was none.
+        reason: Why the job is dead; None if it is not dead.
+        enqueued_at: The time of the job's put.
+        schedule_at: The earliest time at which the job may be taken.
+        expected_at: The time by which the job is wanted.
+        finished_at: When the job was finished, or died.
+        leased_until: When the job's lease ends, or ended.
+        parked_on: The keys that the job waits for: ``limit:`` or ``group:`` and a name; several are separated by
+            commas.
+        task: The path of the job's function, if the job is a call of one.
     """
 
     id: int
@@ -71,12 +72,12 @@ class WholeJob(StoredJob):
     """All that is stored of a job.
 
     Attributes:
-        raw: Its data as stored, or the beginning of it: JSON text, or bytes.
-        size: The bytes of all of the data.
-        headers: What travels beside the data.
-        group: The group that it is in.
-        dedup_key: The key that it holds.
-        place: Where its row is: ``table``, ``dead`` or ``archive``.
+        raw: The stored data, or the beginning of it: JSON text, or bytes.
+        size: The size of the whole data, in bytes.
+        headers: The values stored with the data.
+        group: The group of the job.
+        dedup_key: The dedup key that the job holds.
+        place: The table that has the job's row: ``table``, ``dead`` or ``archive``.
     """
 
     raw: str | bytes = ""
@@ -91,7 +92,7 @@ _TIMES = ("enqueued_at", "schedule_at", "expected_at", "finished_at", "leased_un
 
 
 def _fields(row: StoredJobRow) -> dict[str, Any]:
-    """Return the attributes of the `StoredJob` of a row."""
+    """Return the attributes of a `StoredJob` from a row."""
     fields = {**row._asdict(), "parked_on": _waited_for(row.parked_on)}
     head = fields.pop("head")
     times = {name: UtcDatetime.of(fields[name]) for name in _TIMES}
@@ -99,7 +100,7 @@ def _fields(row: StoredJobRow) -> dict[str, Any]:
 
 
 def _waited_for(lane: str | None) -> str | None:
-    """Return the keys that a lane names, as users write them; None if they are not written out."""
+    """Return the keys that a lane names, in the form that users write; None if the lane is not written out."""
     if lane is None or lane[:1] != "[":
         return None if lane == UNNAMED else lane
     found = read_lane(lane)
@@ -107,17 +108,17 @@ def _waited_for(lane: str | None) -> str | None:
 
 
 def path_in(head: str | None) -> str | None:
-    """The path of the function that data calls, if it is a call of one.
+    """Return the path of the function that data calls, if the data is a call of one.
 
     Args:
-        head: How the data begins, as JSON text.
+        head: The beginning of the data, as JSON text.
     """
     call = None if head is None else _CALL.match(head)
     return None if call is None else call[1]
 
 
 def call_pattern(task: str) -> str:
-    """Return a regular expression of PostgreSQL's for JSON that calls a function."""
+    """Return a regular expression for PostgreSQL that matches the JSON of calls of a function."""
     path = "".join(letter if letter.isalnum() or letter == "_" else rf"\{letter}" for letter in task)
     return rf'^\s*\{{\s*"function"\s*:\s*"{path}"\s*[,}}]'
 
@@ -134,11 +135,11 @@ async def list_by_state(
     search: str | None = None,
     skip: int = 0,
 ) -> list[StoredJob]:
-    """The first ``n`` jobs of a queue, those of each state together.
+    """Return up to ``n`` jobs of a queue, grouped by state.
 
-    Those that wait come in the order in which they are taken, those that are scheduled or leased by the time
-    at which that ends, those that are done or dead the latest first (of rows that are kept in the table: the
-    last put first). A filter that fits few has many rows read.
+    Waiting jobs come in the order in which they are taken; scheduled and leased jobs come by the end of their wait.
+    Done and dead jobs come latest first (for rows kept in the table: the last put first). A filter that matches few
+    jobs makes the server read many rows.
 
     Args:
         engine: Where.
@@ -153,8 +154,8 @@ async def list_by_state(
         skip: How many jobs of the first state are left out: those of the pages before.
 
     Raises:
-        ConfigurationError: A state is none, or ``n`` is not a number from 1 to 100,000.
-        InvalidTimeSpec: ``older_than`` is no time.
+        ConfigurationError: A state is unknown, or ``n`` is not a number from 1 to 100,000.
+        InvalidTimeSpec: ``older_than`` cannot be read.
     """
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST:
         raise ConfigurationError(f"n is {n!r}; give a number of jobs from 1 to {MOST:,}")
@@ -187,7 +188,7 @@ async def list_by_state(
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
-    """Rows that are archived, and those that are kept, found by looking through the table from its end."""
+    """Return archived rows, and kept rows, which are found by scanning the table from its end."""
     archived = await engine.execute("admin.list_archived", values, protect=False, patient=True)
     kept: list[StoredJobRow] = []
     before = _LAST
@@ -208,16 +209,16 @@ async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[S
 async def get_full_job(
     engine: Engine, job_id: int, queue: QueueSettings | None = None, most: int | None = None
 ) -> WholeJob:
-    """All that is stored of a job.
+    """Return all that is stored of a job.
 
     Args:
-        engine: Where.
-        job_id: The job.
-        queue: The queue that must have it; None for any.
-        most: How much of its data is wanted, at most: characters of JSON text, or bytes; None for all.
+        engine: The engine.
+        job_id: The job's id.
+        queue: The queue that must have the job; None for any queue.
+        most: How much of the data to read, at most: characters of JSON text, or bytes; None for all.
 
     Raises:
-        JobNotFound: There is no such row, of this queue.
+        JobNotFound: The queue has no such row.
     """
     name = None if queue is None else queue.name
     values = {"id": int(job_id), "q_name": name, "most": most, "put_at": put_time(engine, job_id)}

@@ -1,4 +1,4 @@
-"""Moving jobs: to another queue, or once finished to the archive."""
+"""Moving jobs to another queue, or finished jobs to the archive."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pqcore.sql.admin_statements import KINDS
 from pqcore.times import seconds
 
 SLICE = 500
-"""Jobs that are moved in one transaction."""
+"""The number of jobs moved in one transaction."""
 TRIES = 20
-"""Of a slice, while dedup keys are taken in the other queue at the same moment."""
+"""Attempts for each slice, while other transactions take dedup keys in the target queue."""
 
 
 async def move(
@@ -26,24 +26,24 @@ async def move(
     ids: Iterable[int] | None = None,
     most: int | None = None,
 ) -> int:
-    """Move jobs that wait, are scheduled or parked to another queue of the same table.
+    """Move waiting, scheduled and parked jobs to another queue of the same table.
 
-    They keep their ids, times and records; places under limits and turns in groups are of the new queue from then on.
-    Those that are leased stay, and so do those whose dedup key is taken there. A key that is held for a time stays
-    with the queue that the job was put to. Ends, though others go on to put: later jobs stay.
+    The jobs keep their ids, times and records; their limits and groups are those of the new queue from then on. Leased
+    jobs stay, as do jobs whose dedup keys are taken in the new queue. A key that is held for a time stays with the
+    queue that the job was put into. The operation ends even if other programs continue to put jobs: later jobs stay.
 
     Args:
-        engine: Where.
-        queue: From where.
-        target: To where: another queue of the same table, or its name.
-        ids: Only these; None for all.
-        most: How many, at most, those first that are due first, of each class of waiting rows; None for all.
+        engine: The engine.
+        queue: The queue that has the jobs.
+        target: Another queue of the same table, or its name.
+        ids: Move only jobs with these ids; None for all.
+        most: The largest number of jobs to move from each class of waiting rows, earliest due first; None for all.
 
     Returns:
-        How many were moved; each slice of them is committed for itself, unless a transaction is open.
+        The number of jobs moved. Each slice is committed separately, unless a transaction is open.
 
     Raises:
-        ConfigurationError: The queues are one, or of two tables, or ``most`` is no number.
+        ConfigurationError: The queues are the same, or of different tables, or ``most`` is not a number.
         NotSupported: The server's dialect cannot move jobs.
     """
     if reason := engine.dialect.unsupported.get("move"):
@@ -95,15 +95,15 @@ async def _move_slice(engine: Engine, kind: str, values: dict[str, object]) -> i
         except InvalidData as exc:
             if exc.sqlstate != "23505" or not left:
                 raise
-    return 0  # not reached
+    return 0  # never reached
 
 
 async def archive(engine: Engine, queue: QueueSettings, older_than: str | float | timedelta) -> int:
-    """Move finished rows that are kept in the table to the archive, a slice at a time; how many.
+    """Move finished rows from the table to the archive, a slice at a time; return their number.
 
     Args:
-        engine: Where.
-        queue: Whose.
-        older_than: Only those finished so long ago: seconds, ``'14d'`` or a timedelta.
+        engine: The engine.
+        queue: The queue.
+        older_than: Move only jobs that finished at least this long ago: seconds, ``'14d'`` or a timedelta.
     """
     return await run_in_slices(engine, "admin.archive_kept", {"q_name": queue.name, "age": seconds(older_than)})

@@ -1,10 +1,10 @@
-"""Jobs of paused tasks, which takes of leases set aside: they wait on lanes that are closed while the task is paused.
+"""Setting aside the jobs of paused tasks: they wait on lanes that are closed while the task is paused.
 
-A task is known by the data of its jobs, which no index leads to. So a take meets a job of a paused task among those
-that it leases, and has it wait on a lane with one key more, ``task:`` and the path. It does the same to further jobs of
-the task at the head of the queue, up to `pqcore.sql.rule_statements.SET_ASIDE` in a statement. A key that is paused has
-no room, so a take looks at none of the jobs on such a lane, whatever their number. When the task is resumed, the key
-has room for all, and the jobs are admitted as others of lanes are.
+Only the data of a job names its task, and no index covers the data. So a take finds jobs of a paused task among the
+jobs that it leases. It parks each on a lane with one more key, ``task:`` and the path. The take also parks further jobs
+of the task at the head of the queue, up to `pqcore.sql.rule_statements.SET_ASIDE` in a statement. A paused key has no
+free place, so takes look at none of the jobs on such a lane, however many there are. After the task is resumed, the key
+has places for all jobs, and takes admit them like jobs of other lanes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pqcore.settings import QueueSettings
 
 TASK = "task:"
 UNBOUNDED = 2**31 - 1
-"""The places of a task, which bounds nothing: its jobs wait only while it is paused."""
+"""The number of places of a task's key, which never limits: its jobs wait only while the task is paused."""
 
 
 def paused_paths(rules: CurrentRules) -> set[str]:
-    """Return the paths of the tasks that are paused now, by the rules that were read last."""
+    """Return the paths of the tasks that are paused now, according to the rules that were read last."""
     now = time.monotonic()
     return {path for path, until in rules.paused_tasks.items() if until > now}
 
@@ -40,7 +40,7 @@ def calls_one_of(queue: QueueSettings, job: BaseJob, paths: Collection[str]) -> 
 
 
 def path_of(queue: QueueSettings, job_id: int, serializer: str | None, raw: str | bytes) -> str | None:
-    """Return the path of the function that data calls; None if it is no call, or cannot be decoded here."""
+    """Return the path of the function that data calls; None if the data is not a call, or cannot be decoded here."""
     if isinstance(raw, str) and (path := path_in(raw)) is not None:
         return path
     try:
@@ -52,10 +52,10 @@ def path_of(queue: QueueSettings, job_id: int, serializer: str | None, raw: str 
 
 
 def lane_of_task(headers: str | None, path: str) -> Lane | None:
-    """Return the lane of a job of a task that is paused: the job's own, with the task as one key more.
+    """Return the lane for a job of a paused task: the job's own lane, with the task as an additional key.
 
     Args:
-        headers: The job's, as ``put`` wrote them.
+        headers: The job's headers, as ``put`` wrote them.
         path: The path of the task.
 
     Returns:
@@ -68,12 +68,12 @@ def lane_of_task(headers: str | None, path: str) -> Lane | None:
 
 
 async def set_aside(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> Sequence[Row]:
-    """Set jobs of paused tasks aside that were just leased, and further ones that are due; return the other rows.
+    """Set aside jobs of paused tasks that were just leased, and further due ones; return the other rows.
 
     Args:
-        queue: Whose jobs.
-        s: The session that leased them.
-        rows: The rows.
+        queue: The queue of the jobs.
+        s: The session that leased the jobs.
+        rows: The leased rows.
     """
     paths = paused_paths(queue.rule_cache.rules)
     left: list[JobRow] = []

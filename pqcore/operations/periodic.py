@@ -1,4 +1,4 @@
-"""Putting the jobs of periodic tasks, each tick once, however many workers there are."""
+"""Putting the jobs of periodic tasks, once for each tick, however many workers run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pqcore.settings import QueueSettings
 logger = logging.getLogger("pqcore")
 
 AHEAD = timedelta(seconds=5)
-"""By how much a last tick may lie ahead of the server's clock, as after a failover, and still count."""
+"""How far a last tick may be ahead of the server's clock and still count, as after a failover."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What the ticks of a periodic task are remembered with.
+    """The values that are stored for the ticks of a periodic task.
 
     Attributes:
-        name: The name of the periodic task; one of a queue.
-        cron: The expression.
-        tz: The time zone that the expression is meant in.
+        name: The name of the periodic task, which is unique in a queue.
+        cron: The cron expression.
+        tz: The time zone in which the expression is read.
     """
 
     name: str
@@ -33,11 +33,12 @@ class Line:
 
 @dataclass(frozen=True)
 class LastTick:
-    """What is remembered of a periodic task.
+    """The stored state of a periodic task.
 
     Attributes:
         tick: The last tick that was put; None if the task is new.
-        line: The expression and time zone that count; those of the worker that began last. None in a row of older code.
+        line: The expression and time zone in force: those of the worker that started last. None in a row that older
+            code wrote.
         now: The time by the server's clock.
     """
 
@@ -46,12 +47,12 @@ class LastTick:
     now: datetime
 
     def is_ahead(self) -> bool:
-        """Whether the tick lies ahead of the server's clock, which ran ahead when the tick was put."""
+        """Return whether the tick is ahead of the server's clock; the clock was ahead when the tick was put."""
         return self.tick is not None and self.tick > self.now + AHEAD
 
 
 async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick:
-    """What is remembered of a periodic task, by its name."""
+    """Return the stored state of a periodic task, by its name."""
     [[tick, cron, tz, now]] = await engine.execute(
         "tasks.last_tick", {"q_name": queue.name, "name": name}, protect=False
     )
@@ -68,16 +69,17 @@ async def begin(engine: Engine, queue: QueueSettings, line: Line, moment: dateti
 async def tick_window(
     engine: Engine, queue: QueueSettings, line: Line, before: datetime | None
 ) -> tuple[datetime, datetime]:
-    """Return after which moment ticks must be put, and the time by the server's clock.
+    """Return the moment after which ticks must be put, and the time by the server's clock.
 
-    While a new version is rolled out, workers may differ in what they know of a task. The expression of the worker
-    that begins last counts. Others put the ticks that come while they run, and make up for none.
+    During a rollout, workers of different versions may have different expressions for a task. The expression of the
+    worker that started last is in force. Other workers put the ticks that come while they run, and do not catch up on
+    missed ticks.
 
     Args:
-        engine: Where.
-        queue: Whose task.
-        line: What the worker knows of the task.
-        before: When the worker asked last; None as it begins.
+        engine: The engine.
+        queue: The queue of the task.
+        line: The values that the worker has for the task.
+        before: When the worker last called this operation; None when the worker starts.
     """
     found = await last_tick(engine, queue, line.name)
     if found.tick is None or (before is None and found.line != line):
@@ -120,7 +122,10 @@ async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: d
 
 
 async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, row: Mapping[str, object]) -> int | None:
-    """Put the job of a tick, due at the tick; its id, or None if another put it or the server's clock was put back."""
+    """Put the job of a tick, due at the tick.
+
+    Return its id, or None if another worker put it or the server's clock was set back.
+    """
     values = {**row, "q_name": queue.name, "name": name, "tick": tick, "dedup_key": row.get("dedup_key")}
     values["ahead"] = AHEAD.total_seconds()
     rows = await engine.execute("tasks.tick", values)

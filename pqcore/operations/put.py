@@ -31,7 +31,7 @@ T = TypeVar("T")
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
 _NO_OPTIONS = PutOptions(None, None, None)
 _DROPPED = object()
-"""The answer to a put that was part of a statement, and whose row a trigger left out."""
+"""The result of a put that shared a statement with others, and whose row a trigger dropped."""
 
 
 def put(
@@ -43,17 +43,17 @@ def put(
     connection: object,
     options: Mapping[str, Any] | None = None,
 ) -> Coroutine[Any, Any, int]:
-    """Put one row; its id.
+    """Put one row, and return its id.
 
     Args:
-        engine: Where.
-        queue: Into which queue.
-        data: What.
-        schedule_at: As for `Queue.put`.
-        expected_at: As for `Queue.put`.
-        connection: As for `Queue.put`.
-        options: ``headers``, ``group``, ``limits`` and ``dedup``, as for `Queue.put`, ``task``, and
-            ``own``, headers of pqcore's.
+        engine: The engine.
+        queue: The queue.
+        data: The job's data.
+        schedule_at: See `Queue.put`.
+        expected_at: See `Queue.put`.
+        connection: See `Queue.put`.
+        options: ``headers``, ``group``, ``limits`` and ``dedup`` of `Queue.put`; also ``task``, and ``own`` for headers
+            that pqcore adds.
     """
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
     return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
@@ -68,7 +68,7 @@ def put_call(
     connection: object,
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
-    """Put one row, as `put` does; its id, with the time of the put."""
+    """Put one row as `put` does; return its id with the time of the put."""
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
     return put_one(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
@@ -166,14 +166,14 @@ async def _put_together(
     s: Session,
     elements: list[str],
 ) -> Sequence[Any]:
-    """Put rows of several callers; what `read` gives for each, or `_DROPPED`.
+    """Put rows of several callers; return for each what ``read`` gives, or `_DROPPED`.
 
     Args:
-        read: What the callers want to know of a row.
+        read: A function that reads from a row what the callers need.
         queue: The queue.
-        headed: Whether the rows have headers: an element is a pair of the data and the headers then.
+        headed: Whether the rows have headers; each element is then a pair of the data and the headers.
         s: The session.
-        elements: The data of each, as for `pqcore.operations.put_many.insert_many`.
+        elements: The data of each row, in the form for `pqcore.operations.put_many.insert_many`.
     """
     binary, number = is_binary(queue), len(elements)
     if headed:
@@ -197,29 +197,30 @@ async def _put_together(
 
 
 def is_binary(queue: QueueSettings) -> bool | None:
-    """Whether the queue's data are bytes; None if they are text that is known to be JSON.
+    """Return whether the queue's data is bytes; None if it is text that is known to be JSON.
 
-    Text of an encoder of ours goes into a statement of many as it is: others' might be two values, or none.
+    A statement of many rows includes the text of pqcore's own encoder unchanged. Text of other encoders might hold two
+    values, or none.
     """
     return None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
 
 
 async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None) -> Row:
-    """Insert a row with all that it may have, under its dedup key.
+    """Insert a row with all its options, under its dedup key.
 
     Args:
-        engine: Where.
+        engine: The engine.
         s: The session.
-        row: The values of the statement, but for the key.
+        row: The values of the statement, except the key.
         dedup: The key.
 
     Returns:
-        The id and the time of the put, for `read_identity`; those of the job that has the key, if it is taken.
+        The id and the time of the put, for `read_identity`; if another job has the key, those of that job.
 
     Raises:
-        DuplicateJob: The key is taken, and the caller asked for an error then.
-        NotStored: The server left the row out, or hides the job that has the key.
-        TransientError: The key was taken and given up again, time after time.
+        DuplicateJob: Another job has the key, and ``on_conflict`` is ``"error"``.
+        NotStored: The server dropped the row, or hides the job that has the key.
+        TransientError: In each attempt, the key was taken and then released again.
     """
     if dedup is None:
         rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
@@ -230,7 +231,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
     put = tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put
     find = tasks.find_duplicate if dedup.period is None else tasks.find_held
-    for _ in range(20):  # the job that has the key may be finished between the two statements
+    for _ in range(20):  # the job with the key may be finished between the two statements
         if dedup.period is not None:
             rows = await _put_for_a_time(engine, s, values, dedup.period)
         else:
@@ -243,7 +244,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         if dedup.on_conflict == "error":
             msg = f"job {holder} of queue {row['q_name']!r} has the dedup key {dedup.key!r}; nothing was put"
             raise DuplicateJob(msg, holder)
-        if dedup.on_conflict == "replace":  # only if it still waits
+        if dedup.on_conflict == "replace":  # only if the job still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
         return rows[0]
     if found := await find_causes(engine, s):
@@ -255,7 +256,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
 
 
 async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, object], period: float) -> Sequence[Row]:
-    """Put a row under a key that is held for a time, unless it is taken."""
+    """Put a row under a key that is held for a time, unless the key is taken."""
     tasks = s.sql.tasks
     async with atomic(s):
         if not await s.execute(tasks.claim_key, tasks.claim_key.bind({**values, "period": period})):
@@ -269,20 +270,20 @@ async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, objec
 
 
 def as_element(encoded: Encoded) -> str:
-    """What a row holds, as a string in JSON: an element of what a statement takes that puts many."""
+    """Return the content of a row as a JSON string, which is one element for the statement that puts many rows."""
     if encoded.payload is not None:
         return f'"{base64.b64encode(encoded.payload).decode()}"'
     return json_encode(encoded.data)
 
 
 def checked_options(options: Mapping[str, Any]) -> PutOptions:
-    """Check the options of a put that a face was given; see `put_options`."""
+    """Check the options of a put that a caller gave; see `put_options`."""
     chosen = (options.get(name) for name in ("headers", "group", "limits", "dedup", "own", "tenant", "priority"))
     return put_options(*chosen)
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:
-    """The times as the statements take them: points in time, or seconds from now; None for neither."""
+    """Return the times in the form for the statements: points in time, or seconds from now; None for neither."""
     if schedule_at is None and expected_at is None:
         return None
     schedule, expected = parse(schedule_at), parse(expected_at)

@@ -1,4 +1,4 @@
-"""Putting many jobs: all or none, some thousands with each statement."""
+"""Putting many jobs: all or none, with some thousands in each statement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec
 
 _Chunk: TypeAlias = tuple[list[str], int]
-"""Data as `insert_many` takes it, and how many rows that is."""
+"""Data in the form for `insert_many`, and the number of its rows."""
 _DIVISION_BY_ZERO = "22012"
 _NO_SQUARE_ROOT = "2201F"
 _RENUMBERED = (
@@ -31,16 +31,19 @@ _RENUMBERED = (
 
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 2**20
-"""Rows, and characters of data, that one statement of put_many carries, at most.
+"""The largest number of rows, and of characters of data, in one statement of put_many.
 
-The text is held several times: by the driver, adapted and as it is sent. With 8 MB, a row of 1 KB took a fifth longer.
+Several copies of the text are in memory: the driver's, an adapted one, and the one being sent. With 8 MB, a row of 1 KB
+took 20% longer.
 """
 WHOLE_SIZE = 2**28
-"""Characters at most of what has to be a single statement: it is held in memory, and PostgreSQL's own limit is 1 GB."""
-# Looks for no circular references: whatever it fails at is encoded again, by that which says what is wrong.
+"""The largest number of characters in a single statement that cannot be split: the text is held in memory, and
+PostgreSQL's own limit is 1 GB."""
+# This encoder does not check for circular references: after any failure, the usual encoder encodes the data again and
+# says what is wrong.
 _encode_piece = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 PIECE_SIZE = 2**14
-"""Characters, about, that are encoded at a time: of what is being sent, no more than this is held twice."""
+"""About how many characters are encoded at a time; only this much of the text is in memory twice."""
 
 
 async def put_many(
@@ -52,7 +55,7 @@ async def put_many(
     connection: object,
     options: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Put many rows, all or none; their ids in order.  ``options`` as for `put`, but no ``dedup``."""
+    """Put many rows, all or none; return their ids in order. ``options`` are those of `put`, without ``dedup``."""
     times = times_of(schedule_at, expected_at) or NO_TIMES
     if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})
@@ -89,8 +92,8 @@ async def _put_many(
     async def work(s: Session) -> list[int]:
         ids: list[int] = []
         if connection is not None and not s.in_transaction():
-            # The caller's connection is idle: whether its driver begins is its own
-            # affair, so all goes into one statement, which is atomic either way.
+            # The caller's connection is idle, and its driver may or may not begin a transaction. So all rows go into
+            # one statement, which is atomic in either case.
             for everything in _chunks(queue, items, binary, whole=True):
                 ids = await send(s, everything)
             return ids
@@ -149,10 +152,10 @@ def _chunks(
 
 
 def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
-    """The data of some jobs in JSON, separated by commas: encoding them in one go takes a third of the time.
+    """Return the data of some jobs as JSON, separated by commas; encoding them together saves a third of the time.
 
     Raises:
-        SerializationError, PayloadTooLarge: As `QueueSettings.encode_row` does, for the first that is at fault.
+        SerializationError, PayloadTooLarge: `QueueSettings.encode_row` raises this for the first faulty data.
     """
     try:
         text = _encode_piece(piece)[1:-1]
@@ -173,27 +176,27 @@ async def insert_many(
     *,
     binary: bool | None,
 ) -> tuple[Sequence[int], float]:
-    """Insert rows that have all but their data in common.
+    """Insert rows that have the same values except for their data.
 
     Args:
-        engine: Where.
+        engine: The engine.
         s: The session.
         common: The other values of the statement.
-        elements: The data of each in JSON, or of several, separated by commas.
-        number: How many rows that is.
-        binary: None if the elements are the data themselves, known to be JSON; else they are those of
-            `as_element`, and this says whether they hold bytes.
+        elements: The JSON of the data; an element may hold several, separated by commas.
+        number: The number of rows.
+        binary: None if the elements are the data itself, known to be JSON; otherwise the elements are those of
+            `as_element`, and this tells whether they hold bytes.
 
     Returns:
-        The ids in order, and when the first row was put, as in `JobId`; each other was put a microsecond after the one
-        before.
+        The ids in order, and the time of the first row's put, as in `JobId`; each next row was put one microsecond
+        later.
 
     Raises:
-        NotStored: A trigger left rows out, or changed what tells the rows apart.
+        NotStored: A trigger dropped rows, or changed the values that distinguish the rows.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    fails = s.caller_owned or not s.in_transaction()  # the caller's has no savepoint
-    pieces = [f"[{elements[0]}", *elements[1:]]  # all are copied once, in the join
+    fails = s.caller_owned or not s.in_transaction()  # a caller's transaction has no savepoint
+    pieces = [f"[{elements[0]}", *elements[1:]]  # the join copies all pieces once
     pieces[-1] += "]"
     values = {**common, "items": ",".join(pieces), "binary": binary, "number": number, "fails": fails}
     try:
@@ -204,12 +207,12 @@ async def insert_many(
         if exc.sqlstate == _NO_SQUARE_ROOT:
             raise NotStored(_RENUMBERED.format(engine.names)) from exc
         raise
-    if put < number:  # which is undone with the transaction, or to a savepoint
+    if put < number:  # the transaction, or a savepoint, undoes these rows
         raise await not_stored(engine, s, "put_many")
     return range(first, first + number) if ids is None else list(map(int, ids)), put_at
 
 
 def put_times(put_at: float, number: int) -> list[float]:
-    """Return when each of some rows was put, of what `insert_many` returned for the first of them."""
+    """Return when each of some rows was put, from the time that `insert_many` returned for the first."""
     first = round(put_at * 1_000_000)
     return [(first + place) / 1_000_000 for place in range(number)]

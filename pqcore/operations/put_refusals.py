@@ -1,4 +1,4 @@
-"""Why the server stored nothing, and reported no error."""
+"""Diagnosis of a put after which the server stored nothing, and reported no error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import DatabaseError, NotStored
 
-# Triggers that run before rows are inserted, for each row: 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules for INSERT: 3.
+# Triggers that run before an insert, for each row; the bits of tgtype are 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules
+# for INSERT have the type 3.
 _CAUSES = """
 SELECT pg_is_in_recovery(), row_security_active(:table_name::text), current_user::text,
   coalesce((SELECT string_agg(tgname::text, ', ' ORDER BY tgname) FROM pg_trigger
@@ -20,12 +21,12 @@ BALANCED = (
 
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
-    """Return what may have kept a row from being stored, or from being seen."""
-    from pqcore.operations.schema_info import ask  # which few programs need
+    """Return what may have kept a row from being stored or seen."""
+    from pqcore.operations.schema_info import ask  # few programs need this module
 
     try:
         [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
-    except DatabaseError:  # in a transaction that has failed, nothing can be asked
+    except DatabaseError:  # a failed transaction answers no query
         return []
     found = []
     if triggers:
@@ -40,7 +41,7 @@ async def find_causes(engine: Engine, s: Session) -> list[str]:
 
 
 async def not_stored(engine: Engine, s: Session, doing: str) -> NotStored:
-    """Return the error that says so of a statement which stored fewer rows than it was given."""
+    """Return the error for a statement that stored fewer rows than it was given."""
     found = await find_causes(engine, s)
     why = "; or ".join(found) or f"a trigger or rule of table {engine.names} left the row out"
     return NotStored(f"{doing}: the server stored nothing, and reported no error: {why}")

@@ -1,7 +1,7 @@
-"""Rate limits: a token bucket a queue, in the database, so that it holds for all workers together.
+"""Rate limits: one token bucket for each queue, stored in the database and shared by all workers.
 
-Tokens trickle in at the rate, up to the bucket's size; a leased job costs one.
-See https://en.wikipedia.org/wiki/Token_bucket.
+Tokens are added at the rate, up to the size of the bucket; each leased job costs one token. See
+https://en.wikipedia.org/wiki/Token_bucket.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pqcore.settings import QueueSettings
 
 
 async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float]:
-    """Draw up to ``n`` tokens; how many, and seconds until there is one more."""
+    """Draw up to ``n`` tokens; return how many were drawn, and the seconds until the next token."""
     capacity, rate = queue.bucket
     values = {"q_name": queue.name, "n": n, "capacity": capacity, "rate": rate}
 
     async def work(s: Session) -> tuple[int, float]:
         query, fill = s.sql.tasks.take_tokens, s.sql.tasks.create_bucket
         rows = await s.execute(query, query.bind(values))
-        if not rows:  # the first time
+        if not rows:  # the first draw of this queue
             await s.execute(fill, fill.bind(values))
             rows = await s.execute(query, query.bind(values))
         if not rows:
@@ -31,6 +31,6 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
 
 
 async def refund(engine: Engine, queue: QueueSettings, n: int) -> None:
-    """Give tokens back that were not used."""
+    """Return unused tokens to the bucket."""
     if n > 0:
         await engine.execute("tasks.return_tokens", {"q_name": queue.name, "n": n})

@@ -14,14 +14,14 @@ _TASK = "task:"
 
 
 async def current_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:
-    """Return the rules that consumers heed: those that the queue object remembers, or those that are read now."""
+    """Return the rules that consumers heed, from the cache of the queue object or from the database."""
     if time.monotonic() < queue.rule_cache.expires_at:
         return queue.rule_cache.rules
     return await read_current_rules(engine, queue)
 
 
 async def read_current_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:
-    """Read the rules that consumers heed, and remember them."""
+    """Read the rules that consumers heed, and cache them."""
 
     async def work(s: Session) -> CurrentRules:
         began, changes = time.monotonic(), queue.rule_cache.changes
@@ -40,10 +40,10 @@ async def read_current_rules(engine: Engine, queue: QueueSettings) -> CurrentRul
             else:
                 tasks[name.removeprefix(_TASK)] = ends
         found = CurrentRules(paused_until, tasks, weights)
-        # A statement of a transaction above READ COMMITTED sees what was committed when the transaction began.
+        # Above READ COMMITTED, a statement sees only what was committed before the transaction began.
         expires_at = began - age + min(KEPT, queue.poll_interval / 2)
         if queue.rule_cache.rules.paused_tasks.keys() - tasks.keys():
-            queue.lanes.hurry()  # jobs of a task that is no longer paused wait on lanes which others may have made
+            queue.lanes.hurry()  # jobs of a resumed task wait on lanes that another program may have made
         queue.lanes.weights = weights
         queue.rule_cache.keep(found, expires_at, changes=changes, now=began, in_transaction=s.in_transaction())
         return found

@@ -1,10 +1,10 @@
 """Re-encoding data after a key or a serializer has changed.
 
-All data are read in slices (`pqcore.operations.encodings`) and written a few rows at a time, each few in a transaction,
-while others put and take.  A row is written only if nobody has changed it, and skipped while somebody has it locked;
-then it is looked at again.  The calls in the headers of a leased job stay as they are until the lease has ended, as the
-holder puts the next call as it was read.  The tables say at any time how far this is: it may be interrupted, and run
-again.
+Data is read in slices (`pqcore.operations.encodings`). A few rows at a time are written in one transaction, while other
+programs put and take jobs. A row is written only if it was not changed since it was read. A locked row is skipped, and
+looked at again later. Calls in the headers of a leased job are not re-encoded before the lease ends, because the
+lease's holder puts the next call as it was read. The tables always show the progress: the operation may be interrupted,
+and run again.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from pqcore.times import seconds
 
 MOST_STEP = 1_000
 STEP_SIZE = 8 * 2**20
-"""Bytes that are written in one transaction, about: of larger rows fewer."""
+"""About how many bytes are written in one transaction; larger rows make the transaction cover fewer rows."""
 PAUSES = (0.1, 0.2, 0.5)
-"""Seconds between looks at rows that are in use; the last one stays."""
+"""Seconds between looks at rows in use; the last value repeats."""
 MOST_ERRORS = 10
-"""Messages that a report has, at most."""
+"""The largest number of messages in a report."""
 _NAMES = {
     "table": "job",
     "dead": "dead letter",
@@ -56,22 +56,22 @@ _NAMES = {
     "results": "result of job",
     "batches": "call that follows batch",
 }
-"""How messages call a row of each place."""
+"""The word for a row of each place, in messages."""
 
 
 @dataclass(frozen=True)
 class Reencoded:
-    """What became of data that had to be re-encoded.
+    """The result of re-encoding data.
 
     Attributes:
-        rewritten: Rows that were written.
-        before: How all data of the table were encoded before.
-        after: How they are encoded now.
-        left: Of those, what is not as its queue writes, of the queues that were named; and what other queues have under
-            an old key of these.
-        in_use: Rows that are left as somebody has locked them, or holds a lease under which a chain goes on.
-        failed: Rows that are left as they cannot be read, or cannot be re-encoded.
-        errors: Why, of the first `MOST_ERRORS`.
+        rewritten: The number of rows written.
+        before: How all data of the table was encoded before.
+        after: How all data of the table is encoded now.
+        left: The data that is still not as its queue writes it. Of other queues, it has only data under an old key of
+            the named queues.
+        in_use: The number of rows left because they are locked, or because a leased job continues a chain.
+        failed: The number of rows left because they cannot be read or re-encoded.
+        errors: The error messages of the first `MOST_ERRORS` such rows.
     """
 
     rewritten: int
@@ -84,16 +84,16 @@ class Reencoded:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left, so that an old key or serializer is needed no more."""
+        """Return whether nothing is left, so that no old key or serializer is needed any more."""
         return not (self.left or self.in_use or self.failed)
 
 
 class _Writer:
-    """Encodes data as a queue writes them now.
+    """An encoder of data in the form that a queue writes now.
 
     Args:
         queue: The queue.
-        every: Whether data are re-encoded, too, that are as the queue writes them.
+        every: Whether to re-encode data that is already as the queue writes it.
     """
 
     def __init__(self, queue: QueueSettings, *, every: bool = False) -> None:
@@ -101,24 +101,24 @@ class _Writer:
         self.serializer = queue.serializer_name
         self.keys = written_under(queue.serializer)
         self.old_keys = held_keys(queue.serializer).union(*map(held_keys, queue.accept)) - set(self.keys)
-        # Of one that has keys and does not say which, nobody can tell what lies under an old one.
+        # If a serializer has keys but does not tell the key's id, data under an old key cannot be recognized.
         self.every = every or (authenticates(queue.serializer) and not self.keys)
 
     def is_current(self, serializer: str | None, marks: Sequence[str]) -> bool:
-        if serializer is None:  # a row of pq's, which a queue reads as its own unless it has a serializer
+        if serializer is None:  # pq wrote this row; a queue reads it as its own, unless the queue has a serializer
             return self.queue.serializer is None
         return serializer == self.serializer and (not self.keys or tuple(marks) == self.keys)
 
     def renewed(self, job_id: int, serializer: str | None, raw: str | bytes) -> Encoded:
-        """Return the data as the queue writes them.
+        """Return the data in the form that the queue writes.
 
         Raises:
-            UnsafeSerializer, DeserializationError: The queue cannot read them.
-            SerializationError, PayloadTooLarge: The queue cannot encode them.
+            UnsafeSerializer, DeserializationError: The queue cannot read the data. SerializationError, PayloadTooLarge:
+            The queue cannot encode the data.
         """
         rekey = getattr(self.queue.serializer, "rekey", None)
         if rekey is not None and serializer == self.serializer and self.keys and isinstance(raw, bytes):
-            try:  # nothing is decoded, so nothing is changed but the key
+            try:  # only the key changes, and nothing is decoded
                 return Encoded(None, rekey(raw))
             except Exception as exc:
                 msg = f"queue {self.queue.name!r}: job {job_id} is not valid {serializer}: {exc}"
@@ -127,13 +127,13 @@ class _Writer:
 
 
 class _Row(NamedTuple):
-    """A row that may have to be written.
+    """A row that may need to be written.
 
     Attributes:
-        id: Its id.
-        queue: The queue that it is in.
-        linked: Whether its headers carry data.
-        size: About how many bytes it has.
+        id: The row's id.
+        queue: The row's queue.
+        linked: Whether the row's headers hold data.
+        size: The approximate size of the row, in bytes.
     """
 
     id: int
@@ -143,12 +143,12 @@ class _Row(NamedTuple):
 
 
 class _Reencoding:
-    """Re-encodes data, look by look.
+    """A re-encoding of data, which looks at the tables repeatedly.
 
     Args:
-        engine: Where.
-        writers: By the names of the queues that are named.
-        step: Rows in a transaction, at most.
+        engine: The engine.
+        writers: The encoders, by the names of the queues.
+        step: The largest number of rows in one transaction.
     """
 
     def __init__(self, engine: Engine, writers: Mapping[str, _Writer], step: int) -> None:
@@ -163,12 +163,12 @@ class _Reencoding:
         self.errors: list[str] = []
 
     def stale(self, queue: str, serializer: str | None, marks: Sequence[str]) -> bool:
-        """Whether data are of a queue that is named, and are not as that queue writes."""
+        """Return whether data belongs to a named queue, and is not as that queue writes it."""
         writer = self.writers.get(queue)
         return writer is not None and (writer.every or not writer.is_current(serializer, marks))
 
     async def look(self) -> int:
-        """Look at all tables once, and write what has to be; the number of rows written."""
+        """Look at all tables once, and write the rows that need it; return the number of rows written."""
         before = self.rewritten
         self.in_use = self.failed = 0
         self.errors = []
@@ -210,7 +210,7 @@ class _Reencoding:
             yield some
 
     async def _write(self, place: str, queue: str, rows: Sequence[_Row]) -> None:
-        """Read some rows of a queue, re-encode them without a transaction, and write them in one."""
+        """Read some rows of a queue, re-encode them outside a transaction, and write them in one transaction."""
         found = await self.ask(f"read.{place}", {"ids": [row.id for row in rows], "q_name": queue})
         changes = []
         for job_id, serializer, data, payload, headers, held in found:
@@ -250,7 +250,7 @@ class _Reencoding:
         return None if same else {**old, **new}
 
     def _renew(self, place: str, job_id: int, pieces: Iterator[Piece], *, renew: bool = True) -> bool:
-        """Re-encode data in headers, in place, unless told not to; whether there are some for which that can be."""
+        """Re-encode data in headers in place, unless told not to; return whether some of it can be re-encoded."""
         found = False
         for piece in pieces:
             held = piece.held
@@ -289,11 +289,11 @@ class _Reencoding:
                 break
 
     async def _store(self, statement: str, place: str, changes: Sequence[dict[str, Any]]) -> None:
-        """Write rows in one transaction; if the server refuses one of them, each in its own."""
+        """Write rows in one transaction; if the server refuses one of them, write each in its own transaction."""
 
         async def work(s: Session) -> list[int]:
             query = find_statement(s, statement)
-            async with atomic(s):  # no row is waited for, so the order is of no matter
+            async with atomic(s):  # the order does not matter, because no row is waited for
                 return [values["id"] for values in changes if await s.execute(query, query.bind(values))]
 
         if not changes:
@@ -328,18 +328,19 @@ async def reencode(
     every: bool = False,
     wait: str | float | timedelta = REENCODE_WAIT,
 ) -> Reencoded:
-    """Re-encode data of queues that are not as the queues write them now, wherever the data lie.
+    """Re-encode data that differs from what its queue writes now, wherever it is stored.
 
     Args:
-        engine: Where.
-        queues: The queues; each reads what it accepts, and writes with its serializer, under the first key.
-        step: Rows that are written in one transaction.
-        every: Whether data are re-encoded that already are as the queue writes them.
-        wait: How long rows that are in use are waited for: seconds, ``'5m'`` or a timedelta.
+        engine: The engine.
+        queues: The queues; each reads the serializers in its ``accept``, and writes with its own serializer, under the
+            first key.
+        step: The number of rows to write in one transaction.
+        every: Whether to re-encode data that is already as the queue writes it.
+        wait: How long to wait for rows in use: seconds, ``'5m'`` or a timedelta.
 
     Raises:
-        ConfigurationError: There is no queue, one is named twice or is of another table, ``step`` is out of its range,
-            or a transaction is open.
+        ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of range, or a
+            transaction is open.
     """
     writers = _writers(engine, queues, every=every)
     if not isinstance(step, int) or isinstance(step, bool) or not 1 <= step <= MOST_STEP:
@@ -351,7 +352,8 @@ async def reencode(
     work = _Reencoding(engine, writers, step)
     written = await work.look()
     before = work.seen
-    deadline = time.monotonic() + patience  # while somebody writes under the old key, there is always more
+    # a program that writes under the old key could otherwise keep this going without end
+    deadline = time.monotonic() + patience
     looks = 0
     while (written or work.in_use) and time.monotonic() < deadline:
         if work.in_use:

@@ -1,4 +1,4 @@
-"""What became of jobs: their state, their result, the progress they report."""
+"""The state of jobs, their results, and the progress that they report."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ from pqcore.sql.identifiers import results_channel
 from pqcore.times import UtcDatetime, seconds
 
 POLL = 1.0
-"""Seconds after which one who waits for a result looks, woken or not."""
+"""Seconds after which a waiter for a result looks, even without a notification."""
 
 
 KEEP_PROGRESS = 3600.0
-"""Seconds for which the progress of a job is kept whose result is not."""
+"""Seconds for which the progress of a job is kept, if its result is not."""
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What is known of a job.
+    """The known state of a job.
 
     Attributes:
-        id: Its id.
-        state: ``ready``, ``scheduled``, ``parked`` (for a limit or group), ``leased``,
-            ``done``, ``dead``; of a job that is gone and whose result is kept, also
-            ``failed``, ``cancelled`` or ``discarded``.
-        attempts: How often it was run, the run under way included; see `pqcore.Job.attempts`.
-        failures: How often it failed with an exception.
-        error: The last exception: ``type``, ``message`` and ``traceback``; empty without one.
-        progress: What it reported last; None if nothing.
-        headers: What travels beside its data.
-        enqueued_at: When it was put; None, as the other times, once only its result is left.
-        schedule_at: Before when it was not to be taken.
-        expected_at: By when it is wanted.
+        id: The job's id.
+        state: ``ready``, ``scheduled``, ``parked`` (for a limit or group), ``leased``, ``done`` or ``dead``; for a
+            deleted job with a kept result, also ``failed``, ``cancelled`` or ``discarded``.
+        attempts: How often the job was run, including a present run; see `pqcore.Job.attempts`.
+        failures: How often the job failed with an exception.
+        error: The last exception, as ``type``, ``message`` and ``traceback``; empty if there was none.
+        progress: The last progress that the job reported; None if it reported nothing.
+        headers: The values stored with the job's data.
+        enqueued_at: The time of the job's put; like the other times, None if only the job's result is left.
+        schedule_at: The earliest time at which the job may be taken.
+        expected_at: The time by which the job is wanted.
     """
 
     id: int
@@ -60,7 +59,7 @@ class JobInfo:
 
 
 class _ResultRow(NamedTuple):
-    """The columns of the statement ``find_result``: what is kept of a job apart from its row."""
+    """The columns of the statement ``find_result``: what is kept of a job outside its row."""
 
     state: str
     progress: str | None
@@ -71,7 +70,7 @@ class _ResultRow(NamedTuple):
 
 
 class _StateRow(NamedTuple):
-    """The columns of the statement ``find_job``: where a job is, and its record."""
+    """The columns of the statement ``find_job``: a job's state and record."""
 
     state: str
     error: str | None
@@ -84,7 +83,7 @@ class _StateRow(NamedTuple):
 
 
 def put_time(engine: Engine, job_id: int) -> datetime | None:
-    """When a job was put, as its row has it; None of a bare number, which is of any job with the id."""
+    """Return when a job was put, according to its `JobId`; None for a plain number, which means any job with the id."""
     put_at = job_id.put_at if isinstance(job_id, JobId) else None
     if put_at is None or not engine.set_back:
         return put_at
@@ -92,10 +91,10 @@ def put_time(engine: Engine, job_id: int) -> datetime | None:
 
 
 async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
-    """What is known of a job.
+    """Return what is known of a job.
 
     Raises:
-        JobNotFound: Nothing: it never was, or is finished and nothing of it was kept; or another job has its id.
+        JobNotFound: No job has this id, nothing of the finished job was kept, or another job has its id now.
     """
     job = await _find_job(engine, queue, job_id)
     kept = await _find_result(engine, queue, job_id)
@@ -103,7 +102,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     if job is not None:
         error = job.error
         if error is None and job.state == "done" and kept is not None:
-            error = kept.error  # why its result could not be stored
+            error = kept.error  # why the job's result could not be stored
         return JobInfo(
             int(job_id),
             job.state,
@@ -116,7 +115,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
             UtcDatetime.of(job.schedule_at),
             UtcDatetime.of(job.expected_at),
         )
-    if kept is not None and kept.state != "running":  # of one that ended without a result, only its progress is left
+    if kept is not None and kept.state != "running":  # of a job that ended without a result, only the progress is left
         return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)
@@ -140,7 +139,7 @@ async def _find_result(engine: Engine, queue: QueueSettings, job_id: int) -> _Re
 
 
 async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> None:
-    """Say that another job has the id of a job that is gone, if one has."""
+    """Raise if another job has the id of a job that is gone."""
     if put_time(engine, job_id) is None:
         return
     for statement in ("tasks.find_job", "tasks.find_result"):
@@ -153,31 +152,31 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
 
 
 async def report_progress(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
-    """Store the progress of a job that runs, as JSON text; for as long as its result is to be kept."""
+    """Store the progress of a running job, as JSON text, for as long as its result will be kept."""
     keep = float(job.headers.get("keep", KEEP_PROGRESS))
     values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep, "put_at": job.enqueued_at}
     await engine.execute("tasks.report_progress", {**values, "channel": results_channel(queue.name)})
 
 
 async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: Any) -> Any:
-    """The result of a job, waited for.
+    """Wait for the result of a job, and return the result.
 
     Raises:
-        JobFailed: It is a dead letter, or was dropped.
-        JobNotFound: Its result is not kept, or another job has its id.
-        ResultNotStored: It was done, and its result could not be stored.
-        ResultTimeout: It was not there in time.
+        JobFailed: The job is a dead letter, or was dropped.
+        JobNotFound: The job's result is not kept, or another job has its id.
+        ResultNotStored: The job is done, but its result could not be stored.
+        ResultTimeout: The result did not arrive in time.
     """
     limit = None if timeout is None else seconds(timeout)
     deadline = None if limit is None else time.monotonic() + limit
     topic = results_channel(queue.name)
     while True:
-        ticket = engine.snapshot(topic)  # before the look, so that what comes after it counts
+        ticket = engine.snapshot(topic)  # taken before the look, so that later notifications count
         kept = await _find_result(engine, queue, job_id)
         if kept is not None and kept.state != "running":
             return await _read(engine, queue, job_id, kept)
         job = await _find_job(engine, queue, job_id)
-        # Between the two looks it may have ended: then there is a result, or none was to be kept.
+        # The job may have ended between the two looks: then a result exists, or none was to be kept.
         if job is None or job.state in ("done", "dead") or '"keep"' not in (job.headers or ""):
             kept = await _find_result(engine, queue, job_id)
             if kept is not None and kept.state != "running":

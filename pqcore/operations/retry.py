@@ -1,4 +1,4 @@
-"""Running a job again, immediately, whatever has become of it."""
+"""Running a job again immediately, whatever its state."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pqcore.settings import QueueSettings
 
 @dataclass(frozen=True)
 class Retried:
-    """What became of a job that somebody asked to run again.
+    """The result of a request to run a job again.
 
     Attributes:
-        id: The job.
-        state: Where it was; one of `pqcore.operations.list_jobs.STATES`, or ``none``.
-        done: Whether it is due now.
+        id: The id of the job.
+        state: The former state of the job; one of `pqcore.operations.list_jobs.STATES`, or ``none``.
+        done: Whether the job is due now.
     """
 
     id: int
@@ -28,10 +28,10 @@ class Retried:
 
 
 async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
-    """Make a job due now, which then was dead, done, or scheduled for later.
+    """Make a dead, done or scheduled job due now.
 
-    It keeps its id. One that was dead or done begins with a clean record; what followed from it follows once
-    more, but for its batch, which has counted it. One that waits, is leased or parked is left as it is.
+    The job keeps its id. A dead or done job starts with a clean record. Its follow-ups happen again, except for its
+    batch, which has counted it. A job that waits, is leased or parked is not changed.
     """
     try:
         job = await list_jobs.get_full_job(engine, job_id, queue)

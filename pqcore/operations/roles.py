@@ -1,4 +1,4 @@
-"""Roles that may do as much with a queue's tables as their work takes, to be granted to those of applications."""
+"""Database roles with the privileges that a producer, consumer or administrator of a queue needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pqcore.sql.identifiers import TableName, check_text, fit, quote
 from pqcore.sql.statement import plain
 
 KINDS = ("producer", "consumer", "admin")
-"""A producer puts, and does not see what others put; a consumer takes and finishes too; an admin clears up as well."""
+"""A producer puts jobs but cannot see other jobs; a consumer also takes and finishes jobs; an admin also deletes rows.
+"""
 
 _PUT = (
     "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
     " parked_on, leased_until, priority"
 )
-# What finding the holder of a key, and returning an id, have to read: nothing that somebody put.
+# The columns that finding the holder of a key, and returning an id, must read; none holds data that a program put.
 _FOUND = (
     "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on,"
     " priority"
@@ -28,7 +29,7 @@ _GRANTS = (
     "GRANT SELECT ON {migrations} TO {producer}, {consumer}, {admin}",
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
     "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
-    # Columns by name, as a producer that chose an id could have another's batch fail to open.
+    # Columns are named, because a producer that chose an id could make another program's batch fail to open.
     "REVOKE INSERT ON {batches} FROM {producer}",
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
@@ -43,11 +44,12 @@ _FIND_ROLES = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:names::t
 _FIND_OWNER = (
     "SELECT pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = to_regclass(:table_name::text)"
 )
-# Of a table that pq made, nobody knows what it is called.
+# In a table that pq made, the name of the sequence is unknown.
 _FIND_SEQUENCES = "SELECT pg_get_serial_sequence(wanted.name, 'id') FROM unnest(:names::text[]) AS wanted (name)"
 
 
-# What depends on a role, in any database: pg_shdepend tells. Of this one, another table to insert into.
+# pg_shdepend lists the objects, in any database, that depend on a role. In this database, only another table with
+# INSERT granted counts.
 _FIND_SHARED = """
 SELECT role.rolname::text, 'in database ' || quote_ident(base.datname)
 FROM pg_roles AS role JOIN pg_shdepend AS d ON d.refobjid = role.oid AND d.refclassid = 'pg_authid'::regclass
@@ -62,12 +64,12 @@ WHERE role.rolname = ANY (:names::text[])
   AND c.relnamespace <> (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(:table_name::text))
 LIMIT 1"""
 MOST_PREFIX = 50
-"""Bytes of what the names of roles begin with: a name has 63."""
+"""The largest number of bytes in the prefix of the roles' names; a name has at most 63 bytes."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The names of the roles of a table, as PostgreSQL has them."""
+    """The names of the roles of a table, in PostgreSQL's form."""
 
     producer: str
     consumer: str
@@ -75,29 +77,29 @@ class Roles:
 
 
 def roles_of(names: TableName, prefix: str | None = None) -> Roles:
-    """How the roles of a table are called: ``queue_producer``, ``queue_consumer``, ``queue_admin``.
+    """Return the names of the roles of a table: ``queue_producer``, ``queue_consumer``, ``queue_admin``.
 
     Args:
         names: The table.
-        prefix: What their names begin with, if not with the table's.
+        prefix: The beginning of the names, if it is not the table's name.
 
     Raises:
-        InvalidName: The prefix cannot be part of a name.
+        InvalidName: A name cannot contain the prefix.
     """
     begin = names.table if prefix is None else check_text(prefix, "prefix of roles", MOST_PREFIX)
     return Roles(*(fit(f"{begin}_{kind}") for kind in KINDS))
 
 
 async def statements(engine: Engine, s: Session, prefix: str | None = None) -> list[str]:
-    """What makes the roles that are not there, and grants them what they need; may be run again.
+    """Return the statements that make missing roles and grant the privileges; they may be run again.
 
-    They cannot log in: ``GRANT queue_producer TO shop`` lets an application's role do as they may. Changing the
-    schema is for the tables' owner.
+    The roles cannot log in: ``GRANT queue_producer TO shop`` gives an application's role their privileges. Only the
+    owner of the tables can change the schema.
 
     Args:
-        engine: Where.
+        engine: The engine.
         s: A session.
-        prefix: As for `roles_of`.
+        prefix: The beginning of the names; see `roles_of`.
     """
     names = engine.names
     roles = asdict(roles_of(names, prefix))
@@ -116,34 +118,34 @@ async def statements(engine: Engine, s: Session, prefix: str | None = None) -> l
 
 
 async def script(engine: Engine, prefix: str | None = None) -> list[str]:
-    """The statements, for somebody else to run.
+    """Return the statements as a script, for another user to run.
 
     Args:
-        engine: Where.
-        prefix: As for `roles_of`.
+        engine: The engine.
+        prefix: The beginning of the names; see `roles_of`.
 
     Raises:
-        TableMissing: There is no table.
+        TableMissing: The table does not exist.
     """
     return await engine.run(lambda s: statements(engine, s, prefix))
 
 
 async def grant(engine: Engine, prefix: str | None = None) -> Roles:
-    """Make the roles of the table, and grant them what they need; all or nothing.
+    """Make the roles of the table, and grant them their privileges; all or nothing.
 
     Args:
-        engine: Where.
-        prefix: As for `roles_of`.
+        engine: The engine.
+        prefix: The beginning of the names; see `roles_of`.
 
     Raises:
-        AccessDenied: The role that is connected may not make roles (CREATEROLE), or does not own the tables.
-        ConfigurationError: Roles of these names are those of another table, here or in another database.
-        TableMissing: There is no table.
+        AccessDenied: The connected role may not make roles (CREATEROLE), or does not own the tables.
+        ConfigurationError: Roles with these names belong to another table, in this or another database.
+        TableMissing: The table does not exist.
     """
     roles = roles_of(engine.names, prefix)
 
     async def work(s: Session) -> None:
-        # The server only warns who grants what is not theirs to grant.
+        # The server only warns a role that grants privileges which it may not grant.
         [[owner, role]] = await ask(engine, s, "find_owner", _FIND_OWNER)
         if not owner:
             raise AccessDenied(

@@ -1,4 +1,4 @@
-"""Rules that operators set while all runs: limits and rates of keys, weights of shares, and pauses."""
+"""Rules that operators set while the system runs: limits and rates of keys, weights of shares, and pauses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pqcore.sql.identifiers import MAX_KEY, check_text, control_channel
 from pqcore.times import TimeSpec, UtcDatetime, parse, parse_rate
 
 Rate: TypeAlias = str | tuple[int, Any]
-"""``"10/s"``, ``"100/5m"``, or a number of jobs and a time: ``(100, "5m")``."""
+"""``"10/s"``, ``"100/5m"``, or a number of jobs and a duration: ``(100, "5m")``."""
 
 MOST_PLACES = 2**31 - 1
-"""The highest number of a limit or rate: the server keeps places in four bytes."""
+"""The highest number of a limit or rate: the server stores places in four bytes."""
 MOST_WEIGHT = 1_000_000
-"""The highest weight; the lowest is one divided by it."""
+"""The highest weight; the lowest weight is one divided by this number."""
 _LIMIT = "limit:"
 
 
@@ -30,11 +30,11 @@ class Rule:
 
     Attributes:
         kind: ``limit``, ``rate``, ``weight`` or ``pause``.
-        name: Of a limit or rate, the name of the limit; of a weight, the share. Of a pause, what is paused: ``queue``,
-            or ``task:``, ``limit:`` or ``group:`` and a name.
-        number: The places of a limit, the jobs of a rate, or the weight; None of a pause.
-        period: Of a rate, the seconds in which that many jobs may begin.
-        until: When a pause ends; None for one that lasts until it is resumed.
+        name: For a limit or rate, the name of the limit; for a weight, the share. For a pause, the paused object:
+            ``queue``, or ``task:``, ``limit:`` or ``group:`` and a name.
+        number: The places of a limit, the jobs of a rate, or the weight; None for a pause.
+        period: For a rate, the seconds in which this number of jobs may begin.
+        until: When a pause ends; None if only `resume` ends it.
         changed_at: When the rule was set.
     """
 
@@ -47,7 +47,7 @@ class Rule:
 
     @property
     def value(self) -> str:
-        """The number, and of a rate the time, as text; empty of a pause."""
+        """Return the number as text, for a rate with its period; empty for a pause."""
         if self.number is None:
             return ""
         return f"{self.number:g}" if self.period is None else f"{self.number:g}/{self.period:g}s"
@@ -59,7 +59,7 @@ class Rule:
 async def set_limit(
     engine: Engine, queue: QueueSettings, name: str, places: int | None, connection: object = None
 ) -> None:
-    """Set how many jobs of a limit may run concurrently, or have the number of the newest put count again."""
+    """Set how many jobs of a limit may run concurrently, or remove the rule; then the newest put's number counts."""
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     if places is not None:
         _check_number(f"limit {name!r}", places, "pause(limit=...) has none run")
@@ -69,7 +69,7 @@ async def set_limit(
 async def set_rate(
     engine: Engine, queue: QueueSettings, name: str, rate: Rate | None, connection: object = None
 ) -> None:
-    """Set how many jobs of a limit may begin in a time, or remove that."""
+    """Set how many jobs of a limit may begin in a period, or remove the rule."""
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     number, period = (None, None) if rate is None else parse_rate(rate, f"the rate of {name!r}")
     if number is not None:
@@ -80,13 +80,13 @@ async def set_rate(
 async def set_weight(
     engine: Engine, queue: QueueSettings, share: str, weight: float | None, connection: object = None
 ) -> None:
-    """Set the weight of a share, or have it weigh 1 again."""
-    if share != "":  # that of jobs which name none
+    """Set the weight of a share, or reset it to 1."""
+    if share != "":  # the share of jobs that name no tenant
         check_text(share, "share", MAX_KEY)
     if weight is not None and (
         not isinstance(weight, (int, float))
         or isinstance(weight, bool)
-        or not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT  # also refuses NaN
+        or not 1 / MOST_WEIGHT <= weight <= MOST_WEIGHT  # this comparison also refuses NaN
     ):
         msg = f"the weight of {share!r} is {weight!r}; give a number above 0, at most {MOST_WEIGHT:,}"
         raise ConfigurationError(msg)
@@ -122,7 +122,7 @@ async def resume(
     limit: str | None = None,
     group: str | None = None,
 ) -> bool:
-    """End a pause; whether there was one."""
+    """End a pause; return whether there was one."""
     return await _change(engine, queue, "pause", _paused_name(task, limit, group), connection)
 
 
@@ -138,10 +138,10 @@ async def _change(
     pauses: bool = False,
     until: datetime | timedelta | None = None,
 ) -> bool:
-    """Set a rule, or remove it if it has neither a number nor is a pause.
+    """Set a rule, or remove it if it has no number and is not a pause.
 
     Returns:
-        Whether a rule was set, or one that was in force removed.
+        Whether a rule was set, or a rule in force was removed.
     """
     values: dict[str, object] = {
         "q_name": queue.name,
@@ -174,11 +174,11 @@ def _check_number(what: str, number: object, instead: str) -> None:
 
 
 def _paused_name(task: object, limit: object, group: object) -> str:
-    """What is paused, as the row of the rule names it.
+    """Return the paused object's name, in the form for the rule's row.
 
     Raises:
-        ConfigurationError: It is more than one of them.
-        InvalidName: A name cannot be one.
+        ConfigurationError: More than one object is given.
+        InvalidName: The object cannot have this name.
     """
     given = {"task": task, "limit": limit, "group": group}
     named = {kind: name for kind, name in given.items() if name is not None}
@@ -188,7 +188,7 @@ def _paused_name(task: object, limit: object, group: object) -> str:
         listed = " and ".join(f"{kind}={name!r}" for kind, name in named.items())
         raise ConfigurationError(f"a pause is of one thing, and {listed} are given; make a call for each")
     [(kind, name)] = named.items()
-    path = getattr(name, "_path", name)  # of a function that was declared as a task
+    path = getattr(name, "_path", name)  # the path of a function that was declared as a task
     return f"{kind}:{check_text(path, kind, MAX_KEY)}"
 
 

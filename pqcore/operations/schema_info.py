@@ -1,4 +1,4 @@
-"""What a table is like, as the server's catalogues tell, and what would make it as it should be."""
+"""The state of a table according to the server's catalogues, and the statements that would correct it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ PQ_COLUMNS = {
 }
 """The columns of a table of pq 1.9.1."""
 ADMISSION = 8
-"""The schema version since which a lease admits jobs under limits by other rows than before."""
+"""The first schema version in which a lease admits jobs under limits by other rows than before."""
 COUNTED = 100_000
-"""Rows of a table that are counted, before it is said that there are more."""
+"""The largest number of rows of a table that are counted; beyond it, only "more" is reported."""
 
 
 async def ask(engine: Engine, s: Session, name: str, template: str, **values: object) -> Sequence[Row]:
-    """Run a statement that only reads; ``:table_name`` is the table's quoted name."""
+    """Run a statement that only reads; ``:table_name`` stands for the table's quoted name."""
     query = compile_query(name, template, engine.names.substitutions(), engine.spec.paramstyle)
     return await s.execute(query, query.bind({"table_name": str(engine.names), **values}))
 
 
 async def version(engine: Engine) -> int | None:
-    """The schema version of the table; 0 for one of pq's, None if there is none."""
+    """Return the schema version of the table; 0 for a table that pq made, None if there is no table."""
     return await engine.migrate(lambda s: schema.version(s, engine.names))
 
 
 async def is_current(engine: Engine) -> bool:
-    """Whether this pqcore can work on the table, with nothing to be migrated.
+    """Return whether this pqcore can use the table without a migration.
 
     Raises:
-        SchemaTooNew: A newer pqcore made it, which says that this one cannot.
+        SchemaTooNew: A newer pqcore made the table, and recorded that this version cannot use it.
     """
     try:
         await engine.migrate(lambda s: schema.check_version(s, engine.names))
@@ -55,9 +55,9 @@ async def is_current(engine: Engine) -> bool:
 
 
 async def needs_workers_stopped(engine: Engine) -> bool:
-    """Return whether workers of older versions must be stopped when the table has been migrated, as it has jobs.
+    """Return whether workers of older versions must be stopped after the migration, because the table has jobs.
 
-    It is asked before the migration: older versions and this one do not count each other's jobs under limits.
+    The check runs before the migration. Older versions and this one do not count each other's jobs under limits.
     """
 
     async def work(s: Session) -> bool:
@@ -72,15 +72,15 @@ async def needs_workers_stopped(engine: Engine) -> bool:
 
 @dataclass(frozen=True)
 class PQTable:
-    """What a table is that pqcore did not make.
+    """The properties of a table that pqcore did not make.
 
     Attributes:
-        rows: How many it has, up to `COUNTED`.
-        unfinished: Of these, those that are not finished.
-        queues: Of these, how many queues they are in.
-        more: Whether it has more than `COUNTED`.
-        trigger: Whether pq's own trigger is there, which tells waiters row by row.
-        indexes: The names of its indexes.
+        rows: The number of rows, up to `COUNTED`.
+        unfinished: The number of unfinished rows among them.
+        queues: The number of queues among them.
+        more: Whether the table has more than `COUNTED` rows.
+        trigger: Whether the table has pq's own trigger, which notifies waiters for each row.
+        indexes: The names of the table's indexes.
     """
 
     rows: int
@@ -92,11 +92,11 @@ class PQTable:
 
 
 async def read_pq_table(engine: Engine) -> PQTable:
-    """Look at a table that pqcore did not make, before it is adopted.
+    """Look at a table that pqcore did not make, before `create` adopts it.
 
     Raises:
-        TableMissing: It is not there.
-        SchemaError: It is no table of pq's: nothing is changed.
+        TableMissing: The table does not exist.
+        SchemaError: The table is not one of pq: nothing was changed.
     """
 
     async def work(s: Session) -> PQTable:
@@ -153,7 +153,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
 
 
 class _Recorder:
-    """A session that reads, and writes down what would be changed instead of doing it."""
+    """A session that runs reading statements, and records changing statements instead of running them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -174,18 +174,18 @@ class _Recorder:
 
     async def commit(self) -> None:
         if self.statements[-2:-1] == ["BEGIN"] and self.statements[-1].startswith("SET LOCAL"):
-            del self.statements[-2:]  # it was for a look only
+            del self.statements[-2:]  # the block only read
         else:
             self.statements.append("COMMIT")
 
     async def rollback(self) -> None:
-        """The statement failed that the block was for: what was written down is of no use."""
+        """The block's statement failed, so the recorded statements are useless."""
 
     def in_transaction(self) -> bool:
         return False
 
     async def direct(self) -> bool:
-        return True  # what is written down is run by psql
+        return True  # psql runs the recorded statements
 
     def usable(self) -> bool:
         return self._session.usable()
@@ -194,19 +194,19 @@ class _Recorder:
 async def script(
     engine: Engine, *, missing: bool = True, partitions: int | None = None, set_sequences: bool = False
 ) -> list[str]:
-    """The statements that `PQ.create` would run on the table as it is; none are run.
+    """Return the statements that `PQ.create` would run on the table in its present state; run none of them.
 
-    The server is asked in a transaction that is read-only, and rolled back.
+    The operation queries the server in a read-only transaction, and rolls it back.
 
     Args:
-        engine: Where.
+        engine: The engine.
         missing: Whether the table may be missing.
-        partitions: As for `PQ.create`.
-        set_sequences: Likewise.
+        partitions: The number of partitions; see `PQ.create`.
+        set_sequences: Whether to set sequences; see `PQ.create`.
 
     Raises:
-        TableMissing: It is, and may not.
-        SchemaTooNew: A newer pqcore made it.
+        TableMissing: The table is missing, and ``missing`` is false.
+        SchemaTooNew: A newer pqcore made the table.
     """
 
     async def work(s: Session) -> list[str]:

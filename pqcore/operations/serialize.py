@@ -1,4 +1,4 @@
-"""Encoding and decoding within an operation, in a thread where that may hold up the event loop."""
+"""Encoding and decoding within an operation, in a thread if the work could block the event loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pqcore.settings import Encoded, QueueSettings
 
 
 async def encode(engine: Engine, queue: QueueSettings, data: Any) -> Encoded:
-    """Return data as `QueueSettings.encode_row` does, in a thread if it may hold up an event loop."""
+    """Return data as `QueueSettings.encode_row` does; use a thread if the work could block an event loop."""
     if not engine.runtime.suspends or queue.writes_quickly(data):
         return queue.encode_row(data)
     from asyncio import to_thread  # takes long to import
@@ -18,7 +18,7 @@ async def encode(engine: Engine, queue: QueueSettings, data: Any) -> Encoded:
 
 
 async def decode(engine: Engine, queue: QueueSettings, job_id: int, serializer: str | None, raw: str | bytes) -> Any:
-    """Return data as `QueueSettings.decode_row` does, in a thread if it may hold up an event loop."""
+    """Return data as `QueueSettings.decode_row` does; use a thread if the work could block an event loop."""
     if not engine.runtime.suspends or queue.reads_quickly(serializer, raw):
         return queue.decode_row(job_id, serializer, raw)
     from asyncio import to_thread

@@ -1,4 +1,4 @@
-"""Taking the jobs that are there: for good, or under a lease; by one caller, or by several together."""
+"""Taking available jobs, for good or under a lease, for one caller or for several together."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pqcore")
 
 Taken: TypeAlias = "tuple[Sequence[Row], float | None]"
-"""Rows that were taken; without any, the seconds until it is worth another look (None: unknown)."""
+"""Rows that were taken; if there are none, the seconds until the next look is worthwhile (None: unknown)."""
 MOST_TOGETHER = 100
-"""Jobs that concurrent callers take in one statement, at most; a caller who wants that many takes them by itself."""
+"""The largest number of jobs that concurrent callers take in one statement; a caller that wants this many jobs takes
+alone."""
 LOOKS = 3
-"""How often one look takes from lanes, at most, while others find new ones."""
+"""How often one look takes from lanes, at most, while other callers find new lanes."""
 
 
 def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
-    """Take rows, together with what concurrent callers take; as `take`."""
+    """Take rows as `take` does, together with concurrent callers."""
     if n >= MOST_TOGETHER or patient or not engine.groups():
         return take(engine, queue, n, lease, patient=patient)
     line = queue.lines.get(lease)
@@ -59,14 +60,14 @@ async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | Non
 async def _take_together(
     engine: Engine, queue: QueueSettings, lease: float | None, s: Session, wanted: list[range]
 ) -> list[Taken]:
-    """Take the rows of several callers, the first rows for those who came first; for each what `take` gives.
+    """Take the rows of several callers, the first rows for the first callers; return for each what `take` returns.
 
     Args:
-        engine: Where.
-        queue: From which queue.
-        lease: Seconds for which they are leased; None to take them for good.
+        engine: The engine.
+        queue: The queue.
+        lease: The length of the lease, in seconds; None to take the jobs for good.
         s: The session.
-        wanted: How many rows each caller wants, at most.
+        wanted: The largest number of rows for each caller.
     """
     n = sum(map(len, wanted))
     rows, wake_in = await _take_on(engine, queue, n, lease, False, True, s)
@@ -74,13 +75,14 @@ async def _take_together(
     start = 0
     for some in map(len, wanted):
         own = rows[start : start + some]
-        given.append((own, None if own else 0.0 if rows else wake_in))  # there may be more: those who have none look
+        # there may be more rows: callers without a row look again
+        given.append((own, None if own else 0.0 if rows else wake_in))
         start += some
     return given
 
 
 async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *taken: Taken) -> None:
-    """Put rows back that were taken for callers who are gone."""
+    """Put rows back whose callers are gone."""
     rows = [row for some, _ in taken for row in some]
     if lease is None:
         await restore(engine, queue, rows)
@@ -89,16 +91,20 @@ async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *ta
 
 
 def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool) -> Awaitable[Taken]:
-    """Take up to ``n`` rows; without one, the seconds until it is worth another look. For the arguments see `look`."""
-    work = partial(_take_on, engine, queue, n, lease, patient, False)  # no function, which would cost a coroutine
+    """Take up to ``n`` rows; without rows, return the seconds until the next look is worthwhile.
+
+    `look` documents the arguments.
+    """
+    # a partial, because a function would cost one more coroutine
+    work = partial(_take_on, engine, queue, n, lease, patient, False)
     return engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
 
 
 async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> Sequence[Row]:
-    """Take up to ``n`` rows after a notification, in one statement that asks for no rules and lanes before.
+    """Take up to ``n`` rows after a notification, in one statement, without first asking for rules and lanes.
 
-    The statement itself finds out whether something is paused, or waits to be admitted, and then gives no row: the
-    caller must look as usual, if there is none.
+    If something is paused or waits for admission, the statement itself finds that and returns no row. Without a row,
+    the caller must look in the usual way.
     """
     now, rules, lanes = time.monotonic(), queue.rule_cache, queue.lanes
     if rules.rules.paused or rules.rules.paused_tasks:
@@ -136,7 +142,10 @@ def _take_on(
     together: bool,
     s: Session,
 ) -> Awaitable[Taken]:
-    """Take rows on a session. No coroutine of its own, as each one more costs every take."""
+    """Take rows on a session.
+
+    This function is not a coroutine, because each coroutine adds to the cost of every take.
+    """
     if lease is not None:
         return _take_leased(engine, queue, s, n, lease, patient=patient, together=together)
     finish = queue.retention
@@ -157,7 +166,7 @@ async def _take_leased(
 
 
 def refuse_hidden(engine: Engine, finish: Finish) -> None:
-    """Refuse to take rows where row-level security hides them from the role; see `Engine.refuse_hidden`."""
+    """Raise if row-level security hides the rows from the role; see `Engine.refuse_hidden`."""
     if engine.security is not None:
         engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
 
@@ -165,11 +174,11 @@ def refuse_hidden(engine: Engine, finish: Finish) -> None:
 async def _take_plain(
     queue: QueueSettings, s: Session, n: int, finish: Finish, values: dict[str, object], *, together: bool = False
 ) -> Taken:
-    """Take rows as they come; without one, the seconds until one is due (None: unknown)."""
+    """Take rows without admission; without rows, return the seconds until one is due (None: unknown)."""
     bound = queue.bound
     rows: Sequence[Row] = ()
     fetch = s.sql.fetch
-    if together:  # with one statement for all numbers, so that it is prepared
+    if together:  # one statement for all numbers, so that the server can prepare it
         fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
     if bounded := bound.usable(time.monotonic()):
         query = fetch("bounded", finish, n)
@@ -198,15 +207,15 @@ async def _take_plain(
 
 
 def _in_order(queue: QueueSettings, rows: Sequence[Row], *, full: bool) -> Sequence[Row]:
-    """Return rows in the order of their jobs, and have the next look begin behind them.
+    """Return rows in the order of their jobs, and make the next look begin behind them.
 
     Args:
-        queue: Their queue.
-        rows: What a statement returned: RETURNING promises no order.
+        queue: The queue of the rows.
+        rows: The rows that a statement returned in any order, because RETURNING guarantees none.
         full: Whether the statement looked from the beginning.
     """
     rows = sorted(rows, key=place_of) if len(rows) > 1 else rows
-    if any_headers(has_lane, rows):  # their places are not in the order of other jobs
+    if any_headers(has_lane, rows):  # the positions of jobs on lanes are not in the order of other jobs
         queue.bound.advance((), time.monotonic(), full=full)
         return sorted(rows, key=_urgency)
     queue.bound.advance(rows, time.monotonic(), full=full)
@@ -214,7 +223,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], *, full: bool) -> Seque
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
-    """Whether a row has such headers; most have none, which is told without a call for each."""
+    """Return whether a row has such headers; a quick check without a call for each row suffices for most."""
     return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))
 
 
@@ -226,7 +235,7 @@ def _urgency(row: Row) -> int:
 async def _take_lease(
     engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool = False
 ) -> Taken:
-    """Lease rows; where a take put jobs on their lanes that it came upon, further takes lease others as well."""
+    """Lease rows; if a take moved jobs to their lanes, further takes lease other jobs."""
     lanes = queue.lanes
     adopted = lanes.adopted
     rows, wake_in = await _take_lease_once(engine, queue, s, n, lease, patient=patient, together=together)
@@ -240,7 +249,7 @@ async def _take_lease(
         except PQError as exc:
             if in_transaction:
                 raise
-            logger.warning("%r: fewer jobs are leased than are due: %s", queue.name, exc)  # those are the caller's
+            logger.warning("%r: fewer jobs are leased than are due: %s", queue.name, exc)  # those rows are the caller's
             break
         if more:
             rows = sorted((*rows, *more), key=_order)
@@ -254,10 +263,10 @@ def _order(row: Row) -> tuple[Any, ...]:
 async def _take_lease_once(
     engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool = False
 ) -> Taken:
-    """Lease rows: plain ones as they come, others as they are admitted.
+    """Lease rows: plain rows in order, other rows after admission.
 
-    While no job of the queue is known to wait for its admission, a lease is that of a plain job, and every `FIND`
-    seconds a look for others.
+    While no job of the queue is known to wait for admission, a lease takes plain jobs, and looks for lanes every `FIND`
+    seconds.
     """
     values = {"q_name": queue.name, "lease": lease}
     lanes = queue.lanes
@@ -267,7 +276,8 @@ async def _take_lease_once(
     for left in reversed(range(LOOKS)) if lanes.lanes else ():
         if not lanes.lanes or lanes.aside_for(time.monotonic()):
             break
-        number = max(size for size in SIZES if size <= n) if together else n  # for which it is prepared
+        # a number for which the statement is prepared
+        number = max(size for size in SIZES if size <= n) if together else n
         rows, wake_in = await admission.take(engine, queue, s, number, lease, patient=patient)
         if rows or wake_in == 0.0:
             return rows, wake_in
@@ -290,7 +300,7 @@ async def _take_lease_once(
 
 
 async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
-    """Put rows back that were taken for somebody who is no longer there to take them."""
+    """Put rows back that were taken for a caller that is gone."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]

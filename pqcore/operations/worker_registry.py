@@ -1,4 +1,4 @@
-"""The list of workers: each worker writes a row for each of its queues, and renews the rows while it runs."""
+"""The registry of workers: each worker writes a row for each of its queues, and renews the rows while it runs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from pqcore.times import UtcDatetime
 RENEWAL = 10.0
 """Seconds between two renewals of a worker's rows."""
 ALIVE_FOR = 60.0
-"""Seconds after its last renewal for which a worker is taken to be alive."""
+"""Seconds after its last renewal for which a worker counts as alive."""
 KEPT_FOR = 3600.0
 """Seconds after its last renewal for which a worker is listed."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker that runs, or that ran within the last hour and did not stop in order.
+    """A worker that runs, or that stopped without notice within the last hour.
 
     Attributes:
-        id: Its id, of the process and the run: a worker that is started again has another one.
+        id: The worker's id; a worker that is restarted gets a new id.
         host: The name of its host.
         pid: The process id, on that host.
-        version: The version of pqcore that it runs.
-        queues: The names of its queues, of those that were asked for.
-        tasks: The paths of the functions that it can run; ``app.emails.*`` for all functions of a trusted module.
-        concurrency: How many jobs it runs concurrently, at most.
-        started_at: When it was started.
-        seen_at: When it renewed its rows last; a worker does so every 10 s.
-        alive: Whether that was less than 60 s ago, by the server's clock.
+        version: The version of pqcore that the worker runs.
+        queues: The names of the worker's queues, among the queues that were asked for.
+        tasks: The paths of the functions that the worker can run; ``app.emails.*`` for all functions of a trusted
+            module.
+        concurrency: The largest number of jobs that the worker runs concurrently.
+        started_at: When the worker started.
+        seen_at: When the worker last renewed its rows; a worker does so every 10 s.
+        alive: Whether the last renewal was less than 60 s ago, by the server's clock.
     """
 
     id: str
@@ -53,14 +54,14 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class RunningWorker:
-    """How a worker that runs is listed.
+    """The values under which a running worker is listed.
 
     Attributes:
-        id: Its id.
-        host: The name of its host.
-        pid: The process id.
+        id: The worker's id.
+        host: The name of the worker's host.
+        pid: The worker's process id.
         version: The version of pqcore.
-        concurrency: How many jobs it runs concurrently, at most.
+        concurrency: The largest number of jobs that the worker runs concurrently.
     """
 
     id: str
@@ -86,13 +87,13 @@ class _WorkerRow(NamedTuple):
 
 
 async def announce(engine: Engine, worker: RunningWorker, tasks: Mapping[str, Sequence[str]], age: float) -> None:
-    """List a worker for each of its queues, or renew the rows that it has.
+    """List a worker for each of its queues, or renew its rows.
 
     Args:
-        engine: Where.
+        engine: The engine.
         worker: The worker.
-        tasks: By the name of each of its queues, the paths of the functions that it can run.
-        age: Seconds since it was started.
+        tasks: The paths of the functions that the worker can run, by the name of each of its queues.
+        age: Seconds since the worker started.
     """
     values = {
         "id": worker.id,
@@ -113,16 +114,16 @@ async def withdraw(engine: Engine, worker: RunningWorker, queues: Sequence[str])
 
 
 async def sweep(engine: Engine) -> None:
-    """Delete the rows of workers that did not renew them for `KEPT_FOR` seconds."""
+    """Delete the rows of workers that have not renewed them for `KEPT_FOR` seconds."""
     await engine.execute("workers.sweep_workers", {"silence": KEPT_FOR})
 
 
 async def list_workers(engine: Engine, queue: QueueSettings | None = None) -> list[WorkerInfo]:
-    """List the workers, those first that were started first.
+    """List the workers in the order of their start.
 
     Args:
-        engine: Where.
-        queue: Only workers of this queue; None for all.
+        engine: The engine.
+        queue: List only workers of this queue; None for all.
     """
     return await engine.run(partial(list_workers_of, queue=None if queue is None else queue.name), protect=False)
 
@@ -138,7 +139,7 @@ async def list_workers_of(s: Session, queue: str | None) -> list[WorkerInfo]:
 
 
 def _worker_of(rows: Sequence[_WorkerRow]) -> WorkerInfo:
-    """Return the worker whose rows these are, one for each of its queues."""
+    """Return the worker for these rows, of which there is one for each of its queues."""
     newest = max(rows, key=lambda row: row.seen_at)
     return WorkerInfo(
         newest.id,
@@ -155,7 +156,7 @@ def _worker_of(rows: Sequence[_WorkerRow]) -> WorkerInfo:
 
 
 def paths_of(tasks: str) -> list[str]:
-    """Return the paths of functions in a worker's row; none of a row that another program wrote in another form."""
+    """Return the paths of functions in a worker's row; empty if another program wrote the row in another form."""
     found = json.loads(tasks)
     return [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
 
