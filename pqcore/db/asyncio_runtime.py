@@ -1,4 +1,4 @@
-"""Time, locks and cancellation for the awaited face: tasks of an asyncio event loop."""
+"""Time, locks and cancellation for the asynchronous face: tasks of an asyncio event loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_LOOP = (
 
 class _LoopLock:
     def __init__(self) -> None:
-        lock = asyncio.Lock()  # nobody awaits anything within an operation of their own
+        lock = asyncio.Lock()  # no task awaits anything within its own operation
         self._lock = lock
         self.enter = lock.acquire
         self.leave = lock.release
@@ -65,16 +65,18 @@ class _LoopTask:
 
 
 _KEPT = "_pqcore_kept"
-"""The attribute of an event loop that has what belongs to it: kept elsewhere, it would keep the loop."""
+"""The attribute of an event loop that holds pqcore's values for the loop; a global mapping would keep the loop alive.
+"""
 _parents: list[object] = []
-"""What a fork copied of the parent's event loops: not ended here, as the parent uses it."""
+"""The parent's event loops in a forked child; they are kept, because ending them would disturb the parent."""
 
 
 class _OfLoop(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self.made: set[ref[asyncio.AbstractEventLoop]] = set()
-        self._last: tuple[int, ref[asyncio.AbstractEventLoop], ref[T]] | None = None  # for speed: what `get` gave last
+        # the value that `get` returned last, cached for speed
+        self._last: tuple[int, ref[asyncio.AbstractEventLoop], ref[T]] | None = None
 
     def get(self) -> T:
         try:
@@ -112,7 +114,7 @@ class _OfLoop(Generic[T]):
 
 
 class AsyncioRuntime:
-    """Tasks of an asyncio event loop."""
+    """The runtime for tasks of an asyncio event loop."""
 
     suspends = True
 
@@ -147,13 +149,13 @@ class AsyncioRuntime:
         await asyncio.sleep(seconds)
 
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
-        # asyncio.run lets open asynchronous generators finish before it closes the loop.
+        # asyncio.run finishes open asynchronous generators before it closes the loop.
         kept = cast("AsyncGeneratorType[None, None]", _kept_open(cleanup))
         await kept.__anext__()
         return kept
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with suppress(RuntimeError):  # no loop runs any more, and what is open ends with it
+        with suppress(RuntimeError):  # no loop runs any more, and open connections end with it
             task = asyncio.get_running_loop().create_task(work())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
@@ -184,7 +186,7 @@ class AsyncioRuntime:
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()
-        over = loop.create_future()  # done immediately; a waiter for a task is woken a turn of the loop later
+        over = loop.create_future()  # done immediately; a waiter for a task would be woken one turn of the loop later
 
         async def finish() -> T:
             try:
@@ -208,31 +210,31 @@ class AsyncioRuntime:
 
 
 async def _undo(work: Awaitable[None]) -> None:
-    """Undo the result of what was finished after a cancellation, though the waiter is cancelled again."""
+    """Undo the result of work that finished after a cancellation, even if the waiter is cancelled again."""
     undoing = asyncio.ensure_future(work)
     if not await outlast(undoing, runtime.UNDOING):
         await _end(undoing)
 
 
 def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
-    """A task that has begun, where Python can begin it immediately, and not with the next turn of the loop."""
+    """Return a task that starts immediately if Python supports that, and otherwise with the next turn of the loop."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
-    return asyncio.Task(work, loop=loop)  # as the loop's own method, in half the time
+    return asyncio.Task(work, loop=loop)  # like the loop's own method, in half the time
 
 
 class _Guard:
-    """Runs a coroutine to its end in the running task, though another task cancels that task meanwhile.
+    """A guard that runs a coroutine to its end in the running task, even if another task cancels that task meanwhile.
 
-    A task that waits for a future cancels the future when the task is cancelled. So the task is given this in place of
-    the future that the coroutine waits for. A task of its own for the coroutine would cost each call two turns of the
-    event loop, which is more than all else that pqcore does for it.
+    A task that waits for a future cancels the future when the task is cancelled. So the guard gives itself to the task
+    in place of the future that the coroutine waits for. A separate task for the coroutine would cost each call two
+    turns of the event loop. That is more than the rest of pqcore's work.
 
-    After a cancellation the coroutine has `AFTER_CANCEL` seconds, then its connection is broken off; after as many
-    again it is cancelled, and then left alone.
+    After a cancellation, the coroutine has `AFTER_CANCEL` seconds. Then its connection is closed; after the same time
+    again, the coroutine is cancelled, and then abandoned.
 
     Args:
-        break_off: Makes the coroutine fail where it waits for the server.
+        break_off: A function that makes the coroutine fail where it waits for the server.
         loop: The event loop. A task may be cancelled while its loop does not run.
     """
 
@@ -247,11 +249,14 @@ class _Guard:
         self._cancellation: asyncio.CancelledError | None = None
 
     def cancelled(self) -> bool:
-        """Whether the task was cancelled: not by a timeout within the coroutine, which takes that back."""
+        """Whether the task was cancelled by other code; a timeout within the coroutine takes its cancellation back."""
         return self._cancellation is not None and still_cancelled()
 
     def cancellation(self) -> asyncio.CancelledError:
-        """Give up what the cancellation threw: its traceback leads here, which would be a cycle of references."""
+        """Release the exception of the cancellation.
+
+        Its traceback refers to this guard, which would be a reference cycle.
+        """
         thrown, self._cancellation = self._cancellation, None
         return thrown or asyncio.CancelledError()
 
@@ -262,11 +267,11 @@ class _Guard:
             waits_for = work.send(None)
             while True:
                 self._future = waits_for
-                if waits_for is not None:  # else it only lets others have a turn
+                if waits_for is not None:  # otherwise the coroutine only yields to other tasks
                     self._asyncio_future_blocking = True
                 try:
                     yield None if waits_for is None else self
-                except asyncio.CancelledError as exc:  # of the future, or of the task
+                except asyncio.CancelledError as exc:  # either the future or the task was cancelled
                     if self._timer is None and (waits_for is None or not waits_for.cancelled()):
                         self.cancel()
                     if self._timer is not None:
@@ -285,14 +290,14 @@ class _Guard:
                     work.close()
                     raise asyncio.CancelledError
                 else:
-                    waits_for = work.send(None)  # the future says itself what it came to
+                    waits_for = work.send(None)  # the future itself has the result
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         finally:
             if self._timer is not None:
                 self._timer.cancel()
 
-    # What a task calls on a future that it waits for
+    # Methods that a task calls on a future which it waits for
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
@@ -301,7 +306,10 @@ class _Guard:
         self._future.add_done_callback(callback, context=context)
 
     def cancel(self, msg: object = None) -> bool:
-        """Take note of a cancellation of the task; false, so that the task is told once the future is done."""
+        """Record a cancellation of the task.
+
+        Return False, so that the task is cancelled only after the future is done.
+        """
         if self._timer is None:
             self._timer = self._loop.call_later(runtime.AFTER_CANCEL, self._end_connection)
         return False
@@ -325,7 +333,7 @@ async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[N
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
-    """Wait for a task whose connection is broken off; cancel the task if that does not end it."""
+    """Wait for a task whose connection was closed; cancel the task if that does not end it."""
     if not await outlast(task, runtime.AFTER_CANCEL):
         task.cancel()
         await outlast(task, runtime.AFTER_CANCEL)
@@ -336,6 +344,6 @@ async def _end(task: asyncio.Future[Any]) -> None:
 
 
 def _heard(task: asyncio.Future[Any]) -> None:
-    """Take note of a task's exception, which asyncio would log otherwise."""
+    """Retrieve a task's exception, which asyncio would log otherwise."""
     if not task.cancelled():
         task.exception()

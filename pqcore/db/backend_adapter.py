@@ -1,4 +1,4 @@
-"""A backend, blocking or not, as the core calls it."""
+"""The adapter through which the core calls a backend, blocking or asynchronous."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pqcore.sql.dialect import Dialect
 logger = logging.getLogger("pqcore")
 
 LATELY = 6
-"""For how many times the limit of a call a connection that was broken off counts."""
+"""Multiples of a call's limit for which a closed connection counts as recent."""
 FEW = 10
-"""Connections that may be broken off lately before the next one is opened later."""
+"""Recently closed connections from which on the next connection is opened only after a pause."""
 LONGEST_PAUSE = 5.0
-"""Seconds before another connection is opened, at most."""
+"""The longest pause before another connection is opened, in seconds."""
 CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
 POOLED = (
     "a pooler is between here and the server: nothing is prepared, and waiters poll, as in transaction mode it lends"
@@ -34,17 +34,17 @@ POOLED = (
 
 
 class BackendAdapter:
-    """A backend, blocking or not, as the core calls it.
+    """A backend, blocking or asynchronous, in the form that the core calls.
 
     Args:
-        make: Makes the backend, given ``prepared``.
-        sql: The statements.
-        suspends: Whether its methods return awaitables.
-        prepared: Whether statements may be prepared; None to look.
+        make: A function that makes the backend, given ``prepared``.
+        sql: The statements of the dialect.
+        suspends: Whether the backend's methods return awaitables.
+        prepared: Whether statements may be prepared; None to check for a pooler.
         limit: Seconds that a call on a session may wait for the server's answer; None for no limit.
 
     Attributes:
-        prepared: The same; false as soon as a pooler is found, if it was to be looked.
+        prepared: The argument; after a check it is false if a pooler was found.
     """
 
     def __init__(
@@ -69,21 +69,24 @@ class BackendAdapter:
         self._sessions: set[ref[Session]] = set()
         self._found: dict[str, object] = {}
         self._defaults = Defaults()
-        self._broken_off: deque[float] = deque(maxlen=100)  # when connections were, of late
+        self._broken_off: deque[float] = deque(maxlen=100)  # the times at which connections were closed recently
 
     async def call(self, method: str, *arguments: object) -> Any:
-        """Call a method of the backend, awaiting it where it returns an awaitable."""
+        """Call a method of the backend, and await an awaitable result."""
         if not self._suspends:
             return self.call_blocking(method, *arguments)
         try:
             return await getattr(self.backend, method)(*arguments)
-        except PQError:  # which may be an OSError too
+        except PQError:  # a PQError may be an OSError, too
             raise
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc
 
     def call_blocking(self, method: str, *arguments: object) -> Any:
-        """Call a method of a blocking backend. No line comes after it: an interrupt would lose what was opened."""
+        """Call a method of a blocking backend.
+
+        No line may follow the call: an interrupt there would lose the opened connection.
+        """
         try:
             return getattr(self.backend, method)(*arguments)
         except PQError:
@@ -92,7 +95,10 @@ class BackendAdapter:
             raise translate(exc, method, lost=method == "connect") from exc
 
     async def open(self, method: str, *arguments: object) -> Session | None:
-        """A session on a connection that a method of the backend opens, for us alone; None if it opens none."""
+        """Return a session on a connection that a method of the backend opens for pqcore alone.
+
+        None if it opens none.
+        """
         driver: Any = None
         try:
             driver = await self.call(method, *arguments)
@@ -119,37 +125,41 @@ class BackendAdapter:
 
     @property
     def alternates(self) -> bool:
-        """Whether the server's connection may be another from one transaction to the next: behind a pooler."""
+        """Return whether the server's connection may change between transactions, as behind a pooler."""
         return self.prepared is False
 
     async def direct(self, session: Session) -> bool:
-        """Whether no pooler is in between; if one is, nothing is prepared on sessions that are made from now on."""
+        """Return whether no pooler is in between; if one is, later sessions prepare nothing."""
         if await session.direct():
             return True
         if self.prepared is None:
             mine = object()
-            if self._found.setdefault("pooler", mine) is mine:  # threads may find it together
+            if self._found.setdefault("pooler", mine) is mine:  # two threads may find it concurrently
                 logger.warning(POOLED)
-            self.backend = self._make(prepared=False)  # first: a thread that sees the other takes this one
+            # set first, because another thread that sees the change uses this one
+            self.backend = self._make(prepared=False)
             self.prepared = False
         return False
 
     def leave(self) -> None:
-        """Have no session that there is now be lent again, nor listened on: their server takes no more writes."""
+        """Make all present sessions unusable for loans and for LISTEN, because their server no longer takes writes."""
         for session in self.sessions():
             session.state_unknown = session.left = True
 
     def sessions(self) -> list[Session]:
-        """The sessions that are in use somewhere."""
+        """Return the sessions in use."""
         there = [known() for known in self._sessions.copy()]
         return [session for session in there if session is not None]
 
     def count_broken_off(self, now: float) -> None:
-        """Take note of a connection that was broken off, and may go on waiting on the server."""
+        """Record a closed connection, whose statement may continue to wait on the server."""
         self._broken_off.append(now)
 
     def pause(self) -> float:
-        """Seconds to wait before another connection is opened: more, the more were broken off lately."""
+        """Return the seconds to wait before another connection is opened.
+
+        The pause grows with recently closed connections.
+        """
         if self._limit is None:
             return 0.0
         since = time.monotonic() - LATELY * self._limit
@@ -157,9 +167,9 @@ class BackendAdapter:
         return 0.0 if number < 0 else min(0.1 * 2.0**number, LONGEST_PAUSE)
 
     def break_off_unheard(self, limit: float) -> None:
-        """Break off what idles, and of which the server was not heard for ``limit`` seconds.
+        """Close idle connections on which the server has not been heard for ``limit`` seconds.
 
-        Where one connection is half-open the others are likely to be so, too: they are not found out one by one.
+        If one connection is half-open, the others probably are, too: finding them one by one would take long.
         """
         since = time.monotonic() - limit
         for session in self.sessions():
@@ -168,7 +178,7 @@ class BackendAdapter:
                 session.break_off_idle()
 
     def for_listening(self, session: Session) -> Session:
-        """Have a session serve to listen on: it is watched, whatever the limit of others."""
+        """Use a session for LISTEN: it is watched, whatever the limit of other sessions."""
         session.listens = True
         watchdog.watch(self)
         return session

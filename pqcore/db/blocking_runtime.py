@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class _ThreadEvent:
-    # A bare lock, where threading.Event has a condition, with a lock for each wait besides its own.
+    # This class uses a bare lock; threading.Event has a condition, which makes one more lock for each wait.
     __slots__ = ("_is_set", "_lock")
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class _ThreadEvent:
         self._lock.acquire()
 
     def set(self) -> None:
-        self._is_set = True  # first: an interrupt may come in between, and a waiter looks for it
-        with suppress(RuntimeError):  # it was set before
+        self._is_set = True  # set first, because an interrupt may come in between, and a waiter checks it
+        with suppress(RuntimeError):  # the event was already set
             self._lock.release()
 
     async def wait(self, seconds: float) -> bool:
@@ -41,9 +41,9 @@ class _ThreadEvent:
 
 class _ThreadLock:
     def __init__(self) -> None:
-        lock: Any = threading.RLock()  # which knows its owner
+        lock: Any = threading.RLock()  # an RLock knows its owner
         self.leave = lock.release
-        self.mine = lock._is_owned  # as threading.Condition asks it
+        self.mine = lock._is_owned  # the method that threading.Condition calls, too
         self._acquire = lock.acquire
 
     async def enter(self) -> object:
@@ -69,18 +69,19 @@ class _Thread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Nothing to do: the work ends by itself when its connection is closed."""
+        """Do nothing: the work ends by itself when its connection is closed."""
 
 
 class _OfProcess(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self.made: dict[int, T] = {}  # with the parent's, if this is a forked child
+        self.made: dict[int, T] = {}  # in a forked child, this includes the parent's value
 
     def get(self) -> T:
         try:
-            return self.made[current.id if unforked_page[0] else process_id()]  # for each operation, so no call
-        except KeyError:  # threads may come here together
+            # inlined, because each operation runs this
+            return self.made[current.id if unforked_page[0] else process_id()]
+        except KeyError:  # several threads may come here concurrently
             return self.made.setdefault(process_id(), self._make())
 
     def others(self) -> list[T]:
@@ -91,7 +92,7 @@ class _OfProcess(Generic[T]):
 
 
 class BlockingRuntime:
-    """Threads."""
+    """The runtime for threads."""
 
     suspends = False
 
@@ -120,7 +121,7 @@ class BlockingRuntime:
         time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
 
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
-        """Nothing to do: connections are closed with the process."""
+        """Do nothing: connections are closed with the process."""
         return None
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

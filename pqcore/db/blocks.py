@@ -1,6 +1,6 @@
-"""``with`` blocks: what is known of each, and when one ends.
+"""``with`` blocks: the state of each block, and how its end is noticed.
 
-A block ends with its ``with`` statement, however that ends: see `Leaving`.
+A block ends with its ``with`` statement, even after an interrupt: see `Leaving`.
 """
 
 from __future__ import annotations
@@ -25,36 +25,38 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     loan: Loan
-    lock: Lock | None  # where tasks may share it; a thread has its own
-    task: ref[object] | None  # that began it, where there are tasks; weak, as a task keeps the traceback of its error
+    lock: Lock | None  # for tasks that share the transaction; a thread does not share it
+    # the task that began it, if tasks are used; a weak reference, because a task keeps the traceback of its error
+    task: ref[object] | None
     blocks: list[Block] = field(default_factory=list)
-    abort_only: bool = False  # a job was taken in it for nobody: the block can only be rolled back
+    abort_only: bool = False  # a job was taken in it for a caller that is gone: the block can only be rolled back
     process: int = field(default_factory=os.getpid)
-    savepoints: int = 0  # of operations, that are kept until it ends
+    savepoints: int = 0  # savepoints of operations, which are kept until the block ends
 
     @property
     def session(self) -> Session:
         return self.loan.session
 
     def is_of(self, task: object) -> bool:
-        """Return whether a task began it."""
+        """Return whether a task began the transaction."""
         return task is (None if self.task is None else self.task())
 
 
 AtEnd: TypeAlias = "Callable[[Session | None], Awaitable[None]]"
-"""Called as a block ends, before its commit: with the session, or with None if the block is undone."""
+"""A function called as a block ends, before its commit: with the session, or with None if the block is rolled back."""
 
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """One ``with`` block; the inner ones are savepoints.
+    """One ``with`` block; inner blocks are savepoints.
 
     Attributes:
-        transaction: Its transaction.
-        savepoint: The name of its savepoint; None if the transaction is its own.
-        first: Whether it is the outermost.
-        at_end: What is done as it ends.
-        statement: Gone as soon as the ``with`` statement is, however that ended. None if that is not known.
+        transaction: The transaction of the block.
+        savepoint: The name of the block's savepoint; None if the block began the transaction.
+        first: Whether the block is the outermost one.
+        at_end: Functions to call as the block ends.
+        statement: A weak reference that dies with the ``with`` statement, however the statement ends. None if the
+            statement is unknown.
     """
 
     transaction: OpenTransaction
@@ -70,18 +72,18 @@ _entering = threading.local()
 
 @dataclass(eq=False, slots=True)
 class _Lookup:
-    """A lookup of the ``__exit__`` of a queue, as a ``with`` statement makes it right before the block begins.
+    """A lookup of a queue's ``__exit__``, which a ``with`` statement makes right before the block begins.
 
-    A program that calls the methods itself may look ``__exit__`` up at any time, and keep it. No block may end with
-    what such a program keeps. So a block is tied to a lookup only if the lookup comes earlier in a function that calls
-    ``__enter__`` now.
+    A program that calls the methods itself may look ``__exit__`` up at any time, and keep it. A reference that a
+    program keeps must not control when a block ends. So a block uses a lookup only if the same function made it earlier
+    and now calls ``__enter__``.
 
     Attributes:
-        statement: What lasts as long as the ``with`` statement.
-        engine: The engine of the queue; None if that is not known.
-        frame: The id of the function's frame. The frame itself would keep variables of the program's.
-        code: The code of that frame: an id comes again.
-        instruction: The instruction of the lookup.
+        statement: An object that lives as long as the ``with`` statement.
+        engine: The engine of the queue; None if unknown.
+        frame: The id of the function's frame. A reference to the frame would keep the program's variables alive.
+        code: The code of that frame, because ids are reused.
+        instruction: The instruction that made the lookup.
     """
 
     statement: ref[object]
@@ -91,7 +93,7 @@ class _Lookup:
     instruction: int
 
     def statement_of(self, engine: object) -> object:
-        """Return the ``with`` statement, if it begins a block of this engine here."""
+        """Return the ``with`` statement, if the statement begins a block of this engine here."""
         statement = self.statement()
         if statement is None or (self.engine is not None and self.engine() is not engine):
             return None
@@ -102,16 +104,18 @@ class _Lookup:
 
 
 class Leaving:
-    """The ``__exit__`` of a queue, or its ``__aexit__``: what a ``with`` statement calls to leave the block.
+    """The ``__exit__`` or ``__aexit__`` of a queue, which a ``with`` statement calls to leave the block.
 
-    An interrupt may come after the body and before the first line of ``__exit__``, which is not called again then.
-    But until it is over, the ``with`` statement holds on to what it would call; then Python lets go of that. So it is
-    made for each statement, and the block lasts as long as it does. It is no function, as tracebacks keep functions.
+    An interrupt may come after the body and before the first line of ``__exit__``; then Python does not call
+    ``__exit__`` again. But the ``with`` statement keeps a reference to ``__exit__`` until the statement is over. So
+    each statement gets its own object, and the block lasts as long as the object. The object is not a function, because
+    tracebacks keep functions alive.
 
     Args:
-        leave: Leaves a block; called with the engine, what stands for the statement, and what ``__exit__`` is called
-            with.
-        awaited: Whether it is a coroutine function. An ``async with`` lets go of it before it awaits the coroutine.
+        leave: A function that leaves a block; its arguments are the engine, the object for the statement, and the
+            arguments of ``__exit__``.
+        awaited: Whether ``leave`` is a coroutine function. An ``async with`` statement drops its reference before it
+            awaits the coroutine.
     """
 
     def __init__(self, leave: Callable[..., Any], *, awaited: bool = False) -> None:
@@ -121,24 +125,26 @@ class Leaving:
     def __get__(self, queue: Any, owner: type) -> Callable[..., Any]:
         statement = _Statement() if self._awaited else None
         leaving = (
-            partial(_leave_of, self._leave, statement)  # for contextlib.ExitStack, which calls it with the queue
+            # for contextlib.ExitStack, which passes the queue as an argument
+            partial(_leave_of, self._leave, statement)
             if queue is None
             else partial(self._leave, queue.engine, statement)
         )
         engine = None if queue is None else ref(queue.engine)
-        frame = sys._getframe(1)  # not its own, which would refer to itself, and keep the statement
+        # not the frame of this function, whose reference to itself would keep the statement alive
+        frame = sys._getframe(1)
         _entering.lookup = _Lookup(ref(statement or leaving), engine, id(frame), frame.f_code, frame.f_lasti)
         return leaving
 
 
 class _Statement:
-    """Stands for an ``async with`` statement: kept by the coroutine that leaves the block."""
+    """A stand-in for an ``async with`` statement, which the coroutine that leaves the block keeps alive."""
 
     __slots__ = ("__weakref__",)
 
 
 def entered(engine: object) -> object:
-    """Return what stands for the ``with`` statement that begins a block here; None if no such statement does.
+    """Return the object for the ``with`` statement that begins a block here; None if there is no such statement.
 
     Args:
         engine: The engine of the block.
@@ -149,7 +155,7 @@ def entered(engine: object) -> object:
 
 
 def leaves() -> None:
-    """Forget what was looked up: a program that leaves a block itself has looked up the method for that."""
+    """Forget the last lookup: a program that leaves a block itself made it to call the method."""
     _entering.lookup = None
 
 

@@ -1,4 +1,4 @@
-"""Calls of a driver that go on when they are cancelled: for a time that has a bound."""
+"""Calls of a driver that continue after a cancellation, for a bounded time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pqcore.db import runtime
 
 if TYPE_CHECKING:
-    import asyncio  # which sessions of threads do without, as it takes long to import
+    import asyncio  # takes long to import, and sessions of threads do not need it
 
 T = TypeVar("T")
 
 
 class CallingSession(Protocol):
-    """The session that calls its driver: see `pqcore.db.session.Session`."""
+    """A session that calls its driver: see `pqcore.db.session.Session`."""
 
     busy_since: float | None
     state_unknown: bool
@@ -25,7 +25,10 @@ class CallingSession(Protocol):
 
 
 def still_cancelled() -> bool:
-    """Whether the running task was cancelled by somebody who has not taken that back; True before Python 3.11."""
+    """Return whether the running task was cancelled and the cancellation was not taken back.
+
+    True before Python 3.11.
+    """
     from asyncio import current_task
 
     task = current_task()
@@ -34,10 +37,10 @@ def still_cancelled() -> bool:
 
 @coroutine
 def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, T]:
-    """Await a driver's call; if it is cancelled it has `AFTER_CANCEL` seconds, then its connection is broken off.
+    """Await a driver's call; if a cancelled call takes more than `AFTER_CANCEL` seconds, close its connection.
 
-    Drivers ask the server to cancel the statement, and some wait for what it says, with no bound.
-    It passes on what the call yields: a task for each call would cost more than many a statement.
+    After a cancellation, drivers ask the server to cancel the statement, and some wait for the answer without a limit.
+    This function passes on what the call yields: a task for each call would cost more than many a statement.
     """
     steps = call.__await__()
     cancelled: BaseException | None = None
@@ -64,7 +67,7 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
         return stop.value  # type: ignore[no-any-return]
     except Exception as exc:
         if cancelled is None or not session.state_unknown or not still_cancelled():
-            raise  # a driver's own timeout cancels the task, too, and takes that back
+            raise  # a driver's own timeout also cancels the task, and takes the cancellation back
         raise cancelled from exc
     finally:
         if timer is not None:

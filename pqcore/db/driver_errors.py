@@ -1,4 +1,4 @@
-"""Drivers' exceptions as pqcore's: translated here and nowhere else, by SQLSTATE."""
+"""The translation of drivers' exceptions to pqcore's, by SQLSTATE; no other module translates them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
     ("54", DatabaseError, "a limit of the server is reached: make the value smaller, or ask who runs the server"),
 )
 READ_ONLY = "25006"
-"""The SQLSTATE of a statement that a server refuses as it takes no writes."""
+"""The SQLSTATE of a statement that a server refuses because it takes no writes."""
 _UNIQUE = "23505"
-_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # as the detail has it, in whatever language
+_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # the form in the error's detail, in any language
 _BEHIND = (
     "a sequence is behind the ids that are there, as after logical replication, a restore, or TRUNCATE ... RESTART"
     " IDENTITY: pqcore doctor shows it, and pqcore create --set-sequences sets it"
 )
 NOTIFICATIONS_FULL = "54000"
-"""The SQLSTATE of a `TransientError` that says that the server's queue of notifications is full."""
+"""The SQLSTATE of the `TransientError` for a full notification queue of the server."""
 _FULL = (
     "the server's queue of notifications is full: a session that listens has been in a transaction for long;"
     " pqcore doctor shows it. Try again"
@@ -52,12 +52,12 @@ _FULL = (
 
 
 def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exception:
-    """Turn a driver's exception into pqcore's.
+    """Translate a driver's exception to pqcore's.
 
     Args:
-        exc: What the driver raised.
+        exc: The driver's exception.
         doing: The name of the statement, for the message.
-        lost: Whether the connection is found to be unusable.
+        lost: Whether the connection turned out to be unusable.
     """
     sqlstate: str | None = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
     reason = str(exc).strip() or type(exc).__name__
@@ -67,7 +67,7 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
         return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
     if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
         return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
-    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in whatever language the server speaks
+    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in any language that the server speaks
         return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
     for prefix, kind, advice in _BY_SQLSTATE:
         if sqlstate and sqlstate.startswith(prefix):
@@ -80,5 +80,8 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
 
 
 def is_refusal(error: DatabaseError) -> bool:
-    """Whether the server refused a statement, and goes on: it has not said that it ends the connection."""
+    """Return whether the server refused a statement and keeps the connection.
+
+    It has not announced an end of the connection.
+    """
     return error.sqlstate is not None and not error.sqlstate.startswith("57P")

@@ -1,4 +1,4 @@
-"""DSNs, which say where a database is: reading, writing and hiding them."""
+"""DSNs, which name a database: reading, writing and hiding them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SCHEME = re.compile(r"([a-z][\w+.-]*)://", re.IGNORECASE)
 _SEEKS_PRIMARY = re.compile(r"\btarget_session_attrs\s*=\s*'?(read-write|primary)\b")
 _HIDDEN = re.compile(r"://[^/@]*:\*+@")
 POSTGRESQL = ("postgresql", "postgres", "cockroachdb")
-"""The schemes of URLs that lead to PostgreSQL, or to a server like it."""
+"""The URL schemes of PostgreSQL, and of servers that resemble it."""
 
 # Reading
 
 
 def scheme_of(dsn: str) -> str:
-    """Return the scheme of a URL in small letters, such as ``postgresql+psycopg``; nothing for ``host=... dbname=...``.
+    """Return the scheme of a URL in lower case, such as ``postgresql+psycopg``; empty for ``host=... dbname=...``.
 
     Args:
         dsn: The DSN.
@@ -29,25 +29,25 @@ def scheme_of(dsn: str) -> str:
 
 
 def of_libpq(dsn: str) -> str:
-    """Return a DSN as libpq reads it: the scheme of a URL names no driver.
+    """Return a DSN in the form that libpq reads: the URL's scheme without a driver.
 
     Args:
-        dsn: The DSN, of a scheme that leads to PostgreSQL.
+        dsn: The DSN, whose scheme is one of PostgreSQL's.
     """
     match = _SCHEME.match(dsn)
     return dsn if match is None else f"postgresql://{dsn[match.end() :]}"
 
 
 def dsn_text(given: Any) -> str | None:
-    """Return the DSN that an object stands for, with its password; None if it stands for none.
+    """Return the DSN that an object represents, with its password; None if the object represents none.
 
     Args:
-        given: Text; a URL of SQLAlchemy, pydantic, yarl, httpx or Starlette; what `urllib.parse` makes of one; or a
-            secret of pydantic's that holds one of these.
+        given: Text; a URL of SQLAlchemy, pydantic, yarl, httpx or Starlette; a result of `urllib.parse`; or a secret of
+            pydantic that holds one of these.
     """
     if isinstance(given, str):
         return str.__str__(given).strip()
-    with suppress(Exception):  # of whatever function this is
+    with suppress(Exception):  # the function may be anything
         if callable(reveal := getattr(given, "get_secret_value", None)):
             return dsn_text(reveal())
         text = _written(given)
@@ -58,14 +58,14 @@ def dsn_text(given: Any) -> str | None:
 
 def _written(given: Any) -> object:
     render: Callable[..., object] | None = getattr(given, "render_as_string", None)
-    if callable(render):  # SQLAlchemy's: str() of it hides the password
+    if callable(render):  # SQLAlchemy's method, because its str() hides the password
         return render(hide_password=False)
     join: Callable[[], object] | None = getattr(given, "geturl", None)
     return join() if callable(join) else str(given)
 
 
 def seeks_primary(dsn: str) -> bool:
-    """Return whether a connection leads to a server that takes writes, where a DSN names several servers.
+    """Return whether a connection must lead to a server that takes writes, for a DSN that names several servers.
 
     Args:
         dsn: The DSN.
@@ -78,11 +78,11 @@ def seeks_primary(dsn: str) -> bool:
 
 
 def url_of(parameters: Mapping[str, str]) -> str:
-    """Return the URL with these parameters of libpq's.
+    """Return the URL with these libpq parameters.
 
     Args:
-        parameters: ``user``, ``password`` and ``dbname`` stand in their places; all others stand in the query, where
-            a host may be the folder of a socket, or several hosts.
+        parameters: ``user``, ``password`` and ``dbname`` go to their places in the URL. All others go to the query,
+            where a host may be a socket's directory, or several hosts.
     """
     said = dict(parameters)
     user, password, name = (quote(said.pop(key, ""), safe="") for key in ("user", "password", "dbname"))
@@ -92,7 +92,7 @@ def url_of(parameters: Mapping[str, str]) -> str:
 
 
 def with_options(dsn: str, **options: str) -> str:
-    """Return a URL with further parameters, such as ``application_name``.
+    """Return a URL with additional parameters, such as ``application_name``.
 
     Args:
         dsn: The URL.
@@ -113,11 +113,11 @@ def with_database(dsn: str, name: str) -> str:
 
 
 def with_address(dsn: str, host: str, port: int) -> str:
-    """Return a URL that leads to another address.
+    """Return a URL with another address.
 
     Args:
         dsn: The URL.
-        host: The host's name or number.
+        host: The host's name or IP address.
         port: The port.
     """
     parts = urlsplit(dsn)
@@ -126,7 +126,7 @@ def with_address(dsn: str, host: str, port: int) -> str:
 
 
 def address_of(dsn: str) -> tuple[str, int]:
-    """Return the host and port of a URL; 127.0.0.1 and 5432 where it does not say.
+    """Return the host and port of a URL; the defaults are 127.0.0.1 and 5432.
 
     Args:
         dsn: The URL.
@@ -155,7 +155,9 @@ def redact(text: str, dsn: str) -> str:
 
 
 def has_several_at(dsn: str) -> bool:
-    """Return whether a URL has more than one @ before its path: a driver may take a part of the password for the host.
+    """Return whether a URL has more than one @ before its path.
+
+    A driver may then take a part of the password for the host.
 
     Args:
         dsn: The DSN.
@@ -183,7 +185,7 @@ def why_unread(exc: object, dsn: str) -> str:
 
 
 def _secret_words(dsn: str) -> set[str]:
-    """All words of a DSN that nobody can read which may be part of a password."""
+    """Return all words of an unreadable DSN that may be part of a password."""
     _, _, named = dsn.partition("password")
     user, at, _ = dsn.partition("://")[2].rpartition("@")
     return set(re.findall(r"\w{2,}", f"{named} {user.partition(':')[2] if at else ''}"))

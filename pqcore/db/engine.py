@@ -1,11 +1,11 @@
-"""Runs operations: finds the session, keeps the transaction, checks the table once.
+"""The engine runs operations: it finds the session, manages the transaction, and checks the table once.
 
-One engine serves one `PQ` or `AsyncPQ`.  We never commit what we did not begin:
+One engine serves one `PQ` or `AsyncPQ`. The engine never commits a transaction that it did not begin:
 
-* on an idle connection an operation is one statement that commits by itself;
-* within ``with queue``, and on a connection of the caller's with a transaction
-  open, it joins, and a failure is undone to a savepoint;
-* given ``connection=``, it is a statement of the caller's and nothing more.
+* on an idle connection, an operation is one statement that commits by itself;
+* within ``with queue``, and on a caller's connection with an open transaction, an operation joins, and a failure is
+  rolled back to a savepoint;
+* with ``connection=``, an operation is only a statement in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ANSWER_TIMEOUT = 60.0
-"""Seconds that a statement may wait for the server's answer, unless told otherwise."""
+"""The default number of seconds that a statement may wait for the server's answer."""
 PATIENT = 10
-"""How many times that long the statements of operations may take that read or change many rows."""
+"""A factor: statements of operations that read or change many rows may take this many times as long as others."""
 
 
 class Engine(Grouping):
-    """Runs operations over a backend.
+    """The runner of operations over a backend.
 
     Args:
-        mode: Which kind of backend to choose.
-        runtime: How to wait.
+        mode: The kind of backend to choose.
+        runtime: The runtime, which waits.
         names: The table.
-        target: A DSN (text, or a URL of a library's), connection or pool, or a `ConnectionProvider`.
+        target: A DSN (text, or a URL object of a library), connection or pool, or a `ConnectionProvider`.
         pool: A pool, if ``target`` is None.
-        backend: The name of the backend, if it is to be chosen by name.
-        max_connections: Of our own pool.
-        pool_timeout: Of our own pool, in seconds.
-        prepared: Whether statements may be prepared on the server; None to look whether a pooler is in between.
-        idle_limit: Seconds after which the server ends a connection of our own that idles in a transaction.
+        backend: The name of the backend; None to choose one.
+        max_connections: The largest number of connections in the engine's own pool.
+        pool_timeout: Seconds to wait for a connection of the engine's own pool.
+        prepared: Whether statements may be prepared on the server; None to check for a pooler.
+        idle_limit: Seconds after which the server ends a connection of the engine that is idle in a transaction.
         answer_timeout: Seconds that a statement may wait for the server's answer; None for no limit.
-        dialect: The name of the dialect; None for PQCORE_DIALECT's, or PostgreSQL's own.
-        group_commit: Whether concurrent calls travel together; None for as it is best: on our own connections only.
+        dialect: The name of the dialect; None for that of PQCORE_DIALECT, or PostgreSQL's own.
+        group_commit: Whether concurrent calls share statements; None to share only on the engine's own connections.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Engine(Grouping):
         super().__init__(runtime)
         self.dialect = plugins.dialect(dialect)
         self.names = names
-        self._lent = False  # by another engine, which closes it
+        self._lent = False  # whether another engine lent the backend, and will close it
         self._mode: Mode = mode
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
-        self.security: Security | None = None  # what hides rows of the table, once that was looked at
-        self.set_back: list[tuple[datetime, timedelta]] = []  # by the test kit: when all rows' times were, and how far
+        self.security: Security | None = None  # the reason why rows of the table are hidden, after it was checked
+        self.set_back: list[tuple[datetime, timedelta]] = []  # set by the test kit when it moves times back
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
             raise ConfigurationError(msg)
@@ -136,37 +136,37 @@ class Engine(Grouping):
                 if is_pool
                 else AdoptedConnection(opener, given, runtime, pool_timeout)
             )
-        # Where servers change, LISTEN and the lock of one who waits would stay with one of them, for others.
+        # If servers change between transactions, LISTEN and a waiter's lock would stay with one of them.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
         self._listeners = self._listen(lambda: listens and not opener.alternates)
         self._group(group_commit)
 
     def loops(self) -> list[AbstractEventLoop]:
-        """The event loops in which it has waited, or holds connections."""
+        """Return the event loops in which the engine has waited, or holds connections."""
         kept: list[AbstractEventLoop] = self._listeners.loops()
         if isinstance(self.source, Pool):
             kept += self.source.kept.loops()
         return kept
 
     def offers(self, capability: Capability) -> bool:
-        """Whether both the driver and the server offer something."""
+        """Return whether both the driver and the server have a capability."""
         return capability in self.spec.capabilities and capability not in self.dialect.missing
 
     def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
-        """An engine for the same table and server, over the same backend.
+        """Return an engine for the same table and server, over the same backend.
 
-        It has connections of its own, if this one was given a DSN or a `ConnectionProvider`; a pool is
-        shared, and not closed with the clone.
+        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. A pool is shared,
+        and not closed with the clone.
 
         Args:
-            max_connections: How many of its own, at most.
-            limit: Seconds that a statement may wait for the server's answer, and after which the server ends
-                a connection of its own that idles in a transaction. When we are cut off, or stand still,
-                others do not wait longer for what is locked. The server's part is not set behind a
-                pooler, where it would stay with the server's connection.
+            max_connections: The largest number of the clone's own connections.
+            limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
+                connection of the clone that is idle in a transaction. If this process stops or loses its connection,
+                other clients then wait no longer than that for its locks. Behind a pooler, the server's limit is not
+                set, because it would stay with the server's connection.
 
         Raises:
-            ConfigurationError: This one was given a single connection.
+            ConfigurationError: This engine was given a single connection.
         """
         if isinstance(self.source, AdoptedConnection):
             msg = "what was given a single connection can have no further ones"
@@ -201,14 +201,16 @@ class Engine(Grouping):
         """Run an operation in the transaction of the running thread or task, or else by itself.
 
         Args:
-            operation: What to do with the session.
-            connection: A connection of the caller's to do it on.
-            protect: Whether, inside of a transaction, a failure is undone to a savepoint.
-            patient: Whether it reads or changes many rows: its statements may take `PATIENT` times as long.
-            undo: What takes the result back, if the caller was cancelled before it arrived.
+            operation: The coroutine function to call with the session.
+            connection: A caller's connection to use.
+            protect: Whether, inside a transaction, a failure is rolled back to a savepoint.
+            patient: Whether the operation reads or changes many rows, so that its statements may take `PATIENT` times
+                as long.
+            undo: A function that takes the result back, if the caller was cancelled before the result arrived.
 
         Returns:
-            What the caller awaits immediately. No coroutine of its own: each one more costs every operation.
+            This method returns an awaitable, and the caller must await it immediately. The method is not a coroutine
+            itself, because each coroutine adds to the cost of every operation.
         """
         if connection is not None:
             return self._run_on(connection, operation)
@@ -238,7 +240,7 @@ class Engine(Grouping):
     ) -> T:
         try:
             if not self.source.lend(loan):
-                await self.source.acquire(loan)  # of which a cancellation makes an end
+                await self.source.acquire(loan)  # a cancellation closes the connection
             work = self._run_alone(loan, operation, protect=protect, line=line)
             return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
         except BaseException as exc:
@@ -260,7 +262,7 @@ class Engine(Grouping):
             return await work
         if not transaction.is_of(self.runtime.task()):
             return await self.runtime.shield(work, undo, transaction.session.abort)
-        try:  # in its own block it is undone with the block, which is cheaper while nobody is cancelled
+        try:  # within its own block, the result is rolled back with the block, which is cheaper if nobody is cancelled
             return await work
         except BaseException as exc:
             if not isinstance(exc, Exception):
@@ -270,7 +272,7 @@ class Engine(Grouping):
     async def execute(
         self, statement: str, values: Mapping[str, object], *, protect: bool = True, patient: bool = False
     ) -> Sequence[Row]:
-        """Run an operation that is a single statement, named as `Dialect` names it (``tasks.heartbeat``)."""
+        """Run an operation that is a single statement, by its name in `Dialect` (``tasks.heartbeat``)."""
 
         async def work(session: Session) -> Sequence[Row]:
             query: Query = attrgetter(statement)(session.sql)
@@ -279,12 +281,12 @@ class Engine(Grouping):
         return await self.run(work, protect=protect, patient=patient)
 
     async def migrate(self, operation: Callable[[Session], Awaitable[T]], *, unlimited: bool = False) -> T:
-        """Run an operation that changes the schema, or looks at it: the table is not looked at before.
+        """Run an operation that changes or inspects the schema, without first checking the table.
 
         Args:
-            operation: What to do with the session.
-            unlimited: Whether its statements may take as long as they need: an index of a large table takes hours.
-                Else they may take `PATIENT` times as long as others.
+            operation: The coroutine function to call with the session.
+            unlimited: Whether its statements may take any time: an index of a large table takes hours. Otherwise they
+                may take `PATIENT` times as long as others.
         """
         transaction = self._current()
         if transaction is not None:
@@ -295,37 +297,37 @@ class Engine(Grouping):
         return result
 
     def refuse_hidden(self, *commands: str) -> None:
-        """Refuse what would find nothing, without an error, as row-level security hides rows from the role.
+        """Raise if row-level security hides rows from the role: statements would find nothing, without an error.
 
         Args:
-            *commands: Those for which the role needs a policy.
+            *commands: The commands for which the role needs a policy.
 
         Raises:
-            AccessDenied: It has none.
+            AccessDenied: The role has no such policy.
         """
         if self.security is not None:
             try:
                 self.security.refuse(*commands)
             except AccessDenied:
-                self._checked = False  # it may be granted: the next operation looks again
+                self._checked = False  # a privilege may be granted meanwhile: the next operation checks again
                 raise
 
     def redact(self, text: str) -> str:
-        """Return a text without the DSN that the engine was given, and without the password in the DSN."""
-        if not isinstance(self._given, str) or self._given.endswith("://"):  # "postgresql://" names nothing
+        """Return a text with the engine's DSN and its password removed."""
+        if not isinstance(self._given, str) or self._given.endswith("://"):  # an empty DSN
             return text
         return redact(text, self._given)
 
     async def close_idle(self) -> None:
-        """Close what idles of our own connections; what needs one later opens it."""
+        """Close idle connections of the engine; a later operation opens new ones."""
         await self.listener.close()
         if isinstance(self.source, Pool):
             await self.source.close_idle()
 
     async def close(self) -> None:
-        """Close the connections; those in use, when they are given back."""
+        """Close the connections; those in use are closed when they are given back."""
         if not self._lent:
-            await self.source.close()  # first, so that who is woken finds it closed
+            await self.source.close()  # closed first, so that woken waiters find it closed
         for listener in self._listeners.others():
             listener.end_from_afar()
         await self.listener.end()
@@ -333,7 +335,7 @@ class Engine(Grouping):
     async def _run_alone(
         self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool, line: Line | None = None
     ) -> T:
-        """Run an operation by itself, with the session of a loan, which is acquired if there is none in it yet."""
+        """Run an operation by itself, with the session of a loan; acquire the session if the loan has none yet."""
         source, began = self.source, 0.0
         try:
             if line is not None:
@@ -345,7 +347,7 @@ class Engine(Grouping):
                 await self._check(session)
             within = False
             if source.may_have_open_transaction:
-                within = session.in_transaction()  # the caller's own
+                within = session.in_transaction()  # the caller's own transaction
                 loan.idle = session.autocommit = not within
             result = await (in_savepoint(session, operation) if within and protect else operation(session))
             del session
@@ -366,7 +368,7 @@ class Engine(Grouping):
 
     async def _adopt(self, connection: object) -> Session:
         target = connection
-        for _ in range(5):  # an ORM's session holds a connection that holds the driver's
+        for _ in range(5):  # an ORM's session may hold a wrapper that holds the driver's connection
             found = plugins.backend_for(target, self._mode)
             if found is not None and not found[1]:
                 return self._opener(found[0]).wrap(target)
@@ -394,5 +396,5 @@ class Engine(Grouping):
 def _statements(
     dialect: Callable[[TableName, Paramstyle], Dialect], names: TableName, paramstyle: Paramstyle
 ) -> Dialect:
-    """Compile the statements of a table: once for a queue and all of its workers, as it takes some milliseconds."""
+    """Compile the statements of a table once for a queue and all its workers, because that takes some milliseconds."""
     return dialect(names, paramstyle)

@@ -1,14 +1,14 @@
-"""Group commit in the client: concurrent calls of one process travel together.
+"""Group commit in the client: concurrent calls of one process share a statement.
 
-The flush of a commit to disk is the price of a small operation, and concurrent callers would each pay it.  A *line* has
-the calls of one operation, with the same queue and options, of one process or event loop.  While no statement of the
-line is under way, a call goes by itself, immediately.  While one is under way, calls wait in the line; when it ends,
-those that wait go together, in one statement and one commit, and each gets its own answer.
+The flush of a commit to disk dominates the cost of a small operation, and concurrent callers would each pay it. A
+*line* holds the calls of one operation with the same queue and options, from one process or event loop. While no
+statement of the line is running, a call runs by itself, immediately. While a statement is running, calls wait in the
+line. When it ends, the waiting calls go together, in one statement and one commit, and each call gets its own answer.
 
-Nobody waits for company, and nobody waits long for another's trouble: a statement may wait for a lock, or for a slow
-trigger.  After `PATIENCE` the next group goes on another connection.
+No call waits for company, and no call waits long for a slow statement, which may wait for a lock or a trigger. After
+`PATIENCE` seconds, the next group uses another connection.
 
-What a group does is the operation's affair: it gets the values of the calls, and gives an answer for each.
+The operation defines what a group does: it gets the values of the calls, and returns an answer for each.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from pqcore.errors import ConnectionLost, OutcomeUnknown, PoolTimeout, PQError
 T = TypeVar("T")
 
 PATIENCE = 0.01
-"""Seconds that calls wait for a statement of their line that is under way.
+"""Seconds that calls wait for a running statement of their line.
 
-Longer than the flush of a usual disk takes, and so short that nobody minds when it is in vain.
+This is longer than a usual disk takes to flush, and short enough to go unnoticed if the wait was in vain.
 """
 MOST_CALLS = 100
-"""Calls that travel together, at most: what more bring is little, and a crash of the client can lose all of a group."""
+"""The largest number of calls in a group: more calls save little, and a crash of the client can lose all of a group."""
 MOST_SIZE = 2**20
-"""Characters that calls which travel together carry, at most."""
+"""The largest number of characters in the calls of a group."""
 LARGE = 2**16
-"""Characters: a call that carries so much goes by itself, so that others do not wait for it."""
+"""Characters from which on a call runs by itself, so that other calls do not wait for it."""
 
 NOT_YET = float("inf")
-"""As the time at which a statement began whose connection is still waited for: the patience does not end meanwhile."""
+"""A start time for a statement that still waits for a connection: the callers' patience does not end meanwhile."""
 CROWDED = 1e-9
-"""As the time at which a statement began: none is under way, and several calls travelled together in the last one.
+"""A start time for a line without a running statement, whose last statement served several calls.
 
-Its callers call again now, in this line or another: the first of them takes along those that are ready to run.
+These callers are about to call again, in this line or another: the first of them also takes the calls that are ready to
+run.
 """
 REFUSED = 3
-"""Groups that are refused, one after the other, before the calls of a line go by themselves."""
+"""Refused groups in succession, after which the calls of a line run by themselves."""
 RESTING = 10.0
-"""Seconds for which they do."""
+"""Seconds for which calls then run by themselves."""
 KEPT_LINES = 100
-"""Lines that a queue keeps, at most: leases of so many lengths, for example."""
+"""The largest number of lines that a queue keeps; leases of many lengths, for example, each have a line."""
 
 
 class Alone:
-    """The answer to a call that has to go by itself; there is one, `ALONE`."""
+    """The answer for a call that must run by itself; the only instance is `ALONE`."""
 
     __slots__ = ()
 
@@ -63,12 +64,14 @@ ALONE: Final = Alone()
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """What several calls ask for.
+    """The operation that several calls ask for.
 
     Attributes:
-        run: Does it in one statement: given a session and the values of the calls, it returns their answers in order.
-        undo: Undoes what it did for callers that are gone, called with their answers; None if that cannot be undone.
-        most: What the values of calls that travel together may add up to in length.
+        run: A function that runs one statement: given a session and the values of the calls, it returns their answers
+            in order.
+        undo: A function that undoes the effects for callers that are gone, given their answers; None if they cannot be
+            undone.
+        most: The largest total length of the values in a group.
     """
 
     run: Callable[[Any, list[Any]], Awaitable[Sequence[Any]]]
@@ -77,51 +80,53 @@ class Together:
 
 
 class Runner(Protocol):
-    """Runs an operation by itself, with the session of a loan; see `pqcore.db.engine.Engine`."""
+    """A function that runs an operation by itself, with the session of a loan; see `pqcore.db.engine.Engine`."""
 
     async def __call__(self, loan: Any, operation: Callable[[Any], Awaitable[T]], *, protect: bool) -> T: ...
 
 
 class Line(Protocol):
-    """The calls of one operation, of one process or event loop.
+    """The concurrent calls of one operation, in one process or event loop.
 
     Attributes:
-        since: When the statement of the line began that is under way, by the monotonic clock; 0.0 if there is none. A
-            call that goes by itself sets it.
+        since: When the running statement of the line began, by the monotonic clock; 0.0 if no statement is running. A
+            call that runs by itself sets this time.
     """
 
     since: float
 
     def is_here(self) -> bool:
-        """Whether it is of this process, and of the running event loop."""
+        """Return whether the line belongs to this process, and to the running event loop."""
 
     def end(self, began: float) -> None:
-        """Take note that a statement is over, and have the calls that wait go together.
+        """Record the end of a statement, and let the waiting calls go together.
 
         Args:
-            began: The time that ``since`` was set to as the statement began.
+            began: The value of ``since`` that was set as the statement began.
         """
 
     def join(self, value: Any) -> Awaitable[Any]:
-        """Have a call travel with others.
+        """Add a call to a group.
 
         Args:
-            value: What the call carries, for `Together`; it has a length.
+            value: The value of the call, for `Together`; it must have a length.
 
         Returns:
-            What gives the answer: that of `Together`, or `ALONE`.
+            An awaitable of the answer from `Together`, or of `ALONE`.
 
         Raises:
-            OutcomeUnknown: The connection was lost while the statement was under way.
-            PoolTimeout: No connection was free.
+            OutcomeUnknown: The connection was lost while the statement was running.
+            PoolTimeout: No connection became free.
         """
 
 
 class Lines:
-    """The lines of a queue, by what their calls have in common: those that were used last, in whatever event loop.
+    """The lines of a queue, by what their calls have in common.
+
+    Only the most recent lines are kept, of all event loops.
 
     Attributes:
-        get: Returns the line of a key; None if there is none.
+        get: A function that returns the line of a key; None if there is none.
     """
 
     def __init__(self) -> None:
@@ -132,17 +137,17 @@ class Lines:
         return iter(list(self._lines.values()))
 
     def add(self, key: Hashable, line: Line) -> Line:
-        """Keep a line, in place of others if there are too many."""
+        """Keep a line; if there are too many, drop others."""
         if len(self._lines) >= KEPT_LINES:
-            self._lines.clear()  # those that are used go on, and end
+            self._lines.clear()  # lines in use continue, and end
         self._lines[key] = line
         return line
 
 
 class Rest:
-    """Has the calls of a line go by themselves for a while, if groups are refused one after the other.
+    """A switch that makes the calls of a line run by themselves for a while, after several groups were refused.
 
-    A trigger or a rule may stand in the way of all of them, and a group that is refused is work done twice.
+    A trigger or a rule may refuse every group, and a refused group is work done twice.
     """
 
     __slots__ = ("_refused", "_until")
@@ -152,23 +157,23 @@ class Rest:
         self._until = 0.0
 
     def is_on(self) -> bool:
-        """Whether calls are to go by themselves."""
+        """Return whether calls run by themselves now."""
         return self._refused >= REFUSED and time.monotonic() < self._until
 
     def note(self, *, refused: bool) -> None:
-        """Take note of what became of a group."""
+        """Record whether a group succeeded."""
         self._refused = self._refused + 1 if refused else 0
         self._until = time.monotonic() + RESTING
 
 
 def error_for_each(exc: BaseException | None, *, claimed: bool) -> Callable[[], PQError] | None:
-    """Return what makes the error of each call of a group that failed; None if each is to go by itself.
+    """Return a function that makes the error for each call of a failed group; None if each call must run by itself.
 
     Args:
-        exc: What the group failed with; None if it was interrupted.
-        claimed: Whether the calls were part of the statement already.
+        exc: The exception of the group; None if it was interrupted.
+        claimed: Whether the calls were already part of the statement.
     """
-    if not isinstance(exc, PQError):  # a cancellation or an interrupt, of what ran the statement
+    if not isinstance(exc, PQError):  # a cancellation or an interrupt of the statement's runner
         if not claimed:
             return None
         return lambda: _caused_by(OutcomeUnknown(_INTERRUPTED), exc)

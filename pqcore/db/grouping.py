@@ -1,4 +1,4 @@
-"""Which calls of an engine travel with others; see `pqcore.db.group_commit`."""
+"""The decision which calls of an engine share statements; see `pqcore.db.group_commit`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Grouping(Waiting):
         undo: Callable[[T], Awaitable[None]],
         line: Line | None = None,
     ) -> T:
-        """Run an operation by itself whose result is undone if the caller is cancelled."""
+        """Run an operation by itself, and undo its result if the caller is cancelled."""
 
     def _group(self, wanted: bool | None) -> None:
-        """Have concurrent calls travel together, or not.
+        """Turn group commit on or off.
 
         Args:
-            wanted: As for `pqcore.db.engine.Engine`.
+            wanted: The argument ``group_commit`` of `pqcore.db.engine.Engine`.
 
         Raises:
-            ConfigurationError: They cannot.
+            ConfigurationError: Group commit is not possible.
         """
         if wanted not in (None, True, False):
             msg = f"group_commit is {wanted!r}; give True, False, or None"
@@ -62,19 +62,20 @@ class Grouping(Waiting):
         self._groups = isinstance(self.source, Pool) if wanted is None else wanted
 
     def groups(self) -> bool:
-        """Whether calls of the running thread or task travel with others.
+        """Return whether calls of the running thread or task share statements.
 
-        They do not where the connections are not our own, unless that was asked for, nor in a transaction block.
+        They share none in a transaction block, nor on connections that the engine did not open, unless the caller asked
+        for that.
         """
         return self._groups and (not self._open or self._current() is None)
 
     def line(self, lines: Lines, key: Hashable, together: Together) -> Line:
-        """Make a line of concurrent calls, as there is none yet in this process or event loop.
+        """Make a line of concurrent calls, because this process or event loop has none yet.
 
         Args:
             lines: The lines of a queue.
-            key: What the calls have in common.
-            together: What they ask for.
+            key: The values that the calls have in common.
+            together: The operation that the calls ask for.
         """
         return lines.add(key, self.runtime.line(self._run_alone, together))
 
@@ -86,13 +87,13 @@ class Grouping(Waiting):
         protect: bool = True,
         undo: Callable[[T], Awaitable[None]] | None = None,
     ) -> Coroutine[Any, Any, T]:
-        """Run an operation as `run` does, where `groups` has said that no block is open here.
+        """Run an operation as `run` does, after `groups` has found that no block is open here.
 
         Args:
-            operation: As for `run`.
-            line: The line in which other calls wait for this one; None if none do.
-            protect: As for `run`.
-            undo: As for `run`.
+            operation: See `run`.
+            line: The line in which other calls wait for this one; None if there is none.
+            protect: See `run`.
+            undo: See `run`.
         """
         if undo is not None and self.runtime.suspends:
             return self._run_settled(Loan(), operation, protect=protect, undo=undo, line=line)

@@ -1,8 +1,8 @@
-"""Putting off signals while something must not be left half done.
+"""Deferring signals while a step must not be left half done.
 
-Python runs the handlers of signals in the main thread, between any two instructions of it.  What a handler raises
-(KeyboardInterrupt; SystemExit; the exception of a time limit that uses SIGALRM) would leave a job taken for nobody,
-or one that was done not stored as done.
+Python runs signal handlers in the main thread, between any two of its instructions. A handler may raise
+KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. Then a job could be taken for a caller that
+never gets it, or a done job not be stored as done.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 _NAMES = ("INT", "TERM", "HUP", "QUIT", "ALRM", "VTALRM", "PROF", "USR1", "USR2", "XCPU", "BREAK")
 SIGNALS = tuple(int(getattr(signal, f"SIG{name}")) for name in _NAMES if hasattr(signal, f"SIG{name}"))
-"""Signals whose handlers may raise; to look at all that there are takes a millisecond."""
+"""Signals whose handlers may raise; checking all existing signals would take a millisecond."""
 
 
 class _Deferral:
-    """Signals that are put off: each is kept, and given to its handler when that is allowed.
+    """A set of deferred signals: each is kept, and given to its handler later.
 
     Attributes:
-        kept: The signals that came.
-        broken_through: Whether a signal was not put off, as it was the second of its number.
+        kept: The signals that arrived.
+        broken_through: Whether a signal was not deferred, because it was the second with its number.
     """
 
     def __init__(self) -> None:
@@ -35,25 +35,25 @@ class _Deferral:
 
     @property
     def put_off(self) -> Sequence[int]:
-        """The signals that are put off."""
+        """Return the deferred signals."""
         return tuple(self._handlers)
 
     @property
     def handlers(self) -> Sequence[Any]:
-        """The handlers of the signals that are put off."""
+        """Return the handlers of the deferred signals."""
         return tuple(self._handlers.values())
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         others = [kept for kept in self.kept if kept[0] != number]
         if len(others) == len(self.kept):
             self.kept.append((number, frame))
-        else:  # the second one is not put off: what goes on may never end
+        else:  # the second signal is not deferred, because the protected step may never end
             self.kept = others
             self.broken_through = True
             self._handlers[number](number, frame)
 
     def close(self, numbers: Iterable[int]) -> None:
-        """Put those of these signals off that have a handler written in Python."""
+        """Defer those of the signals that have a handler written in Python."""
         self._handlers = {}
         for number in numbers:
             handler = signal.getsignal(number)
@@ -62,7 +62,7 @@ class _Deferral:
                 signal.signal(number, self._keep)
 
     def open(self) -> None:
-        """Put none off, and call the handlers of those that were kept."""
+        """Stop deferring, and call the handlers of the signals that were kept."""
         left = list(self._handlers)
         try:
             while left:
@@ -73,7 +73,7 @@ class _Deferral:
                 number, frame = self.kept.pop(0)
                 self._handlers[number](number, frame)
         finally:
-            if left or self.kept:  # a handler raised: the others are not left out for it
+            if left or self.kept:  # a handler raised, but the other handlers must still run
                 self.open()
 
 
@@ -86,9 +86,9 @@ _here = _Here()
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Put signals off for the length of a block, but for what is within `let_through`; in the main thread.
+    """Defer signals for the length of a block, except within `let_through`; only in the main thread.
 
-    A second signal of the same number is not put off.
+    A second signal with the same number is not deferred.
     """
     if _here.deferral is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -105,7 +105,7 @@ def put_off() -> Iterator[None]:
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Within `put_off`: have signals handled as ever for the length of a block, first those that were put off."""
+    """Within `put_off`: handle signals as usual for the length of a block, beginning with the deferred ones."""
     deferral = _here.deferral
     if deferral is None:
         yield
@@ -121,17 +121,17 @@ def let_through() -> Iterator[None]:
 
 
 def handle_kept() -> None:
-    """Call the handlers of signals that were put off until now."""
+    """Call the handlers of signals that were deferred until now."""
     if _here.deferral is not None and _here.deferral.kept:
         with let_through():
             pass
 
 
 def leaves(error: BaseException) -> bool:
-    """Whether an exception that a job's function raised here ends the program, and is no failure of the job.
+    """Return whether an exception from a job's function ends the program, rather than being a failure of the job.
 
-    In other threads than the main one nothing but the function itself can have raised it.  gevent ends a greenlet by
-    an exception, too.
+    In threads other than the main thread, only the function itself can have raised it. gevent also ends a greenlet by
+    an exception.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return threading.current_thread() is threading.main_thread()
@@ -139,19 +139,19 @@ def leaves(error: BaseException) -> bool:
 
 
 def is_from_outside(error: BaseException) -> bool:
-    """Whether an exception that left a serializer, a plugin or a policy was raised by a signal's handler, or by gevent.
+    """Return whether a signal's handler, or gevent, raised an exception that left a serializer, a plugin or a policy.
 
-    Anything else is a fault of the code that was called, whatever its class. A panic of a Rust library is no
-    ``Exception``. Python's own handler of SIGINT leaves no trace, so a KeyboardInterrupt in the main thread counts
-    as one of a signal.
+    Any other exception is a fault of the called code, whatever its class. For example, a panic of a Rust library is not
+    an ``Exception``. Python's own handler of SIGINT leaves no trace, so a KeyboardInterrupt in the main thread counts
+    as raised by a signal.
     """
     if threading.current_thread() is threading.main_thread():
         deferral = _here.deferral
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and deferral is not None):
-            return deferral is None or deferral.broken_through  # signals that are put off raise nothing
+            return deferral is None or deferral.broken_through  # deferred signals raise nothing
         if deferral is not None:
             handlers: Sequence[Any] = deferral.handlers
-        else:  # those of other signals seldom end a program, and to look at all of them takes a millisecond
+        else:  # handlers of other signals rarely end a program, and checking all signals takes a millisecond
             numbers = signal.valid_signals() if isinstance(error, SystemExit) else SIGNALS
             handlers = [signal.getsignal(number) for number in numbers]
         if _was_raised_by(error, handlers) or (isinstance(error, SystemExit) and any(map(_leaves_no_trace, handlers))):
@@ -163,7 +163,7 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
-    """Whether an exception came out of one of these functions, as a time limit by SIGALRM does."""
+    """Return whether one of these functions raised an exception, as a SIGALRM time limit does."""
     codes = {_code_of(function) for function in functions} - {None}
     trace = error.__traceback__
     while codes and trace is not None:
@@ -174,7 +174,10 @@ def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
 
 
 def _code_of(function: Any) -> Any:
-    """Return the code that a traceback shows if a function raises; None for one that is not written in Python."""
+    """Return the code that a traceback shows if a function raises.
+
+    None for a function that is not written in Python.
+    """
     while isinstance(function, partial):
         function = function.func
     code = getattr(function, "__code__", None)
@@ -182,9 +185,9 @@ def _code_of(function: Any) -> Any:
 
 
 def _leaves_no_trace(handler: Any) -> bool:
-    """Whether a handler of a signal may raise SystemExit, and is not seen in a traceback."""
+    """Return whether a signal handler may raise SystemExit without appearing in a traceback."""
     return callable(handler) and handler is not signal.default_int_handler and _code_of(handler) is None
 
 
 _GREEN = ("greenlet", "gevent", "eventlet")
-"""Packages whose exceptions are raised in a greenlet from outside."""
+"""Packages that raise exceptions in a greenlet from outside."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from pqcore.sql.statement import plain
 
-# What else runs outside of a transaction may not be allowed within one, as building an index concurrently.
+# Other statements are not wrapped, because some cannot run in a transaction block, such as CREATE INDEX CONCURRENTLY.
 ON_ROWS = re.compile(r"(?:/\*.*?\*/)?\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
 NOT_SERIALIZABLE = "40001"
 ABOVE = {
     level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
     for level in ("repeatable read", "serializable")
 }
-# In small letters, as the testing proxy finds the end of a transaction by the word COMMIT.
+# In lower case, because the testing proxy finds the end of a transaction by the word COMMIT.
 BEGIN = plain("begin", "BEGIN ISOLATION LEVEL read committed", rows=False)
 COMMIT = plain("commit", "COMMIT", rows=False)
 ROLLBACK = plain("rollback", "ROLLBACK", rows=False)
@@ -24,20 +24,20 @@ DEFAULT = plain("isolation", "SELECT current_setting('default_transaction_isolat
 
 @dataclass(eq=False)
 class Defaults:
-    """What the settings of the server, the database, the role or the DSN give to each connection of one kind.
+    """The default settings of connections of one kind, from the server, the database, the role or the DSN.
 
     Attributes:
-        isolation: The isolation level of transactions, where it was found to be above READ COMMITTED.
+        isolation: The default isolation level of transactions, if it is known to be above READ COMMITTED.
     """
 
     isolation: str | None = None
 
     def learn(self, level: str) -> None:
-        """Remember the value of ``default_transaction_isolation``, which is lower once pqcore has lowered it."""
+        """Remember the value of ``default_transaction_isolation``, which is lower after pqcore has lowered it."""
         if level in ABOVE:
             self.isolation = level
 
 
 def is_above(isolation: str) -> bool:
-    """Return whether an isolation level, as the server names it, is above READ COMMITTED."""
+    """Return whether an isolation level, by the server's name for it, is above READ COMMITTED."""
     return isolation in ABOVE

@@ -1,32 +1,28 @@
-"""Waiting for notifications: one listening connection a process, shared by all queues.
+"""Waiting for notifications: one listening connection in each process, shared by all queues.
 
-A notification is a hint.  Every wait is bounded, and a waiter looks at the table
-whenever it ends, so one that is lost costs time and no job.  Losing the
-listening connection wakes everybody; the next to wait opens another.
+A notification is a hint. Every wait is bounded, and after each wait the waiter looks at the table, so a lost
+notification costs time and no job. If the listening connection is lost, all waiters wake, and the next wait opens
+another connection.
 
-A put notifies only where somebody waits.  To be waited on, a channel is registered:
-LISTEN, and a shared advisory lock of the listening session's, which the trigger of a
-put looks for.  After that the waiter looks again, and waits.  What is committed after
-that look notifies, if its INSERT saw the lock:
+A put notifies only if somebody waits. A waiter registers its channel: LISTEN, and a shared advisory lock of the
+listening session, which a put's trigger checks. Then the waiter looks again, and waits. A put that commits after that
+look notifies the waiter if its INSERT saw the lock:
 
-* one that ran while the lock was there is heard, whenever it commits;
-* one that ran before, and commits after the look, is not.  If it commits by itself,
-  milliseconds lie between the two; so whoever drew a ticket within `SETTLE` seconds
-  of the registration looks once more.  If its transaction is longer it is found by
-  polling.
+* if the INSERT ran while the lock was held, the waiter hears of it, whenever it commits;
+* if the INSERT ran earlier, and commits after the look, the waiter does not hear of it. A put that commits by itself
+  takes milliseconds between the two. So a waiter that drew its ticket within `SETTLE` seconds of the registration looks
+  once more. If the transaction is longer, polling finds the job.
 
-The lock is given up when nobody has waited for `LINGER` seconds.  That counts as a
-notification, and so voids the tickets drawn before: their holders look again.  Then
-nothing is left of the channel, here or on the server.
+The lock is released after nobody has waited for `LINGER` seconds. The release counts as a notification, and so voids
+earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.
 
-No waiter runs a statement on the listening connection: it asks for its channel, and
-waits for that no longer than it would wait for a job.  One thread or task registers all
-channels that were asked for meanwhile, another passes notifications on, unless a thread
-that waits does so itself (see `pqcore.db.socket_turn`).  A call on that connection that
-the server does not answer within `ANSWER` seconds loses the connection.
+No waiter runs a statement on the listening connection. A waiter asks for its channel, and waits for the registration no
+longer than for a job. One thread or task registers all requested channels. Another passes notifications on, unless a
+waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does not answer a call on that connection
+within `ANSWER` seconds, the connection counts as lost.
 
-Results and cancellations are notified of whether or not somebody waits; their
-channels are registered alike, which costs a lock and does no harm.
+Results and cancellations notify whether or not somebody waits; their channels are registered in the same way, which
+costs one harmless lock.
 """
 
 from __future__ import annotations
@@ -54,24 +50,25 @@ logger = logging.getLogger("pqcore")
 T = TypeVar("T")
 
 PROBE = 15.0
-"""Seconds of silence after which the listener asks the server whether it is still there."""
+"""Seconds of silence after which the listener checks that the server still answers."""
 ANSWER = 5.0
-"""Seconds in which the server has to answer on the listening connection, which waits for no lock."""
+"""Seconds in which the server must answer on the listening connection, which never waits for another transaction's
+lock."""
 CLOSING = 2.0
-"""Seconds that the end of the listener takes, at most."""
+"""The largest number of seconds that ending the listener takes."""
 RETRY = 1.0
-"""Seconds between attempts to open a listening connection; meanwhile waiters poll."""
+"""Seconds between attempts to open a listening connection; waiters poll meanwhile."""
 
 UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
 
 
 class Listener(Waiters):
-    """The listening connection of a process, or of one of its event loops, and those who wait for it.
+    """The listening connection of a process or event loop, and its waiters.
 
     Args:
-        source: Where the connection comes from.
-        runtime: How to wait.
-        able: Whether we can listen at all.
+        source: The source of the connection.
+        runtime: The runtime, which waits.
+        able: Whether LISTEN is possible at all.
     """
 
     def __init__(self, source: SessionSource, runtime: Runtime, *, able: Callable[[], bool]) -> None:
@@ -82,24 +79,24 @@ class Listener(Waiters):
         self._most = channels.MOST
         self._session_lock = runtime.lock()
         self._session: Session | None = None
-        self._turn: SocketTurn | None = None  # to read its socket, where threads that wait do that
+        self._turn: SocketTurn | None = None  # the turn to read the socket, if waiting threads read it
         self._background: Background | None = None
         self._end: object = None
         self._log = ListenerLog()
         self._heard = 0.0
-        self._wishes: dict[str, set[Event]] = {}  # channels to register, and the waiters for that
-        self._registrar: Background | None = None  # who registers them
-        self._era = object()  # changes when the listener is closed
+        self._wishes: dict[str, set[Event]] = {}  # channels to register, and their waiters
+        self._registrar: Background | None = None  # the thread or task that registers the channels
+        self._era = object()  # replaced when the listener is closed
 
     async def listen(self, channel: str, seconds: float) -> bool:
-        """Have a channel registered, and wait for that.
+        """Ask for a channel's registration, and wait for it.
 
         Args:
             channel: The channel.
-            seconds: How long to wait, at most.
+            seconds: The largest number of seconds to wait.
 
         Returns:
-            Whether it is registered. Then the caller must look again, before it waits.
+            Whether the channel is registered. If it is, the caller must look again before it waits.
         """
         if channel in self._channels:
             return True
@@ -116,7 +113,7 @@ class Listener(Waiters):
         return channel in self._channels
 
     async def _register_wishes(self, era: object) -> None:
-        """Register the channels that are asked for, until there are none."""
+        """Register the requested channels, until there are none."""
         while self._era is era:
             with self._lock:
                 wishes, self._wishes = self._wishes, {}
@@ -142,16 +139,16 @@ class Listener(Waiters):
             return
         try:
             await channels.register(session, wanted)
-            # What came with the answers may not wake the thread that waits on the socket.
+            # Notifications that came with the answers may not wake the thread that waits on the socket.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
-            if session.usable():  # as when there are too many locks: all of ours are given up
+            if session.usable():  # as when the server has too many locks: this session's locks are all released
                 self._retry_at = time.monotonic() + channels.REFUSED
                 self._most = max((len(self._channels) + len(wanted)) // 2, 1)
             self._tell_loss(exc)
             await self._lose(session)
             return
-        except BaseException:  # what was interrupted on it is not known
+        except BaseException:  # the state of the session after an interrupt is unknown
             await self._lose(session)
             raise
         for channel in wanted:
@@ -162,9 +159,9 @@ class Listener(Waiters):
 
         Args:
             channel: The channel.
-            ticket: Of the channel, from before the last look.
-            seconds: How long to wait, at most.
-            reads: Whether the waiter may read the socket: a thread that hears of a notification first.
+            ticket: The channel's ticket from before the last look.
+            seconds: The largest number of seconds to wait.
+            reads: Whether the waiter may read the socket: such a thread hears of a notification first.
         """
         event, turn = self._runtime.event(), self._turn
         waiter = event if turn is None or not reads else ReadingWaiter(turn, event, self._read)
@@ -186,7 +183,7 @@ class Listener(Waiters):
                     turn.read_for_others()
 
     async def close(self) -> None:
-        """Stop listening; waiters are woken."""
+        """Stop listening, and wake the waiters."""
         self._era = object()
         if self._background is not None:
             self._background.stop()
@@ -194,14 +191,14 @@ class Listener(Waiters):
             registrar, self._registrar = self._registrar, None
             wishes, self._wishes = self._wishes, {}
         if registrar is not None:
-            registrar.stop()  # a thread finds that the era is over
+            registrar.stop()  # a thread sees that the era is over
         for event in itertools.chain.from_iterable(wishes.values()):
             event.set()
         session = self._session
         if session is None:
             return
         if not self._runtime.suspends:
-            session.abort()  # the threads that use it, or wait on it, are to notice immediately
+            session.abort()  # so that threads that use or await the connection notice immediately
         entered = await self._session_lock.enter_within(CLOSING)
         try:
             if not entered:
@@ -212,12 +209,12 @@ class Listener(Waiters):
                 self._session_lock.leave()
 
     async def end(self) -> None:
-        """Stop listening, for good."""
+        """Stop listening permanently."""
         self._over = True
         await self.close()
 
     def end_from_afar(self) -> None:
-        """Stop listening, for good; from another event loop than the one that listens."""
+        """Stop listening permanently, from another event loop than the one that listens."""
         self._over = True
         if self._session is not None:
             self._session.abort()
@@ -236,7 +233,7 @@ class Listener(Waiters):
             if isinstance(self._source, AdoptedPool):
                 self._log.warn_refused(ConfigurationError(UNLIKE))
             return False
-        # It may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
+        # This may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
         if not self._able() or self._era is not era:
             await self._discard(session)
             return False
@@ -274,7 +271,7 @@ class Listener(Waiters):
                 self._pass_on(notified)
 
     async def _read(self, seconds: float) -> None:
-        """Read, in a thread that waits, what arrived; for at most ``seconds``."""
+        """Read arrived notifications in a waiting thread, for at most ``seconds``."""
         session = self._session
         if session is None:
             return

@@ -1,4 +1,4 @@
-"""What a listener says in the log: why it cannot listen, and that it lost its connection."""
+"""Log lines of a listener: why it cannot listen, and that it lost its connection."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ IDLE_SESSION = "57P05"
 
 
 class ListenerLog:
-    """Says why a listener cannot listen: once, while the reason is the same."""
+    """A log of the reasons why a listener cannot listen; a repeated reason is logged once."""
 
     def __init__(self) -> None:
         self._refused = ""
 
     def forget(self) -> None:
-        """Say it again the next time: meanwhile it could listen."""
+        """Log the same reason again next time, because the listener could listen meanwhile."""
         self._refused = ""
 
     def warn_refused(self, error: Exception) -> None:
@@ -30,7 +30,7 @@ class ListenerLog:
             logger.warning("cannot listen, so waiters poll: %s", text, exc_info=_is_unexpected(error))
 
     def tell_loss(self, error: Exception) -> None:
-        """Say that the listening connection was lost."""
+        """Log that the listening connection was lost."""
         if getattr(error, "sqlstate", None) == IDLE_SESSION:
             logger.info("idle_session_timeout ended the listening connection; the next waiter opens another: %s", error)
         else:
@@ -42,5 +42,5 @@ def _text(error: Exception) -> str:
 
 
 def _is_unexpected(error: Exception) -> bool:
-    """Whether an exception is none that is known to come: its traceback is logged."""
+    """Return whether an exception is of an unexpected kind, whose traceback is logged."""
     return not isinstance(error, PQError)

@@ -1,4 +1,4 @@
-"""The pool of connections that we open: lends them, looks at those that idled, and closes them."""
+"""The pool of pqcore's own connections: it lends them, checks idle ones, and closes them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseEr
 logger = logging.getLogger("pqcore")
 
 REPLAN = 10.0
-"""Seconds after which prepared statements are planned again, for the table as it is by then."""
+"""Seconds after which prepared statements are planned again, because the table may have changed."""
 FRESH = 0.001
-"""Seconds for which a connection that was just used is lent again without a look whether it still stands."""
+"""Seconds for which a connection that was just used is lent again without a check."""
 CLOSING = 1.0
-"""Seconds after which connections that are still to be closed are broken off."""
+"""Seconds after which connections that are slow to close are broken off."""
 CHECK = "10s"
-"""How often the server looks, while a statement runs, whether a connection of ours is still there."""
+"""How often the server checks, during a statement, that a connection of the pool still exists."""
 LOOK_AGAIN = 1.0
-"""Seconds after which a waiter looks again whether there is room for another session: one may have been lost."""
+"""Seconds after which a waiter checks again for room for another session, because one may have been lost."""
 CLOSED_PQ = "this PQ has been closed"
 _NO_SETTING = ("42704", "22023")
-"""The server knows no such setting, or no such value of it."""
+"""The SQLSTATEs for a setting, or a value of a setting, that the server does not know."""
 
 
 class _Waiter:
     """A waiter for a session.
 
     Attributes:
-        event: Set when the waiter should look again.
+        event: An event that is set when the waiter should look again.
         held: The session that was handed over.
-        over: Whether it waits no more.
+        over: Whether the waiter has stopped waiting.
     """
 
     __slots__ = ("event", "held", "over")
@@ -52,23 +52,23 @@ class _Waiter:
 
 
 class _Place:
-    """Stands for a session that is open, or being opened; no longer counted once nothing refers to it."""
+    """A token for a session that is open or being opened; it no longer counts once nothing refers to it."""
 
     __slots__ = ("__weakref__",)
 
 
 class _Sessions:
-    """The sessions of one process, or of one of its event loops.
+    """The sessions of one process or event loop.
 
-    It has no lock, which an interrupt could leave locked: each step is one method of a list, set or deque, of which
-    no two threads do the same at the same moment.
+    There is no lock, which an interrupt could leave locked. Each step is one method of a list, set or deque, and no two
+    threads can do the same step concurrently.
 
     Attributes:
-        idle: Those that nobody uses.
-        waiting: Who waits for one, in turn.
-        places: One for each that is open, those in use and being opened included.
+        idle: The sessions that nobody uses.
+        waiting: The waiters for a session, in turn.
+        places: One token for each open session, including those in use or being opened.
         over: Whether sessions that come back are closed.
-        end: What closes those that idle when the event loop ends.
+        end: The function that closes idle sessions when the event loop ends.
     """
 
     def __init__(self) -> None:
@@ -79,23 +79,23 @@ class _Sessions:
         self.end: object = None
 
     def reserve(self, size: int) -> _Place | None:
-        """A place for another, if there are fewer than ``size``."""
+        """Return a token for another session, if there are fewer than ``size``."""
         while len(self.places) < size:
             place = _Place()
             self.places.add(ref(place, self.places.discard))
             if len(self.places) <= size:
                 return place
-            self.places.discard(ref(place))  # another thread was there first, or looks again too
+            self.places.discard(ref(place))  # another thread came first, or also checks again
         return None
 
     def free(self, place: Any) -> None:
-        """Count a session no longer: another may be opened."""
+        """Stop counting a session, so that another may be opened."""
         self.places.discard(ref(place))
         with suppress(IndexError):
             self.waiting[0].event.set()
 
     def hand_over(self) -> None:
-        """Hand what is free to those who wait, in turn."""
+        """Hand free sessions to the waiters, in turn."""
         while self.idle and self.waiting:
             try:
                 waiter = self.waiting.popleft()
@@ -111,7 +111,7 @@ class _Sessions:
                 self.withdraw(waiter)
 
     def withdraw(self, waiter: _Waiter) -> None:
-        """Wait no more, and pass on what was handed over meanwhile."""
+        """Stop waiting, and pass on a session that was handed over meanwhile."""
         waiter.over = True
         with suppress(ValueError):
             self.waiting.remove(waiter)
@@ -121,29 +121,30 @@ class _Sessions:
 
 
 class Pool(SessionSource):
-    """Connections that we open, kept for reuse.
+    """A pool of connections that pqcore opens, kept for reuse.
 
-    Opened when first needed.  One that idled is looked at before it is lent:
-    a restart of the server goes unnoticed.  Each process has its own, and there each event loop,
-    with which they are closed.
+    Connections are opened when first needed. An idle connection is checked before it is lent, so callers do not notice
+    a restart of the server. Each process, and in it each event loop, has its own connections, which end with the
+    process or loop.
 
-    One that comes back while others wait is handed to the first of them, as the thread that gave it
-    back may want it again immediately, and would always be first.
+    If other callers wait, a connection that comes back goes to the first of them. Otherwise the thread that gave it
+    back, and may want it again immediately, would always be first.
 
     Args:
-        opener: The backend.
-        dsn: Where to connect.
-        runtime: How to wait.
-        size: Connections, at most; one more is opened for listening.
-        timeout: Seconds to wait for a free one.
-        idle_limit: Seconds after which the server ends one that idles in a transaction; None for as it is set to.
+        opener: The adapter of the backend.
+        dsn: The DSN to connect to.
+        runtime: The runtime, which waits.
+        size: The largest number of connections; one more is opened for LISTEN.
+        timeout: Seconds to wait for a free connection.
+        idle_limit: Seconds after which the server ends a connection that is idle in a transaction; None for the
+            server's setting.
 
     Attributes:
-        application_name: What the server calls the connections that are opened from now on, unless the DSN or the
-            environment names them; None for nothing.
+        application_name: The ``application_name`` of new connections, unless the DSN or the environment sets one; None
+            for none.
 
     Raises:
-        ConfigurationError: There can be no such size or timeout.
+        ConfigurationError: The size or timeout is invalid.
     """
 
     may_have_open_transaction = False
@@ -200,7 +201,7 @@ class Pool(SessionSource):
         while True:
             waiter = _Waiter(self._runtime.event())
             try:
-                sessions.waiting.append(waiter)  # before the look: what is given back after it is handed over
+                sessions.waiting.append(waiter)  # before the check, so that a later session is handed over
                 opened = await self._wait(sessions, waiter, loan, deadline)
             except BaseException:
                 sessions.withdraw(waiter)
@@ -209,7 +210,7 @@ class Pool(SessionSource):
                 return
 
     async def _wait(self, sessions: _Sessions, waiter: _Waiter, loan: Loan, deadline: float) -> bool:
-        """Wait for a session that comes back, or for room to open one; whether it was opened."""
+        """Wait for a session that comes back, or for room to open one; return whether one was opened."""
         while True:
             waiter.event = self._runtime.event()
             sessions.hand_over()
@@ -234,7 +235,7 @@ class Pool(SessionSource):
             await waiter.event.wait(min(left, LOOK_AGAIN))
 
     async def _sound(self, loan: Loan) -> bool:
-        """Whether a session that idled can be lent; one that cannot is closed."""
+        """Return whether an idle session can be lent; close a session that cannot."""
         session = loan.session
         if not session.state_unknown and await session.alive() and await self._replanned(session):
             return True
@@ -248,7 +249,7 @@ class Pool(SessionSource):
                 await session.execute(session.sql.replan)
             except ConnectionLost:
                 return False
-            # A session on which nothing is written is not told that its server takes no more writes.
+            # The server does not announce that it stopped taking writes to a session that writes nothing.
             return not self.seeks_primary or await session.writes()
         return True
 
@@ -282,7 +283,7 @@ class Pool(SessionSource):
         return self._opener.for_listening(await self._connect(listens=True))
 
     async def _leave_server(self) -> None:
-        """Use no connection any more that there is now: a new one may lead to the server that takes writes."""
+        """Use none of the present connections any more: a new one may lead to the server that takes writes."""
         logger.warning(LEFT)
         self._opener.leave()
         await self.close_idle()
@@ -296,7 +297,7 @@ class Pool(SessionSource):
         await self.close_idle()
 
     async def close_idle(self) -> None:
-        """Close the connections of here that are free."""
+        """Close the idle connections of this process or event loop."""
         await _rest(self.kept.get())
 
     async def _connect(
@@ -319,14 +320,14 @@ class Pool(SessionSource):
             if session.lasting:
                 await self._set_up(session, listens=listens)
             return session  # noqa: TRY300 - an interrupt may come to this line, too
-        except BaseException:  # a cancellation, too: nobody else knows of it
+        except BaseException:  # after any exception, even a cancellation, because no other code knows of the session
             if session is not None:
                 await discard(session)
             raise
 
     async def _set_up(self, session: Session, *, listens: bool) -> None:
-        """Set what our own sessions need, in one statement; a server that refuses a setting goes without."""
-        # Compiling takes longer than our statements run, and the planner's guess of their cost is a multiple of it.
+        """Set what pqcore's own sessions need, in one statement; skip a setting that the server refuses."""
+        # JIT compilation takes longer than pqcore's statements run, and the planner greatly overestimates their cost.
         settings = {"jit": ("off", False)}
         if self.application_name is not None:
             settings["application_name"] = (self.application_name, True)
@@ -334,7 +335,7 @@ class Pool(SessionSource):
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:
             settings["idle_session_timeout"] = ("0", False)
-        check = {"client_connection_check_interval": (CHECK, True)}  # not on every system: only where poll tells
+        check = {"client_connection_check_interval": (CHECK, True)}  # works only if poll(2) reports a close
         for wanted in ({**settings, **check}, settings):
             values = {
                 "names": list(wanted),
@@ -354,14 +355,15 @@ class Pool(SessionSource):
     async def _reach(self) -> Session:
         try:
             return await self._opener.open("connect", self._dsn)  # type: ignore[return-value]
-        except (ValueError, TypeError) as exc:  # a driver that reads the DSN itself
+        except (ValueError, TypeError) as exc:  # a driver that parses the DSN itself
             raise ConfigurationError(why_unread(exc, self._dsn)) from None
         except PQError as exc:
             cause, sqlstate = exc.__cause__, getattr(exc, "sqlstate", None)
             unread = type(cause).__name__ == "ProgrammingError" and sqlstate is None
             if not (unread or isinstance(cause, ValueError) or sqlstate in _NO_SETTING or has_several_at(self._dsn)):
                 raise
-            # It was not a DSN. Drivers quote what they cannot read, so what this one said is not chained.
+            # The text is not a DSN. Drivers quote a text that they cannot parse, which may hold a password, so the
+            # driver's exception is not chained.
             raise ConfigurationError(why_unread(cause, self._dsn)) from None
 
 
@@ -373,13 +375,13 @@ def _pop(sessions: list[Session]) -> Session | None:
 
 
 async def _end(sessions: _Sessions) -> None:
-    """Close what idles, and what comes back later: the event loop ends."""
+    """Close idle sessions, and those that come back later, because the event loop ends."""
     sessions.over = True
     await _rest(sessions)
 
 
 async def _rest(sessions: _Sessions) -> None:
-    """Close the connections that are free; if one takes long to close, the others are broken off."""
+    """Close the idle connections; if one takes long to close, break the others off."""
     loan = Loan()
     began = time.monotonic()
     while sessions.idle:
@@ -391,7 +393,7 @@ async def _rest(sessions: _Sessions) -> None:
 
 
 async def _give_up(loan: Loan) -> None:
-    """Close the session of a loan: another may be opened."""
+    """Close the session of a loan, so that another may be opened."""
     session = loan.session
     session.pool.free(session.place)
     await discard(session)

@@ -1,7 +1,7 @@
-"""The id of this process, without a system call for each look.
+"""The id of this process, without a system call for each check.
 
-A process that is forked in C (uWSGI) calls no hook of `os.register_at_fork`. On Linux a page under MADV_WIPEONFORK
-tells of it: the kernel gives the child a page of zeros, however the child was forked.
+A process that is forked in C (as uWSGI does) calls no hook of `os.register_at_fork`. On Linux, a page under
+MADV_WIPEONFORK detects that: the kernel gives the child a page of zeros, however the child was forked.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import os
 import sys
 
 _WIPE_ON_FORK = 18
-"""MADV_WIPEONFORK of Linux 4.14, which the module `mmap` has no name for."""
+"""MADV_WIPEONFORK of Linux 4.14, for which the module `mmap` has no name."""
 
 
 class _Current:
-    """The process as it is known.
+    """The known id of the current process.
 
     Attributes:
-        id: Its id; that of the parent, if the process is a fork that was not noticed yet.
+        id: The id; in a fork that was not noticed yet, the id of the parent.
     """
 
     __slots__ = ("id",)
@@ -28,7 +28,7 @@ class _Current:
 
 
 def _wiped_page() -> mmap.mmap | bytes:
-    """Return a page whose first byte is 1, and 0 in a forked child; a byte of 0 where the system has no such page."""
+    """Return a page whose first byte is 1, and 0 in a forked child; without such pages, the byte is always 0."""
     if sys.platform == "linux":
         try:
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -42,14 +42,14 @@ def _wiped_page() -> mmap.mmap | bytes:
 
 current = _Current()
 unforked_page = _wiped_page()
-"""While its first byte is 1, ``current.id`` is the id of this process. A caller to which each call counts looks
-at both; any other calls `process_id`."""
+"""While the first byte is 1, ``current.id`` is the id of this process. Code in which every call counts checks both;
+other code calls `process_id`."""
 
 
 def process_id() -> int:
     """Return the id of this process."""
     if not unforked_page[0]:
-        current.id = os.getpid()  # first: another thread that sees a 1 takes this id
+        current.id = os.getpid()  # set first, because another thread that sees a 1 uses this id
         if isinstance(unforked_page, mmap.mmap):
             unforked_page[0] = 1
     return current.id

@@ -1,9 +1,8 @@
-"""Time, locks and cancellation, for both kinds of face.
+"""Time, locks and cancellation, for both faces.
 
-Operations wait through a `Runtime` and so never name a thread or an event loop.
-`BlockingRuntime`'s coroutines (`pqcore.db.blocking_runtime`) block their thread and
-never suspend; `run_sync` steps such a coroutine to its end.  Those of `AsyncioRuntime`
-are awaited (`pqcore.db.asyncio_runtime`).
+Operations wait through a `Runtime`, and so never name a thread or an event loop. Coroutines of `BlockingRuntime`
+(`pqcore.db.blocking_runtime`) block their thread and never suspend; `run_sync` steps such a coroutine to its end.
+Coroutines of `AsyncioRuntime` are awaited (`pqcore.db.asyncio_runtime`).
 """
 
 from __future__ import annotations
@@ -15,23 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pqcore.errors import PQError
 
 if TYPE_CHECKING:
-    import asyncio  # which takes long to import, and the blocking face does without
+    import asyncio  # takes long to import, and the blocking face does not need it
 
     from pqcore.db.group_commit import Line, Runner, Together
 
 T = TypeVar("T")
 
 AFTER_CANCEL = 3.0
-"""Seconds that a call has after a cancellation, to hear from the server; then its connection is broken off."""
+"""Seconds for which a cancelled call may still wait for the server's answer; then its connection is closed."""
 UNDOING = 5.0
-"""Seconds in which what a cancelled task took is put back, at most."""
+"""The largest number of seconds for putting back what a cancelled task took."""
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends, and return its result.
 
     Raises:
-        PQError: It did suspend: a blocking session awaited something.
+        PQError: The coroutine suspended, so a blocking session awaited something.
     """
     try:
         coroutine.send(None)
@@ -44,32 +43,32 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def backoff(failures: int) -> float:
-    """Seconds until the next attempt of an operation, after a number of failures: 0.1 to 5, and some jitter."""
+    """Return the seconds until the next attempt of an operation, after a number of failures: 0.1 to 5, with jitter."""
     return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311
 
 
 class Event(Protocol):
-    """Set once; waited for by one."""
+    """An event that is set once, and has one waiter."""
 
     def set(self) -> None: ...
     async def wait(self, seconds: float) -> bool:
-        """Wait until set, for at most ``seconds``; whether it is set."""
+        """Wait until the event is set, for at most ``seconds``; return whether it is set."""
 
 
 class Lock(Protocol):
-    """For one at a time.
+    """A lock that one thread or task can hold.
 
-    An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread, those of a ``finally`` included.
-    So a thread asks `mine` what it has to leave, and keeps no record of its own.
+    An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread, even in a ``finally`` clause. So a
+    thread asks `mine` whether it holds the lock, and keeps no record of its own.
     """
 
     async def enter(self) -> object: ...
     def leave(self) -> None: ...
     def mine(self) -> bool:
-        """Whether the running thread is in; never, for tasks."""
+        """Return whether the running thread holds the lock; always False for tasks."""
 
     async def enter_within(self, seconds: float) -> bool:
-        """Enter if that is possible within ``seconds``; return whether it was."""
+        """Acquire the lock if that is possible within ``seconds``; return whether it was acquired."""
 
 
 class Background(Protocol):
@@ -79,15 +78,15 @@ class Background(Protocol):
 
 
 class Runtime(Protocol):
-    """How operations wait, for one kind of face."""
+    """The way in which operations wait, for one face."""
 
     suspends: bool
 
     def kept(self, make: Callable[[], T]) -> Kept[T]:
-        """Keep a value for this process, or for each of its event loops."""
+        """Return a value holder for this process, or for each of its event loops."""
 
     def task(self) -> object:
-        """The running task; None where there are threads only."""
+        """Return the running task; None if only threads are used."""
 
     def event(self) -> Event: ...
     def lock(self) -> Lock: ...
@@ -98,10 +97,10 @@ class Runtime(Protocol):
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
-        """Have ``cleanup`` run when the event loop ends, if there is one, and while what is returned is kept."""
+        """Call ``cleanup`` when the event loop ends, if there is one, while the returned object is kept."""
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have some work done where nothing can be awaited: immediately, or as a task of the running loop."""
+        """Finish some work from code that cannot await: immediately, or as a task of the running loop."""
 
     async def shield(
         self,
@@ -111,52 +110,52 @@ class Runtime(Protocol):
         *,
         own_task: bool = True,
     ) -> T:
-        """Finish ``work`` once begun; if the caller was cancelled meanwhile, undo it.
+        """Finish ``work`` once it has begun; if the caller was cancelled meanwhile, undo it.
 
         Args:
-            work: What to finish. After a cancellation it has `AFTER_CANCEL` seconds.
-            undo: Undoes the result of ``work`` after a cancellation, within `UNDOING` seconds.
-            break_off: Makes ``work`` fail where it waits for the server.
-            own_task: Whether ``work`` needs a task of its own, as timeouts within it cancel the task that they run in.
+            work: The work to finish. After a cancellation, the work has `AFTER_CANCEL` seconds.
+            undo: A function that undoes the result of ``work`` after a cancellation, within `UNDOING` seconds.
+            break_off: A function that makes ``work`` fail where it waits for the server.
+            own_task: Whether ``work`` needs its own task, because timeouts within it cancel the task that they run in.
         """
 
 
 class Local(Protocol):
-    """A value of the running thread, or of the running task and those it starts."""
+    """A value of the running thread, or of the running task and the tasks that it starts."""
 
     def get(self) -> Any: ...
     def set(self, value: Any) -> None: ...
 
 
 class Kept(Protocol[T]):
-    """A value of which each process has one, or each event loop of it.
+    """A value of which each process, or each of its event loops, has one.
 
-    A fork copies what the parent had, connections and locks that other threads held included. The child makes its
-    own, and neither uses nor ends the parent's. The value of an event loop lasts no longer than the loop.
+    A fork copies the parent's values, including connections, and locks that other threads held. The child makes its own
+    value, and neither uses nor ends the parent's. The value of an event loop lasts no longer than the loop.
     """
 
     @property
     def made(self) -> Collection[object]:
-        """Empty as long as there is no value, neither of here nor of a parent's process or another event loop."""
+        """A container that stays empty until a value exists in this or a parent process, or in another event loop."""
 
     def get(self) -> T:
-        """The value of here; made when it is first asked for."""
+        """Return the value of this process or event loop; the first call makes it."""
 
     def others(self) -> list[T]:
-        """The values of this process's other event loops."""
+        """Return the values of this process's other event loops."""
 
     def loops(self) -> list[asyncio.AbstractEventLoop]:
-        """The event loops that have a value."""
+        """Return the event loops that have a value."""
 
 
 async def hold_lock(lock: Lock, work: Callable[[], Awaitable[T]]) -> T:
-    """Do some work while holding a lock, which the running thread or task does not hold yet.
+    """Do some work while holding a lock, which the running thread or task must not hold yet.
 
-    No ``with``: an interrupt between its lines would leave the lock held.
+    A ``with`` statement does not suffice: an interrupt between its lines would leave the lock held.
 
     Args:
         lock: The lock.
-        work: Gives what is awaited.
+        work: A function that returns what is awaited.
     """
     entered = False
     try:
@@ -173,7 +172,7 @@ async def hold_lock(lock: Lock, work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def hold_lock_within(lock: Lock, seconds: float, work: Callable[[], Awaitable[T]]) -> T | None:
-    """Do some work as `hold_lock` does, if the lock can be had within ``seconds``; else return None."""
+    """Do some work as `hold_lock` does, if the lock becomes free within ``seconds``; otherwise return None."""
     entered = False
     try:
         entered = await lock.enter_within(seconds)

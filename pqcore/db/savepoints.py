@@ -1,4 +1,4 @@
-"""Savepoints: of operations within a transaction, and of inner blocks."""
+"""Savepoints of operations within a transaction, and of inner blocks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger("pqcore")
 T = TypeVar("T")
 
 FORGOTTEN = ("0A000", "26000")
-"""SQLSTATEs of a prepared statement whose result has got other types since, or that is not there any more."""
+"""The SQLSTATEs of a prepared statement whose result types have changed, or that no longer exists."""
 KEPT = 64
-"""Savepoints of operations that a block keeps until its end.
+"""The largest number of operations' savepoints that a block keeps until its end.
 
-To release one takes a round trip of its own. Each is a subtransaction, of which PostgreSQL keeps 64 at hand per
-session (PGPROC_MAX_CACHED_SUBXIDS), released or not.
+Releasing a savepoint takes another round trip. Each savepoint is a subtransaction, of which PostgreSQL caches 64 for
+each session (PGPROC_MAX_CACHED_SUBXIDS), released or not.
 """
 
 
@@ -40,15 +40,16 @@ async def in_savepoint(
     *,
     again: bool = True,
 ) -> T:
-    """Run an operation of which a failure is undone to a savepoint, which is sent with its first statement.
+    """Run an operation whose failure is rolled back to a savepoint.
+
+    The savepoint is sent with the operation's first statement.
 
     Args:
-        session: Where.
-        operation: What to do.
+        session: The session.
+        operation: The operation to run.
         block: The transaction of a ``with`` block, which keeps some of the savepoints until it ends; None for a
-            transaction of the caller's. Each of those kept has a name of its own: ROLLBACK TO must not find an
-            older one.
-        again: Whether it is done again if a prepared statement of the session has become useless.
+            caller's transaction. Each kept savepoint has its own name, because ROLLBACK TO must not find an older one.
+        again: Whether to repeat the operation if a prepared statement of the session has become invalid.
     """
     name, kept = "pq_op", False
     if block is not None and block.savepoints < KEPT:
@@ -62,7 +63,8 @@ async def in_savepoint(
         made, session.ahead = session.ahead is None, None
         if made and session.usable():
             await undo(session, name)
-            # Refused, as a prepared statement's result has got other types: its session has forgotten it by now.
+            # The server refused a prepared statement because its result types have changed; the session has forgotten
+            # the statement by now.
             if again and isinstance(exc, DatabaseError) and exc.sqlstate in FORGOTTEN:
                 return await in_savepoint(session, operation, block, again=False)
         raise
@@ -73,13 +75,13 @@ async def in_savepoint(
 
 
 async def undo(session: Session, savepoint: str | None) -> None:
-    """Roll back to a savepoint, which is released, or roll the transaction back.
+    """Roll back to a savepoint and release it, or roll the transaction back; only log an error.
 
     Args:
-        session: Where; of an error it is only told.
-        savepoint: The name of the savepoint; None for the transaction.
+        session: The session; its errors are only logged.
+        savepoint: The name of the savepoint; None for the whole transaction.
     """
-    try:  # the user's exception is under way: it is not to be hidden by another
+    try:  # the user's exception is propagating, and must not be replaced by another
         if savepoint is None:
             session.owed = None
             await session.rollback()

@@ -1,7 +1,6 @@
-"""A driver's session as operations see it: awaitable, raising only `PQError`.
+"""A driver's session in the form that operations use: its methods are awaited, and raise only `PQError`.
 
-A blocking session's methods become coroutines that never suspend; an
-asynchronous one's are awaited.
+The methods of a blocking session become coroutines that never suspend; those of an asynchronous session are awaited.
 """
 
 from __future__ import annotations
@@ -39,24 +38,26 @@ T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
 UNLISTENED = 20
-"""Channels that are given up in one call, at most."""
+"""The largest number of channels that one call gives up."""
 ASKING = 5.0
 """Seconds that a cancel request may take."""
-_asking = threading.BoundedSemaphore(8)  # cancel requests under way, in threads: one may hang as its connection did
+# limits the threads with running cancel requests, which may hang like their connections
+_asking = threading.BoundedSemaphore(8)
 NO_ANSWER = "the server had not answered for long, and was asked to cancel it; see answer_timeout"
 UNKNOWN = "it may have taken effect, or not: look before you do it again"
 
 
 class Session:
-    """One connection, to an operation.
+    """One connection, as operations use it.
 
     Args:
         driver: The backend's session.
-        sql: The statements, as the driver wants them.
-        errors: What its driver raises.
-        suspends: Whether its methods return awaitables.
-        defaults: What is known of the defaults of this connection, and of others like it.
-        limit: Seconds that a call may wait for the server's answer; None for no limit. See `pqcore.db.watchdog`.
+        sql: The statements, in the paramstyle of the driver.
+        errors: The exceptions that the driver raises.
+        suspends: Whether the driver's methods return awaitables.
+        defaults: The known default settings of this connection and similar ones.
+        limit: Seconds that a call may wait for the server's answer; None for no limit. `pqcore.db.watchdog` enforces
+            the limit.
     """
 
     def __init__(
@@ -75,60 +76,60 @@ class Session:
         self._errors = errors
         self.suspends = suspends
         self._bounds = suspends and not getattr(driver, "ends_when_cancelled", False)
-        # Whether a call of the driver may cancel the task that it runs in, as `asyncio.timeout` does.
+        # Whether a call of the driver may cancel its own task, as `asyncio.timeout` does.
         self.cancels_task = bool(getattr(driver, "cancels_task", True))
         self.limit = limit
         self._loop: asyncio.AbstractEventLoop | None = None
         if suspends:
-            import asyncio  # takes long to import: sessions of threads do without
+            import asyncio  # takes long to import, and sessions of threads do not need it
 
-            with suppress(RuntimeError):  # a connection of the caller's may be wrapped before the loop runs
+            with suppress(RuntimeError):  # a caller's connection may be wrapped before the loop runs
                 self._loop = asyncio.get_running_loop()
-        # The call for which a cancel request was sent, and the call whose connection was broken off: when each began.
+        # The start time of the call for which a cancel request was sent, and of the call whose connection was closed.
         self._asked: float | None = None
         self._broken_off: float | None = None
         self.planned_at = time.monotonic()
-        # When the call that is under way began, and what it is; None between calls.
+        # The start time and the name of the running call; None between calls.
         self.busy_since: float | None = None
         self.statement = ""
-        # When it answered a statement last.
+        # When the server last answered a statement.
         self.last_reply_at = self.planned_at
-        # Whether it is known to be one session of the server's, so that no pooler must be looked for.
+        # Whether it is known that no pooler is in between, so that none must be searched for.
         self.known_direct = False
-        # Whether the caller handed the connection over for this operation, to be left in its mode.
+        # Whether the caller gave the connection for this operation, so that its mode must not change.
         self.caller_owned = False
-        # Whether we opened it: nobody else closes it.
+        # Whether pqcore opened the connection, so that no other code closes it.
         self.opened = False
-        # Where its pool keeps it, and what counts it there.
+        # The pool's record of the session, and the token with which the pool counts it.
         self.pool: Any = None
         self.place: object = None
-        # A forked child has a copy of it, and leaves it to its parent.
+        # A forked child has a copy of the connection, and must leave it to the parent.
         self.process = os.getpid()
-        # The thread in whose transaction block it is used.
+        # The thread whose transaction block uses the session.
         self.block_of: int | None = None
-        # Whether it is the one that is listened on.
+        # Whether the session is the one used for LISTEN.
         self.listens = False
-        # Whether a statement commits by itself, as no transaction is open.
+        # Whether a statement commits by itself, because no transaction is open.
         self.autocommit = True
-        # Whether the open transaction was begun by `begin_own`: it holds statements of pqcore's only.
+        # Whether `begin_own` began the open transaction, so that it holds only pqcore's statements.
         self.own = False
-        # Whether settings may be made on it for its whole life: pqcore opened it, and no pooler lends it to others.
+        # Whether settings may last for the whole connection: pqcore opened it, and no pooler lends it to other clients.
         self.lasting = False
-        # The default isolation level that it had, once pqcore has lowered it to READ COMMITTED.
+        # The former default isolation level, after pqcore has lowered it to READ COMMITTED.
         self.lowered: str | None = None
-        # What has to be done once the open transaction, a block of pqcore's, is committed; None in any other.
+        # Functions to call after the open transaction, a block of pqcore's, has committed; None for other transactions.
         self.owed: list[Callable[[Session], Awaitable[None]]] | None = None
-        # Whether the open transaction goes on seeing what was there when it began, whatever is committed meanwhile.
+        # Whether the open transaction keeps its first snapshot, whatever is committed meanwhile.
         self.late = False
-        # The SAVEPOINT that is sent with the next statement; None if none is.
+        # The SAVEPOINT to send with the next statement; None if there is none.
         self.ahead: Query | None = None
-        # Taken by who uses it within a transaction block.
+        # The lock held while a task uses this session inside a transaction block.
         self.lock: Lock | None = None
-        # Interrupted in the middle of something: nobody knows what state it is in.
+        # Whether an interrupt left the session in an unknown state.
         self.state_unknown = False
-        # Its server takes no more writes, which was found on another session: it is not used again.
+        # Whether another session found that the server takes no more writes, so that this session is not used again.
         self.left = False
-        # Whether the server refused to write on it.
+        # Whether the server refused to write on this session.
         self.read_only = False
 
     @contextmanager
@@ -144,10 +145,10 @@ class Session:
         return bool(self.driver.in_transaction())
 
     def cursor(self, options: Mapping[str, Any]) -> Any:
-        """Return a cursor of the driver's, for statements of the user's.
+        """Return a cursor of the driver, for the user's statements.
 
         Args:
-            options: For the driver.
+            options: The driver's options for the cursor.
 
         Raises:
             ConnectionLost: The connection was closed at this moment.
@@ -167,7 +168,7 @@ class Session:
             return await self._execute_behind(self.ahead, query, parameters)
         if self.defaults.isolation is not None and self.lowered is None and self.autocommit and not self.caller_owned:
             return await self._at_read_committed(query, parameters)
-        # As `_call` does, with nothing between: it is what nearly all time goes through.
+        # This inlines `_call`, because nearly all time is spent here.
         self.statement = query.name
         began = self.busy_since = time.monotonic()
         try:
@@ -190,10 +191,10 @@ class Session:
         return await self._at_read_committed(query, parameters)
 
     async def _execute_behind(self, ahead: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run a statement behind a savepoint: in one round trip, where the driver can send the two together.
+        """Run a statement behind a savepoint, in one round trip if the driver can send both together.
 
-        `ahead` stays set if there is no savepoint: an aborted transaction refuses it, and a driver sends nothing if it
-        cannot adapt a value.
+        `ahead` stays set if the savepoint was not made: an aborted transaction refuses it, and a driver sends nothing
+        if it cannot adapt a value.
         """
         if not hasattr(self.driver, "execute_behind"):
             self.ahead = None
@@ -213,9 +214,9 @@ class Session:
         return rows  # type: ignore[no-any-return]
 
     async def _is_too_high(self, error: Exception) -> bool:
-        """Whether a statement failed for the isolation level that it ran at, and can be run again: it was alone.
+        """Return whether a statement failed because of its isolation level, and can be repeated because it ran alone.
 
-        At READ COMMITTED no single statement has a serialization failure, but for one that a trigger raises.
+        At READ COMMITTED, a single statement has no serialization failure, unless a trigger raises one.
         """
         if getattr(error, "sqlstate", None) != NOT_SERIALIZABLE or not self.autocommit or self.in_transaction():
             return False
@@ -225,7 +226,7 @@ class Session:
         return level in ABOVE
 
     async def _at_read_committed(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run a statement that commits by itself, where the default isolation level is above READ COMMITTED."""
+        """Run a statement that commits by itself, although the default isolation level is above READ COMMITTED."""
         if self.lasting:
             self.lowered = self.defaults.isolation
             await self._call("isolation", self.driver.execute, LOWER, ())
@@ -244,7 +245,7 @@ class Session:
         return rows
 
     def _commits(self, query: Query) -> bool:
-        """Whether a statement commits by itself what it writes."""
+        """Return whether a statement itself commits what it writes."""
         return self.autocommit and not self.caller_owned and writes(query.sql)
 
     async def enter(self) -> None:
@@ -261,7 +262,7 @@ class Session:
             return False
 
     def begin(self) -> Awaitable[None]:
-        """Begin a transaction for statements of the user's, too: at the level that their settings give."""
+        """Begin a transaction that may include the user's statements, at the isolation level of the user's settings."""
         self.autocommit = False
         if self.lowered is not None:
             return self._begin_at(self.lowered)
@@ -272,9 +273,9 @@ class Session:
         await self._call("begin", self.driver.execute, ABOVE[level], ())
 
     async def begin_own(self) -> None:
-        """Begin a transaction that holds statements of pqcore's only: at READ COMMITTED, whatever the settings.
+        """Begin a transaction that holds only pqcore's statements, at READ COMMITTED, whatever the settings.
 
-        As a statement, not by the driver's own method: connections of psycopg's and psycopg2's have a level.
+        BEGIN is sent as a statement, because connections of psycopg and psycopg2 have an isolation level of their own.
         """
         self.autocommit = False
         self.own = True
@@ -301,13 +302,13 @@ class Session:
         await self._call("listen", self.driver.listen, channel)
 
     async def unlisten(self, channels: Sequence[str]) -> None:
-        """Listen to channels no more, where the driver can do that."""
+        """UNLISTEN from channels, if the driver can do that."""
         if hasattr(self.driver, "unlisten"):
-            for start in range(0, len(channels), UNLISTENED):  # a driver may need a round trip for each
+            for start in range(0, len(channels), UNLISTENED):  # a driver may need a round trip for each channel
                 await self._call("unlisten", self.driver.unlisten, channels[start : start + UNLISTENED])
 
     async def wait(self, seconds: float) -> None:
-        # Leaves no mark: another call may be under way on it meanwhile, whose mark would go with it.
+        # This call does not record itself, because another call may be running, whose record it would erase.
         try:
             waiting: Any = self.driver.wait(seconds)
             if self.suspends:
@@ -321,13 +322,16 @@ class Session:
         return list(await self._call("notifications", self.driver.notifications))
 
     async def direct(self) -> bool:
-        """Whether no pooler is in between, as far as the backend tells."""
+        """Return whether no pooler is in between, according to the backend."""
         if self.known_direct or not hasattr(self.driver, "direct"):
             return True
         return bool(await self._call("direct", self.driver.direct))
 
     async def writes(self) -> bool:
-        """Whether the server takes writes on it, between transactions; true if it cannot be asked."""
+        """Return whether the server takes writes on this session, between transactions.
+
+        True if this cannot be found out.
+        """
         if not self.usable() or self.in_transaction():
             return True
         try:
@@ -343,7 +347,7 @@ class Session:
         self.opened = False
 
     def drop(self) -> None:
-        """Close the connection without waiting, as nobody uses it; from whatever thread."""
+        """Close the unused connection from any thread, without waiting."""
         if self.process != os.getpid():
             return
         self.opened = False
@@ -351,23 +355,23 @@ class Session:
             getattr(self.driver, "drop", self.driver.abort)()
 
     def __del__(self) -> None:
-        if getattr(self, "opened", False):  # lost on its way, by an interrupt or with its event loop
+        if getattr(self, "opened", False):  # an interrupt, or the end of its event loop, lost the session
             self.drop()
 
     def abort(self) -> None:
-        """Break the connection off, whoever uses it: what is under way on it fails."""
+        """Close the connection even if another thread uses it: its running call fails."""
         if self.process != os.getpid():
             return
         self.state_unknown = True
-        with suppress(*self._errors):  # who uses it may find it lost, and close it, at this moment
+        with suppress(*self._errors):  # its user may find the connection lost, and close it, at this moment
             self.driver.abort()
 
-    # For the watchdog, from its thread
+    # Methods that the watchdog calls from its thread
 
     def break_off(self, since: float) -> bool:
-        """Break the connection off if the call that began at ``since`` is still under way.
+        """Close the connection if the call that began at ``since`` is still running.
 
-        A session of an event loop is broken off in that loop, after the loop had time to read what arrived.
+        The session of an event loop is closed in that loop, after the loop had time to read what arrived.
 
         Returns:
             Whether this is the first attempt for that call.
@@ -388,11 +392,11 @@ class Session:
             self.abort()
 
     def busy(self) -> bool:
-        """Whether a statement is under way, the caller's own ones included, as far as the driver tells."""
+        """Return whether a statement is running, including the caller's own, according to the driver."""
         return self.busy_since is not None or (hasattr(self.driver, "busy") and bool(self.driver.busy()))
 
     def break_off_idle(self) -> None:
-        """Break the connection off if nothing is under way on it."""
+        """Close the connection if no statement is running on it."""
         if not self.suspends:
             self.abort()
         else:
@@ -414,17 +418,17 @@ class Session:
 
     def _in_loop(self, call: Callable[[float], object], since: float) -> None:
         if self._loop is not None:
-            with suppress(RuntimeError):  # it is closed
+            with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(call, since)
 
     def _break_off_later(self, since: float) -> None:
         import asyncio
 
-        # Twice round the loop, so that an answer that lay there unread is read before.
+        # The delay lets the loop turn twice, so that it reads an answer that had already arrived.
         asyncio.get_running_loop().call_later(0.05, self._break_off, since)
 
     def abort_if_busy(self, since: float | None) -> None:
-        """Break the connection off if the call that began at ``since`` is still under way."""
+        """Close the connection if the call that began at ``since`` is still running."""
         if since is not None and self.busy_since == since:
             self.abort()
 
@@ -443,15 +447,16 @@ class Session:
                 await asyncio.wait_for(self.driver.cancel(), ASKING)
 
         if self.busy_since == since:
-            self._asking = asyncio.ensure_future(ask())  # kept: a loop holds its tasks weakly
+            self._asking = asyncio.ensure_future(ask())  # a reference is kept, because a loop holds its tasks weakly
 
     def _answered_late(self, doing: str, *, commits: bool) -> None:
-        """Judge an answer that came though the server was asked to cancel the statement.
+        """Handle an answer that came although the server was asked to cancel the statement.
 
         The cancel request may reach the next statement, so the connection is not used again.
 
         Raises:
-            OutcomeUnknown: It was a commit: one that waits for a replica, and is cancelled, is answered as done.
+            OutcomeUnknown: The statement was a commit: if it waits for a replica when it is cancelled, the server
+                answers that it is done.
         """
         self._asked = None
         self.state_unknown = True
@@ -459,12 +464,13 @@ class Session:
             raise OutcomeUnknown(f"{doing}: {NO_ANSWER}: {UNKNOWN}")
 
     def _told(self, exc: BaseException, doing: str, *, commits: bool) -> Exception:
-        """What a driver's exception means.
+        """Return pqcore's error for a driver's exception.
 
         Args:
-            exc: The exception.
-            doing: What was under way.
-            commits: Whether that commits: if the connection is lost before it answers, nobody knows whether it did.
+            exc: The driver's exception.
+            doing: The name of the call.
+            commits: Whether the call commits; then, if the connection is lost before the answer, the outcome is
+                unknown.
         """
         usable = self.usable()
         error = translate(exc, doing, lost=not usable)
@@ -486,7 +492,7 @@ class Session:
             result: Any = method(*arguments)
             if self.suspends:
                 result = await (bounded(result, self) if self._bounds else result)
-        except PQError:  # which may be an OSError too
+        except PQError:  # a PQError may be an OSError, too
             raise
         except self._errors as exc:
             raise self._told(exc, doing, commits=doing == "commit") from exc

@@ -1,4 +1,4 @@
-"""Waiting on the caller's only connection: see `pqcore.db.listener` for how puts find out that somebody waits."""
+"""Waiting on the caller's only connection; `pqcore.db.listener` explains how puts find out that somebody waits."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ async def _nothing(session: Session) -> None:
 
 
 class SharedConnectionListener(Channels):
-    """Waiting on the caller's only connection, in turn with everything else on it.
+    """A listener on the caller's only connection, which takes turns with everything else on the connection.
 
-    Nothing runs in the background: the waiter looks at the socket itself, and
-    what arrived is read whenever the connection is given back.  The trigger does
-    not see the lock of its own session, so puts on the connection itself always
-    notify meanwhile: another task may wait on it.
+    Nothing runs in the background: the waiter polls the socket itself, and notifications are read whenever the
+    connection is given back. The trigger does not see the lock of its own session. So puts on this connection always
+    notify meanwhile, because another task may wait on it.
     """
 
     def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
@@ -41,15 +40,15 @@ class SharedConnectionListener(Channels):
         self._source = source
         self._runtime = runtime
         self._able = able
-        self._notifies = False  # whether it was us who had it so
+        self._notifies = False  # whether this listener turned notifications on
         self.crowd = 1
         source.on_release = self._read
 
     async def listen(self, channel: str, seconds: float) -> bool:
-        """See `Listener.listen`; not within a transaction of the caller's, where nothing arrives."""
+        """See `Listener.listen`; this does nothing within a caller's transaction, in which no notification arrives."""
         if time.monotonic() < self._retry_at or len(self._channels) >= channels.MOST:
             return False
-        try:  # lending it looks whether a pooler is in between
+        try:  # lending the connection checks for a pooler
             return await self._lent(min(seconds, channels.REGISTER), lambda session: self._listen(session, channel))
         except PoolTimeout:  # another thread or task uses it
             return False
@@ -73,7 +72,7 @@ class SharedConnectionListener(Channels):
         return True
 
     async def wait(self, channel: str, ticket: int, seconds: float, *, reads: bool = True) -> None:
-        """See `Listener.wait`; each waiter looks at the socket."""
+        """See `Listener.wait`; each waiter polls the socket."""
         self._settle(channel)
         deadline = time.monotonic() + self._pause(channel, seconds)
         session = self._source.session
@@ -84,8 +83,9 @@ class SharedConnectionListener(Channels):
             self._waited[channel] = time.monotonic()
             await session.wait(min(left, channels.SLICE))
             try:
-                await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)  # what arrived is read at its end
-            except PoolTimeout:  # another thread or task uses it, and reads what arrived when it gives it back
+                # arrived notifications are read at the end of the loan
+                await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
+            except PoolTimeout:  # another thread or task uses it, and reads notifications when it gives it back
                 return
         self._settle(channel)
 
@@ -94,13 +94,13 @@ class SharedConnectionListener(Channels):
         await self._runtime.sleep(seconds)
 
     async def close(self) -> None:
-        """Nothing to close: the connection is the caller's."""
+        """Close nothing, because the connection is the caller's."""
 
     async def end(self) -> None:
-        """End nothing: the connection is the caller's."""
+        """End nothing, because the connection is the caller's."""
 
     def end_from_afar(self) -> None:
-        """End nothing: the connection is the caller's."""
+        """End nothing, because the connection is the caller's."""
 
     async def _read(self, session: Session) -> None:
         if not self._channels or session.in_transaction():
@@ -120,5 +120,5 @@ class SharedConnectionListener(Channels):
             if self._notifies and not self._channels:
                 await session.execute(session.sql.notify_waiters)
                 self._notifies = False
-        except PQError:  # not the fault of what was done on it
+        except PQError:  # the error does not concern the work that was done
             logger.debug("what was waited on stays locked", exc_info=True)

@@ -1,12 +1,11 @@
-"""A look at the table that all waiters share which no notification can wake.
+"""A look at the table that is shared by all waiters which no notification can wake.
 
-Behind a pooler, and on more queues than may be registered, waiters poll.  If each did, ten thousand waiters
-would keep a server busy, and hear late.  So one of them leads: it asks for the queues of all, in one statement,
-and wakes the waiters of those that have a job.  Each of them then takes by itself.
+Waiters poll behind a pooler, and on queues beyond the largest number of registered channels. If each waiter polled, ten
+thousand waiters would load the server, and hear late. So one waiter leads: it asks for the queues of all in one
+statement, and wakes the waiters whose queues have a job. Each woken waiter then takes by itself.
 
-The leader is no thread or task of its own.  When it leaves, because it was woken, is out of time or was
-cancelled, another waiter is stirred to lead.  A leader that is cut off between the two is missed by the next
-waiter that comes.
+The leader is not a separate thread or task. When it leaves, because it was woken, timed out or was cancelled, it stirs
+another waiter to lead. If a leader is cut off before it has stirred another, the next waiter that comes takes over.
 """
 
 from __future__ import annotations
@@ -21,31 +20,32 @@ from pqcore.errors import PQError
 BLIND_POLL = 0.25
 """Seconds between looks while nothing can wake a waiter."""
 LOOKS = 1_000.0
-"""Looks per second that the waiters of a `PQ` make by polling, at most, all together."""
+"""The largest number of polling looks per second by all waiters of a `PQ` together."""
 CHUNK = 1_000
-"""Queues that one statement asks for, at most."""
+"""The largest number of queues in one statement."""
 NAMES = 15_000.0
-"""Queues per second that the shared look asks for, at most."""
+"""The largest number of queues per second that the shared look asks for."""
 OWN_LOOK = 15.0
 """Seconds after which a waiter that shares the look also looks by itself, and tries again to be notified."""
 OWN_LOOKS = 100.0
-"""Such looks per second, at most, all together."""
+"""The largest number of such looks per second, by all waiters together."""
 GRACE = 5.0
 """Seconds by which a leader may be late before another waiter leads."""
 LOOKING = 75.0
-"""Seconds that a look may take before another waiter leads: more than a statement waits for its answer by default."""
+"""Seconds that a look may take before another waiter leads; this is more than a statement's default time for an answer.
+"""
 
 Look = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-"""Given names of queues, gives those that have a job."""
+"""A function that returns, of some names of queues, those of queues with a job."""
 
 
 class Sharer:
-    """A waiter that shares the look: an `Event`, which may also be stirred.
+    """A waiter that shares the look: an `Event` that can also be stirred.
 
     Args:
         queue: The name of the queue.
         channel: The queue's channel.
-        make: Makes an event.
+        make: A function that makes an event.
 
     Attributes:
         woken: Whether the event is set.
@@ -60,15 +60,15 @@ class Sharer:
 
     def set(self) -> None:
         """Wake the waiter, which then looks."""
-        self.woken = True  # first: the event may be replaced meanwhile
+        self.woken = True  # set first, because the event may be replaced meanwhile
         self._event.set()
 
     def stir(self) -> None:
-        """Have the waiter see whether it leads."""
+        """Make the waiter check whether it leads."""
         self._event.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until set or stirred, for at most ``seconds``; whether it is set."""
+        """Wait until set or stirred, for at most ``seconds``; return whether it is set."""
         if await self._event.wait(seconds):
             self._event = self._make()
         return self.woken
@@ -78,24 +78,26 @@ class SharedLook:
     """The waiters that share the look, and their leader.
 
     Args:
-        wake: Wakes all waiters of a channel.
+        wake: A function that wakes all waiters on a channel.
     """
 
     def __init__(self, wake: Callable[[str], None]) -> None:
         self._wake = wake
         self._lock = Lock()
-        self._sharers: dict[Sharer, None] = {}  # in the order in which they came
+        self._sharers: dict[Sharer, None] = {}  # in the order of their arrival
         self._leader: Sharer | None = None
         self._due = 0.0  # when the next look is due
-        self._missed_at = 0.0  # when the leader is believed to be gone
+        self._missed_at = 0.0  # when the leader counts as gone
 
     async def wait(self, sharer: Sharer, seconds: float, look: Look) -> None:
-        """Wait until a waiter is woken, for at most ``seconds``; may return early, to look at the table.
+        """Wait until a waiter is woken, for at most ``seconds``.
+
+        The call may return early, so that the caller looks at the table.
 
         Args:
             sharer: The waiter.
-            seconds: How long to wait, at most.
-            look: How to look, if this waiter leads.
+            seconds: The largest number of seconds to wait.
+            look: The function that looks, if this waiter leads.
         """
         deadline = time.monotonic() + min(seconds, max(OWN_LOOK, len(self._sharers) / OWN_LOOKS))
         try:
@@ -118,7 +120,7 @@ class SharedLook:
             self._sharers[sharer] = None
             if self._leader is None or now > self._missed_at:
                 self._leader = sharer
-                self._due = now + BLIND_POLL  # it has just looked
+                self._due = now + BLIND_POLL  # this waiter has just looked
                 self._missed_at = self._due + GRACE
 
     def _leave(self, sharer: Sharer) -> None:
@@ -126,14 +128,14 @@ class SharedLook:
             self._sharers.pop(sharer, None)
             if self._leader is not sharer:
                 return
-            # The one that came last, as it may stay for longest.
+            # The waiter that came last is chosen, because it may stay longest.
             heir = self._leader = next(reversed(self._sharers), None)
             self._missed_at = time.monotonic() + GRACE
         if heir is not None:
             heir.stir()
 
     async def _look(self, look: Look) -> None:
-        """Ask for the queues of all, and wake the waiters of those that have a job."""
+        """Ask for the queues of all waiters, and wake the waiters whose queues have a job."""
         waiting: dict[str, list[Sharer]] = {}
         with self._lock:
             for sharer in self._sharers:
@@ -143,9 +145,10 @@ class SharedLook:
             for start in range(0, len(names), CHUNK):
                 for name in await look(names[start : start + CHUNK]):
                     woken += self._wake_all(waiting[name])
-        except PQError:  # each looks by itself, and is told
+        except PQError:  # each waiter looks by itself, and gets the error
             woken = sum(map(self._wake_all, waiting.values()))
-        # What is found, and cannot be taken, is found again: so the pause is as long as their looks may take.
+        # A job that is found but cannot be taken is found again. So the pause is as long as the waiters' own looks may
+        # take.
         self._due = time.monotonic() + max(BLIND_POLL, len(names) / NAMES, woken / LOOKS)
 
     def _wake_all(self, sharers: Sequence[Sharer]) -> int:

@@ -1,12 +1,12 @@
-"""Which thread reads the socket of a listening connection: one that waits for a notification, or the listener's own.
+"""The turn to read the socket of a listening connection: a waiting thread has it, or the listener's own thread.
 
-A thread that waits reads the socket itself, so no other thread has to be scheduled between the notification and the
-caller. It reads for all waiters of the process: it wakes those that come meanwhile. When it leaves while others wait,
-the listener's own thread reads, until another waiter comes.
+A waiting thread reads the socket itself, so that no other thread must be scheduled between the notification and the
+caller. This thread reads for all waiters of the process, and wakes those whose notifications come meanwhile. When it
+leaves while others wait, the listener's own thread reads until another waiter comes.
 
-The listener's own thread waits on an epoll(7) object of its own. Waiters change what that object looks for on the
-socket: so the turn passes without waking a thread. Once per `pqcore.db.channels.SLICE` that thread reads
-in any case. So a waiter that was interrupted at any line, and left its turn as it was, delays others by that time.
+The listener's own thread waits on a separate epoll(7) object. Waiters change which events of the socket that object
+watches, so the turn passes without waking a thread. Every `pqcore.db.channels.SLICE` seconds, that thread reads in any
+case. So a waiter that was interrupted and kept its turn delays others by at most that time.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from pqcore.db.session import Session
 
 GRACE = 1.0
-"""Seconds by which a waiter may be late, before another takes the turn that it did not leave."""
+"""Seconds by which a waiter may be late before another takes the turn that it did not leave."""
 
 
 def turn_for(session: Session) -> SocketTurn | None:
     """Return the turn to read a session's socket.
 
     Returns:
-        None where the listener's own thread reads always: over an asynchronous driver, over one that does not tell its
-        socket, and on a system without epoll(7), or under a library such as gevent that takes it away.
+        Return None if the listener's own thread always reads. That is so for asynchronous drivers, for drivers that do
+        not give their socket, without epoll(7), and under a library such as gevent that removes epoll(7).
     """
     if session.suspends or not hasattr(session.driver, "fileno"):
         return None
@@ -63,8 +63,8 @@ class SocketTurn:
         self._reader: ref[ReadingWaiter] | None = None
         self._over = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._idle = select.epoll()  # where the listener's own thread waits
-        self._reading = select.epoll()  # where the reader waits
+        self._idle = select.epoll()  # the listener's own thread waits on this object
+        self._reading = select.epoll()  # the reader waits on this object
         self._idle.register(fileno, select.EPOLLIN)
         self._reading.register(fileno, select.EPOLLIN)
         self._reading.register(self._bell, select.EPOLLIN)
@@ -74,15 +74,15 @@ class SocketTurn:
             os.close(self._bell)
 
     def wait_idle(self, seconds: float) -> None:
-        """Wait, in the listener's own thread, until there is something to read that no waiter reads.
+        """Wait, in the listener's own thread, until the socket has data that no waiter reads.
 
         Args:
-            seconds: How long, at most.
+            seconds: The largest number of seconds to wait.
         """
         self._idle.poll(seconds)
 
     def read_for_others(self) -> None:
-        """Have the listener's own thread read, unless a waiter does: others wait."""
+        """Make the listener's own thread read for the other waiters, unless a waiter reads."""
         with self._lock:
             if self._current() is None:
                 self._watch_idle(select.EPOLLIN)
@@ -96,7 +96,7 @@ class SocketTurn:
             self._idle.modify(self._fileno, events)
 
     def take(self, waiter: ReadingWaiter) -> bool:
-        """Give a waiter the turn, unless another waiter has it; whether it was given."""
+        """Give a waiter the turn, unless another waiter has it; return whether it was given."""
         with self._lock:
             if self._current() is not None:
                 return False
@@ -105,16 +105,19 @@ class SocketTurn:
             return True
 
     def leave(self, waiter: Event) -> None:
-        """Take the turn from a waiter, if it has it. Then the caller calls `read_for_others`, if others wait."""
+        """Take the turn from a waiter, if the waiter has it.
+
+        If others wait, the caller must then call `read_for_others`.
+        """
         if self._reader is not None and self._reader() is waiter:
             with self._lock:
                 self._reader = None
 
     def poll(self, seconds: float) -> bool:
-        """Wait until there is something to read, or `ring` is called, for at most ``seconds``.
+        """Wait until the socket has data, or `ring` is called, for at most ``seconds``.
 
         Returns:
-            Whether there is something to read.
+            Whether the socket has data.
         """
         readable = False
         for fileno, _ in self._reading.poll(seconds):
@@ -127,7 +130,7 @@ class SocketTurn:
         return readable
 
     def end(self) -> None:
-        """Wake all that wait for the socket, as its connection was closed: epoll(7) forgets a closed socket."""
+        """Wake all threads that wait for the socket, because its connection was closed, and epoll(7) forgets it."""
         self._over = True
         with suppress(OSError):
             self._idle.register(self._bell, select.EPOLLIN)
@@ -144,11 +147,11 @@ class ReadingWaiter:
 
     Args:
         turn: The turn to read.
-        event: What it waits for while another reads.
-        read: Reads what arrived, within a number of seconds, and wakes all waiters that it concerns.
+        event: The event to wait for while another thread reads.
+        read: A function that reads what arrives within a number of seconds, and wakes all waiters concerned.
 
     Attributes:
-        over_at: When its turn is over, should it not leave it, by the monotonic clock.
+        over_at: When the turn ends if the waiter does not leave it, by the monotonic clock.
     """
 
     def __init__(self, turn: SocketTurn, event: Event, read: Callable[[float], Awaitable[None]]) -> None:
@@ -161,13 +164,16 @@ class ReadingWaiter:
 
     def set(self) -> None:
         """Wake the waiter."""
-        self._is_set = True  # first: the waiter looks for this after it has said that it polls
+        self._is_set = True  # set first, because the waiter checks this after it has announced that it polls
         self._event.set()
         if self._polls:
             self._turn.ring()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until set, for at most ``seconds``; whether it is set. Read what arrives, unless another waiter does."""
+        """Wait until set, for at most ``seconds``; return whether it is set.
+
+        Read what arrives, unless another waiter does.
+        """
         deadline = time.monotonic() + seconds
         self.over_at = deadline + GRACE
         if not self._turn.take(self):

@@ -1,4 +1,4 @@
-"""Where sessions come from: a DSN, a connection of the caller's, or a pool of the caller's."""
+"""Sources of sessions: a DSN, a caller's connection, or a caller's pool."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LEFT = "the server takes no more writes: its connections are replaced"
 
 
 class Loan(list[Session]):
-    """The use of one session by one operation, or by one ``with`` block: a list of the session, or of none.
+    """The use of one session by one operation, or by one ``with`` block: a list with the session, or an empty list.
 
-    An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step,
-    with ``append(pop())``, and what gives it back holds it in no variable of its own, which a traceback would keep.
-    A session that is interrupted on its way belongs to nobody then: it is closed, and no longer counted.
-    The loan is itself the list, as each operation makes one.
+    An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step, with
+    ``append(pop())``. Code that gives it back holds it in no variable, which a traceback would keep. If an interrupt
+    comes during a move, the session belongs to nobody: it is closed, and no longer counted. The loan itself is the
+    list, because each operation makes one.
 
     Attributes:
         idle: Whether the session is known to have been in no transaction when it was lent.
     """
 
     idle = False
-    # Two loans of one session are two.
+    # Two loans of one session are not equal.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -44,46 +44,52 @@ class Loan(list[Session]):
         return self[-1]
 
     def abort(self) -> None:
-        """Break the connection off, if there is one: what is under way on it fails."""
+        """Close the connection, if there is one, so that its running call fails."""
         for session in list(self):
             session.abort()
 
 
 class SessionSource(Protocol):
-    """Lends sessions.
+    """A lender of sessions.
 
     Attributes:
-        may_have_open_transaction: Whether a session may come with a transaction of the caller's open.
-        seeks_primary: Whether a new connection leads to a server that takes writes, where there are several.
+        may_have_open_transaction: Whether a session may come with an open transaction of the caller.
+        seeks_primary: Whether a new connection leads to a server that takes writes, if there are several servers.
     """
 
     may_have_open_transaction: bool
     seeks_primary: bool
 
     def lend(self, loan: Loan) -> bool:
-        """Give the loan a session if that takes no wait; whether it can be used. If not, `acquire` is called."""
+        """Give the loan a session if that needs no wait; return whether it succeeded.
+
+        Otherwise the caller calls `acquire`.
+        """
         return False
 
     def take_back(self, loan: Loan) -> bool:
-        """Take a session back, known to be usable and in no transaction, if that takes no wait; whether it did."""
+        """Take a session back that is usable and in no transaction, if that needs no wait.
+
+        Return whether it succeeded.
+        """
         return False
 
     async def acquire(self, loan: Loan) -> None:
-        """Give the loan a session. If that fails, `release` is called all the same."""
+        """Give the loan a session. If this fails, the caller still calls `release`."""
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
-        """Take the session of a loan back, if it has one; may be called again after an interrupt.
+        """Take the session of a loan back, if the loan has one; the call may be repeated after an interrupt.
 
         Args:
             loan: The loan.
-            sound: Whether the session is known to be usable, and in no transaction of ours.
+            sound: Whether the session is known to be usable, and in no transaction of pqcore.
         """
 
     def lose(self, loan: Loan) -> bool:
-        """Close the session of a loan without waiting for the server; whether that can be done."""
+        """Close the session of a loan without waiting for the server; return whether that is possible."""
 
     async def listener(self) -> Session | None:
-        """A session that nobody else uses, to listen on; None if there is none to be had."""
+        """Return a session that nobody else uses, for LISTEN; None if none is available."""
 
     async def close(self) -> None: ...
 
@@ -93,12 +99,12 @@ async def lent(
     work: Callable[[Session], Awaitable[T]],
     acquire: Callable[[Loan], Awaitable[None]] | None = None,
 ) -> T:
-    """Do some work with a session, which is given back whatever happens.
+    """Do some work with a session, which is given back in every case.
 
     Args:
-        source: Lends the session.
-        work: Gives what is awaited.
-        acquire: Gives the loan a session; None for the source's own way.
+        source: The lender of the session.
+        work: A function that returns what is awaited.
+        acquire: A function that gives the loan a session; None for the source's own method.
     """
     loan = Loan()
     try:
@@ -112,14 +118,14 @@ async def lent(
 
 
 class AdoptedPool(SessionSource):
-    """A pool of the caller's.
+    """A caller's pool.
 
-    Some raise an error when all of their connections are in use; then we ask
-    again, for ``timeout`` seconds.
+    Some pools raise an error when all their connections are in use; then this class tries again, for ``timeout``
+    seconds.
     """
 
     may_have_open_transaction = True
-    seeks_primary = False  # nobody knows
+    seeks_primary = False  # unknown
 
     def __init__(self, opener: BackendAdapter, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener
@@ -134,7 +140,7 @@ class AdoptedPool(SessionSource):
             await self._borrow(loan)
 
     async def _borrow(self, loan: Loan) -> bool:
-        """Take a connection of the pool; whether it can be used as it is."""
+        """Take a connection of the pool; return whether it can be used as it is."""
         deadline = time.monotonic() + self._timeout
         driver: Any = None
         while True:
@@ -165,7 +171,7 @@ class AdoptedPool(SessionSource):
             if loan.session.read_only and not await loan.session.writes():
                 logger.warning(LEFT)
                 self._opener.leave()
-                await discard(loan.session)  # for which the pool opens another
+                await discard(loan.session)  # the pool replaces it by another
             await loan.session.leave()
         except BaseException:
             await self._give_back(loan)
@@ -179,7 +185,7 @@ class AdoptedPool(SessionSource):
             await self._opener.call("release", self._pool, driver)
             return
         try:
-            loan.clear()  # before: the pool may lend it to another thread at any moment
+            loan.clear()  # cleared first, because the pool may lend it to another thread at any moment
             self._opener.call_blocking("release", self._pool, driver)
         except BaseException as exc:
             loan.clear()
@@ -199,9 +205,9 @@ class AdoptedPool(SessionSource):
 
 
 class AdoptedConnection(SessionSource):
-    """One connection of the caller's, for one at a time; others wait for it for ``timeout`` seconds.
+    """One connection of the caller, for one user at a time; other users wait up to ``timeout`` seconds.
 
-    A thread that uses it may use it again meanwhile, as a generator within put_many does.
+    The thread that uses the connection may use it again meanwhile, as a generator within put_many does.
     """
 
     may_have_open_transaction = True
@@ -224,11 +230,11 @@ class AdoptedConnection(SessionSource):
         """Give the loan the connection.
 
         Args:
-            seconds: How long to wait until others have given it back.
+            seconds: The largest number of seconds to wait until others have given it back.
             loan: The loan.
 
         Raises:
-            PoolTimeout: They have not.
+            PoolTimeout: Others have not given the connection back in time.
         """
         again = self._lock.mine()
         if not again and not await self._lock.enter_within(seconds):
@@ -284,41 +290,41 @@ class AdoptedConnection(SessionSource):
 
 
 class ConnectionProvider(ABC):
-    """Who keeps connections, and says which is to be used here and now: a framework that has one a thread.
+    """A keeper of connections that chooses one for each use, such as a framework with one connection for each thread.
 
-    Given to `PQ` instead of a DSN. What is done on a connection is part of the transaction that it
-    is in; the framework begins transactions, ends them, and opens and closes connections.
+    It is given to `PQ` instead of a DSN. Operations on a connection join its transaction. The framework begins and ends
+    transactions, and opens and closes connections.
 
     Attributes:
-        backend: The name of the backend of its driver.
+        backend: The name of the backend for its driver.
     """
 
     backend: str
 
     @abstractmethod
     def dsn(self) -> str:
-        """Where a worker opens connections of its own."""
+        """Return the DSN with which a worker opens its own connections."""
 
     @abstractmethod
     def lend(self, wrap: Callable[[object], Session]) -> Session:
-        """The session of the connection of the running thread.
+        """Return the session of the running thread's connection.
 
-        ``callers`` is set on it if its driver begins a transaction with the first statement.
+        ``callers`` is set on the session if its driver begins a transaction with the first statement.
 
         Args:
-            wrap: Makes the session of a driver's connection; once a connection is enough.
+            wrap: A function that makes the session of a driver's connection; one call for each connection is enough.
 
         Raises:
-            PQError: It cannot be opened.
+            PQError: The connection cannot be opened.
         """
 
     @abstractmethod
     def failed(self, session: Session) -> None:
-        """Hear that something failed on a connection that was lent, which may be lost."""
+        """Handle a failure on a lent connection, which may be lost."""
 
 
 class ProvidedConnections(SessionSource):
-    """Connections that a framework keeps."""
+    """The connections that a framework keeps."""
 
     may_have_open_transaction = True
     seeks_primary = False
@@ -331,7 +337,8 @@ class ProvidedConnections(SessionSource):
         session = self._lender.lend(self._opener.wrap)
         loan.append(session)
         if session.caller_owned and not session.in_transaction():
-            await session.execute(session.sql.ping)  # so that what follows is found to be in the framework's
+            # so that later statements are found to be in the framework's transaction
+            await session.execute(session.sql.ping)
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
         if loan and not sound:
@@ -345,11 +352,11 @@ class ProvidedConnections(SessionSource):
         return None
 
     async def close(self) -> None:
-        """Close nothing: they are the framework's."""
+        """Close nothing, because the connections are the framework's."""
 
 
 def _reached(exc: BaseException, pool: object) -> bool:
-    """Whether an interrupt came to a pool's own code, and not on the way there."""
+    """Return whether an interrupt hit a pool's own code, and not the way to it."""
     package, at = type(bare(pool)).__module__.partition(".")[0], exc.__traceback__
     while at is not None:
         if str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == package:
@@ -360,5 +367,5 @@ def _reached(exc: BaseException, pool: object) -> bool:
 
 async def discard(session: Session) -> None:
     """Close a session that nobody uses any more."""
-    with suppress(PQError):  # it may have been lost before
+    with suppress(PQError):  # the session may have been lost before
         await session.close()

@@ -1,7 +1,7 @@
-"""Lines of calls of tasks; see `pqcore.db.group_commit`.
+"""Lines for calls of tasks; see `pqcore.db.group_commit`.
 
-What goes together runs in a task of its own, with no context variables of anybody's; callers await bare futures.  A
-caller that is cancelled takes nobody along: its call leaves the line, or its answer finds nobody.
+A group runs in a separate task, without any caller's context variables; callers await bare futures. A cancelled caller
+affects no other: its call leaves the line, or its answer is dropped.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ logger = logging.getLogger("pqcore")
 
 
 class TaskLine:
-    """The calls of one operation, of one event loop.
+    """The calls of one operation, in one event loop.
 
     Args:
-        runner: Runs a statement.
-        together: What several calls ask for.
+        runner: A function that runs a statement.
+        together: The operation that the calls ask for.
 
     Attributes:
         since: See `pqcore.db.group_commit.Line`.
-        waiting: The calls that wait to travel: where the answer of each goes, and what it carries.
-        runner: The same.
-        together: The same.
-        rest: Whether calls go by themselves for a while.
-        claimed: The calls that are under way, where their answers are undone if their callers are gone.
-        undone: What callers wait for that were cancelled while their calls were under way.
+        waiting: The calls that wait for a group: the future of the answer, and the value.
+        runner: The function that runs a statement.
+        together: The operation that the calls ask for.
+        rest: The switch that makes calls run by themselves for a while.
+        claimed: The running calls, if the answers of callers that are gone are undone.
+        undone: The futures of callers that were cancelled while their calls were running.
     """
 
     def __init__(self, runner: Runner, together: Together) -> None:
@@ -53,13 +53,13 @@ class TaskLine:
         self._loop = ref(asyncio.get_running_loop())
         self._process = process_id()
         self._timer: asyncio.TimerHandle | None = None
-        self._travelling: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
+        self._travelling: set[asyncio.Task[None]] = set()  # references are kept, because a loop holds its tasks weakly
 
     def is_here(self) -> bool:
-        process = current.id if unforked_page[0] else process_id()  # for each operation, so no call
+        process = current.id if unforked_page[0] else process_id()  # inlined, because each operation runs this
         try:
             return self._process == process and asyncio.get_running_loop() is self._loop()
-        except RuntimeError:  # none runs
+        except RuntimeError:  # no event loop runs
             return False
 
     def end(self, began: float) -> None:
@@ -67,13 +67,16 @@ class TaskLine:
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Have those that wait go together; if nobody waits, the line is free."""
+        """Send the waiting calls as a group; if nobody waits, the line is free."""
         self.since = 0.0
         if self.is_waited_for():
             self._set_off()
 
     def is_waited_for(self) -> bool:
-        """Whether anybody waits. Calls that were cancelled leave: no task begins for them, as their loop may end."""
+        """Return whether any caller waits.
+
+        Cancelled calls are removed: no task is started for them, because their loop may end.
+        """
         waiting = self.waiting
         while waiting and waiting[0][0].done():
             waiting.popleft()
@@ -86,7 +89,7 @@ class TaskLine:
             return future
         self.waiting.append((future, value))
         if self.since == CROWDED:
-            self._set_off()  # with the next turn of the loop: those that run in this one travel too
+            self._set_off()  # in the next turn of the loop, so that calls made in this turn join
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(group_commit.PATIENCE, self._look)
         return future if self.together.undo is None else self._answer(future)
@@ -96,7 +99,7 @@ class TaskLine:
         try:
             return await future
         except asyncio.CancelledError:
-            if not future.cancelled():  # it was cancelled after the answer came, and before it had it
+            if not future.cancelled():  # the caller was cancelled after the answer came, and before the caller had it
                 if future.exception() is None:
                     await outlast(asyncio.ensure_future(self._undo([future.result()])), runtime.UNDOING)
             elif future in self.claimed:
@@ -114,14 +117,14 @@ class TaskLine:
                 logger.warning("what was done for callers that were cancelled is not undone: %s", exc)
 
     async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
-        """Undo what was done for callers that were cancelled meanwhile, who wait for that."""
+        """Undo the effects for callers that were cancelled meanwhile, and that wait for this."""
         try:
             await self._undo(answers)
         finally:
             self.let_go(futures)
 
     def let_go(self, futures: Collection[asyncio.Future[Any]]) -> None:
-        """Take note that calls are no longer under way, and tell those of their callers that were cancelled."""
+        """Record that calls are no longer running, and tell their cancelled callers."""
         self.claimed.difference_update(futures)
         for future in futures:
             if (over := self.undone.get(future)) is not None and not over.done():
@@ -130,18 +133,18 @@ class TaskLine:
     def start(
         self, work: Coroutine[Any, Any, None], forget: Callable[[asyncio.Task[None]], object] | None = None
     ) -> None:
-        """Run some work in a task of its own, with no context variables of anybody's.
+        """Run some work in a separate task, without any caller's context variables.
 
         Args:
             work: The work.
-            forget: Called as it ends.
+            forget: A function that is called as the task ends.
         """
         task = Context().run(asyncio.get_running_loop().create_task, work)
         self._travelling.add(task)
         task.add_done_callback(forget or self._travelling.discard)
 
     def _look(self) -> None:
-        """Open the line, if a statement takes long for which calls wait."""
+        """Open the line if a statement takes long while calls wait."""
         self._timer = None
         if not self.is_waited_for():
             return
@@ -156,7 +159,7 @@ class TaskLine:
         self.start(self._travel(), self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        """Forget a task that sent groups; if somebody cancelled it, as all tasks of the loop, have another go on."""
+        """Forget a task that sent groups; if it was cancelled, like all tasks of the loop, let another continue."""
         self._travelling.discard(task)
         if task.cancelled():
             self.pass_on()
@@ -168,10 +171,10 @@ class TaskLine:
 
 
 class _Group:
-    """Calls that travel together.
+    """Calls that share a statement.
 
     Args:
-        line: Whence.
+        line: The line of the calls.
     """
 
     def __init__(self, line: TaskLine) -> None:
@@ -180,7 +183,7 @@ class _Group:
         self._futures: list[asyncio.Future[Any]] = []
 
     async def go(self) -> bool:
-        """Send what waits; return whether calls wait that the same task is to send next."""
+        """Send the waiting calls; return whether more calls wait for this task to send next."""
         line = self._line
         came = len(line.waiting)
         try:
@@ -202,8 +205,8 @@ class _Group:
                 found = dict(zip(self._futures, answers, strict=True))
                 line.start(line.undo(gone, [found[future] for future in gone]))
         if line.since == self._began and len(self._futures) > 1:
-            await asyncio.sleep(0)  # callers that were answered may call again, and then travel too
-        if line.since != self._began:  # it was opened, and another sends what waits
+            await asyncio.sleep(0)  # answered callers may call again, and then join, too
+        if line.since != self._began:  # the line was opened, and another task sends the waiting calls
             return False
         if line.is_waited_for():
             line.since = NOT_YET
@@ -218,14 +221,14 @@ class _Group:
         return await self._line.together.run(session, values)
 
     def _claim(self) -> list[Any]:
-        """Take calls out of the line, in their order, and return their values."""
+        """Take calls out of the line, in order, and return their values."""
         line, size = self._line, 0
         values: list[Any] = []
         line.since = self._began = time.monotonic()
         waiting, futures = line.waiting, self._futures
         while waiting:
             future, value = waiting.popleft()
-            if future.done():  # cancelled
+            if future.done():  # the caller was cancelled
                 continue
             size += len(value)
             if values and (size > line.together.most or len(values) == MOST_CALLS):
@@ -255,11 +258,13 @@ class _Group:
 
 
 async def outlast(task: asyncio.Future[Any], seconds: float) -> bool:
-    """Wait for a task to end, though the waiter is cancelled again: that cancellation is already owed.
+    """Wait for a task to end, even if the waiter is cancelled again.
+
+    The waiter raises the first cancellation in any case.
 
     Args:
         task: The task.
-        seconds: For how long, at most.
+        seconds: The largest number of seconds to wait.
 
     Returns:
         Whether the task ended.

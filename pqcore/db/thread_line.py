@@ -1,11 +1,11 @@
-"""Lines of calls of threads; see `pqcore.db.group_commit`.
+"""Lines for calls of threads; see `pqcore.db.group_commit`.
 
-No thread is ours.  One of the callers leads: it sends what waits, its own call among it, and answers the others.  Then
-it appoints the first of those that came meanwhile, and returns.
+pqcore starts no thread for this. One of the callers leads: it sends the waiting calls, including its own, and answers
+the others. Then it appoints the first caller that came meanwhile, and returns.
 
-An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread.  So each step can be done again, the
-answers are given in nested ``finally`` clauses, and when the group is deleted; and each wait has a bound, after which
-the waiter looks for itself, and leads if nobody does.
+An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread. So each step can be repeated. Answers
+are given in nested ``finally`` clauses, and when the group is deleted. Each wait has a bound, after which the waiter
+checks for itself, and leads if nobody else does.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pqcore.db.sources import Loan
 from pqcore.errors import PQError
 
 LOOK_AGAIN = 1.0
-"""Seconds after which a caller whose call is under way looks whether it was answered, and not told."""
+"""Seconds after which a caller checks whether its running call was answered without waking it."""
 
 
 class _Call:
-    """A call of a thread.
+    """A thread's call.
 
     Attributes:
-        value: What it carries.
-        bell: Locked while there is nothing to look at.
-        claimed: Whether a leader has taken it.
-        gone: Whether its caller was interrupted, and takes no answer.
-        settled: Whether it has its answer.
+        value: The value of the call.
+        bell: A lock that is held while the caller has nothing to check.
+        claimed: Whether a leader has taken the call.
+        gone: Whether the caller was interrupted, and takes no answer.
+        settled: Whether the call has its answer.
         answer: The answer, or the error.
     """
 
@@ -51,26 +51,26 @@ class _Call:
         self.bell.acquire()
 
     def ring(self) -> None:
-        """Have the caller look."""
+        """Make the caller check."""
         try:  # noqa: SIM105 - for each call, so no context manager
             self.bell.release()
-        except RuntimeError:  # it was rung before
+        except RuntimeError:  # the bell was rung before
             pass
 
 
 class ThreadLine:
-    """The calls of one operation, of one process.
+    """The calls of one operation, in one process.
 
     Args:
-        runner: Runs a statement.
-        together: What several calls ask for.
+        runner: A function that runs a statement.
+        together: The operation that the calls ask for.
 
     Attributes:
         since: See `pqcore.db.group_commit.Line`.
-        waiting: The calls that wait to travel.
-        rest: Whether calls go by themselves for a while.
-        runner: The same.
-        together: The same.
+        waiting: The calls that wait for a group.
+        rest: The switch that makes calls run by themselves for a while.
+        runner: The function that runs a statement.
+        together: The operation that the calls ask for.
     """
 
     def __init__(self, runner: Runner, together: Together) -> None:
@@ -82,14 +82,15 @@ class ThreadLine:
         self.waiting: deque[_Call] = deque()
 
     def is_here(self) -> bool:
-        return self._process == (current.id if unforked_page[0] else process_id())  # for each operation, so no call
+        # inlined, because each operation runs this
+        return self._process == (current.id if unforked_page[0] else process_id())
 
     def end(self, began: float) -> None:
         if self.since == began:
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Have the first of those that wait lead; if there is none, the line is free."""
+        """Make the first waiting caller lead; if nobody waits, the line is free."""
         while True:
             with suppress(IndexError):
                 first = self.waiting[0]
@@ -97,7 +98,7 @@ class ThreadLine:
                 first.ring()
                 return
             self.since = 0.0
-            if not self.waiting:  # else a call came in between, and has seen no free line
+            if not self.waiting:  # otherwise a call came in between, and has seen that the line is busy
                 return
 
     async def join(self, value: Any) -> Any:
@@ -119,7 +120,8 @@ class ThreadLine:
                     if not rung and self.since + group_commit.PATIENCE > now:  # of another statement
                         if self.since != NOT_YET or now - came < LOOK_AGAIN:
                             continue
-                        came = now  # who was to lead waits for a connection, or was interrupted and never will
+                        # the appointed leader waits for a connection, or was interrupted and will never lead
+                        came = now
                 await self._lead()
         except BaseException:
             self._withdraw(call)
@@ -129,14 +131,14 @@ class ThreadLine:
         return call.answer
 
     def _withdraw(self, call: _Call) -> None:
-        """Have a call travel no more, as its caller was interrupted."""
+        """Remove a call from the line, because its caller was interrupted."""
         call.gone = True
-        with suppress(ValueError):  # it is under way
+        with suppress(ValueError):  # the call is running
             self.waiting.remove(call)
-            self.pass_on()  # maybe it was to lead
+            self.pass_on()  # the caller may have been appointed to lead
 
     async def _lead(self) -> None:
-        """Send what waits."""
+        """Send the waiting calls."""
         group = _Group(self)
         try:
             try:
@@ -149,10 +151,10 @@ class ThreadLine:
 
 
 class _Group:
-    """Calls that travel together.
+    """Calls that share a statement.
 
     Args:
-        line: Whence.
+        line: The line of the calls.
     """
 
     def __init__(self, line: ThreadLine) -> None:
@@ -162,11 +164,11 @@ class _Group:
         self._calls: list[_Call] = []
         self._answers: Sequence[Any] | None = None
         self._failure: BaseException | None = None
-        self._over = False  # the last, as `__del__` looks for it
+        self._over = False  # set last, because `__del__` checks it
         line.since = NOT_YET
 
     async def go(self) -> None:
-        """Send what waits."""
+        """Send the waiting calls."""
         try:
             await self._line.runner(Loan(), self._send, protect=True)
         except PQError as exc:
@@ -179,7 +181,7 @@ class _Group:
             self._line.rest.note(refused=False)
 
     def _claim(self) -> list[Any]:
-        """Take calls out of the line, in their order, and return their values."""
+        """Take calls out of the line, in order, and return their values."""
         line, waiting, calls, size = self._line, self._line.waiting, self._calls, 0
         self._began = line.since = time.monotonic()
         _move(waiting, calls, MOST_CALLS)
@@ -193,7 +195,10 @@ class _Group:
         return [call.value for call in calls]
 
     def settle(self) -> None:
-        """Have another lead what came meanwhile, and answer the calls; may be called again after an interrupt."""
+        """Let another caller lead the calls that came meanwhile, and answer these calls.
+
+        May be repeated after an interrupt.
+        """
         if self._over:
             return
         line, calls = self._line, self._calls
@@ -209,7 +214,7 @@ class _Group:
         self._over = True
 
     def _fail(self) -> Sequence[Any]:
-        """Return the answers to the calls where there are none: an error, or `ALONE`."""
+        """Return the answers for calls that have none: an error, or `ALONE`."""
         claimed = self._began != NOT_YET
         if not claimed:
             _move(self._line.waiting, self._calls, self._came)
@@ -219,7 +224,7 @@ class _Group:
         return [ALONE if make is None else make() for _ in self._calls]
 
     async def undo(self) -> None:
-        """Undo what was done for callers that were interrupted meanwhile."""
+        """Undo the effects for callers that were interrupted meanwhile."""
         undo = self._line.together.undo
         if undo is not None and self._answers is not None:
             gone = [call.answer for call in self._calls if call.gone and call.answer is not ALONE]
@@ -227,7 +232,7 @@ class _Group:
                 await undo(*gone)
 
     def __del__(self) -> None:
-        if not getattr(self, "_over", True):  # interrupted again, on its way to the end
+        if not getattr(self, "_over", True):  # interrupted again, on the way to its end
             try:
                 self.settle()
             finally:
@@ -235,10 +240,10 @@ class _Group:
 
 
 def _move(waiting: deque[_Call], calls: list[_Call], number: int) -> None:
-    """Move calls out of a line in one step of the interpreter, so that an interrupt in between loses none.
+    """Move calls out of a line in one step of the interpreter, so that an interrupt loses none.
 
-    A signal handler may run after each call that bytecode makes, so a call that was popped by one and is appended by
-    the next can be lost on the way. `list.extend` calls `popleft` itself, and keeps what it got when that raises.
+    A signal handler may run after each call in bytecode. So a call object that one method pops and the next appends can
+    be lost in between. `list.extend` calls `popleft` itself, and keeps the results when it raises.
     """
-    with suppress(IndexError):  # those were all
+    with suppress(IndexError):  # the line is empty
         calls.extend(islice(iter(waiting.popleft, None), number))

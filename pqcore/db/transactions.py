@@ -1,7 +1,7 @@
-"""The transaction blocks of threads and tasks.  We never commit what we did not begin.
+"""The transaction blocks of threads and tasks. pqcore never commits a transaction that it did not begin.
 
-Within ``with queue``, and on a connection of the caller's with a transaction open, an operation joins, and a failure
-is undone to a savepoint.
+Within ``with queue``, and on a caller's connection with an open transaction, an operation joins, and a failure is
+rolled back to a savepoint.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Transactions(ABC):
     """The transaction blocks of threads and tasks over one source of sessions.
 
     Args:
-        runtime: How to wait.
+        runtime: The runtime, which waits.
 
     Attributes:
-        runtime: The same.
-        source: Lends sessions.
+        runtime: The runtime, which waits.
+        source: The lender of sessions.
     """
 
     source: SessionSource
@@ -51,18 +51,18 @@ class Transactions(ABC):
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._blocks = runtime.context_slot()
-        self._open: set[Block] = set()  # by whatever thread or task
-        self._checked = False  # whether the table is there
+        self._open: set[Block] = set()  # the blocks of all threads and tasks
+        self._checked = False  # whether the table was found
 
     @abstractmethod
     async def _check(self, session: Session) -> None:
-        """See that the table is there, if that was not seen before."""
+        """Check that the table exists, unless this was checked before."""
 
     async def enter(self, options: Mapping[str, Any]) -> Any:
-        """Begin a block; what it gives to the user, a cursor mostly.
+        """Begin a block, and return what the user gets, usually a cursor.
 
         Args:
-            options: For the cursor.
+            options: Options for the cursor.
         """
         statement = entered(self)
         transaction = self._current()
@@ -87,7 +87,7 @@ class Transactions(ABC):
         try:
             await source.acquire(loan)
             begin = self._begin(loan)
-            if source.may_have_open_transaction:  # else, if interrupted, it costs a connection of our own
+            if source.may_have_open_transaction:  # otherwise an interrupt costs only a connection of pqcore's own
                 savepoint = await self.runtime.shield(begin, partial(self._abandon, loan), loan.abort)
             else:
                 savepoint = await begin
@@ -120,7 +120,7 @@ class Transactions(ABC):
         self._blocks.set((*self._here(), block))
 
     async def leave(self, *, failed: bool) -> None:
-        """End the block that the running thread or task entered last: keep what was done in it, or undo it."""
+        """End the block that the running thread or task entered last: commit or roll back."""
         leaves()
         blocks = self._here()
         if not blocks:
@@ -132,7 +132,7 @@ class Transactions(ABC):
             self._open.discard(block)
             if self._ends(block, failed=failed):
                 finish = self._finish(block.transaction, block, failed=failed)
-                # Let finish whatever happens, so that it is known whether it was committed.
+                # Always let this finish, so that it is known whether the block was committed.
                 await (
                     self.runtime.shield(finish, keep_result, block.transaction.loan.abort)
                     if self.runtime.suspends
@@ -146,7 +146,7 @@ class Transactions(ABC):
         block.statement = None
 
     def _ends(self, block: Block, *, failed: bool) -> bool:
-        """Take a block out of its transaction; whether there is something to do for that."""
+        """Remove a block from its transaction; return whether the transaction must be ended."""
         transaction = block.transaction
         if transaction.process != os.getpid():
             if failed:
@@ -154,27 +154,27 @@ class Transactions(ABC):
             raise TransactionOrderError(FORKED.format(transaction.process))
         if not transaction.blocks or transaction.blocks[-1] is not block:
             if block in transaction.blocks:
-                transaction.blocks.remove(block)  # the last one to end gives the connection back
+                transaction.blocks.remove(block)  # the last block to end gives the connection back
             msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
         return True
 
     def in_block(self) -> bool:
-        """Whether the running thread or task is within ``with queue``."""
+        """Return whether the running thread or task is within ``with queue``."""
         return self._current() is not None
 
     def block(self) -> Block | None:
-        """The innermost block that the running thread or task has open."""
+        """Return the innermost open block of the running thread or task."""
         transaction = self._current()
         return None if transaction is None else transaction.blocks[-1]
 
     def _here(self) -> tuple[Block, ...]:
-        """The blocks that the running thread or task is in."""
+        """Return the blocks that the running thread or task is in."""
         blocks: tuple[Block, ...] = self._blocks.get() or ()
         for block in blocks:
             if block.statement is not None and block.statement() is None:
-                self._cut_off(block)  # if an interrupt came to that, too
+                self._cut_off(block)  # in case an interrupt hit that call, too
         return tuple(block for block in blocks if block in self._open)
 
     def _current(self) -> OpenTransaction | None:
@@ -186,7 +186,7 @@ class Transactions(ABC):
         return None
 
     def _cut_off(self, block: Block) -> None:
-        """End a block of which the ``with`` statement is over, though it was not left: it was interrupted."""
+        """End a block whose ``with`` statement was interrupted and is over, without having left the block."""
         transaction = block.transaction
         block.statement = None
         self._open.discard(block)
@@ -220,7 +220,7 @@ class Transactions(ABC):
                 and session.usable()
                 and (interrupted or session.in_transaction())
             ):
-                await undo(session, None)  # what we began
+                await undo(session, None)  # a transaction that pqcore began
         try:
             await self.source.release(loan)
         except PQError as error:
@@ -249,7 +249,7 @@ class Transactions(ABC):
             session = loan.session
             if not self._checked:
                 await self._check(session)
-            if self.source.may_have_open_transaction and session.in_transaction():  # the caller's own
+            if self.source.may_have_open_transaction and session.in_transaction():  # the caller's own transaction
                 session.autocommit = False
                 await session.execute(savepoint_query("SAVEPOINT", "pq_0"))
                 return "pq_0"
@@ -303,12 +303,12 @@ class Transactions(ABC):
             raise TransactionAborted(SPOILT)
 
     async def _pay(self, session: Session) -> None:
-        """Do what a block left for after its commit."""
+        """Do what a block postponed until after its commit."""
         owed, session.owed = session.owed or (), None
         for work in owed:
             try:
                 await work(session)
-            except PQError as exc:  # the block is committed: nothing may hide that
+            except PQError as exc:  # the block is committed, and no error may hide that
                 logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
 
     async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
@@ -323,15 +323,16 @@ class Transactions(ABC):
 
 
 def is_interrupt(exc: BaseException) -> bool:
-    """Return whether an exception may have come at any line, so that nobody knows what was done.
+    """Return whether an exception may have come at any line, so that the progress of the work is unknown.
 
-    Drivers' exceptions are translated. What is left is a cancellation, or what a signal's handler raises: of any class.
+    Drivers' exceptions are already translated. Any other exception is a cancellation, or was raised by a signal's
+    handler, and may have any class.
     """
     return not isinstance(exc, PQError)
 
 
 async def make_room(session: Session, error: BaseException) -> None:
-    """Have a full queue of notifications emptied of what everybody has read: the server does so when it is asked."""
+    """Empty a full notification queue of entries that all sessions have read, which the server does on request."""
     if not isinstance(error, TransientError) or error.sqlstate != NOTIFICATIONS_FULL:
         return
     if session.usable() and not session.in_transaction():
@@ -340,11 +341,11 @@ async def make_room(session: Session, error: BaseException) -> None:
 
 
 async def keep_result(result: object) -> None:
-    """Undo nothing: what was begun is as good to others."""
+    """Undo nothing: other callers can use the result as well."""
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
-    """Return an operation whose statements have a bound that is this many times as long; no bound, if None."""
+    """Return an operation whose statements may take this many times as long; None for no limit."""
 
     async def work(session: Session) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):

@@ -1,4 +1,4 @@
-"""The waiters of a process, or of one of its event loops, by the channels that they wait on."""
+"""The waiters of a process, or of one of its event loops, by their channels."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from pqcore.db.shared_poll import Look, SharedLook, Sharer
 
 
 class Waiters(Channels):
-    """The waiters by channel, those on channels that are not registered included.
+    """The waiters by channel, including those on channels that are not registered.
 
     Args:
-        runtime: How to wait.
+        runtime: The runtime, which waits.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._forget()
         self._runtime = runtime
-        self._lock = Lock()  # of those below
+        self._lock = Lock()  # protects the attributes below
         self._waiters: dict[str, set[Event]] = {}
-        self._paused: dict[str, float] = {}  # channels that are not registered: when a ticket was last asked for
-        self._woken: set[str] = set()  # of these, those that were woken since
-        self._trimmed = 0.0  # when those that nobody waits on were forgotten
+        # channels that are not registered, with the time when a ticket was last asked for
+        self._paused: dict[str, float] = {}
+        self._woken: set[str] = set()  # those channels that were woken since
+        self._trimmed = 0.0  # when channels without waiters were last forgotten
         self._shared = SharedLook(self.wake_waiters)
 
     @property
     def crowd(self) -> int:
-        """How many channels are waited on."""
+        """Return the number of channels with waiters."""
         return len(self._waiters)
 
     def snapshot(self, channel: str) -> int | None:
-        """See `Channels.snapshot`; has a wake that comes after it count, where the channel is not registered, too."""
+        """See `Channels.snapshot`; afterwards a wake counts even if the channel is not registered."""
         ticket = super().snapshot(channel)
         if ticket is None:
             now = self._paused[channel] = time.monotonic()
@@ -53,18 +54,18 @@ class Waiters(Channels):
                 self._woken.discard(channel)
 
     async def pause(self, channel: str, seconds: float) -> None:
-        """Wait where the channel is not registered: for ``seconds``, or until this process wakes the channel."""
+        """Wait on a channel that is not registered: for ``seconds``, or until this process wakes the channel."""
         event = self._runtime.event()
         await self._pause_on(channel, event, partial(event.wait, seconds))
 
     async def share(self, channel: str, queue: str, seconds: float, look: Look) -> None:
-        """Wait where the channel is not registered, for a job: as `pause` does, or until a look finds one.
+        """Wait for a job on a channel that is not registered: like `pause`, or until a look finds a job.
 
         Args:
             channel: The queue's channel.
             queue: The queue's name.
-            seconds: How long to wait, at most.
-            look: How to look, if this waiter looks for all.
+            seconds: The largest number of seconds to wait.
+            look: The function that looks, if this waiter looks for all.
         """
         sharer = Sharer(queue, channel, self._runtime.event)
         await self._pause_on(channel, sharer, partial(self._shared.wait, sharer, seconds, look))
@@ -72,7 +73,7 @@ class Waiters(Channels):
     async def _pause_on(self, channel: str, event: Event, pause: Callable[[], Awaitable[object]]) -> None:
         self._add(channel, event)
         try:
-            if channel in self._woken:  # since the ticket
+            if channel in self._woken:  # woken since the ticket was drawn
                 self._woken.discard(channel)
             else:
                 await pause()
@@ -100,6 +101,6 @@ class Waiters(Channels):
             event.set()
 
     def wake(self, channel: str) -> None:
-        """Wake those who wait on a channel; where nobody does, and it is not registered, the next to wait."""
+        """Wake the waiters on a channel; if there are none, and it is not registered, wake the next waiter."""
         self._paused.setdefault(channel, time.monotonic())
         self.wake_waiters(channel)

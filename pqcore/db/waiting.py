@@ -1,4 +1,4 @@
-"""Waiting of an engine's callers: for a notification, or for a job."""
+"""How an engine's callers wait: for a notification, or for a job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NamedQueue(Protocol):
 
     Attributes:
         name: The queue's name.
-        channel: On which puts into it are notified.
+        channel: The channel that puts into the queue notify.
     """
 
     name: str
@@ -34,10 +34,10 @@ class NamedQueue(Protocol):
 
 
 class Waiting(Transactions):
-    """The waiters of an engine, and what they wait with.
+    """The waiters of an engine, and the objects with which they wait.
 
     Args:
-        runtime: How to wait.
+        runtime: The runtime, which waits.
     """
 
     dialect: type[Dialect]
@@ -45,7 +45,7 @@ class Waiting(Transactions):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self._blind = 0  # waiters that nothing can wake
+        self._blind = 0  # the number of waiters that nothing can wake
 
     @abstractmethod
     def run(
@@ -58,10 +58,10 @@ class Waiting(Transactions):
         """Run an operation; see `pqcore.db.engine.Engine.run`."""
 
     def _listen(self, able: Callable[[], bool]) -> Kept[Listener | SharedConnectionListener]:
-        """What listens, for each process or event loop.
+        """Return a listener for each process or event loop.
 
         Args:
-            able: Whether we can listen at all.
+            able: Whether LISTEN is possible at all.
         """
         if isinstance(self.source, AdoptedConnection):
             sole = SharedConnectionListener(self.source, self.runtime, able=able)
@@ -70,20 +70,23 @@ class Waiting(Transactions):
 
     @property
     def listener(self) -> Listener | SharedConnectionListener:
-        """Waits for notifications, for this process or event loop."""
+        """Return the listener of this process or event loop."""
         return self._listeners.get()
 
     async def wait(self, channel: str, ticket: int | None, seconds: float, *, reads: bool = True) -> None:
-        """Wait for a notification, for at most ``seconds``; may return early, to look at the table.
+        """Wait for a notification, for at most ``seconds``.
+
+        The call may return early, so that the caller looks at the table.
 
         Args:
-            channel: What is waited for.
-            ticket: What `snapshot` gave before the last look.
-            seconds: How long to wait, at most.
-            reads: Whether the waiter may read the listening socket. False for one that need not hear first.
+            channel: The channel to wait for.
+            ticket: The value that `snapshot` returned before the last look.
+            seconds: The largest number of seconds to wait.
+            reads: Whether the waiter may read the listening socket. False suits a waiter that need not be the first to
+                hear.
         """
         if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
-            await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block has the only connection
+            await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block uses the only connection
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds, reads=reads)
         else:
@@ -97,16 +100,18 @@ class Waiting(Transactions):
                     self._blind -= 1
 
     async def wait_for_jobs(self, queue: NamedQueue, ticket: int | None, seconds: float, poll_interval: float) -> None:
-        """Wait until a queue may have a job, for at most ``seconds``; may return early, to look at the table.
+        """Wait until a queue may have a job, for at most ``seconds``.
 
-        Waiters that no notification can wake share one look, which finds what their own would find. A waiter within a
-        block looks by itself, as only that look sees what the block has done. So does a waiter on a framework's
-        connections, which may be in a transaction of the framework's.
+        The call may return early, so that the caller looks.
+
+        Waiters that no notification can wake share one look, which finds the same jobs as their own looks. A waiter
+        within a block looks by itself, because only that look sees the changes of the block. A waiter on a framework's
+        connections also looks by itself, because it may be in a transaction of the framework.
 
         Args:
             queue: The queue.
-            ticket: What `Listener.snapshot` gave for its channel before the last look.
-            seconds: Seconds until it is worth another look.
+            ticket: The value that `Listener.snapshot` returned for the channel before the last look.
+            seconds: Seconds until the next look is worthwhile.
             poll_interval: Seconds after which to look in any case, unless the look is shared.
         """
         listener, pause = self.listener, min(seconds, self.poll_interval(poll_interval))
@@ -126,7 +131,7 @@ class Waiting(Transactions):
             await listener.share(queue.channel, queue.name, left, self._ready_queues)
 
     async def _ready_queues(self, names: Sequence[str]) -> Sequence[str]:
-        """Of these queues, give those that have a job to take."""
+        """Return, of some queues, those that have a job to take."""
 
         async def work(session: Session) -> Sequence[Row]:
             return await session.execute(
@@ -136,18 +141,21 @@ class Waiting(Transactions):
         return [name for [name] in await self.run(work, protect=False, undo=keep_result)]
 
     def poll_interval(self, seconds: float) -> float:
-        """How long a waiter waits that polls every ``seconds``: longer where very many wait."""
+        """Return how long a waiter waits that polls every ``seconds``; the time is longer if very many waiters poll."""
         return max(seconds, self.listener.crowd / LOOKS)
 
     def snapshot(self, channel: str) -> int | None:
-        """What is given to `wait`, asked for before a look; None if the channel is not listened to."""
+        """Return the value to give to `wait`, which must be drawn before a look.
+
+        None if the channel is not listened to.
+        """
         return self.listener.snapshot(channel) if self._listeners.made else None
 
     def wake(self, channel: str) -> None:
-        """Wake those who wait on a channel, as a notification would."""
+        """Wake the waiters on a channel, as a notification would."""
         self.listener.wake(channel)
 
     def wake_unlistened(self, channel: str) -> None:
-        """Wake those who wait on a channel that is not listened to, and which a notification cannot reach."""
+        """Wake the waiters on a channel that is not listened to, and which a notification cannot reach."""
         if self.snapshot(channel) is None:
             self.listener.wake(channel)

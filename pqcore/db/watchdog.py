@@ -1,10 +1,10 @@
-"""The watchdog: one thread that looks at all connections of the process, and breaks off those without an answer.
+"""The watchdog: one thread that checks all connections of the process, and closes those without an answer.
 
-A half-open connection looks like one whose server is slow: the other side is gone, and nobody said so.  A call on it
-would wait until TCP gives up, which may be never.  So each session has a limit.  When three quarters of the limit
-have passed, the server is asked to cancel the statement (the cancel request of PostgreSQL's protocol, on a connection
-of its own).  That ends a statement that waits for a lock, and leaves nothing behind on the server.  A call that is
-still not answered at the limit fails, because its socket is shut down.
+A half-open connection looks like one with a slow server: the other side is gone, but TCP has not noticed. A call on it
+would wait until TCP gives up, which may never happen. So each session has a limit. After three quarters of the limit,
+the watchdog asks the server to cancel the statement (the cancel request of PostgreSQL's protocol, on a separate
+connection). The request ends a statement that waits for a lock, and leaves nothing behind on the server. A call that is
+still not answered at the limit fails, because the watchdog shuts its socket down.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from pqcore.db.session import Session
 
 LOOK = 0.5
-"""Seconds between two looks at all connections, at most."""
+"""The largest number of seconds between two checks of all connections."""
 LATE = 1.0
-"""Seconds by which a look may be late.  After more, the process stood still, and answers may lie unread."""
+"""Seconds by which a check may be late. If it is later, the process was suspended, and answers may be unread."""
 ASKED_AT = 0.75
 """The part of a session's limit after which the server is asked to cancel the statement."""
 LEISURE = 20
-"""Looks without any session after which the thread ends."""
+"""Checks without any session after which the thread ends."""
 
 
 class Watched(Protocol):
-    """What opens sessions, and knows those that are in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
+    """An opener of sessions, which knows those in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
 
     def sessions(self) -> Sequence[Session]: ...
 
@@ -41,7 +41,7 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Looks at the sessions of openers, in a thread that runs while there are sessions."""
+    """A watcher of openers' sessions, in a thread that runs while there are sessions."""
 
     def __init__(self) -> None:
         self._begin()
@@ -53,8 +53,8 @@ class Watchdog:
         self._process = os.getpid()
 
     def watch(self, opener: Watched) -> None:
-        """Look at the sessions of an opener from now on."""
-        if self._process != os.getpid():  # forked: the thread, and the holder of the lock, are the parent's
+        """Check the sessions of an opener from now on."""
+        if self._process != os.getpid():  # forked: the thread, and the holder of the lock, belong to the parent
             self._begin()
         with self._lock:
             self._openers.add(opener)
@@ -63,7 +63,7 @@ class Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        steady = looked = time.monotonic()  # the process has not stood still since
+        steady = looked = time.monotonic()  # since then, the process was not suspended
         pause, idle = LOOK, 0
         while True:
             time.sleep(pause)
@@ -78,7 +78,7 @@ class Watchdog:
             pause = LOOK if shortest is None else min(max(shortest / 8, 0.02), LOOK)
 
     def _look(self, now: float, steady: float) -> float | None:
-        """Look at all sessions; the shortest limit of any, None without one."""
+        """Check all sessions; return the shortest limit of any, or None if there are none."""
         with self._lock:
             openers = list(self._openers)
         shortest: float | None = None
@@ -101,7 +101,10 @@ class Watchdog:
         return shortest
 
     def break_off_blocks_of(self, thread: int) -> bool:
-        """Break off the transaction blocks of a thread in which a statement is under way; whether there was one."""
+        """Close connections in a thread's transaction blocks on which a statement is running.
+
+        Return whether there was one.
+        """
         with self._lock:
             openers = list(self._openers)
         found = False
@@ -113,7 +116,7 @@ class Watchdog:
         return found
 
     def _rest(self) -> bool:
-        """Let the thread end if there is nothing to watch; whether it ends."""
+        """Let the thread end if there is nothing to watch; return whether it ends."""
         with self._lock:
             if any(opener.sessions() for opener in self._openers):
                 return False
@@ -122,4 +125,4 @@ class Watchdog:
 
 
 watchdog = Watchdog()
-"""The one of this process."""
+"""The watchdog of this process."""
