@@ -1,8 +1,8 @@
-"""The statements of operators that are composed: listing jobs, running them again, moving them.
+"""Composed statements of operators: listing jobs, running them again, moving them.
 
-`admin_statements.sql` has those that are run as they are written.  The rules are those of `pqcore.sql.dialect`.  A
-statement that lists jobs takes no lock.  One that changes them changes a slice of rows, and skips those that another
-session has locked: it works on them.
+`admin_statements.sql` has the statements that are complete. `pqcore.sql.dialect` explains why they are safe under
+concurrency. A statement that lists jobs takes no lock. A statement that changes jobs changes a slice of rows, and skips
+rows that another session has locked for its own work.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """The columns of a `pqcore.rows.StoredJobRow`, in its order; of a whole job, further ones after these."""
+    """The columns of a `pqcore.rows.StoredJobRow`, in its order; the columns of a whole job come after these."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",
@@ -114,11 +114,11 @@ def _some(condition: str, order: str) -> str:
 
 
 def _of_lanes(room: str) -> str:
-    """Return a query of waiting jobs, lane by lane: a look into the index leads from each lane to the next.
+    """Return a query of waiting jobs, lane by lane: each lookup in the index leads from one lane to the next.
 
     Args:
-        room: A query of the jobs of one lane: ``lane`` has its text, ``number`` of jobs that may be admitted now, the
-            ``group_key``, and the first job of the group, its ``head``.
+        room: A query of the jobs of one lane: ``lane`` has its text, ``number`` how many jobs may be admitted now,
+            ``group_key`` the group, and ``head`` the first job of the group.
     """
     of_queue = f"SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on"
     return f"""
@@ -140,8 +140,9 @@ SELECT job.* FROM lane CROSS JOIN LATERAL ({room}
 ) AS job LIMIT {{most}})"""
 
 
-# The rows of a subquery come in its order: they are not sorted again, as that would read all of a lane. So would a
-# plan for the few rows that a lane may have: a limit that the planner cannot know has it take them from the index.
+# The rows of a subquery keep its order: they are not sorted again, because a sort would read all of a lane. The planner
+# might also choose a sort if it expected few rows in a lane. A limit that it cannot know makes it read the index
+# instead.
 _OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (
@@ -159,7 +160,7 @@ _BEHIND_THESE = _of_lanes(f"""
 
 
 def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> str:
-    # Each class through its own index, so that what has other states is not read; then merged.
+    # Each class is read through its own index, so that rows in other states are not read; then the classes are merged.
     union = " UNION ALL ".join([*(_some(*part) for part in parts), *filter(None, [more])])
     return f"SELECT {_columns(repr(state))} FROM ({union}) AS job ORDER BY {order} {_PAGE}"
 
@@ -167,14 +168,14 @@ def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> 
 _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
-    # Not those that wait to be admitted: they would all be read in vain.
+    # Jobs that wait for admission are excluded, because all of them would be read in vain.
     "hidden": (f"{COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
-    # num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the ids.
+    # num_nulls() replaces IS NULL here, because it matches no partial index: the planner must look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
 }
 KINDS = ("ready", "urgent", "hidden", "parked")
-"""The classes of jobs that can be moved, each through its own index; ``ids`` are those that are named."""
+"""The classes of jobs that can be moved, each through its own index; ``ids`` are the jobs that the caller names."""
 
 
 def _picked(kind: str, columns: str = "id") -> str:
@@ -188,7 +189,7 @@ def _picked(kind: str, columns: str = "id") -> str:
 
 
 def _forgotten(again: str) -> str:
-    """End a statement that has jobs run again, so that their results go.
+    """Return the end of a statement that runs jobs again, which deletes their results.
 
     Args:
         again: The CTE that has the ids of the jobs.
@@ -204,11 +205,12 @@ class AdminStatements(OverviewStatements):
 
     file = "admin_statements.sql"
 
-    # Listing, which only reads. A filter is applied to what an index gives in order: if few jobs fit, many are read.
+    # Listing statements, which only read. A filter is applied to rows in the order of an index: if few jobs match, many
+    # rows are read.
 
     @composed()
     def list_ready(self) -> str:
-        """List the jobs due."""
+        """List due jobs."""
         due = f"{DUE_AT} <= {_NOW}"
         return _listed(
             "ready",
@@ -238,12 +240,12 @@ class AdminStatements(OverviewStatements):
 
     @composed()
     def list_parked(self) -> str:
-        """List the jobs that wait, and could not be admitted now."""
+        """List the jobs that wait and could not be admitted now."""
         return _listed("parked", _PARKED_ORDER, more=_BEHIND_THESE)
 
     @composed()
     def list_finished(self) -> str:
-        """List finished jobs in a slice of ids, from the last put on: they are in no index but that of the ids."""
+        """List finished jobs in a slice of ids, the last put first: only the primary key's index covers them."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
@@ -271,7 +273,7 @@ ORDER BY found.id DESC"""
 
     @composed()
     def find_row(self) -> str:
-        """Give all of one job, wherever it is: of the three tables at most one has it."""
+        """Return all columns of one job; at most one of the three tables has it."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         return f"""
 SELECT {_columns(job_state("job.q_name"), whole=True)}, 'table' FROM {{table}} AS job {wanted}
@@ -285,9 +287,9 @@ LIMIT 1"""
 
     @composed()
     def recent_completions(self) -> str:
-        """Tell how many jobs were finished lately, and how long they took.
+        """Return how many jobs were finished lately, and how long they took.
 
-        No index leads to what was finished last: of the jobs that were put last, a slice is looked at.
+        No index orders jobs by the time of their end, so the statement looks at a slice of the jobs that were put last.
         """
         took = f"(extract(epoch FROM dequeued_at) - extract(epoch FROM {DUE_AT}))::float8"
         lately = f"count(*) FILTER (WHERE dequeued_at > {_NOW} - interval '{{}}')"
@@ -309,12 +311,12 @@ FROM finished GROUP BY q_name"""
         """List the last ticks of periodic tasks."""
         return f"SELECT q_name, name, {_time('tick')}, cron, tz FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
 
-    # Running again. A finished row is changed only by a purge: the UPDATE waits for that, and finds it gone; of two
-    # sessions that come together, the second finds it unfinished.
+    # Running jobs again. Apart from these statements, only a purge changes a finished row. The UPDATE waits for the
+    # purge, and then finds the row gone; of two concurrent sessions, the second finds the job unfinished.
 
     @composed()
     def rerun_finished(self) -> str:
-        """Have a finished job run again."""
+        """Make a finished job due again."""
         return f"""
 WITH again AS (
   UPDATE {{table}} SET dequeued_at = NULL, leased_until = NULL, parked_on = NULL, schedule_at = {_NOW}, failures = NULL,
@@ -325,7 +327,10 @@ WITH again AS (
 
     @composed()
     def rerun_archived(self) -> str:
-        """Have an archived job run again. It moves in one statement; the session whose DELETE finds it has it."""
+        """Make an archived job due again.
+
+        The job moves in one statement; only the session whose DELETE finds the row gets it.
+        """
         return f"""
 WITH gone AS (
   DELETE FROM {{archive}} WHERE id = :id::bigint AND {OF_QUEUE} RETURNING *
@@ -336,7 +341,7 @@ UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered"""
 
     @composed()
     def run_now(self) -> str:
-        """Have a job run now that is scheduled, or waits for its next attempt. A locked row is skipped."""
+        """Make a job due now that is scheduled, or waits for its next attempt. A locked row is skipped."""
         return f"""
 WITH free AS (
   SELECT id FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 1
@@ -345,7 +350,7 @@ WITH free AS (
 UPDATE {{table}} SET schedule_at = {_NOW} WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE}
 RETURNING id, pg_notify(:channel::text, '')::text"""
 
-    # Moving.
+    # Moving jobs.
 
     last_id = from_file()
 
@@ -353,9 +358,9 @@ RETURNING id, pg_notify(:channel::text, '')::text"""
     def move(self, kind: str) -> str:
         """Move waiting jobs to another queue.
 
-        A job is locked, and is in the other queue at the end of the statement: there is no moment at which it is in
-        neither, or in both.  A job whose dedup key is taken there stays.  If the key is taken at this moment, the
-        unique index has the statement fail, and it is run again.
+        Each job is locked, and is in the other queue at the end of the statement: at no moment is it in neither queue,
+        or in both. A job stays if the other queue has a job with its dedup key. If another session takes the key
+        concurrently, the unique index makes the statement fail, and the caller runs it again.
         """
         return f"""
 WITH picked AS (
@@ -371,7 +376,7 @@ SELECT id, pg_notify(:channel::text, '')::text FROM moved"""
 
     @composed()
     def archive_kept(self) -> str:
-        """Move finished jobs to the archive, in a slice of ids as `purge_kept`."""
+        """Move finished jobs to the archive, in a slice of ids as in `purge_kept`."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}

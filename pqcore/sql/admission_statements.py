@@ -1,17 +1,18 @@
-"""The statements of admission: which jobs may run under limits, in groups and within rates, and what shares get.
+"""The statements of admission: which jobs may run under limits, in groups and within rates, and in which shares.
 
-A job that names keys, a share or a priority is put as *waiting*: parked on its lane (`pqcore.lanes`).  No plain take
-of a lease sees it.  `take_lanes` finds those that may run, leases them, and writes down under each key who runs:
+A job that names keys, a share or a priority is put as a *waiting* job, on its lane (`pqcore.lanes`). A plain take for a
+lease does not see waiting jobs. `take_lanes` finds the jobs that may run, leases them, and records them under their
+keys:
 
-* A row of ``{keys}`` is locked by takes alone, with SKIP LOCKED: nobody waits for a key, whatever another transaction
-  does.  Puts and ends do not touch it.
-* Its ``running`` names the jobs that were admitted last.  Those of them that have ended are known by their own rows, so
-  a place is free as soon as the end of its job is committed, however the job ended.
-* Each write makes a new ``version``.  A key is locked only in the version that the statement's snapshot has: if another
-  take admitted a job meanwhile, that key is left alone.  So what the snapshot says of the key's jobs is true, but for
-  jobs that ended since; those are counted, which is safe.
-* The newest version comes first in the index: old versions, which a snapshot that is held open keeps, are not read.
-  For the same reason a locked row is changed by its ``ctid`` alone: a condition on the queue would lead to the index.
+* Only takes lock rows of ``{keys}``, with SKIP LOCKED: no session waits for a key, whatever another transaction does.
+  Puts and ends of jobs do not lock these rows.
+* ``running`` in such a row names the jobs that were admitted last. The rows of these jobs show which have ended. So a
+  place is free as soon as the end of its job is committed, however the job ended.
+* Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
+  snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot is right about the key's
+  jobs, except for jobs that ended since; those still count, which is safe.
+* The newest version comes first in the index, so old versions, which a long-lived snapshot keeps, are not read. For the
+  same reason, a locked row is changed by its ``ctid`` alone: a condition on the queue would use the index.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from pqcore.sql.rewrite import replace
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 MOST_LANES = 100
-"""Lanes that one statement finds, at most, of those that are there, and of those in which jobs arrived."""
+"""The largest number of existing lanes, and of lanes with new jobs, that one statement finds."""
 PLAIN_SHARE = 1
-"""The number of the share of jobs that name none, which jobs without a lane are counted to."""
+"""The number of the share for jobs that name none, which includes jobs without a lane."""
 ADOPT = 1_000
-"""Rows whose lanes one statement writes down, at most."""
+"""The largest number of rows whose lanes one statement writes."""
 
 _COLUMNS = "id, expected_at, schedule_at, enqueued_at"
 _NEEDS = "SELECT * FROM json_to_recordset(:needs::text::json) AS needs (place int, key text, number int, newest bigint)"
-# The state of a key, by the newest version of its row. Rows of `rules` win over what puts say.
+# The state of a key, by the newest version of its row. Values in `rules` take precedence over values from puts.
 _STATE = """
   SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places,
@@ -67,16 +68,16 @@ _STATE = """
     SELECT number, number / period AS rate FROM {rules}
     WHERE q_name = :q_name::text AND kind = 'rate' AND name = wanted.key LIMIT 1
   ) AS rated ON true"""
-# Of the jobs that were admitted under a key, those that still run: by primary key, each has few versions.
+# The jobs admitted under a key that still run; they are found by primary key, and each has few row versions.
 _ALIVE = """
     SELECT array_agg(job.id) AS ids FROM unnest(state.running) AS admitted (id)
     CROSS JOIN LATERAL (
       SELECT id FROM {table} WHERE id = admitted.id AND q_name = :q_name::text
         AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 1 AND num_nulls(leased_until) = 0 LIMIT 1
     ) AS job"""
-# The rows of jobs that end in the same statement are still there as it sees them.
+# The snapshot of the statement still shows the rows of jobs that the same statement ends.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
-# A key that is reserved is for the lane of that job, as long as the job waits.
+# A reserved key is only for the lane of the job that reserved it, while that job waits.
 _RESERVED = """
     SELECT parked_on AS lane FROM {table} WHERE id = state.reserved AND q_name = :q_name::text
       AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 0 LIMIT 1"""
@@ -92,7 +93,7 @@ _KEYS = f"""needs AS MATERIALIZED ({_NEEDS}
 ), state AS MATERIALIZED ({_STATE}
 ), room AS MATERIALIZED ({_ROOM}
 )"""
-# A key of which the snapshot has the newest version, and that nobody else has locked.
+# A key whose newest version is in the snapshot, and which no other session has locked.
 _LOCKED = f"""
   SELECT mine.ctid, mine.key FROM room CROSS JOIN LATERAL (
     SELECT ctid, key FROM {{keys}} WHERE {OF_QUEUE} AND key = room.key AND version = room.version
@@ -105,7 +106,7 @@ _NO_JOB = (
 
 
 def _lane_rows(n: int, but: str = "") -> str:
-    """The first rows of a lane that has room; of a group its first job, if that one waits, and is of this lane."""
+    """The first rows of a lane that has room; for a group, its first job, if that job waits on this lane."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
     most = "LIMIT least(wanted.quota, has.free * has.times) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
@@ -130,23 +131,24 @@ def _lane_rows(n: int, but: str = "") -> str:
 
 
 def _places(order: str) -> str:
-    """The places that a job and those before it take up under a key: several jobs may be given for one place."""
+    """The places that a job and the jobs before it take under a key; several jobs may share one place."""
     return f"ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key ORDER BY {order}) - 0.000001)"
 
 
 def take_lanes_template(n: int, plain: str) -> str:
-    """Return the template of the statement that leases up to ``n`` jobs of some lanes, and plain jobs among them.
+    """Return the template of the statement that leases up to ``n`` jobs of some lanes, together with plain jobs.
 
-    Parameters: ``wanted``, the lanes, in JSON; ``needs``, the keys of each; ``shares``, the virtual time of each share,
-    and its weight; ``spare``, the rows of a lane that are looked at behind those that could be given, as these may be
-    locked.  A lane of which several jobs may be given for one place, to be run one after the other, says how many
-    (``times``), and each of its jobs comes with the number of free places.  Under a rate, each place is given for one.
-    Besides the jobs it gives one row more, the last: whether others have all locked that could be given (``place`` -2)
-    or not (-1), the seconds until a rate has a token, and the keys that have no row yet, in JSON: then no job is given.
+    Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
+    the weight of each share. ``spare`` is how many more rows of a lane are looked at, because the first may be locked.
+    If several jobs of a lane may share one place, to run one after the other, the lane has their number (``times``).
+    Each of its jobs is returned with the number of free places. Under a rate, each place is given to only one job. One
+    more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and otherwise
+    -1. It has the seconds until a rate has a token, and the keys without a row, in JSON; if there are such keys, no job
+    is leased.
 
     Args:
-        n: Rows, at most.
-        plain: The statement that gives the plain jobs due, without locking them.
+        n: The largest number of rows.
+        plain: The statement that returns the due plain jobs, without locking them.
     """
     return f"""
 WITH wanted AS MATERIALIZED (
@@ -231,15 +233,15 @@ SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT F
 
 
 def end_and_take_template(n: int, plain: str, ended: str) -> str:
-    """Return the template of the statement that ends jobs, and leases others in their places, as `take_lanes_template`.
+    """Return the template of the statement that ends jobs, and leases others in their places as `take_lanes_template`.
 
-    Of each job that ended it gives a row too, with the id and the token, and ``place`` -5.  Others are notified if
-    fewer jobs were leased than have ended: then there are free places.
+    The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies other
+    takers if fewer jobs were leased than have ended, because then places are free.
 
     Args:
-        n: Rows to lease, at most.
-        plain: As there.
-        ended: CTEs, of which the last, ``ended``, has the ids and tokens of the jobs.
+        n: The largest number of rows to lease.
+        plain: The statement for plain jobs; see `take_lanes_template`.
+        ended: CTEs, of which the last, ``ended``, has the ids and tokens of the ended jobs.
     """
     take = take_lanes_template(n, plain)
     take = replace(take, _ALIVE, replace(_ALIVE, " LIMIT 1", f"{_BUT_ENDED} LIMIT 1"))
@@ -266,17 +268,20 @@ def _came_due(condition: str = "true") -> str:
 
 
 class AdmissionStatements(StatementSet):
-    """The statements of admission, but for `take_lanes_template`."""
+    """The statements of admission, except `take_lanes_template`."""
 
     file = "admission_statements.sql"
 
     @composed()
     def find_lanes(self) -> str:
-        """Find lanes with waiting jobs: those in which jobs arrived lately, and the next ones after a lane. Reads only.
+        """Find lanes with waiting jobs: lanes with new jobs, and the next lanes after a given one.
 
-        Arrivals are those with the highest ids that are above a bound.  The others are found by going from lane to
-        lane through the index, whatever the number of their jobs.  Old code's parked jobs are found among these.
-        A row with the number -1 tells that jobs came due lately which are on no lane yet: see `find_unadopted`.
+        This statement only reads.
+
+        New jobs are those with the highest ids above a bound. The other lanes are found by stepping from lane to lane
+        through the index, which costs the same for any number of jobs. Jobs that older code parked are found among
+        these. A row with the number -1 reports that jobs which are not on a lane yet came due lately: see
+        `find_unadopted`.
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""
@@ -301,7 +306,10 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
 
     @composed()
     def find_unnamed(self) -> str:
-        """Lock waiting jobs of a lane that names no keys, as old code wrote it: headers tell. Skips locked rows."""
+        """Lock waiting jobs of a lane that names no keys, as older code wrote it; their headers name the keys.
+
+        Locked rows are skipped (SKIP LOCKED).
+        """
         return (
             f"SELECT id, headers::text FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
             f" AND {UNFINISHED} ORDER BY {ORDER} LIMIT {ADOPT} FOR UPDATE SKIP LOCKED"
@@ -309,10 +317,12 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
 
     @composed()
     def find_unadopted(self) -> str:
-        """Lock jobs due that name keys and do not wait, as older code puts them. Skips locked rows.
+        """Lock due jobs that name keys but do not wait on a lane, as older code puts them.
 
-        It looks at the first ones of the two usual classes, as a take that came upon such a job asks for others near
-        it; and at those that came due last, which were scheduled, and may be behind many jobs without a lane.
+        Locked rows are skipped (SKIP LOCKED).
+
+        The statement looks at the first jobs of the two usual classes, where a take has just found such a job. It also
+        looks at the jobs that came due last: these were scheduled, and may be behind many jobs without a lane.
         """
         heads = " UNION ALL ".join(
             f"(SELECT id FROM (SELECT * FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order}"
@@ -330,9 +340,12 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
 
     @composed()
     def reserve(self) -> str:
-        """Keep the keys of a lane for its first job, which has waited long. Of several jobs the smallest id gets a key.
+        """Reserve the keys of a lane for its first job, which has waited long.
 
-        As `take_lanes_template` it locks only the newest versions of keys that nobody else has locked.
+        If several jobs want a key, the one with the smallest id gets it.
+
+        Like `take_lanes_template`, the statement locks only the newest versions of keys that no other session has
+        locked.
         """
         return f"""
 WITH {_KEYS}, first AS MATERIALIZED (
@@ -345,10 +358,10 @@ WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked)) AND EXISTS (SELECT
 
     @composed()
     def explain_keys(self) -> str:
-        """Give the state of keys, as a take sees it. Reads only.
+        """Return the state of keys, as a take sees it. This statement only reads.
 
-        Of each: the rule's places and those of the newest put, the jobs that run under it, the tokens of its rate, and
-        the job that it is kept for, with that job's lane.
+        For each key: the places by rule and by the newest put, the running jobs, and the tokens of its rate. Then the
+        job that it is reserved for, and that job's lane.
         """
         return f"""
 WITH {_KEYS}

@@ -1,11 +1,12 @@
--- Statements of admission that are run as they are written here.
--- pqcore.sql.admission_statements has those that are composed, and says how keys are locked.
+-- Statements of admission that are complete. pqcore.sql.admission_statements has the composed ones, and says how keys
+-- are locked.
 
 -- name: create_keys
--- Make the rows of keys that have none, with the jobs that run under them, as a row may have been lost: those that are
--- found among the 10,000 leases that run out first. Only takes do this, never puts, and nobody waits: who makes a row
--- has the lock of its key first, until the transaction ends, and whoever finds it locked leaves the key alone.
--- Headers with escapes that functions of JSON do not read are left out: see pqcore.sql.fragments.UNREADABLE.
+-- Insert the rows of keys that have none, because a row may have been lost. Each row gets the jobs that run under its
+-- key, as far as they are among the 10,000 leases that run out first. Only takes run this statement, never puts, and no
+-- session waits: a session first takes the advisory lock of the key, until its transaction ends. A session that finds
+-- the lock taken skips the key. Headers with escapes that JSON functions cannot read are left out: see
+-- pqcore.sql.fragments.UNREADABLE.
 WITH out AS MATERIALIZED (
   SELECT * FROM (
     SELECT id, group_key, headers, leased_until, parked_on FROM {table}
@@ -38,8 +39,9 @@ WHERE (
 ON CONFLICT DO NOTHING RETURNING key;
 
 -- name: add_running
--- Count jobs under keys whose rows miss them, as after a restore. A key that another transaction has locked waits for
--- the next sweep. Jobs that have ended meanwhile do no harm: whether a job runs is read from the job.
+-- Add running jobs to keys whose rows lack them, as after a restore. A key that another transaction has locked waits
+-- for the next sweep. Adding jobs that have ended meanwhile does no harm, because a job's own row shows whether it
+-- runs.
 WITH missing AS MATERIALIZED (
   SELECT mine.ctid, given.key, wanted.ids FROM json_to_recordset(:needs::text::json) AS given (key text, ids bigint[])
   CROSS JOIN LATERAL (
@@ -55,16 +57,16 @@ UPDATE {keys} AS kept SET version = kept.version + 1, running = kept.running || 
 WHERE kept.ctid = ANY (ARRAY(SELECT ctid FROM missing)) AND kept.key = missing.key;
 
 -- name: transaction_isolation
--- Reads only. Tell the isolation of the transaction that is open.
+-- This statement only reads. Return the isolation level of the open transaction.
 SELECT current_setting('transaction_isolation');
 
 -- name: tell
--- Notify those that wait for jobs of a queue, when the transaction is committed.
+-- Notify the waiters for jobs of a queue, when the transaction commits.
 SELECT pg_notify(:channel::text, '')::text;
 
 -- name: set_lanes
--- Write down the lanes of waiting jobs that are locked. A job that names no keys after all, such as one that has them
--- in the headers of the next job of its chain, waits on a lane without keys: it would be made to wait again else.
+-- Write the lanes of waiting jobs that this transaction has locked. A job may turn out to name no keys, for example if
+-- only the next job of its chain does. It then waits on a lane without keys; otherwise takes would park it again.
 WITH named AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:lanes::text::json) AS named (id bigint, lane text, priority int)
 )
@@ -75,8 +77,9 @@ WHERE job.id = ANY (ARRAY(SELECT id FROM named)) AND job.id = named.id AND job.q
   AND num_nulls(job.dequeued_at) = 1 AND (job.parked_on IS NOT NULL OR job.leased_until IS NULL);
 
 -- name: leave_lanes
--- Take jobs off their lanes that pq, older code or SQL finished or leased: these change no `parked_on`. Such jobs are among
--- the first, as they were taken in order. Each row is checked again as it is locked; a row that is locked is skipped.
+-- Take jobs off their lanes that pq, older code or SQL finished or leased without changing `parked_on`. Such jobs are
+-- among the first of their lanes, because they were taken in order. Each row is checked again when it is locked
+-- (EvalPlanQual); a locked row is skipped.
 UPDATE {table} SET parked_on = NULL, leased_until = CASE WHEN dequeued_at IS NULL THEN leased_until END
 WHERE q_name = :q_name::text AND id = ANY (ARRAY(
   SELECT mine.id FROM (
@@ -91,8 +94,8 @@ WHERE q_name = :q_name::text AND id = ANY (ARRAY(
 ));
 
 -- name: admitted_headers
--- Reads only. Give the jobs of a queue that are leased, and may be under keys: the rows that places are counted by.
--- Those are found among the 10,000 that come out first: others are scheduled, as a rule.
+-- This statement only reads. Return the leased jobs of a queue that may be under keys: places are counted by their
+-- rows. These jobs are searched among the 10,000 that come out first; later ones are usually scheduled jobs.
 WITH out AS MATERIALIZED (
   SELECT * FROM (
     SELECT id, group_key, headers, leased_until, parked_on FROM {table}

@@ -1,7 +1,7 @@
-"""Citus: the tables are distributed by the queue's name, so that a queue, with all that belongs to it, is on one node.
+"""The dialect for Citus: tables are distributed by the queue's name, so that one node has all of a queue.
 
-A statement of a queue is sent to that node as it is.  What is rewritten is what Citus does not send: functions that
-are not immutable in a RETURNING, or in a COALESCE of what is set, and an UPDATE whose CTEs are a union.
+A statement about one queue is sent to that node unchanged. The dialect rewrites what Citus does not send: functions
+that are not immutable in RETURNING, or in a COALESCE that is assigned, and an UPDATE whose CTEs are a UNION.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _MADE = re.compile(r"CREATE TABLE IF NOT EXISTS (\{\w+\})")
 
 
 def _beside(template: str) -> str:
-    # What is computed without the row is computed beside it.
+    # Values that do not depend on the row are computed in a separate CTE.
     delay = f"{_NOW} + :delay::float8 * interval '1 second'"
     template = replace(template, f"coalesce({delay}, schedule_at)", "coalesce(clock.due, schedule_at)")
     return replace(template, " WHERE ", f" FROM (SELECT {delay} AS due) AS clock WHERE ", 1)
 
 
 def _waiting(template: str) -> str:
-    # A statement for the rows of all nodes has no FOR UPDATE: it waits for rows that others have locked.
+    # A statement about rows on all nodes cannot use FOR UPDATE: it waits for rows that other sessions have locked.
     template = replace(template, "WHERE id = ANY (ARRAY(SELECT id FROM {table}\n", "")
     return replace(template, " FOR UPDATE SKIP LOCKED))", "")
 
@@ -83,7 +83,7 @@ def _drawn(template: str) -> str:
 
 
 def _of_queue(template: str) -> str:
-    # What is set is computed without functions: in the row that was to be inserted.
+    # Assigned values are computed without functions: in the row that was to be inserted.
     template = replace(template, "ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)")
     return replace(template, " q_name = excluded.q_name,", "")
 
@@ -121,7 +121,7 @@ class Citus(Dialect):
     unknown_words = (*NOTIFICATION, *RENUMBERING, "TRIGGER")
 
     def rewrite(self, name: str, template: str) -> str:
-        """Return a statement that Citus sends to the node of the queue."""
+        """Return a statement that Citus sends to the queue's node."""
         template = super().rewrite(name, without_renumbering(without_notification(template.strip())))
         if _LEASES.fullmatch(name):
             template = _leased(template)
@@ -134,7 +134,7 @@ class Citus(Dialect):
         return template
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Yield tables with the queue in their keys, each distributed once it is made; no trigger, and no function."""
+        """Yield tables with the queue in their keys, each distributed after it is made; no triggers or functions."""
         made = _MADE.match(statement)
         if made and made[1] != "{migrations}":
             yield keyed_by_queue(statement)
@@ -149,5 +149,5 @@ class Citus(Dialect):
 
 @hookimpl
 def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
-    """Bring the dialect."""
+    """Register the dialect."""
     register(Citus)

@@ -1,8 +1,8 @@
--- Statements that Citus runs instead of those of the same names.
+-- Statements that Citus runs in place of those with the same names.
 
 -- name: claim_key
--- Claim a key for a time; no row if it is held. A key whose time is over is given up first. Of two sessions that come
--- together, ON CONFLICT has one wait for the other, and find the key held.
+-- Claim a key for a time; return no row if another job holds it. A key whose time is over is deleted first. If two
+-- sessions claim it concurrently, ON CONFLICT makes one wait for the other, and then find the key held.
 WITH gone AS (
   DELETE FROM {dedup} WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text AND until <= statement_timestamp()
   RETURNING job_id
@@ -17,9 +17,9 @@ ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id;
 DELETE FROM {results} WHERE expires_at <= statement_timestamp();
 
 -- name: explain_lock
--- Nothing is found. The rows are on other nodes, whose locks this one does not show.
+-- Find nothing. The rows are on other nodes, and this node does not show their locks.
 SELECT NULL::int, false, NULL::float8, NULL::text WHERE false AND :xmax::text IS NULL;
 
 -- name: explain_key_locks
--- See explain_lock.
+-- Find nothing; see explain_lock.
 SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :keys::text[] IS NULL;

@@ -1,9 +1,11 @@
-"""CockroachDB: checked against its documentation, and on PostgreSQL; nothing here was run on CockroachDB itself.
+"""The dialect for CockroachDB: checked against its documentation and on PostgreSQL.
 
-It takes PostgreSQL's statements but for those that name what it has not: notifications, advisory locks before
-version 26, DISCARD PLANS, a standby's state, settings of a table that steer vacuum, triggers with the rows of a
-statement.  It is to be used at READ COMMITTED: at its own default, SERIALIZABLE, what meets another transaction
-fails with `pqcore.errors.TransientError`.
+Nothing was run on CockroachDB itself.
+
+CockroachDB accepts PostgreSQL's statements except for features that it lacks. These are notifications, advisory locks
+before version 26, DISCARD PLANS, the state of a standby, vacuum settings of a table, and triggers with the rows of a
+statement. Use READ COMMITTED: at CockroachDB's default, SERIALIZABLE, a statement that conflicts with another
+transaction fails with `pqcore.errors.TransientError`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pqcore.sql.statement_set import read_statements
 
 
 def _first_number(template: str) -> str:
-    # Of several numbers in the headers of a row, the first.
+    # If the headers of a row have several numbers, the first is used.
     return substitute(template, r"\(regexp_matches\((headers, '.*?'), 'g'\)\)\[1\]", r"substring(\1)")
 
 
@@ -38,7 +40,7 @@ def _without_standby(template: str) -> str:
 
 
 def _by_version(template: str) -> str:
-    # A row of keys is known by its version. PostgreSQL's has a place too, `ctid`, by which it is found sooner.
+    # A row of keys is identified by its version. On PostgreSQL, `ctid` also identifies it, and is faster.
     template = replace(template, "SELECT mine.ctid, mine.key FROM", "SELECT mine.version, mine.key FROM")
     template = replace(template, "SELECT ctid, key FROM", "SELECT version, key FROM")
     return substitute(
@@ -49,7 +51,7 @@ def _by_version(template: str) -> str:
 
 
 def _without_quota(template: str) -> str:
-    # LIMIT cannot name columns of the query around it. What a lane gives beyond its room is left out later anyway.
+    # LIMIT cannot use columns of the surrounding query. Jobs beyond the room of a lane are left out later in any case.
     return substitute(_by_version(template), r" LIMIT least\(wanted\.quota, .*?\) \+ :spare::int", "")
 
 
@@ -100,13 +102,16 @@ class CockroachDB(Dialect):
     )
 
     def rewrite(self, name: str, template: str) -> str:
-        """Return a statement without what CockroachDB has not."""
+        """Return a statement without the features that CockroachDB lacks."""
         if name.startswith("take_lanes_"):
             template = _without_quota(template)
         return without_renumbering(without_notification(super().rewrite(name, template)))
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Yield tables with ids of a sequence, as groups go by the order of ids; no trigger, no settings for vacuum."""
+        """Yield tables whose ids come from a sequence, because groups depend on the order of ids.
+
+        Without triggers and vacuum settings.
+        """
         if statement.startswith("CREATE TABLE") and "bigserial" in statement:
             yield "SET serial_normalization = 'sql_sequence'"
         if not _LEFT_OUT.match(statement):
@@ -117,5 +122,5 @@ class CockroachDB(Dialect):
 
 @hookimpl
 def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
-    """Bring the dialect."""
+    """Register the dialect."""
     register(CockroachDB)

@@ -1,8 +1,8 @@
--- Statements that CockroachDB runs instead of those of the same names.
+-- Statements that CockroachDB runs in place of those with the same names.
 
 -- name: create_keys
--- Make the rows of keys that have none. There is no lock to try first: a take waits for another that makes the same
--- row, until its transaction ends.
+-- Insert the rows of keys that have none. No advisory lock can be tried first: a take waits for another that inserts
+-- the same row, until its transaction ends.
 WITH out AS MATERIALIZED (
   SELECT id, group_key, headers, leased_until, parked_on FROM {table}
   WHERE q_name = :q_name::text AND dequeued_at IS NULL
@@ -30,7 +30,8 @@ WHERE NOT EXISTS (SELECT FROM {keys} WHERE q_name = :q_name::text AND key = want
 ON CONFLICT DO NOTHING RETURNING key;
 
 -- name: add_running
--- Count jobs under keys whose rows miss them. The same, but that a row of keys is known by its version.
+-- Add running jobs to keys whose rows lack them. The statement differs from PostgreSQL's in that a row of keys is
+-- identified by its version.
 UPDATE {keys} AS kept SET version = kept.version + 1, running = kept.running || missing.ids
 FROM (
   SELECT mine.key, mine.version, wanted.ids
@@ -46,7 +47,8 @@ FROM (
 ) AS missing WHERE kept.q_name = :q_name::text AND kept.key = missing.key AND kept.version = missing.version;
 
 -- name: sweep_keys
--- Delete keys under which nothing was admitted for an hour. The same, but that a row of keys is known by its version.
+-- Delete keys under which nothing was admitted for an hour. The statement differs from PostgreSQL's in that a row of
+-- keys is identified by its version.
 DELETE FROM {keys} WHERE q_name = :q_name::text AND (key, version) IN (
   SELECT key, version FROM {keys} AS old
   WHERE q_name = :q_name::text AND admitted_at < statement_timestamp() - interval '1 hour'
@@ -56,43 +58,43 @@ DELETE FROM {keys} WHERE q_name = :q_name::text AND (key, version) IN (
   LIMIT 1000 FOR UPDATE SKIP LOCKED);
 
 -- name: lock_migrations
--- Migrations are not kept apart: run them one at a time.
+-- Lock nothing: run migrations one at a time.
 SELECT true;
 
 -- name: unlock_migrations
--- See lock_migrations.
+-- Unlock nothing; see lock_migrations.
 SELECT true;
 
 -- name: lock_schema
--- See lock_migrations.
+-- Lock nothing; see lock_migrations.
 SELECT true;
 
 -- name: partitions
--- No table has partitions.
+-- Find no partitions, because no table has any.
 SELECT NULL::text WHERE false;
 
 -- name: replan
--- There is no DISCARD PLANS, and no statement is prepared.
+-- Do nothing: DISCARD PLANS does not exist, and no statement is prepared.
 SELECT 1;
 
 -- name: register
--- Never run, as no connection listens.
+-- This is never run, because no connection listens.
 SELECT NULL::text WHERE false AND :channels::text[] IS NULL;
 
 -- name: unregister
--- Never run, as no connection listens.
+-- This is never run, because no connection listens.
 SELECT NULL::text WHERE false AND :channels::text[] IS NULL;
 
 -- name: notification_usage
--- There is no queue of notifications.
+-- Return 0, because the server has no notification queue.
 SELECT 0;
 
 -- name: listening
--- Never run, as no connection listens.
+-- This is never run, because no connection listens.
 SELECT NULL::text WHERE false;
 
 -- name: notify_always
--- Never run, as no connection listens.
+-- This is never run, because no connection listens.
 SELECT NULL::text WHERE false;
 
 -- name: session_settings
@@ -100,17 +102,17 @@ SELECT NULL::text WHERE false;
 SELECT NULL::text WHERE false AND :names::text[] IS NULL AND :values::text[] IS NULL AND :mild::bool[] IS NULL;
 
 -- name: notify_waiters
--- Never run, as no connection listens.
+-- This is never run, because no connection listens.
 SELECT NULL::text WHERE false;
 
 -- name: explain_lock
--- Nothing is found. There is neither xmax nor pg_locks.
+-- Find nothing. The server has neither xmax nor pg_locks.
 SELECT NULL::int, false, NULL::float8, NULL::text WHERE false AND :xmax::text IS NULL;
 
 -- name: explain_key_locks
--- See explain_lock.
+-- Find nothing; see explain_lock.
 SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :keys::text[] IS NULL;
 
 -- name: explain_snapshot
--- Transactions keep no dead rows.
+-- Find nothing, because transactions keep no dead rows.
 SELECT NULL::float8;

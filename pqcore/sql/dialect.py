@@ -1,11 +1,9 @@
-"""The statements of a table as an engine takes them: PostgreSQL, or one that is like it.
+"""The statements of a table in the form that an engine accepts: PostgreSQL, or a server that resembles it.
 
-All statements run at READ COMMITTED or above.  ``FOR UPDATE SKIP LOCKED`` makes a
-row the session's own until its transaction ends; a row that another session
-changed between this statement's snapshot and the lock is checked again by
-PostgreSQL against the whole WHERE clause (EvalPlanQual), so a job fetched a moment
-ago is not fetched twice.  ``statement_timestamp()`` is the server's clock at the
-statement, not at the start of a long transaction.
+All statements run at READ COMMITTED or above. ``FOR UPDATE SKIP LOCKED`` locks a row for the session until its
+transaction ends. If another session changed the row after this statement's snapshot, PostgreSQL checks the locked row
+against the whole WHERE clause again (EvalPlanQual). So a job that was just fetched is not fetched twice.
+``statement_timestamp()`` is the server's clock when the statement starts, not when a long transaction starts.
 """
 
 from __future__ import annotations
@@ -37,23 +35,25 @@ SCHEMA_STATEMENTS = "schema_statements.sql"
 class Dialect(QueueStatements, SessionStatements):
     """The statements of one table, in one driver's paramstyle.
 
-    A subclass speaks to an engine that is like PostgreSQL, and not the same: it rewrites what the engine does not take.
+    A subclass serves an engine that resembles PostgreSQL: it rewrites statements that the engine does not accept.
 
     Args:
         names: The table.
-        paramstyle: How the driver wants placeholders.
+        paramstyle: The style of the driver's placeholders.
 
     Attributes:
-        name: As users write it: ``PQ(dsn, dialect="citus")``.
-        missing: Why the engine lacks what a driver may offer; by `pqcore.backend.Capability`.
-        unsupported: Why the engine cannot do what else can be done: ``move``, ``partitions``, ``shared looks`` (one
-            statement that looks at many queues; without it, each waiter that cannot be notified polls), ``group
-            commit`` (statements for several callers; without it, each call is a statement of its own), ``end and
-            take`` (one statement that ends jobs under limits, and leases others in their places; without it, two).
-        rewrites: By the name of a statement, the template in its place, or a function that makes it of the template.
-        unknown_words: What the engine has not, such as ``pg_notify``. A statement that still has such a word after it
-            was rewritten is an error, and is not sent.
-        api: The version of the plugin API that it was written for.
+        name: The name that users write: ``PQ(dsn, dialect="citus")``.
+        missing: Reasons why the engine lacks abilities that a driver may have; by `pqcore.backend.Capability`.
+        unsupported: Reasons why the engine cannot do other things. ``move``: moving jobs. ``partitions``: a partitioned
+            table. ``shared looks``: one statement that looks at many queues; without it, each waiter without
+            notifications polls. ``group commit``: one statement for several callers; without it, each call has its own.
+            ``end and take``: one statement that ends jobs under limits and leases other jobs in their places; without
+            it, there are two.
+        rewrites: For the name of a statement, the template in its place, or a function that makes that template from
+            the original.
+        unknown_words: Words that the engine does not know, such as ``pg_notify``. A statement that has such a word
+            after it was rewritten raises an error, and is not sent.
+        api: The version of the plugin API that the dialect was written for.
     """
 
     name: ClassVar[str] = "postgresql"
@@ -73,23 +73,23 @@ class Dialect(QueueStatements, SessionStatements):
         super().__init__(self._compile_template)
         self._substitutions = names.substitutions()
         self._paramstyle: Paramstyle = paramstyle
-        # Bounded: get_many(n) has a statement for each n.
+        # The cache is bounded, because get_many(n) has a statement for each n.
         self.fetch = lru_cache(maxsize=64)(self._fetch)
         self.fetch_most = lru_cache(maxsize=64)(partial(self._fetch, most=True))
         self.take_lanes = lru_cache(maxsize=64)(self._take_lanes)
         self.end_and_take = lru_cache(maxsize=64)(self._end_and_take)
 
-    # What a subclass overrides.
+    # Methods that a subclass overrides.
 
     def rewrite(self, name: str, template: str) -> str:
-        """Return the template of a statement as the engine takes it.
+        """Return the template of a statement in the form that the engine accepts.
 
         Args:
-            name: The statement's.
-            template: With ``{table}`` for identifiers and ``:name`` for parameters.
+            name: The statement's name.
+            template: The template, with ``{table}`` for identifiers and ``:name`` for parameters.
 
         Raises:
-            RewriteMiss: The template does not contain what is rewritten.
+            RewriteMiss: The template does not contain the text to rewrite.
         """
         change = self.rewrites.get(name)
         if change is None:
@@ -97,10 +97,10 @@ class Dialect(QueueStatements, SessionStatements):
         return change if isinstance(change, str) else change(template)
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Return what is run for a statement of a migration: itself, another, several, or none."""
+        """Return what to run for a statement of a migration: the statement itself, another, several, or none."""
         return (statement,)
 
-    # What others ask for.
+    # Methods that other modules call.
 
     @cached_property
     def tasks(self) -> TaskStatements:
@@ -133,23 +133,23 @@ class Dialect(QueueStatements, SessionStatements):
         return WorkerStatements(self._compile_template)
 
     def peek(self, n: int) -> Query:
-        """Return the statement that reads the next ``n`` rows due, locking nothing."""
+        """Return the statement that reads the next ``n`` due rows without locking them."""
         return self._compile_template(f"peek_{n}", peek_template(n))
 
     def schema_statement(self, name: str, **places: str) -> Query:
-        """Return a statement of `pqcore.schema` that stands in `schema_statements.sql`.
+        """Return a statement of `pqcore.schema` from `schema_statements.sql`.
 
         Args:
-            name: The statement's.
-            places: What the names in braces stand for: literals, as no parameters are sent with it.
+            name: The statement's name.
+            places: The literals for the names in braces, because the statement is sent without parameters.
         """
         return plain(name, self.checked(name, read_statements(SCHEMA_STATEMENTS)[name]).format_map(places))
 
     def migration(self, statement: str) -> Iterator[str]:
-        """Return what is run for a statement of a migration.
+        """Return what to run for a statement of a migration.
 
         Raises:
-            PluginError: The dialect is at odds with the statement.
+            PluginError: The dialect does not fit the statement.
         """
         try:
             for each in self.rewrite_migration(statement):
@@ -162,7 +162,7 @@ class Dialect(QueueStatements, SessionStatements):
         """Rewrite the template of a statement.
 
         Raises:
-            PluginError: The dialect is at odds with the statement.
+            PluginError: The dialect does not fit the statement.
         """
         try:
             text = self.rewrite(name, template)
@@ -173,7 +173,7 @@ class Dialect(QueueStatements, SessionStatements):
 
     @classmethod
     def all_names(cls) -> Iterator[str]:
-        """The names of all statements, but for those that have a number of rows in their names."""
+        """Return the names of all statements, except those with a number of rows in their names."""
         for statements in (
             cls,
             TaskStatements,

@@ -1,7 +1,8 @@
-"""The statements that look at how data are encoded, and that store re-encoded data.
+"""The statements that read how data is encoded, and that store re-encoded data.
 
-The rules are those of `pqcore.sql.dialect`.  A table is read in slices, in the order of its ids,
-without locks.  A row is changed by itself, and only if no session has changed it since it was read, or has it locked.
+`pqcore.sql.dialect` explains why they are safe under concurrency. A table is read in slices, in the order of its ids,
+without locks. Each row is changed separately, and only if no session has changed it since it was read, or has locked
+it.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from pqcore.sql.fragments import OF_QUEUE, STORED_STATE
 from pqcore.sql.statement_set import StatementSet, composed, family
 
 SLICE = 10_000
-"""Rows that one statement looks at."""
+"""The number of rows that one statement looks at."""
 ROWS = ("table", "dead", "archive", "results")
-"""The tables whose rows hold encoded data; batches hold some in what follows them."""
+"""The tables whose rows hold encoded data; a batch holds some in the call that follows it."""
 
 _NOW = "statement_timestamp()"
-_BEGIN = "decode('6b65793a', 'hex')"  # key: and a colon, which would begin a parameter
+_BEGIN = "decode('6b65793a', 'hex')"  # the text "key:", whose colon would otherwise begin a parameter
 
 
 def _mark(place: int) -> str:
     return f"CASE WHEN substr(payload, {place}, 4) = {_BEGIN} THEN encode(substr(payload, {place}, 13), 'escape') END"
 
 
-# The marks of keys that the bytes begin with, of three keys at most; see `pqcore.serializers.keys`, which reads them
-# again. Only the head of a long value is fetched. A regular expression would take ten times as long.
+# The marks at the beginning of the bytes that name keys, up to three; `pqcore.serializers.keys` parses them again. Only
+# the head of a long value is fetched. A regular expression would take ten times as long.
 _MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, ''), ''), '')"
 _HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
 _LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"
@@ -53,10 +54,10 @@ class EncodingStatements(StatementSet):
 
     @family("count_encoded_{}", ROWS)
     def count(self, place: str) -> str:
-        """Count what a slice of ids holds, by queue, state, serializer and key. Reads only.
+        """Count the data in a slice of ids, by queue, state, serializer and key. This statement only reads.
 
-        The keys are read from the marks before the bytes, so that no key is needed.  The sum of the last column is the
-        length of the slice.
+        The keys are read from the marks before the bytes, so no key is needed. The sum of the last column is the length
+        of the slice.
         """
         return (
             f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
@@ -66,7 +67,10 @@ class EncodingStatements(StatementSet):
 
     @family("list_encoded_{}", ROWS)
     def list(self, place: str) -> str:
-        """List the rows of a slice that may have to be re-encoded, and about how many bytes each has. Reads only."""
+        """List the rows of a slice that may need re-encoding, with the approximate size of each in bytes.
+
+        This statement only reads.
+        """
         return (
             f"SELECT {_key(place)}, q_name, serializer, {_MARKS}, {_linked(place)},"
             " (coalesce(pg_column_size(data), 0) + coalesce(pg_column_size(payload), 0))::bigint"
@@ -76,7 +80,7 @@ class EncodingStatements(StatementSet):
 
     @family("headers_of_{}", ("table", "dead", "archive"))
     def headers(self, place: str) -> str:
-        """Give the headers of a slice that carry calls, which are counted one by one. Reads only."""
+        """Return the headers of a slice that hold calls, which are counted one by one. This statement only reads."""
         return (
             f"SELECT q_name, headers::text FROM {{{place}}}"
             f" WHERE id > :after::bigint AND id <= :last::bigint AND {_LINKED} ORDER BY id"
@@ -84,7 +88,7 @@ class EncodingStatements(StatementSet):
 
     @family("read_encoded_{}", ROWS)
     def read(self, place: str) -> str:
-        """Give some rows of a queue, whole. Reads only."""
+        """Return some rows of a queue, with all columns. This statement only reads."""
         return (
             f"SELECT {_key(place)}, serializer, data::text, payload,"
             f" {'NULL::text' if place == 'results' else 'headers::text'},"
@@ -96,10 +100,11 @@ class EncodingStatements(StatementSet):
     def write(self, place: str) -> str:
         """Store re-encoded data in a row.
 
-        The row is locked if it is as it was read, and no other session has it locked: a row that a session works on is
-        skipped, so this waits for nobody, and is in no deadlock.  Under a lease the data may change: the holder has
-        read them.  What the holder puts as the job ends are the calls in the headers as they were read, so those stay
-        while the lease lasts.  After it has run out, nobody can finish under it (see `LEASE_HELD`).
+        The row is locked if it is unchanged since it was read, and no other session has locked it. A row in use is
+        skipped, so the statement waits for no session, and cannot deadlock. Under a lease, the data may change, because
+        the lease's holder has read it. When the job ends, the holder puts the calls from the headers as it read them,
+        so the headers stay while the lease lasts. After the lease has run out, nobody can finish the job under it (see
+        `LEASE_HELD`).
         """
         condition = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
@@ -124,12 +129,12 @@ WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE}
 
     @composed()
     def callbacks(self) -> str:
-        """List what follows batches that are open. Reads only."""
+        """List the calls that follow open batches. This statement only reads."""
         return f"SELECT id, q_name, callback::text FROM {{batches}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}"
 
     @composed()
     def write_callback(self) -> str:
-        """Store a re-encoded callback, as `write`: a batch that a job counts down at this moment is skipped."""
+        """Store a re-encoded callback, like `write`: a batch that a job counts down at this moment is skipped."""
         return f"""
 WITH free AS (
   SELECT id FROM {{batches}} WHERE id = :id::bigint AND {OF_QUEUE}

@@ -1,6 +1,7 @@
-"""The statements that say why a job does not run.
+"""The statements that find out why a job does not run.
 
-Each only reads, takes no lock, and looks at a bounded number of rows through an index, however many jobs there are.
+Each statement only reads, takes no lock, and looks at a bounded number of rows through an index, however many jobs
+there are.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from pqcore.sql.fragments import (
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 HEAD = 2_000
-"""Characters of JSON in which the path of a function stands, if the job is a call."""
+"""The number of characters of JSON that must contain the path of a function, if the job is a call."""
 MOST_BEFORE = 1_000
-"""Jobs before a job that are counted, at most."""
+"""The largest number of earlier jobs that are counted."""
 MOST_LOOKED_AT = 10_000
-"""Rows of an index that one statement looks at, at most, to find those that it wants."""
+"""The largest number of index entries that one statement looks at to find the wanted rows."""
 
 _NOW = "statement_timestamp()"
 _COMMON = f"""serializer, {ATTEMPTS}, coalesce(failures, 0), error::text, headers::text,
@@ -37,13 +38,13 @@ _SCHEDULE = f"CASE WHEN schedule_at IS NOT NULL THEN {EXPRESSIBLE.format('schedu
 
 
 class ExplainStatements(StatementSet):
-    """The statements that say why a job does not run."""
+    """The statements that find out why a job does not run."""
 
     file = "explain_statements.sql"
 
     @composed()
     def explain_job(self) -> str:
-        """Give what says where a job is: of the three tables at most one has it."""
+        """Return the columns that show where a job is; at most one of the three tables has it."""
         wanted = f"WHERE id = :id::bigint AND {OF_PUT}"
         elsewhere = "NULL::text, NULL::timestamp, NULL::text, NULL::text, false, NULL::text, 0"
         return f"""
@@ -68,13 +69,13 @@ LIMIT 1"""
 
     @composed()
     def explain_before(self) -> str:
-        """Give the jobs that a take of a queue finds before a job that is due, the first of them first.
+        """Return the jobs that a take of a queue finds before a due job, in order.
 
-        Each class of waiting rows is read through its own index, up to the job's place in the order.
+        Each class of waiting rows is read through its own index, up to the job's position in the order.
         """
         expected = "coalesce(expected_at, 'infinity')"
         columns = f"id, {expected} AS expected, {DUE_AT} AS due"
-        # A range with two ends: the planner expects fewer rows of it, and takes them from the index in their order.
+        # The range has two ends: the planner then expects fewer rows, and reads them from the index in order.
         out = f"{VISIBLE_AT} > '-infinity' AND {VISIBLE_AT} <= {_NOW}"
         place = f"({expected}, {DUE_AT}, id) < (SELECT expected, due, id FROM me)"
         return f"""
@@ -98,7 +99,7 @@ SELECT id FROM before ORDER BY expected, due, id LIMIT {MOST_BEFORE}"""
 
     @composed()
     def explain_before_in_lane(self) -> str:
-        """Give the jobs that wait on the lane of a waiting job before it, the first of them first."""
+        """Return the jobs that wait on a waiting job's lane before it, in order."""
         waiting = f"SELECT id, expected_at, {DUE_AT} AS due FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
         first = f"ORDER BY {ORDER} LIMIT {MOST_BEFORE}"
         return f"""
@@ -115,7 +116,7 @@ SELECT id FROM (
 
     @composed()
     def explain_leased(self) -> str:
-        """Give jobs of queues that are under a lease now, the lease that ends first first."""
+        """Return the jobs of queues that are under a lease now, in the order of the leases' ends."""
         return f"""
 SELECT job.id FROM unnest(:names::text[]) AS place (name)
 CROSS JOIN LATERAL (
@@ -127,7 +128,7 @@ CROSS JOIN LATERAL (
 
     @composed()
     def explain_group(self) -> str:
-        """Give the unfinished jobs of a group that were put before a job, the first of them first."""
+        """Return the unfinished jobs of a group that were put before a job, in order."""
         return (
             f"SELECT id FROM {{table}} WHERE {OF_QUEUE} AND group_key = :group::text AND dequeued_at IS NULL"
             f" AND id < :id::bigint ORDER BY id LIMIT {MOST_BEFORE}"

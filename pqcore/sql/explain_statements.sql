@@ -1,8 +1,8 @@
--- Statements that say why a job does not run, as they are run. pqcore.sql.explain_statements has those that are composed.
+-- Complete statements that find out why a job does not run. pqcore.sql.explain_statements has the composed ones.
 
 -- name: explain_lock
--- Reads only. Give the session whose open transaction has locked or changed a row: pg_locks shows its transaction id,
--- which the row has as xmax. No session has the lock of a prepared transaction.
+-- This statement only reads. Return the session whose open transaction has locked or changed a row: pg_locks shows the
+-- transaction id that the row has as xmax. The lock of a prepared transaction belongs to no session.
 SELECT held.pid, pg_backend_pid() = held.pid, extract(epoch FROM clock_timestamp() - activity.xact_start)::float8,
   activity.application_name
 FROM pg_locks AS held LEFT JOIN pg_stat_activity AS activity ON activity.pid = held.pid
@@ -11,8 +11,8 @@ WHERE held.locktype = 'transactionid' AND held.granted AND held.mode = 'Exclusiv
 LIMIT 1;
 
 -- name: explain_key_locks
--- Reads only. Give the session whose open transaction has admitted a job under a key: it has changed the newest version
--- of the key's row, or makes the row, under the advisory lock of `create_keys`.
+-- This statement only reads. Return the session whose open transaction has admitted a job under a key. It has changed
+-- the newest version of the key's row, or inserts the row under the advisory lock of `create_keys`.
 SELECT wanted.key, held.pid, held.pid = pg_backend_pid(),
   extract(epoch FROM clock_timestamp() - activity.xact_start)::float8, activity.application_name
 FROM unnest(:keys::text[]) AS wanted (key)
@@ -27,18 +27,20 @@ JOIN pg_locks AS held ON held.granted AND (
 ORDER BY wanted.key LIMIT 100;
 
 -- name: explain_pauses
--- Reads only. Give the pauses that apply now to any of some names: the queue, a task, or keys.
+-- This statement only reads. Return the pauses that apply now to any of some names: the queue, a task, or keys.
 SELECT name, CASE WHEN until < 'infinity' THEN until AT TIME ZONE 'UTC' END FROM {rules}
 WHERE q_name = :q_name::text AND kind = 'pause' AND name = ANY (:names::text[])
   AND coalesce(until > statement_timestamp(), true)
 ORDER BY name;
 
 -- name: explain_bucket
--- Reads only. Give the tokens that were left of a queue's rate, and for how many seconds they have been refilled since.
+-- This statement only reads. Return the tokens that were left of a queue's rate, and the seconds for which they have
+-- been refilled since.
 SELECT tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0)::float8 FROM {rates}
 WHERE q_name = :q_name::text;
 
 -- name: explain_snapshot
--- Reads only. Give for how many seconds the oldest transaction has been open that keeps dead rows from being removed.
+-- This statement only reads. Return for how many seconds the oldest transaction that keeps VACUUM from removing dead
+-- rows has been open.
 SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8 FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND datname = current_database() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL);

@@ -1,25 +1,23 @@
-"""The statements that fetch jobs: each finds the rows due, and has them leave the waiting ones.
+"""The statements that fetch jobs: each finds due rows, and removes them from the waiting rows.
 
-The table's waiting rows fall into three classes, each with a partial index that
-ends in the id, so that a row is found by reading a bounded number of pages:
+The table's waiting rows form three classes. Each has a partial index that ends in the id, so that a row is found by
+reading a bounded number of pages:
 
 ``ready``
-    No expectation, no lease; ordered by the time due.  One range scan gives
-    those due; those scheduled for later lie behind them and cost nothing.
+    Without an expectation or a lease; ordered by the due time. One range scan returns the due rows; rows scheduled for
+    later are behind them and cost nothing.
 ``urgent``
-    With an expectation, never scheduled: always due; ordered by expectation.
+    With an expectation, never scheduled, and so always due; ordered by expectation.
 ``hidden``
-    Leased, or scheduled *and* expected: ordered by when they come out.  One
-    probe tells whether any is out.  Usually none is, and the two other
-    classes are the whole truth; else the slower ``merged`` pick is used.
+    Leased, or both scheduled *and* expected; ordered by the time when they come out. One probe shows whether any has
+    come out. Usually none has, and the two other classes suffice; otherwise the slower ``merged`` pick is used.
 
-An expectation precedes none, so ``urgent`` comes before ``ready``.  A finished
-row is in none of the three.
+A row with an expectation comes before a row without one, so ``urgent`` comes before ``ready``. A finished row is in
+none of the three classes.
 
-`pqcore.sql.dialect` says why it is safe that several sessions fetch concurrently.
+`pqcore.sql.dialect` explains why several sessions can fetch concurrently.
 
-After a pick, ``id = ANY (ARRAY(...))`` looks the rows up by primary key whatever
-the statistics say.
+After a pick, ``id = ANY (ARRAY(...))`` looks the rows up by primary key, whatever the table's statistics are.
 """
 
 from __future__ import annotations
@@ -55,21 +53,22 @@ Pick: TypeAlias = Literal["ordered", "idle", "bounded", "unguarded", "merged"]
 Finish: TypeAlias = Literal["keep", "delete", "archive", "lease"]
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
-"""Numbers of rows for which the statement is worth being prepared; a caller that is free to choose takes one."""
+"""The numbers of rows for which preparing the statement is worthwhile; a caller that can choose the number takes one of
+these."""
 REACH = 1_000
-"""Rows: the most jobs that came out of hiding which one statement considers, the longest due first."""
+"""The largest number of rows that came out of hiding which one statement considers; the rows due longest come first."""
 NOT_PAUSED = (
     " AND NOT EXISTS (SELECT FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause'"
     " AND (name = 'queue' OR left(name, 5) = 'task:') AND coalesce(until > statement_timestamp(), true))"
 )
-"""Is false while the queue or a task is paused."""
+"""False while the queue or a task is paused."""
 _PLACE = "id, priority, expected_at, schedule_at, enqueued_at"
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
-    # The inner LIMIT, a constant, tells the planner that few rows are wanted.  The outer one, which it
-    # cannot know, has it prefer what gives rows immediately, the index, to what gives all of a few cheaply,
-    # a sort: a prepared statement keeps its plan when the few have become a million.
+    # The constant inner LIMIT tells the planner that few rows are wanted. The planner cannot know the outer LIMIT. So
+    # it prefers the index, which returns rows immediately, to a sort, which is cheap only for few rows. A prepared
+    # statement keeps its plan when the few rows have become a million.
     return (
         f"SELECT * FROM (SELECT {columns} FROM {{table}} WHERE {condition}"
         f" ORDER BY {order} LIMIT {n}{suffix}) AS head LIMIT {most or f'(SELECT {n})'}"
@@ -77,16 +76,16 @@ def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", 
 
 
 def _usual(n: int, most: str, first: str = "", urgent: str = "", ready: str = "") -> str:
-    """Pick of the two usual classes: urgent jobs, then ready ones.
+    """Return a pick of the two usual classes: urgent jobs, then ready ones.
 
     Args:
-        n: Rows, at most.
-        most: Rows, at most: an expression.
-        first: A CTE before these.
-        urgent: A further condition on urgent jobs.
-        ready: A further condition on ready jobs.
+        n: The largest number of rows.
+        most: The largest number of rows, as an SQL expression.
+        first: A CTE before the others.
+        urgent: An additional condition on urgent jobs.
+        ready: An additional condition on ready jobs.
     """
-    # The outer limit of the second stops pulling, and so locking, once urgent ones fill the order.
+    # The outer limit stops the second scan, and so its locking, after urgent jobs have filled the order.
     rest = f"{most} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
@@ -97,15 +96,15 @@ WITH {first}urgent AS (
 
 
 def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
-    """The first rows of each class, without locking them.
+    """Return the query of the first rows of each class, without locking them.
 
     Args:
-        near: Rows, at most, of each class.
-        reach: Rows, at most, that came out of hiding.
+        near: The largest number of rows of each class.
+        reach: The largest number of rows that came out of hiding.
         columns: The SELECT list.
-        waiting: Whether jobs that wait to be admitted count, as for a get, which asks for no admission.
+        waiting: Whether to include jobs that wait for admission, as a get does, which needs no admission.
     """
-    # A range with two ends: the planner expects fewer rows of it, and takes the index where the table is small, too.
+    # The range has two ends: the planner then expects fewer rows, and uses the index even if the table is small.
     out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= '-infinity' AND parked_on IS NULL"
     classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})
@@ -117,10 +116,11 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
 
 
 def _merged(n: int, most: str, *, waiting: bool) -> str:
-    """Pick of all classes.
+    """Return a pick of all classes.
 
-    Looks without locking at the heads of the classes, then goes through them in the order of the whole and locks the
-    first n free ones.  Every condition stands again beside FOR UPDATE, where it is checked against the row as locked.
+    The statement reads the heads of the classes without locking. Then it goes through the rows in their common order,
+    and locks the first n free ones. Every condition is repeated next to FOR UPDATE, where it is checked against the
+    locked row.
     """
     return f"""
 WITH picked AS (
@@ -137,13 +137,15 @@ WITH picked AS (
 
 
 def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
-    """Pick of the two usual classes, unless a row of another class is due: then nothing, and `_merged` is needed.
+    """Return a pick of the two usual classes.
+
+    If a row of another class is due, it finds nothing, and `_merged` is needed.
 
     Args:
-        n: Rows, at most.
-        most: As for `_usual`.
-        waiting: Whether a job that waits to be admitted is such a row.
-        guard: A further condition.
+        n: The largest number of rows.
+        most: The largest number of rows, as an SQL expression.
+        waiting: Whether a job that waits for admission is such a row.
+        guard: An additional condition.
     """
     first = f"hidden AS ({FIRST_DEFERRED}), "
     guard = f" AND NOT EXISTS (SELECT FROM hidden WHERE out_at <= statement_timestamp()){guard}"
@@ -154,8 +156,9 @@ def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
 
 
 def _bounded(n: int, most: str) -> str:
-    """Pick from where the last look left off: what lies before is not looked at (see `pqcore.scan_position`)."""
-    # The five parts of a bound are one text: a driver takes longer over each parameter than the server over splitting.
+    """Return a pick that begins at the position of the last look, and reads no row before it."""
+    # The five parts of a position are one text: each additional parameter costs the driver more than splitting costs
+    # the server.
     part = "(string_to_array(:bound::text, ' '))"
     return _usual(
         n,
@@ -166,8 +169,8 @@ def _bounded(n: int, most: str) -> str:
     )
 
 
-# How a picked row leaves the waiting ones.  Each is one statement with the pick,
-# so there is no moment at which a job is neither waiting nor fetched.
+# The ways in which a picked row leaves the waiting rows. Each is one statement with the pick, so at no moment is a job
+# neither waiting nor fetched.
 _PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
 _KEEP = f"""
 UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL,
@@ -189,15 +192,16 @@ _FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _AR
 def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) -> str:
     """Return the template of the statement that fetches up to ``n`` rows.
 
-    Jobs that wait to be admitted are fetched for good as any, and leased by `admission_statements` alone.
+    A job that waits for admission can be fetched for good like any other job; only the statements of admission lease
+    it.
 
     Args:
-        pick: ``ordered`` gives nothing when a hidden row came out; ``idle`` neither, nor when a job waits to be
-            admitted, or the queue or a task is paused; ``bounded`` and ``unguarded`` do not look, and the former begins
-            at a bound; ``merged`` fetches hidden rows too.
-        finish: What becomes of the rows.
-        n: Rows, at most.
-        most: Whether a parameter ``most`` says how many rows, at most, are fetched of those.
+        pick: The rows to consider. ``ordered`` returns nothing if a hidden row came out. ``idle`` also returns nothing
+            if a job waits for admission, or the queue or a task is paused. ``bounded`` and ``unguarded`` do not check
+            for hidden rows; ``bounded`` begins at a position. ``merged`` fetches hidden rows, too.
+        finish: What happens to the rows.
+        n: The largest number of rows.
+        most: Whether a parameter ``most`` reduces that number.
     """
     number = ":most::int" if most else str(n)
     waiting = finish != "lease"
@@ -212,7 +216,7 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
 
 
 def plain_template(n: int) -> str:
-    """Return the statement that gives the first ``n`` jobs due that need no admission, without locking them."""
+    """Return the statement that returns the first ``n`` due jobs which need no admission, without locking them."""
     columns = "id, expected_at, schedule_at, enqueued_at"
     return f"""
     SELECT {columns} FROM ({_candidates(n + 20, max(n, REACH), columns, waiting=False)}
@@ -220,7 +224,7 @@ def plain_template(n: int) -> str:
 
 
 def peek_template(n: int) -> str:
-    """Return the template of the statement that reads the next ``n`` rows due, locking nothing."""
+    """Return the template of the statement that reads the next ``n`` due rows without locking them."""
     return (
         f"SELECT {JOB} FROM ({_candidates(n, max(n, REACH), '*', waiting=True)}) AS candidates"
         f" WHERE {DUE_AT} <= statement_timestamp() ORDER BY priority DESC, {ORDER} LIMIT {n}"

@@ -1,9 +1,9 @@
-"""Pieces of SQL that several statements share."""
+"""Fragments of SQL that several statements share."""
 
 from __future__ import annotations
 
 DUE_AT = "coalesce(schedule_at, enqueued_at)"
-# The three classes of waiting rows, each of an index; see pqcore.sql.fetch_statements.
+# The three classes of waiting rows, each with an index; see pqcore.sql.fetch_statements.
 IS_READY = "dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL"
 IS_URGENT = "dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL"
 IS_DEFERRED = (
@@ -13,43 +13,45 @@ VISIBLE_AT = "coalesce(leased_until, schedule_at)"
 READY_ORDER = f"{DUE_AT}, id"
 URGENT_ORDER = "expected_at, enqueued_at, id"
 HIDDEN_ORDER = f"{VISIBLE_AT}, id"
-# The order of a get.
+# The order in which a get takes jobs.
 ORDER = f"expected_at, {DUE_AT}, id"
 WAITING_ORDER = f"priority DESC, {ORDER}"
 UNNAMED = "?"
-"""The lane of waiting jobs whose own lane is still to be written down: jobs that were put without one."""
+"""The lane of waiting jobs that were put without one, until their own lane is written."""
 
 NO_END = 2_147_483_647
 """The room of a lane without keys."""
-# A job that waits to be admitted is leased without an end, to nobody: so older code, which parks jobs so, takes none.
+# A job that waits for admission has a lease without an end and without a holder. So older code, which parks jobs in
+# this way, does not take it.
 WAITING_UNTIL = "'infinity'"
-# Leased, or scheduled and expected: not those that wait.
+# Leased, or scheduled and expected, without the jobs that wait for admission.
 COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"
 # A lease that has an end, which is still to come.
 IS_LEASED = f"leased_until > statement_timestamp() AND leased_until < {WAITING_UNTIL}"
 
 UNFINISHED = "num_nulls(dequeued_at) <> 0"
-# Under no lease, or under one that has run out; a job that waits is leased to nobody.
+# Under no lease, or under a lease that has run out; a job that waits for admission has no holder.
 IS_FREE = (
     "(leased_until IS NULL OR leased_until <= statement_timestamp()"
     f" OR (parked_on IS NOT NULL AND leased_until = {WAITING_UNTIL}))"
 )
 STILL_WAITS = f"{UNFINISHED} AND coalesce({IS_LEASED}, false)::int <> 1"
-"""Whether a row on a lane waits to be admitted: pq, older code and SQL finish and lease rows that stay on their lane.
+"""Whether a row on a lane waits for admission: pq, older code and SQL finish and lease rows without taking them off
+their lane.
 
-In these words it leads the planner to no partial index of others, and lets it expect that nearly all rows are such.
+This form matches no other partial index, and makes the planner expect that nearly all rows match.
 """
 
 
 def lane_room(lane: str, queue: str) -> str:
-    """Return an expression: how many jobs of a lane may be admitted now, as far as its keys know.
+    """Return an SQL expression: how many jobs of a lane may be admitted now, according to its keys.
 
     Args:
-        lane: An expression that gives the lane.
-        queue: An expression that gives the queue's name.
+        lane: An SQL expression for the lane.
+        queue: An SQL expression for the queue's name.
     """
     key = "regexp_replace(need.name, '=[0-9]+$', '')"
-    # Of an array the planner expects ten elements, of the JSON a hundred, which may have it compile the statement.
+    # The planner expects ten elements of an array, but a hundred of JSON, which may make it use JIT compilation.
     return f"""(
   SELECT coalesce(min(CASE WHEN EXISTS (SELECT FROM {{rules}} AS paused WHERE paused.q_name = {queue}
       AND paused.kind = 'pause' AND paused.name = {key} AND (until IS NULL OR until > statement_timestamp())) THEN 0
@@ -68,12 +70,14 @@ def lane_room(lane: str, queue: str) -> str:
 
 
 def is_next(queue: str) -> str:
-    """Return an expression: whether a waiting job could be admitted now. The queue's table is called ``job``.
+    """Return an SQL expression: whether a waiting job could be admitted now.
 
-    Such a job is among the first of its lane, as many as the lane has room for.
+    The queue's table must have the alias ``job``.
+
+    Such a job is among the first jobs of its lane, up to the lane's room.
 
     Args:
-        queue: An expression that gives the queue's name; as a parameter, one partition of a table is looked at.
+        queue: An SQL expression for the queue's name; if it is a parameter, only one partition of the table is read.
     """
     room = lane_room("job.parked_on", queue)
     return f"""CASE WHEN job.group_key IS NULL THEN job.id IN (
@@ -86,7 +90,8 @@ def is_next(queue: str) -> str:
   ) AND {room} > 0 END"""
 
 
-# The state of a job in the queue's table, as far as its row tells: of those that wait to be admitted, some could be.
+# The state of a job in the queue's table, as far as its row shows; some of the jobs that wait for admission could be
+# admitted.
 STORED_STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
     " WHEN leased_until > statement_timestamp() THEN 'leased'"
@@ -95,17 +100,17 @@ STORED_STATE = (
 
 
 def job_state(queue: str) -> str:
-    """Return an expression: the state of a job; see `is_next`."""
+    """Return an SQL expression: the state of a job; see `is_next`."""
     return (
         f"CASE WHEN dequeued_at IS NULL AND parked_on IS NOT NULL AND {is_next(queue)} THEN 'ready'"
         f" ELSE {STORED_STATE} END"
     )
 
 
-# Python's datetime ends where PostgreSQL's goes on, to infinity: a job is not to be lost for that.
+# PostgreSQL's timestamps exceed the range of Python's datetime, up to infinity; such a time must not lose a job.
 EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
-# What names one job, whatever becomes of the sequence of ids: see `pqcore.job.JobId`.  The time is in seconds, which
-# drivers read sooner than a timestamp.
+# The time that identifies a job together with its id, even if ids repeat: see `pqcore.job.JobId`. The time is in
+# seconds, which drivers read faster than a timestamp.
 PUT_AT = f"date_part('epoch', {EXPRESSIBLE.format('enqueued_at')})"
 IDENTITY = f"id, {PUT_AT}"
 OF_PUT = (
@@ -115,7 +120,7 @@ COLUMNS = (
     "id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload,"
     " headers, failures, excused, error"
 )
-# The same of a job that is run again: due immediately, with a clean record; what it went through is excused.
+# The values for a job that is run again: due immediately, without failures, and with earlier attempts excused.
 RESET_COLUMNS = (
     COLUMNS.replace("dequeued_at", "NULL::timestamptz")
     .replace(" schedule_at", " statement_timestamp()")
@@ -123,15 +128,17 @@ RESET_COLUMNS = (
     .replace("excused", "attempts")
     .replace("error", "NULL::json")
 )
-# One more, of a number that PostgreSQL can count no further: a job is not to hold up its queue for that.  The number of
-# attempts begins again, as it has to differ from that of the last lease; others stay as they are.
+# The next number of attempts; it wraps at PostgreSQL's largest integer, because an overflow would hold up the queue.
+# Only this number starts again, because it must differ from that of the last lease; other counters stay at their
+# largest value.
 NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
 # How often a job was run: the column `attempts` is the fencing token, which counts every lease.
 ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
-# Ids come again after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore: none carries the sequence.
-# A row of the archive, or a dead letter, whose id comes again makes way: it gets a negative id, of no sequence.  An
-# INSERT that refers to `made_way` runs after it, and sees no conflict: the old id was given up by its own transaction.
+# Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these carries the
+# sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a negative id,
+# which no sequence gives. An INSERT that refers to `made_way` runs after it, and meets no conflict, because its own
+# transaction changed the old id.
 MADE_WAY = {
     place: f""", made_way AS (
   UPDATE {{{place}}} SET id = -1 - (random() * 9007199254740990)::bigint WHERE id = ANY (ARRAY(SELECT id FROM gone))
@@ -140,25 +147,27 @@ MADE_WAY = {
     for place in ("archive", "dead")
 }
 AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
-# The same of what comes back to the queue's table: a job whose id is taken there is put under a new one.
+# The counterpart for rows that return to the queue's table: if the id is taken there, the job gets a new id.
 _LESS_ID = len("id, ")
 
-# What headers say of the priority, which a row that was forged may say wrongly.
+# The priority in the headers, which may be wrong in a forged row.
 PRIORITY_IN_HEADERS = (
     "CASE WHEN headers #>> '{{gate,priority}}' ~ '^-?[0-9]{{1,9}}$' THEN (headers #>> '{{gate,priority}}')::int"
     " ELSE 0 END"
 )
-# The same of the group: columns of the table that no other table has.
+# The group and the priority in the headers; only the queue's table has columns for them.
 GROUP_AND_PRIORITY = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
 
 
 def come_back(source: str) -> str:
-    """CTEs that put rows into the table again: ``same`` under their ids, ``renumbered`` those whose ids are taken.
+    """Return CTEs that put rows into the table again.
 
-    Of two that take an id at the same time, ON CONFLICT has one wait for the other, and find the id taken.
+    ``same`` under their ids, ``renumbered`` under new ids, if theirs are taken.
+
+    If two sessions take an id concurrently, ON CONFLICT makes one wait for the other, and then find the id taken.
 
     Args:
-        source: The CTE that has the rows, of the columns of `COLUMNS`.
+        source: The CTE that has the rows, with the columns of `COLUMNS`.
     """
     return f"""same AS (
   INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
@@ -170,8 +179,8 @@ def come_back(source: str) -> str:
 )"""
 
 
-# Headers that a producer wrote in SQL, with escapes that functions of JSON do not read: a NUL, or half of a surrogate
-# pair. (Whole pairs have the same escapes.) No other job of the queue may suffer for such a row.
+# Headers that a producer wrote in SQL, with escapes that JSON functions cannot read: a NUL, or half of a surrogate
+# pair. (Whole pairs match, too, because they use the same escapes.) Such a row must not affect other jobs of the queue.
 UNREADABLE = "strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0"
 # Whether a dedup key is held until the job starts.
 HELD_UNTIL_STARTED = (
@@ -180,8 +189,8 @@ HELD_UNTIL_STARTED = (
 )
 # Whether a job may name keys, a share or a priority; see `pqcore.lanes`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
-# How a take of a lease changes a row.  A job that names keys and does not wait was put by older code, scheduled, or
-# given back: it is not leased, but made to wait for its admission.
+# How a take for a lease changes a row. If a job names keys but does not wait on a lane, older code put it, or it was
+# scheduled or given back. The take parks it for admission instead of leasing it.
 _ADOPTED = f"parked_on IS NULL AND {IS_GATED}"
 LEASED = (
     f"attempts = CASE WHEN {_ADOPTED} THEN attempts ELSE {NEXT_ATTEMPT} END,"
@@ -189,36 +198,37 @@ LEASED = (
     " ELSE statement_timestamp() + :lease::float8 * interval '1 second' END,"
     f" parked_on = CASE WHEN {_ADOPTED} THEN '{UNNAMED}' END"
 )
-# Distances are numbers of seconds: an interval with days in it is shorter or longer when clocks change.
+# Distances are numbers of seconds, because the length of an interval with days depends on clock changes.
 _SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
 TIMES = (
     f"{_SCHEDULE},"
     " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 )
-# A job with a lane waits on it from the start, unless it is put for later: then a take of a lease finds it when it is
-# due, and has it wait.  See `LANE`.
+# A job with a lane waits on it from the start. If it is put for later, a take for a lease finds it when it is due, and
+# parks it then. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
 _WAITS = f"CASE WHEN {_SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
 LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"
 
-# A lease is held by the consumer that knows the count of attempts that it was given with: the
-# fencing token.  The count rises with each lease, so a token that was overtaken
-# matches no row.  The UPDATE or DELETE locks the row, and re-checks the token on
-# the row as locked: of two that come concurrently, one finds it changed.
+# A lease is held by the consumer that knows the number of attempts at the time of the lease: the fencing token. Every
+# new lease increments the number, so a statement with an older token matches no row. The UPDATE or DELETE locks the
+# row, and checks the token on the locked row again (EvalPlanQual): of two concurrent statements, one finds the row
+# changed.
 #
-# num_nulls() is IS NULL in words that no partial index answers to: the planner is to look up the id.
-# IS TRUE keeps the pairs from being joined: they are a hash that each row found is looked up in,
-# and the rows are locked in the order of their ids.
+# num_nulls() replaces IS NULL here, because it matches no partial index: the planner must look up the id. IS TRUE
+# prevents a join with the pairs: they become a hash that each row is looked up in, and rows are locked in the order of
+# their ids.
 LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
 #
-# The queue is named beside the id, so that of a table that is partitioned by queue one partition is looked at.
+# The queue is named in addition to the id, so that only one partition is read if the table is partitioned by queue.
 OF_QUEUE = "q_name = :q_name::text"
 HELD_ANYWHERE = f"""
 WHERE id = ANY (:ids::bigint[]) AND {LEASE_HELD} AND (
   (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
 ) IS TRUE"""
 HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
-# Those of held jobs that nobody has locked.  The row is checked as it is locked, and is ours from then on.
+# The held jobs that no other session has locked. Each row is checked again when it is locked, and stays locked from
+# then on.
 FREE_ANYWHERE = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ANYWHERE} FOR UPDATE SKIP LOCKED))"
 FREE_ONES = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {OF_QUEUE}"
@@ -228,6 +238,6 @@ QUEUE_READY, QUEUE_URGENT, QUEUE_DEFERRED = (f"{OF_QUEUE} AND {kind}" for kind i
 QUEUE_WAITING = f"{OF_QUEUE} AND parked_on IS NOT NULL AND {UNFINISHED}"
 READY_NOW = f"{QUEUE_READY} AND {DUE_AT} <= statement_timestamp()"
 VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
-# The first one by order, not any: then the planner has no reason to try its luck with a scan.
+# The first row in order, rather than any row, so that the planner has no reason to choose a sequential scan.
 FIRST_WAITING = f"SELECT id FROM {{table}} WHERE {QUEUE_WAITING} ORDER BY {WAITING_ORDER} LIMIT 1"
 FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"

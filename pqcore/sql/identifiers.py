@@ -1,7 +1,7 @@
-"""Names: of tables and what belongs to them, of queues, of channels.
+"""Names of tables and the objects that belong to them, of queues, and of channels.
 
-PostgreSQL's limits (63 bytes an identifier, no NUL, 2,704 bytes an index entry)
-are kept here, so that a bad name fails before anything is sent.
+PostgreSQL's limits (63 bytes for an identifier, no NUL, 2,704 bytes for an index entry) are checked here, so that a bad
+name fails before anything is sent.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pqcore.errors import InvalidName
 
 MAX_IDENTIFIER = 63  # bytes: NAMEDATALEN - 1
 MAX_KEY = 500
-"""Bytes: the most that a dedup key, group, limit or tenant may have."""
+"""The largest number of bytes of a dedup key, group, limit or tenant."""
 MAX_PRIORITY = 1_000_000
-"""The highest priority; the lowest is as far below 0."""
+"""The highest priority; the lowest is its negative."""
 MAX_QUEUE_NAME = 2_000  # bytes: an index entry, with the other keys, must stay under 2,704
 
 _SUFFIX = re.compile(r"(?s)(.*)(?<!\\)/([^/]*)")
@@ -28,12 +28,12 @@ def quote(identifier: str) -> str:
 
 
 def unquoted(quoted: str) -> str:
-    """The identifier that `quote` quoted."""
+    """Return the identifier that `quote` quoted."""
     return quoted[1:-1].replace('""', '"')
 
 
 def fit(identifier: str) -> str:
-    """Shorten an identifier to 63 bytes, keeping it unique by a digest."""
+    """Shorten an identifier to 63 bytes; a digest keeps it unique."""
     encoded = identifier.encode()
     if len(encoded) <= MAX_IDENTIFIER:
         return identifier
@@ -42,11 +42,10 @@ def fit(identifier: str) -> str:
 
 
 def check_text(name: object, what: str, most: int | None = None) -> str:
-    """Refuse what PostgreSQL cannot hold as a name.
+    """Raise unless PostgreSQL can hold a value as a name.
 
     Raises:
-        InvalidName: Empty, no string, too long (bytes), with a NUL or a lone
-            surrogate.
+        InvalidName: The value is empty, not a string, too long in bytes, or has a NUL or a lone surrogate.
     """
     if not isinstance(name, str):
         msg = f"{what} must be a string, not {type(name).__name__}: {name!r}"
@@ -69,9 +68,9 @@ def check_text(name: object, what: str, most: int | None = None) -> str:
 
 
 def split_queue_name(name: str) -> tuple[str, str | None]:
-    r"""Split ``'apples/pickle'`` into the queue's name and its serializer's.
+    r"""Split ``'apples/pickle'`` into the names of the queue and the serializer.
 
-    The last slash divides; ``\/`` is a slash of the name itself.
+    The last slash is the separator; ``\/`` is a slash in the name itself.
     """
     match = _SUFFIX.fullmatch(name)
     if match is None:
@@ -80,17 +79,16 @@ def split_queue_name(name: str) -> tuple[str, str | None]:
 
 
 def literal(text: str) -> str:
-    """A string constant in SQL, for the few statements that are built before a table is known to exist."""
+    """Return a string constant in SQL, for the few statements that are built before the table is known to exist."""
     if "\\" not in text:
         return "'" + text.replace("'", "''") + "'"
     return " E'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def channel(queue_name: str) -> str:
-    """The NOTIFY channel of a queue: the one pq 1.9.1 uses, so that both wake each other.
+    """Return the NOTIFY channel of a queue: that of pq 1.9.1, so that pq and pqcore wake each other.
 
-    Counted in bytes, where pq counted characters and so could not notify for
-    a name of 40 accented letters.
+    The length is counted in bytes; pq counted characters, and so could not notify for a name of 40 accented letters.
     """
     encoded = queue_name.encode()
     if len(encoded) <= MAX_IDENTIFIER:
@@ -99,20 +97,20 @@ def channel(queue_name: str) -> str:
 
 
 def control_channel(queue_name: str) -> str:
-    """The channel on which workers hear that a job of theirs is to stop."""
+    """Return the channel that tells workers to stop a job."""
     return channel(queue_name + ":control")
 
 
 def results_channel(queue_name: str) -> str:
-    """The channel on which those who wait for results hear that there is one."""
+    """Return the channel that announces results to waiters."""
     return channel(queue_name + ":results")
 
 
 class TableName:
-    """A table, and what is named after it, quoted for SQL.
+    """A table, and the objects named after it, quoted for SQL.
 
-    ``str()`` gives the quoted name; psycopg2 takes it as a parameter too, as
-    it took pq's, through ``__conform__``.
+    ``str()`` gives the quoted name; psycopg2 also accepts the object as a parameter, through ``__conform__``, as it
+    accepted pq's.
     """
 
     def __init__(self, table: str, schema: str | None = None) -> None:
@@ -128,16 +126,16 @@ class TableName:
         return f"<table {self}>"
 
     def related(self, suffix: str) -> str:
-        """The quoted, qualified name of something beside the table."""
+        """Return the quoted, qualified name of another object of the table."""
         return self.beside(fit(self.table + suffix))
 
     def beside(self, name: str) -> str:
-        """The quoted name, qualified with the table's schema if it has one."""
+        """Return the quoted name, qualified with the table's schema if it has one."""
         prefix = "" if self.schema is None else quote(self.schema) + "."
         return prefix + quote(name)
 
     def substitutions(self) -> dict[str, str]:
-        """What the placeholders in SQL templates stand for."""
+        """Return the values of the placeholders in SQL templates."""
         return {
             "table": str(self),
             "archive": self.related("_archive"),
@@ -176,5 +174,5 @@ class TableName:
 
     @classmethod
     def mro(cls) -> tuple[type, ...]:
-        # psycopg2 looks here for an adapter of a base class before __conform__
+        # psycopg2 looks here for an adapter of a base class before it uses __conform__
         return (object,)

@@ -1,6 +1,6 @@
-"""The statements of a queue that are composed: putting, finishing under a lease, counting.
+"""Composed statements of a queue: putting, finishing under a lease, counting.
 
-`queue_statements.sql` has those that are run as they are written.  Those that fetch jobs are in
+`queue_statements.sql` has the statements that are complete. The statements that fetch jobs are in
 `pqcore.sql.fetch_statements`.
 """
 
@@ -59,7 +59,7 @@ _STORED = (
     " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END"
 )
 _STRINGS = "json_array_elements_text(:items::text::json)"
-# The same of rows that come as JSON.
+# Rows that come as JSON: their columns, and their source.
 _JSON_STORED, _JSONS = "item.value, NULL", "json_array_elements(:items::text::json)"
 
 _NACKED = (
@@ -68,8 +68,8 @@ _NACKED = (
 )
 _EXTENDED = "UPDATE {table} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
 
-# Undoes a pop whose result never reached its caller (an awaiting task was cancelled).
-# The row keeps its id and its place.
+# This undoes a get whose result never reached its caller (an awaiting task was cancelled). The row keeps its id and its
+# place.
 _RESTORED = f"""
 INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
@@ -78,22 +78,21 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
   {PRIORITY_IN_HEADERS.replace("headers", ":headers::text::json")})
 ON CONFLICT DO NOTHING RETURNING id"""
 
-# On a standby, seconds since the last commit that it has replayed was made, by its own clock: what is older it has.
-# If it has replayed none since it was started, it has at least what its last checkpoint had.
+# On a standby, the seconds since the last replayed commit was made, by the primary's clock; anything older has been
+# replayed. If nothing was replayed since the standby started, it has at least the content of its last checkpoint.
 _STALE = (
     "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
     "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
 )
 
 
-# Each row carries its number as microseconds of `enqueued_at`. More of them pass while the row is inserted, so no time
-# lies ahead. Where ids, without what is above a thousand million, and times grow by the same, row by row, and no id is
-# left out, the first id tells all. Else they are sorted by the numbers, which is worth its time only then.
+# Each row carries its number as microseconds of `enqueued_at`. Inserting a row takes more than a microsecond, so no
+# time is in the future. If ids (without their part above a thousand million) and times grow equally, row by row, and no
+# id is missing, the first id suffices. Otherwise ids are sorted by the numbers, which takes time only then.
 _ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
 _STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
 _ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
-# A square root that does not exist undoes the statement where a trigger has changed times: then nobody knows whose an
-# id is.
+# If a trigger has changed times, so that the owner of an id is unknown, an impossible square root fails the statement.
 _ALL_NUMBERED = (
     "count(*) <> :number::int OR (count(DISTINCT enqueued_at) = count(*)"
     " AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond')"
@@ -119,8 +118,9 @@ def _put_many(stored: str, items: str) -> str:
         f" headers, group_key, {LANE_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
         f" {_ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({_ROW_TIME})')}, :headers::text::json,"
         f" :group_key::text, {LANE} FROM {items} WITH ORDINALITY AS item (value, place) RETURNING id, enqueued_at)"
-        # As text, since asyncpg reads the elements of other arrays by the application's codecs.
-        # Divides by zero, and so is undone, if a trigger left a row out; not where there is a transaction to be undone.
+        # As text, because asyncpg reads the elements of other arrays with the application's codecs. If a trigger
+        # dropped a row, a division by zero fails the statement; this is not used in a transaction that can be rolled
+        # back.
         " SELECT min(id), count(*) / (NOT :fails::boolean OR count(*) = :number::int)::int,"
         f" CASE WHEN {_ALL_IN_ORDER} THEN NULL ELSE {_IDS_BY_NUMBER} END,"
         f" {PUT_AT.replace('enqueued_at', 'min(enqueued_at)')} FROM put"
@@ -128,27 +128,27 @@ def _put_many(stored: str, items: str) -> str:
 
 
 def _put_group(stored: str, items: str, headers: str = "") -> str:
-    # `place` is the number of a row in the group, from 0.  It is carried in the time of the put, as microseconds, and
-    # computed back from the row as stored: so it is right whatever triggers do with ids and rows.
+    # `place` is the number of a row in the group, from 0. The time of the put carries this number as microseconds. It
+    # is computed back from the stored row, so it is right whatever triggers do with ids and rows.
     return (
         f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}{', headers' if headers else ''})"
         f" SELECT :q_name::text, {stored}, :serializer::text,"
         f" statement_timestamp() + (place - 1) * interval '1 microsecond'{headers and f', {headers}'}"
         f" FROM {items} WITH ORDINALITY AS item (value, place)"
         " RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)"
-        # All ids are in one value: the first, if the others follow it; else each with its place.
+        # All ids are in one value: only the first, if the others follow it; otherwise each with its place.
         " SELECT min(id), CASE WHEN min(id - place) = max(id - place) AND count(*) = :number::int THEN NULL"
         " ELSE (SELECT string_agg(place || ' ' || id, ' ') FROM put) END, date_part('epoch', statement_timestamp()),"
-        # Divides by zero, and so is undone, if a trigger has changed the times so that places are none.
+        # If a trigger has changed the times, so that places are invalid, a division by zero fails the statement.
         " 1 / (coalesce(min(place) >= 0 AND max(place) < :number::int, true)"
         " AND count(DISTINCT place) = count(*))::int FROM put"
     )
 
 
 def _stats(which: str, queue: str) -> str:
-    # One class of waiting rows a term, each through its own index: a table of finished rows is not read.  Jobs on lanes
-    # are leased without an end, as are no others but those that are scheduled for no time at all.
-    # Only a standby gives a row without a name: how old the others may be.
+    # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes are
+    # leased without an end; other jobs are so only if they are scheduled for infinity. Only a standby returns a row
+    # without a name, with the age of the other rows.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
@@ -212,7 +212,7 @@ class QueueStatements(StatementSet):
 
     @composed(hot=True)
     def put(self) -> str:
-        """Insert a job. Inserting takes no lock that another insert waits for."""
+        """Insert a job. The insert takes no lock for which another insert waits."""
         return f"{_PUT} id"
 
     @composed(hot=True)
@@ -222,76 +222,81 @@ class QueueStatements(StatementSet):
 
     @composed(hot=True)
     def put_call(self) -> str:
-        """Insert a job, and give all that a handle needs; see `put`."""
+        """Insert a job, and return all that a handle needs; see `put`."""
         return f"{_PUT} {IDENTITY}"
 
     @composed(hot=True)
     def put_call_timed(self) -> str:
-        """Insert a job with times, and give all that a handle needs; see `put`."""
+        """Insert a job with times, and return all that a handle needs; see `put`."""
         return f"{_PUT_TIMED} {IDENTITY}"
 
     @composed(hot=True)
     def put_many(self) -> str:
-        """Insert jobs; as `put`, this waits for no other insert.
+        """Insert jobs; like `put`, this waits for no other insert.
 
-        All rows are in one text, a JSON array.  All ids are in one value, NULL where the first one tells them: a driver
-        takes longer over 5,000 values than the server over splitting them.  Ids and rows are matched by a number that
-        each row carries, see `_STEP`, so triggers and sequences may give ids in any order.
+        All rows are in one text, a JSON array. All ids are in one value, or it is NULL if the first id suffices:
+        reading 5,000 values costs the driver more than splitting costs the server. Ids and rows are matched by a number
+        that each row carries, see `_STEP`, so triggers and sequences may give ids in any order.
         """
         return _put_many(_JSON_STORED, _JSONS)
 
     @composed(hot=True)
     def put_many_encoded(self) -> str:
-        """Insert jobs from strings, each of which is read by itself: bytes, or text that may not be JSON."""
+        """Insert jobs from strings, each of which is parsed separately: bytes, or text that may not be JSON."""
         return _put_many(_STORED, _STRINGS)
 
     @composed(hot=True)
     def put_group(self) -> str:
-        """Insert the jobs of concurrent callers; as `put`, this waits for no other insert.
+        """Insert the jobs of concurrent callers; like `put`, this waits for no other insert.
 
-        Rows are inserted later than the times that they get: each takes longer than a microsecond.
+        No row's time is in the future, because inserting a row takes more than a microsecond.
         """
         return _put_group(_JSON_STORED, _JSONS)
 
     @composed(hot=True)
     def put_group_encoded(self) -> str:
-        """Insert the jobs of concurrent callers, as `put_group`, from strings, as `put_many_encoded`."""
+        """Insert the jobs of concurrent callers, like `put_group`, from strings, like `put_many_encoded`."""
         return _put_group(_STORED, _STRINGS)
 
     @composed(hot=True)
     def put_group_headed(self) -> str:
-        """Insert the jobs of concurrent callers, as `put_group`, each from a pair: its data, and its headers."""
+        """Insert the jobs of concurrent callers, like `put_group`; each is a pair of its data and its headers."""
         return _put_group("item.value -> 0, NULL", _JSONS, "item.value -> 1")
 
     @composed(hot=True)
     def put_group_encoded_headed(self) -> str:
-        """Insert the jobs of concurrent callers, as `put_group_encoded`, each from a pair likewise."""
+        """Insert the jobs of concurrent callers, like `put_group_encoded`.
+
+        Each is a pair of its data and its headers.
+        """
         return _put_group(_STORED.replace("item.value", "(item.value ->> 0)"), _JSONS, "item.value -> 1")
 
     # Waiting.
 
     @composed(hot=True)
     def next_due_probe(self) -> str:
-        """Tell why a fetch came back empty, and in how many seconds to look again. Reads only.
+        """Return why a fetch found nothing, and the seconds until the next look. This statement only reads.
 
-        It says whether a hidden job came out.
+        It shows whether a hidden job came out.
         """
         return _PROBE
 
     @composed(hot=True)
     def empty_get_probe(self) -> str:
-        """Tell the same, and whether a job waits to be admitted, for which a get does not wait.
+        """Return the same values as `next_due_probe`, and whether a job waits for admission, which a get does not need.
 
-        A lease does not ask that: under an old snapshot the question reads past all jobs that were admitted since.
+        A lease does not ask this: under an old snapshot, the question reads past all jobs that were admitted since.
         """
         return f"{_PROBE}, ({FIRST_WAITING}) IS NOT NULL"
 
     @composed()
     def ready_queues(self) -> str:
-        """Give those of a list of queues that have a job. Reads only: the fetches decide which waiter gets it.
+        """Return, of a list of queues, those that have a job.
 
-        The probes are scalar subqueries, which the planner makes no join or hash of: it looks once into each index for
-        each name.
+        This statement only reads: the fetches decide which waiter gets a job.
+
+        The probes are scalar subqueries, which the planner cannot turn into a join or hash: it looks once into each
+        index for each name.
         """
         classes = (
             (QUEUE_URGENT, URGENT_ORDER),
@@ -306,36 +311,42 @@ class QueueStatements(StatementSet):
         )
         return f"SELECT name FROM unnest(:names::text[]) AS waited (name) WHERE coalesce({probes}, false)"
 
-    # Jobs under a lease, and those that were fetched for good.
+    # Jobs under a lease, and jobs that were fetched for good.
 
     @family("ack_{}", RETENTIONS, hot=True)
     def ack(self, retention: Retention) -> str:
-        """Finish leased jobs. The token is checked on the row as it is locked; see `LEASE_HELD`."""
+        """Finish leased jobs. The token is checked on the locked row; see `LEASE_HELD`."""
         return _acknowledged(retention, "id, attempts")
 
     @family("ack_one_{}", RETENTIONS, hot=True)
     def ack_one(self, retention: Retention) -> str:
-        """Finish one leased job, as `ack` does, without arrays, which take as long as the job itself."""
+        """Finish one leased job like `ack`, but without arrays, which would double the time."""
         return _acknowledged(retention, "id, attempts", f" WHERE {HELD_ONE}")
 
     @family("ack_and_tell_{}", RETENTIONS, hot=True)
     def ack_and_tell(self, retention: Retention) -> str:
-        """Finish leased jobs that have places under limits, and notify takers, for whom the places are free."""
+        """Finish leased jobs that have places under limits, and notify takers, because the places are free now."""
         return _acknowledged(retention, "id, attempts, pg_notify(:channel::text, '')::text")
 
     @family("ack_group_{}", RETENTIONS, hot=True)
     def ack_group(self, retention: Retention) -> str:
-        """Finish leased jobs of several callers; see `LEASE_HELD`. Rows that others have locked are left out."""
+        """Finish leased jobs of several callers; see `LEASE_HELD`.
+
+        Rows that other sessions have locked are left out.
+        """
         return _acknowledged(retention, "id, attempts", FREE_ONES)
 
     @family("ack_group_and_tell_{}", RETENTIONS, hot=True)
     def ack_group_and_tell(self, retention: Retention) -> str:
-        """Finish leased jobs as `ack_and_tell`. Rows that others have locked are left out."""
+        """Finish leased jobs like `ack_and_tell`. Rows that other sessions have locked are left out."""
         return _acknowledged(retention, "id, attempts, pg_notify(:channel::text, '')::text", FREE_ONES)
 
     @family("restore_{}", RETENTIONS)
     def restore(self, retention: Retention) -> str:
-        """Put back a job that was fetched for good. ON CONFLICT leaves a job whose id was taken meanwhile."""
+        """Put back a job that was fetched for good.
+
+        If the job's id was taken meanwhile, ON CONFLICT leaves the job out.
+        """
         if retention == "keep":
             return f"""
 UPDATE {{table}} SET dequeued_at = NULL, attempts = :attempts::int, dedup_key = NULL
@@ -348,14 +359,14 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     def nack(self) -> str:
         """Give up a lease; see `LEASE_HELD`.
 
-        Without a delay the job returns to its place, and waiters are notified.  With a delay it is scheduled, and
+        Without a delay, the job returns to its place, and waiters are notified. With a delay, it is scheduled, and
         waiters learn the time from `next_due_probe`.
         """
         return f"{_NACKED} WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text"
 
     @composed()
     def nack_group(self) -> str:
-        """Give up leases of several callers, as `nack`. Rows that others have locked are left out."""
+        """Give up leases of several callers, like `nack`. Rows that other sessions have locked are left out."""
         return f"{_NACKED}{FREE_ONES} RETURNING id, attempts, pg_notify(:channel::text, '')::text"
 
     @composed(hot=True)
@@ -365,14 +376,14 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
 
     @composed(hot=True)
     def extend_group(self) -> str:
-        """Extend leases of several callers; see `LEASE_HELD`. Rows that others have locked are left out."""
+        """Extend leases of several callers; see `LEASE_HELD`. Rows that other sessions have locked are left out."""
         return f"{_EXTENDED}{FREE_ONES} RETURNING id, attempts"
 
     update = from_file()
 
     @composed()
     def cancel(self) -> str:
-        """Delete a job that waits. A locked row is skipped (SKIP LOCKED): another session works on that job."""
+        """Delete a waiting job. A locked row is skipped (SKIP LOCKED), because another session works on that job."""
         return (
             "DELETE FROM {table} WHERE q_name = :q_name::text AND id = (SELECT id FROM {table}"
             " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
@@ -386,7 +397,7 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
 
     @composed()
     def count(self) -> str:
-        """Count the jobs due, one class of rows a term, so that each is counted through its own index. Reads only."""
+        """Count the due jobs; each term counts one class of rows through its own index. This statement only reads."""
         return (
             f"SELECT (SELECT count(*) FROM {{table}} WHERE {QUEUE_URGENT})"
             f" + (SELECT count(*) FROM {{table}} WHERE {READY_NOW})"
@@ -397,12 +408,12 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
 
     @composed()
     def stats(self) -> str:
-        """Count the jobs of a queue by state. Reads only."""
+        """Count the jobs of a queue by state. This statement only reads."""
         return _stats(f" AND {OF_QUEUE}", ":q_name::text")
 
     @composed()
     def stats_all(self) -> str:
-        """Count the jobs of each queue by state. Reads only."""
+        """Count the jobs of each queue by state. This statement only reads."""
         return _stats("", "lane.q_name")
 
     purge_kept = from_file()

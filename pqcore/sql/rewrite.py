@@ -1,4 +1,4 @@
-"""What dialects do to the template of a statement."""
+"""Functions with which dialects rewrite the templates of statements."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pqcore.errors import PluginError
 from pqcore.sql.fragments import AFTER_WAY, COLUMNS, GROUP_AND_PRIORITY, MADE_WAY, RESET_COLUMNS, come_back
 
 Rewrite = Callable[[str], str]
-"""Makes of a statement's template that of a dialect."""
+"""A function that makes a dialect's template from a statement's template."""
 
 NOTIFICATION = ("pg_notify",)
-"""The `pqcore.sql.dialect.Dialect.unknown_words` of a dialect that uses `without_notification`."""
+"""The `pqcore.sql.dialect.Dialect.unknown_words` for a dialect that uses `without_notification`."""
 RENUMBERING = ("made_way", "renumbered")
-"""Those of a dialect that uses `without_renumbering`."""
+"""The unknown words for a dialect that uses `without_renumbering`."""
 
 _NOTIFIED = r"pg_notify\(:\w+::text, ''\)::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
@@ -22,7 +22,7 @@ _KEYED_BY_QUEUE = re.compile(r"PRIMARY KEY \([^)]*\bq_name\b|\bq_name\s+text\s+P
 
 
 class RewriteMiss(PluginError):
-    """A template does not contain the text that a dialect replaces: the statement was changed, and the dialect was not.
+    """A template does not contain the text that a dialect replaces: the statement changed, but the dialect did not.
 
     Args:
         wanted: The text, or the pattern.
@@ -45,10 +45,10 @@ def replace(template: str, old: str, new: str, count: int = -1) -> str:
 
 
 def substitute(template: str, pattern: str, new: str, count: int = 0) -> str:
-    """Replace what matches a pattern in a template, as `re.sub` does.
+    """Replace the matches of a pattern in a template, as `re.sub` does.
 
     Raises:
-        RewriteMiss: Nothing matches.
+        RewriteMiss: The pattern matches nothing.
     """
     changed, found = re.subn(pattern, new, template, count=count)
     if not found:
@@ -57,7 +57,7 @@ def substitute(template: str, pattern: str, new: str, count: int = 0) -> str:
 
 
 def split(template: str, separator: str) -> tuple[str, str]:
-    """Split a template at the first separator into what stands before and after it.
+    """Split a template at the first separator, into the text before and the text after it.
 
     Raises:
         RewriteMiss: The template does not contain the separator.
@@ -76,9 +76,10 @@ def without_notification(template: str) -> str:
 
 
 def without_renumbering(template: str) -> str:
-    """Remove what gives rows new ids from a statement, if it has that.
+    """Remove the parts that give rows new ids from a statement, if it has such parts.
 
-    For an engine that takes one change of a table in a statement.  No id must come again there.
+    This serves engines that allow only one change of a table in each statement. On such an engine, ids must never
+    repeat.
     """
     for made_way in MADE_WAY.values():
         template = template.replace(made_way, "")
@@ -93,9 +94,9 @@ def without_renumbering(template: str) -> str:
 
 
 def keyed_by_queue(statement: str) -> str:
-    """Make the declaration of a table one whose primary key names the queue and the id.
+    """Return the declaration of a table with a primary key that consists of the queue and the id.
 
-    A table whose key names the queue already stays as it is.
+    A declaration whose key already names the queue is returned unchanged.
 
     Raises:
         RewriteMiss: The table has another key, or none.
@@ -111,5 +112,5 @@ def keyed_by_queue(statement: str) -> str:
 
 
 def without_xmax(template: str) -> str:
-    """Read no system column of a row, for an engine that has none, or whose locks do not show what it means."""
+    """Remove the system column xmax from a statement, for engines without it, or whose locks do not explain it."""
     return replace(template, "xmax::text", "NULL::text")

@@ -1,6 +1,6 @@
-"""The statements of rules that are composed: those that set jobs of paused tasks aside, and that delete old rows.
+"""Composed statements of rules: they set jobs of paused tasks aside, and delete old rows.
 
-`rule_statements.sql` has those that are run as they are written.
+`rule_statements.sql` has the statements that are complete.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from pqcore.sql.overview_statements import HEAD
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 SET_ASIDE = 5_000
-"""Rows at the head of a queue that one statement looks at for jobs of paused tasks."""
+"""The number of rows at the head of a queue that one statement checks for jobs of paused tasks."""
 EXPIRED, SLICE = 1_000, 2_000
-"""Rows that one statement deletes, at most, where an index leads to the oldest; and ids that one looks at elsewhere."""
+"""The largest number of rows that one statement deletes if an index leads to the oldest; and of ids that it checks
+otherwise."""
 UNWRITTEN = 60
-"""Seconds for which a job is scheduled whose lane is too long to be written: it is looked at again after that."""
+"""Seconds for which a job is scheduled if its lane is too long to be written; then a take looks at it again."""
 _OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
 
 
 def _expired(place: str, column: str, which: str, order: str = "") -> str:
-    """CTEs that delete rows that are older than they are kept, of which the last, ``gone``, has the ids.
+    """Return CTEs that delete expired rows, of which the last, ``gone``, has the ids.
 
-    A row whose result is kept stays, and so does one of a batch that is open. A row that somebody has locked is
-    skipped (SKIP LOCKED): another worker deletes it.
+    A row with a kept result stays, and so does a row of an open batch. A locked row is skipped (SKIP LOCKED), because
+    another worker deletes it.
 
     Args:
         place: The placeholder of the table.
-        column: When a row was finished, or died.
+        column: The column with the time when a row was finished, or died.
         which: A condition on ``job``.
-        order: In which order, and how many.
+        order: The order and the limit of the rows.
     """
     return f"""old AS (
   SELECT job.id FROM {{{place}}} AS job
@@ -52,7 +53,7 @@ def _expired(place: str, column: str, which: str, order: str = "") -> str:
 
 
 def _oldest_expired(place: str, column: str) -> str:
-    """Delete the oldest rows, to which an index leads; give their number."""
+    """Delete the oldest rows, to which an index leads; return their number."""
     gone = _expired(place, column, f"job.{OF_QUEUE}", f"ORDER BY job.{column} LIMIT {EXPIRED} ")
     return f"WITH {gone}\nSELECT count(*) FROM gone"
 
@@ -76,7 +77,7 @@ class RuleStatements(StatementSet):
 
     @composed(rows=False)
     def set_aside_leased(self) -> str:
-        """Have leased jobs wait on lanes, and excuse the attempts. The token is checked on the row as it is locked.
+        """Park leased jobs on lanes, and excuse the attempts. The token is checked on the locked row.
 
         A job without a lane is scheduled for later.
         """
@@ -91,10 +92,11 @@ WHERE job.id = named.id AND job.attempts = named.token AND job.q_name = :q_name:
 
     @composed(rows=False)
     def set_aside_due(self) -> str:
-        """Have jobs of tasks wait on lanes that are at the head of the queue, and name no keys.
+        """Park jobs of tasks that are at the head of the queue, and name no keys, on lanes.
 
-        It looks at the head without locking it, and locks those that fit: consumers skip no other job meanwhile. What
-        another session has locked is skipped (SKIP LOCKED), and the rest is checked again on the row as locked.
+        The statement reads the head without locking it, and locks only matching jobs, so that consumers skip no other
+        job meanwhile. Rows that another session has locked are skipped (SKIP LOCKED). The conditions are checked again
+        on each locked row.
         """
         plain = f"({IS_GATED}) IS NOT TRUE"
         parts = " UNION ALL ".join(
@@ -114,11 +116,14 @@ WITH wanted AS MATERIALIZED (
 UPDATE {{table}} AS job SET parked_on = met.lane, leased_until = 'infinity' FROM met
 WHERE job.id = met.id AND job.id = ANY (ARRAY(SELECT id FROM free)) AND job.q_name = :q_name::text"""
 
-    # Deleting what is older than it is kept.
+    # Deleting expired rows.
 
     @composed()
     def expire_finished(self) -> str:
-        """Delete finished rows in one slice of ids; see `_expired`. It tells whether the slice has younger ones."""
+        """Delete finished rows in one slice of ids; see `_expired`.
+
+        The statement returns whether the slice has younger rows.
+        """
         in_slice = "id = ANY (ARRAY(SELECT id FROM slice))"
         return f"""
 WITH slice AS (

@@ -1,21 +1,23 @@
--- Statements of pqcore.schema that a dialect may replace.  They are run before it is known whether there is a table, and
--- without parameters: what stands in braces is a literal.
+-- Statements of pqcore.schema that a dialect may replace. They run before the table is known to exist, and without
+-- parameters: names in braces stand for literals.
 
 -- name: lock_migrations
--- Lock the table's migrations for the session, if no other session has them locked: index builds span transactions.
--- It is tried again and again, not waited for: a build waits for all statements that run, such as one that waits here.
+-- Lock the table's migrations for the session, unless another session holds the lock; index builds span several
+-- transactions. The caller tries repeatedly instead of waiting: an index build waits for all running statements, and so
+-- would wait for this one.
 SELECT pg_try_advisory_lock(hashtextextended({key}, 0));
 
 -- name: unlock_migrations
--- Undo lock_migrations.
+-- Release the lock of lock_migrations.
 SELECT pg_advisory_unlock(hashtextextended({key}, 0));
 
 -- name: lock_schema
--- Lock the record of versions until the transaction ends: of two transactions that make a thing IF NOT EXISTS, one fails.
+-- Lock the record of versions until the transaction ends: if two transactions concurrently create an object IF NOT
+-- EXISTS, one fails.
 SELECT pg_advisory_xact_lock(hashtextextended({key}, 0)) IS NULL;
 
 -- name: partitions
--- Reads only. Give the partitions of a table; no row if there is no such table, or it has none.
+-- This statement only reads. Return the partitions of a table; no row if the table does not exist, or has none.
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass({table_name})) AS part
 JOIN pg_class AS c ON c.oid = part.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE part.isleaf AND c.relispartition ORDER BY c.relname;

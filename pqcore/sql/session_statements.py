@@ -1,4 +1,4 @@
-"""The statements of a session, all of which stand in `session_statements.sql`."""
+"""The statements of a session, all of which are in `session_statements.sql`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pqcore.sql.statement_set import StatementSet, from_file
 
 
 class SessionStatements(StatementSet):
-    """The statements of a session: what it listens to, and its settings."""
+    """The statements of a session: for LISTEN, and for settings."""
 
     file = "session_statements.sql"
 

@@ -1,9 +1,9 @@
-"""How a class declares the statements of a table: each has a name, and is compiled when it is first used.
+"""How a class declares the statements of a table: each has a name, and is compiled on first use.
 
-A statement that is run as it is written stands in a file of SQL, and has a line in the class, ``fill = from_file()``.
-A statement that is made of fragments is a method that returns its template, under the decorator `composed`.  Statements
-that differ in one thing, such as what becomes of a finished job, are a method that returns a template for each, under
-`family`.
+A complete statement is in a file of SQL, and has a line in the class, ``fill = from_file()``. A statement composed of
+fragments is a method that returns its template, with the decorator `composed`. Statements that differ in one point,
+such as what happens to a finished job, are one method with the decorator `family`, which returns a template for each
+kind.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _COMMENT = re.compile(r"(?m)^ *--.*\n")
 
 @lru_cache(maxsize=16)
 def read_statements(file: str) -> Mapping[str, str]:
-    """Read the templates in a file of this package, by name.
+    """Return the templates in a file of this package, by name.
 
-    Each begins behind a line ``-- name: fill``, and ends with a semicolon.  Lines that begin with ``--`` are comments,
-    which are not sent to a server.  ``{table}`` is an identifier, ``:name`` a parameter; a brace is written twice.
+    Each template begins after a line ``-- name: fill``, and ends with a semicolon. Lines that begin with ``--`` are
+    comments, which are not sent to a server. ``{table}`` is an identifier, ``:name`` a parameter; a literal brace is
+    written twice.
 
     Raises:
-        ValueError: Two statements have one name.
+        ValueError: Two statements have the same name.
     """
     parts = iter(_HEAD.split((get_data(__package__, file) or b"").decode())[1:])
     found: dict[str, str] = {}
@@ -44,13 +45,13 @@ def read_statements(file: str) -> Mapping[str, str]:
 
 
 class StatementSet:
-    """Statements of one table, in one driver's paramstyle.
+    """The statements of one table, in one driver's paramstyle.
 
     Args:
-        compiled: Compiles a template.
+        compiled: A function that compiles a template.
 
     Attributes:
-        file: The file of SQL that has the statements which the class declares as `from_file`.
+        file: The SQL file with the statements that the class declares as `from_file`.
     """
 
     file: ClassVar[str] = ""
@@ -64,12 +65,12 @@ class StatementSet:
 
     @classmethod
     def names(cls) -> Iterator[str]:
-        """The names of all statements that the class declares; compiles nothing."""
+        """Return the names of all statements that the class declares; compile nothing."""
         for declaration in cls._declarations().values():
             yield from declaration.names()
 
     def queries(self) -> Iterator[Query]:
-        """All statements that the class declares."""
+        """Return all statements that the class declares."""
         for attribute in self._declarations():
             found = getattr(self, attribute)
             yield from found.values() if isinstance(found, Mapping) else (found,)
@@ -81,11 +82,11 @@ class StatementSet:
 
 
 class Statement:
-    """A declared statement, a descriptor: what it compiles takes its place on the instance.
+    """A declared statement: a descriptor that compiles the statement, which then replaces it on the instance.
 
     Args:
-        template: Gives the template; None if the class's file has it.
-        name: What the statement is called; None for the name of the attribute.
+        template: A function that returns the template; None if the class's file has it.
+        name: The name of the statement; None for the name of the attribute.
         rows: See `compile_query`.
         hot: See `compile_query`.
     """
@@ -103,7 +104,7 @@ class Statement:
         self._file = owner.file
 
     def names(self) -> tuple[str, ...]:
-        """The statement's name."""
+        """Return the statement's name."""
         return (self._name,)
 
     @overload
@@ -117,12 +118,13 @@ class Statement:
             return self
         template = self._template(instance) if self._template else read_statements(self._file)[self._name]
         query = instance.compile(self._name, template, rows=self._rows, hot=self._hot)
-        # Of two threads that come here together, both get the first one's: sessions know a prepared one by identity.
+        # If two threads come here concurrently, both get the first one's object: sessions recognize a prepared
+        # statement by identity.
         return instance.__dict__.setdefault(self._attribute, query)  # type: ignore[no-any-return]
 
 
 class StatementFamily(Generic[K]):
-    """A declared family of statements, one a kind, as `Statement`."""
+    """A declared family of statements, one for each kind; see `Statement`."""
 
     def __init__(self, template: Callable[[Any, K], str], name: str, kinds: Iterable[K], *, hot: bool) -> None:
         self._template = template
@@ -134,7 +136,7 @@ class StatementFamily(Generic[K]):
         self._attribute = attribute
 
     def names(self) -> Iterable[str]:
-        """The names of the statements."""
+        """Return the names of the statements."""
         return self._names.values()
 
     @overload
@@ -154,7 +156,7 @@ class StatementFamily(Generic[K]):
 
 
 def from_file(*, rows: bool = True, hot: bool = False) -> Statement:
-    """Declare a statement that stands in the class's file, under the name of the attribute."""
+    """Declare a statement that is in the class's file, under the name of the attribute."""
     return Statement(None, None, rows=rows, hot=hot)
 
 
@@ -175,8 +177,8 @@ def family(
     """Declare a statement for each kind, whose template the decorated method returns.
 
     Args:
-        name: With ``{}`` for the kind.
-        kinds: What they are looked up by.
+        name: The name of the statements, with ``{}`` for the kind.
+        kinds: The keys by which the statements are looked up.
         hot: See `compile_query`.
     """
 

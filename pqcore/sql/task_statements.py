@@ -1,6 +1,6 @@
-"""The statements of tasks and workers that are composed: keys, retries, dead letters, results, batches, ticks.
+"""Composed statements of tasks and workers: keys, retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has those that are run as they are written.  The rules are those of `pqcore.sql.dialect`.
+`task_statements.sql` has the complete statements. `pqcore.sql.dialect` explains why they are safe concurrently.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PUT_VALUES = (
 _CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
 _HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
 _WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
-# A new job, but for its id and place: with a clean record, and no place under limits but those that it asks for.
+# The values of a new job, except its id and place: without failures, and with only the limits that it asks for.
 _REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
@@ -68,21 +68,21 @@ _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::ti
       SELECT FROM {{dead}} WHERE id = :id::bigint AND {OF_QUEUE} AND enqueued_at = :enqueued_at::timestamptz)"""
 
 
-# Whether the row of results is another job's: ids come again (see MADE_WAY), so the time of its put tells a job from
-# another with its id.  In a row of older code it is NULL: what was written before the put is another job's then.
+# Whether the row of results belongs to another job: ids repeat (see MADE_WAY), so the time of the put distinguishes
+# jobs with the same id. Older code leaves that time NULL; then a row from before the put is another job's.
 _OF_ANOTHER = "coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at)"
-# Never before the job was put, whatever becomes of the server's clock.
+# A time that is never before the job's put, even if the server's clock was set back.
 _WRITTEN = f"greatest({_NOW}, :put_at::timestamptz)"
 _TOLD = "RETURNING id, pg_notify(:channel::text, '')::text"
 
 
 def _buried(gone: str) -> str:
-    """Return a statement that makes a dead letter of a row, and gives its id.
+    """Return a statement that makes a dead letter of a row, and returns its id.
 
-    A job that did not fail was buried before it was run: the lease was no attempt.
+    If a job has not failed, it was buried before it ran, so its lease does not count as an attempt.
 
     Args:
-        gone: What takes the row from where it was.
+        gone: The CTE that removes the row from its table.
     """
     columns = (
         _DEAD_COLUMNS.replace(" headers", " coalesce(:headers::text::json, headers)")
@@ -108,8 +108,8 @@ class TaskStatements(AdmissionStatements):
     def put(self) -> str:
         """Insert a job under a dedup key.
 
-        The unique index decides: of two sessions that come together, one waits for the end of the other's transaction,
-        and then finds the key taken or free.
+        The unique index decides: of two concurrent sessions, one waits for the end of the other's transaction, and then
+        finds the key taken or free.
         """
         return (
             f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING RETURNING {IDENTITY}"
@@ -117,10 +117,10 @@ class TaskStatements(AdmissionStatements):
 
     @composed()
     def put_replacing(self) -> str:
-        """Replace the job that waits under a key, or insert one; see `put`.
+        """Replace the waiting job that holds a key, or insert a job; see `put`.
 
-        Not by DO UPDATE, which would lock a job that runs, though it changes nothing of it: the worker could not
-        finish the job until the putter's transaction ends.
+        DO UPDATE would lock a running job without changing it: its worker could not finish the job before the putter's
+        transaction ends.
         """
         return f"""
 WITH replaced AS (
@@ -133,7 +133,7 @@ WITH replaced AS (
 
     @composed()
     def find_duplicate(self) -> str:
-        """Find the job that has a key. Reads only."""
+        """Return the job that holds a key. This statement only reads."""
         return f"SELECT {IDENTITY} FROM {{table}} WHERE {_HOLDER}"
 
     claim_key = from_file()
@@ -142,7 +142,7 @@ WITH replaced AS (
 
     @composed()
     def find_held(self) -> str:
-        """Find the job for which a key is held for a time, if it is there. Reads only."""
+        """Return the job for which a key is held for a time, if the job exists. This statement only reads."""
         return (
             f"SELECT job_id, (SELECT {PUT_AT} FROM {{table}} WHERE id = held.job_id AND {OF_QUEUE})"
             " FROM {dedup} AS held WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text"
@@ -150,17 +150,17 @@ WITH replaced AS (
 
     @composed()
     def replace(self) -> str:
-        """Replace a job that waits. The row is checked as it is locked: a job that runs by then stays as it is."""
+        """Replace a waiting job. The row is checked again when it is locked: a job that has started is not changed."""
         return f"""
 WITH put (id, put_at) AS (
   UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITING}
   RETURNING {IDENTITY}{_TELL_REPLACED}"""
 
-    # Leases: see `LEASE_HELD` on why each is safe.
+    # Leases; `LEASE_HELD` explains why each statement is safe.
 
     @composed()
     def retry(self) -> str:
-        """Give up a lease after a failure, which is counted."""
+        """Give up a lease after a failure, and count the failure."""
         return (
             f"UPDATE {{table}} SET leased_until = NULL, failures = {ONE_MORE.format('failures')},"
             " error = :error::text::json, cancelling = NULL,"
@@ -177,9 +177,9 @@ WITH put (id, put_at) AS (
 
     @composed()
     def put_off(self) -> str:
-        """Give up a lease as `snooze` does, and note in the row why, and since when that has been so.
+        """Give up a lease as `snooze` does, and store in the row the cause, and since when it has lasted.
 
-        A job that was put off for the same cause for longer than the patience lasts is left as it is.
+        If the job was postponed for the same cause for longer than the given patience, the row is not changed.
         """
         now = "extract(epoch FROM statement_timestamp())"
         known = "CASE WHEN error->>'type' = :error::text::json->>'type' THEN (error->>'since')::float8 END"
@@ -198,7 +198,7 @@ WITH put (id, put_at) AS (
 
     @composed(hot=True)
     def heartbeat(self) -> str:
-        """Extend leases of any queues, and tell which jobs are asked to stop. Rows that others locked are left out."""
+        """Extend leases of any queues, except locked rows, and return which jobs were asked to stop."""
         return (
             f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{FREE_ANYWHERE}"
             " RETURNING id, attempts, coalesce(cancelling, false)"
@@ -206,12 +206,12 @@ WITH put (id, put_at) AS (
 
     @composed()
     def find_held_leases(self) -> str:
-        """Tell which leases are held: of rows that others have locked, too. Reads only."""
+        """Return which leases are held, including rows that other sessions have locked. This statement only reads."""
         return f"SELECT id, attempts FROM {{table}}{HELD_ANYWHERE}"
 
     @composed()
     def lock_held(self) -> str:
-        """Lock the rows of held leases that nobody else has locked."""
+        """Lock the rows of held leases that no other session has locked."""
         return f"SELECT id, attempts FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED"
 
     find_leases = from_file()
@@ -223,7 +223,7 @@ WITH put (id, put_at) AS (
 
     @composed()
     def find_headers(self) -> str:
-        """Give the headers of an unfinished job. Reads only."""
+        """Return the headers of an unfinished job. This statement only reads."""
         return (
             "SELECT headers::text FROM {table} WHERE id = :id::bigint AND q_name = :q_name::text"
             f" AND num_nulls(dequeued_at) = 1 AND {OF_PUT}"
@@ -243,8 +243,8 @@ WITH put (id, put_at) AS (
     def bury_taken(self, retention: Retention) -> str:
         """Make a dead letter of a job that was fetched for good.
 
-        A finished row is changed only to be put again or purged: the DELETE locks the row, and finds it as it was
-        fetched, or not.  Of a row that was deleted the fetcher has all that is left.  An id that is in neither table
+        A finished row changes only when it is put again or purged. The DELETE locks the row, and checks that it is as
+        it was fetched. If the row was deleted, only the fetcher still has the job. An id that is in neither table
         belongs to no other job.
         """
         if retention == "delete":
@@ -256,7 +256,7 @@ WITH put (id, put_at) AS (
 
     @composed()
     def dead_letters(self) -> str:
-        """List dead letters, the latest first. Reads only."""
+        """List dead letters, the latest first. This statement only reads."""
         return (
             f"SELECT {DEAD_LETTER} FROM {{dead}} WHERE q_name = :q_name::text"
             " ORDER BY died_at DESC, id DESC LIMIT :n::bigint"
@@ -264,16 +264,16 @@ WITH put (id, put_at) AS (
 
     @composed()
     def dead_letter(self) -> str:
-        """Find a dead letter. Reads only."""
+        """Find a dead letter. This statement only reads."""
         return f"SELECT {DEAD_LETTER} FROM {{dead}} WHERE q_name = :q_name::text AND id = :id::bigint"
 
     count_dead = from_file()
 
     @composed()
     def revive(self) -> str:
-        """Put dead letters again, due immediately, with a clean record. Gives how many rose, and how many were put.
+        """Turn dead letters into due jobs without failures; return the numbers of letters taken and of jobs put.
 
-        Locked rows are skipped (SKIP LOCKED); the row goes from one table to the other in one statement.
+        Locked rows are skipped (SKIP LOCKED); each row moves from one table to the other in one statement.
         """
         return f"""
 WITH picked AS (
@@ -289,11 +289,11 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
 
     purge_dead = from_file()
 
-    # Results and progress: the primary key decides, and the row is changed as locked (ON CONFLICT DO UPDATE).
+    # Results and progress: the primary key decides, and the locked row is changed (ON CONFLICT DO UPDATE).
 
     @composed()
     def keep_result(self) -> str:
-        """Store a result, and notify those that wait for it."""
+        """Store a result, and notify its waiters."""
         return (
             "INSERT INTO {results} AS kept (job_id, q_name, state, data, payload, serializer, error, put_at,"
             " updated_at, expires_at) VALUES (:id::bigint, :q_name::text, :state::text, :data::text::json,"
@@ -308,7 +308,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
 
     @composed()
     def report_progress(self) -> str:
-        """Store how far a job is, beside the result of its last run."""
+        """Store the progress of a job, next to the result of its last run."""
         kept = "".join(
             f" {column} = CASE WHEN {_OF_ANOTHER} THEN NULL ELSE kept.{column} END,"
             for column in ("data", "payload", "serializer", "error")
@@ -329,7 +329,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
 
     @composed()
     def find_job(self) -> str:
-        """Tell where a job is. Reads only: of the three tables it can be in at most one has it unfinished."""
+        """Return where a job is. This statement only reads; at most one of the three tables has the job unfinished."""
         times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
         found = f"error::text, {ATTEMPTS}, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
@@ -349,10 +349,10 @@ LIMIT 1"""
 
     @composed()
     def live_batches(self) -> str:
-        """Give those batches of which a job is unfinished. Reads only: see `open_batches`.
+        """Return those batches that have an unfinished job. This statement only reads: see `open_batches`.
 
-        One class of waiting rows a term, each through its index.  What only looks like a batch's number is taken for
-        one: such a row keeps a batch open, and does not end it.
+        Each term reads one class of waiting rows through its index. Any text that looks like a batch's number counts as
+        one: such a row keeps a batch open, and never ends it.
         """
         classes = " UNION ALL ".join(
             f"SELECT headers::text AS headers FROM {{table}} WHERE {kind} AND headers::text LIKE '%\"batch\"%'"
@@ -370,10 +370,10 @@ LIMIT 1"""
 
     @composed()
     def tick(self) -> str:
-        """Put the job of a tick. The tick's row is moved forward by one worker; the others find it moved.
+        """Put the job of a tick. One worker moves the tick's row forward; other workers find it moved.
 
-        A tick ahead of the server's clock is not put: its worker read a clock that was put back meanwhile, and the
-        row is set back as well, after which another such worker would put the same tick.
+        A tick ahead of the server's clock is not put: the worker read a clock that was set back meanwhile. The row is
+        also set back, after which another such worker would put the same tick.
         """
         return f"""
 WITH won AS (

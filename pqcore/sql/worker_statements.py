@@ -1,4 +1,4 @@
-"""The statements of the list of workers, all of which stand in `worker_statements.sql`."""
+"""The statements of the list of workers, all of which are in `worker_statements.sql`."""
 
 from __future__ import annotations
 
