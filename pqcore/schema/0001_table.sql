@@ -1,4 +1,4 @@
---- The table of pq 1.9.1, column for column, so that one made by pq passes as it is.
+--- The table of pq 1.9.1, column for column, so that a table made by pq can stay as it is.
 CREATE TABLE IF NOT EXISTS {table} (
   id          bigserial    PRIMARY KEY,
   enqueued_at timestamptz  NOT NULL DEFAULT current_timestamp,
@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS {table} (
   q_name      text         NOT NULL CHECK (length(q_name) > 0),
   data        json
 )
---- What pq has not. Each is a change of the catalogue alone: no row is rewritten, the lock is short.
+--- Columns that pq does not have. Each change affects only the catalogue: no row is rewritten, and the lock is short.
 ALTER TABLE {table}
   ADD COLUMN IF NOT EXISTS attempts     integer NOT NULL DEFAULT 0,
   ADD COLUMN IF NOT EXISTS leased_until timestamptz,
@@ -23,9 +23,9 @@ ALTER TABLE {table}
   ADD COLUMN IF NOT EXISTS parked_on    text,
   ADD COLUMN IF NOT EXISTS cancelling   boolean,
   ALTER COLUMN data DROP NOT NULL
---- Dead rows at the head of a queue cost every get: vacuum early, in one go, and the indexes too,
---- which VACUUM else leaves out while few pages have dead rows. The table is not cut short when
---- it is empty: that takes an exclusive lock, and makes a scan look cheap.
+--- Dead rows at the head of a queue slow every get. So VACUUM runs early and in one pass. It includes the indexes,
+--- which it would skip while few pages have dead rows. An empty table is not truncated: that takes an exclusive lock,
+--- and makes a sequential scan look cheap.
 ALTER TABLE {table} SET (
   vacuum_index_cleanup = on,
   vacuum_truncate = off,
@@ -34,7 +34,7 @@ ALTER TABLE {table} SET (
   autovacuum_vacuum_cost_delay = 0,
   autovacuum_analyze_scale_factor = 0.05
 )
---- NOT VALID: not checked for rows that pq wrote, all of which have data.
+--- NOT VALID: existing rows, which pq wrote and which all have data, are not checked.
 DO $do$ BEGIN
   ALTER TABLE {table} ADD CONSTRAINT {data_check} CHECK (data IS NOT NULL OR payload IS NOT NULL) NOT VALID;
 EXCEPTION WHEN duplicate_object THEN NULL;
@@ -56,11 +56,11 @@ CREATE TABLE IF NOT EXISTS {archive} (
   excused     integer,
   error       json
 )
---- For purging the oldest first.
+--- For deleting the oldest rows first.
 CREATE INDEX IF NOT EXISTS {archive_index} ON {archive} (q_name, dequeued_at)
---- A table of a few pages is best read whole, and a prepared statement keeps that plan while the
---- table grows, until it is analyzed. So it has 32 pages from the start.
+--- A sequential scan is best for a table of a few pages, and a prepared statement keeps that plan while the table
+--- grows, until ANALYZE. So the table has 32 pages from the start.
 INSERT INTO {table} (id, q_name, serializer, payload)
 SELECT -number, '-', 'none', convert_to(repeat('-', 1900), 'UTF8') FROM generate_series(1, 128) AS number
---- The rows were there for their size only.
+--- These rows only gave the table its size.
 DELETE FROM {table} WHERE id BETWEEN -128 AND -1 AND serializer = 'none'

@@ -1,21 +1,21 @@
---- No expectation and no lease: what a get of a plain queue reads.
+--- Without an expectation or a lease: the rows that a get of a plain queue reads.
 CREATE INDEX {concurrently} IF NOT EXISTS {ready_index} ON {table}
   (q_name, coalesce(schedule_at, enqueued_at), id)
   WHERE dequeued_at IS NULL AND leased_until IS NULL AND expected_at IS NULL
---- With an expectation and never scheduled: due as soon as put.
+--- With an expectation and never scheduled: due from the put on.
 CREATE INDEX {concurrently} IF NOT EXISTS {urgent_index} ON {table}
   (q_name, expected_at, enqueued_at, id)
   WHERE dequeued_at IS NULL AND leased_until IS NULL AND schedule_at IS NULL AND expected_at IS NOT NULL
---- Leased, or scheduled and expected: ordered by when they come out.
+--- Leased, or scheduled and expected: ordered by the time when they come out.
 CREATE INDEX {concurrently} IF NOT EXISTS {hidden_index} ON {table}
   (q_name, coalesce(leased_until, schedule_at), id)
   WHERE dequeued_at IS NULL
     AND (leased_until IS NOT NULL OR (schedule_at IS NOT NULL AND expected_at IS NOT NULL))
---- A dedup key is of one job that is not finished; put's ON CONFLICT answers to this index.
+--- A dedup key belongs to one unfinished job; ON CONFLICT of a put uses this index.
 CREATE UNIQUE INDEX {concurrently} IF NOT EXISTS {dedup_index} ON {table}
   (q_name, dedup_key)
   WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL
---- The head of a FIFO group.
+--- The first job of a FIFO group.
 CREATE INDEX {concurrently} IF NOT EXISTS {group_index} ON {table}
   (q_name, group_key, id)
   WHERE group_key IS NOT NULL AND dequeued_at IS NULL

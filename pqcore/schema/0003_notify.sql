@@ -1,6 +1,6 @@
---- Wakes waiters once a statement and queue, on the channel that pq uses (see pqcore.identifiers.channel).
---- SET pqcore.notify = 'off' silences it for a session or transaction: NOTIFY takes a
---- database-wide lock at commit, so many small commits in parallel are faster without.
+--- This trigger wakes waiters once for each statement and queue, on the channel that pq uses (see
+--- pqcore.sql.identifiers.channel). SET pqcore.notify = 'off' silences it for a session or transaction: NOTIFY takes a
+--- database-wide lock at commit, so many small parallel commits are faster without it.
 CREATE OR REPLACE FUNCTION {notify}() RETURNS trigger LANGUAGE plpgsql AS $function$
 BEGIN
   IF current_setting('pqcore.notify', true) IS DISTINCT FROM 'off' THEN
@@ -11,11 +11,11 @@ BEGIN
   END IF;
   RETURN NULL;
 END $function$
---- pq's own trigger notifies row by row.
+--- pq's own trigger notifies for each row.
 DROP TRIGGER IF EXISTS pq_insert ON {table}
---- OR REPLACE TRIGGER is newer than PostgreSQL 13, so the last one is dropped first.
+--- OR REPLACE TRIGGER needs PostgreSQL 14, so the existing trigger is dropped first.
 DROP TRIGGER IF EXISTS {notify_trigger} ON {table}
---- Once a statement, with the rows it inserted.
+--- The trigger runs once for each statement, with the rows that it inserted.
 CREATE TRIGGER {notify_trigger} AFTER INSERT ON {table}
   REFERENCING NEW TABLE AS fresh
   FOR EACH STATEMENT EXECUTE FUNCTION {notify}()

@@ -1,13 +1,13 @@
---- Who holds a place under a concurrency limit or in a FIFO group: the jobs that are let run.
+--- Jobs that hold a place under a concurrency limit or in a FIFO group, and so may run.
 CREATE TABLE IF NOT EXISTS {slots} (
   q_name text   NOT NULL,
   key    text   NOT NULL,
   job_id bigint NOT NULL,
   PRIMARY KEY (q_name, key, job_id)
 )
---- To give up all places of a job.
+--- For releasing all places of a job.
 CREATE INDEX IF NOT EXISTS {slots_job_index} ON {slots} (job_id)
---- Dead letters: jobs that failed for good, as they were, with the last error.
+--- Dead letters: jobs that failed for good, unchanged, with the last error.
 CREATE TABLE IF NOT EXISTS {dead} (
   id          bigint      PRIMARY KEY,
   q_name      text        NOT NULL,
@@ -25,9 +25,9 @@ CREATE TABLE IF NOT EXISTS {dead} (
   reason      text        NOT NULL,
   died_at     timestamptz NOT NULL DEFAULT statement_timestamp()
 )
---- For listing the latest and purging the oldest first.
+--- For listing the latest dead letters, and deleting the oldest first.
 CREATE INDEX IF NOT EXISTS {dead_index} ON {dead} (q_name, died_at, id)
---- What became of jobs whose result is kept, and the progress of those that run.
+--- Outcomes of jobs whose results are kept, and the progress of running jobs.
 CREATE TABLE IF NOT EXISTS {results} (
   job_id     bigint      PRIMARY KEY,
   q_name     text        NOT NULL,
@@ -40,9 +40,9 @@ CREATE TABLE IF NOT EXISTS {results} (
   updated_at timestamptz NOT NULL DEFAULT statement_timestamp(),
   expires_at timestamptz
 )
---- For the sweep of what has expired.
+--- For the sweep of expired results.
 CREATE INDEX IF NOT EXISTS {results_index} ON {results} (expires_at) WHERE expires_at IS NOT NULL
---- Batches: how many of their jobs are still to be done, and what is put then.
+--- Batches: the number of jobs that are still pending, and the call that is put after them.
 CREATE TABLE IF NOT EXISTS {batches} (
   id         bigserial   PRIMARY KEY,
   q_name     text        NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS {batches} (
   callback   json,
   created_at timestamptz NOT NULL DEFAULT statement_timestamp()
 )
---- The last tick of each periodic task: who moves it forward puts the job.
+--- The last tick of each periodic task: the worker that moves it forward puts the job.
 CREATE TABLE IF NOT EXISTS {ticks} (
   q_name text        NOT NULL,
   name   text        NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE IF NOT EXISTS {rates} (
   tokens      double precision NOT NULL,
   refilled_at timestamptz      NOT NULL
 )
---- Dedup keys that are held for a time, whatever becomes of the job.
+--- Dedup keys that are held for a time, even if the job ends earlier.
 CREATE TABLE IF NOT EXISTS {dedup} (
   q_name    text        NOT NULL,
   dedup_key text        NOT NULL,

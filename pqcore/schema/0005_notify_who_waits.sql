@@ -1,10 +1,10 @@
---- Wakes waiters once a statement and queue, on the channel that pq uses (see pqcore.identifiers.channel),
---- if there are any: NOTIFY takes a database-wide lock at commit, so many small commits in parallel are
---- faster without. Who waits holds a shared lock on the channel (see pqcore.waiting); if the exclusive one
---- is to be had, nobody does. It is tried only, and given back in the same expression, so that no put waits
---- for another, and nothing is left locked by one that is cancelled. Putters that meet notify in vain.
---- SET pqcore.notify = 'off' silences it for a session or transaction, 'always' is for those who listen
---- without that lock. The seed of the hash, which no other locks are taken with, is also in pqcore.dialect.
+--- This trigger wakes waiters once for each statement and queue, on the channel that pq uses (see
+--- pqcore.sql.identifiers.channel), if there are any. NOTIFY takes a database-wide lock at commit, so many small
+--- parallel commits are faster without it. A waiter holds a shared lock on the channel (see pqcore.db.listener); if the
+--- exclusive lock is free, nobody waits. The exclusive lock is only tried, and released in the same expression. So no
+--- put waits for another, and a cancelled put leaves nothing locked. If two puts try it concurrently, one of them
+--- notifies in vain. SET pqcore.notify = 'off' silences the trigger for a session or transaction; 'always' is for
+--- sessions that listen without the shared lock. The seed of the hash, which no other locks use, is also in pqcore.sql.
 CREATE OR REPLACE FUNCTION {notify}() RETURNS trigger LANGUAGE plpgsql AS $function$
 DECLARE
   setting text := current_setting('pqcore.notify', true);

@@ -1,20 +1,20 @@
 -- needs 5
---- A secret of each batch, which its jobs carry: the number alone can be guessed by a role that only puts.
---- A batch of older code has none. While one of its jobs is held, no sweep closes the batch.
+--- A secret token of each batch, which its jobs carry: a role that can only put could guess the number alone. A batch
+--- that older code put has no token. While one of its jobs is held, no sweep closes the batch.
 ALTER TABLE {batches}
   ADD COLUMN IF NOT EXISTS token      text,
   ADD COLUMN IF NOT EXISTS held_until timestamptz
---- What the ticks are of: when the expression or the time zone changes, counting begins again.
+--- The expression and the time zone of the ticks: when one of them changes, counting begins again.
 ALTER TABLE {ticks}
   ADD COLUMN IF NOT EXISTS cron text,
   ADD COLUMN IF NOT EXISTS tz   text
---- When the job was put that the row is of: ids can come again, so the id alone does not name one job.
---- NULL where older code wrote the row.
+--- The time of the put of the row's job: ids can repeat, so the id alone does not identify one job. NULL in rows that
+--- older code wrote.
 ALTER TABLE {results}
   ADD COLUMN IF NOT EXISTS put_at timestamptz
 
---- An archived job, or a dead letter, whose id comes again gets another: a role that may put rows there, as those of
---- `create --roles` that exist, needs the right to change an id.
+--- If the id of an archived job or a dead letter is used again, the old row gets another id. A role that may put rows
+--- there, such as existing roles of `create --roles`, needs the privilege to change an id.
 DO $do$ DECLARE missing record; BEGIN
   FOR missing IN
     SELECT place.name, role.oid::regrole AS role

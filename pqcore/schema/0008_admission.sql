@@ -1,9 +1,9 @@
 -- needs 5
---- Higher first. A row of older code, or of pq, has the priority of most.
+--- Higher priorities come first. A row of older code, or of pq, has priority 0, as most jobs do.
 ALTER TABLE {table} ADD COLUMN IF NOT EXISTS priority integer NOT NULL DEFAULT 0
---- Keys: limits, groups and rates that jobs were put under. `running` are the jobs that were admitted last: those of
---- them that have ended since do not count. Each admission makes a new version, so that the newest is found first
---- however many old ones a snapshot keeps.
+--- Keys: limits, groups and rates that jobs were put under. `running` has the jobs that were admitted last; those that
+--- have ended since do not count. Each admission makes a new version, so that the newest is found first, however many
+--- old ones a snapshot keeps.
 CREATE TABLE IF NOT EXISTS {keys} (
   q_name      text        NOT NULL,
   key         text        NOT NULL,
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS {keys} (
   admitted_at timestamptz NOT NULL DEFAULT statement_timestamp(),
   PRIMARY KEY (q_name, key, version)
 )
---- Each take of a job under a key leaves an old version: vacuum early and in one go, as of the queue's table.
+--- Each take of a job under a key leaves an old version: VACUUM runs early and in one pass, as for the queue's table.
 ALTER TABLE {keys} SET (
   vacuum_index_cleanup = on,
   vacuum_truncate = off,
@@ -26,12 +26,13 @@ ALTER TABLE {keys} SET (
   autovacuum_vacuum_cost_delay = 0,
   autovacuum_analyze_scale_factor = 0.05
 )
---- It has 64 pages from the start, as the queue's table has some, so that it is not read whole.
+--- The table has 64 pages from the start, so that it is not scanned sequentially; see the queue's table.
 INSERT INTO {keys} (q_name, key, version, running)
 SELECT '-', '-', -number, array_fill(0::bigint, ARRAY[235]) FROM generate_series(1, 256) AS number
---- The rows were there for their size only.
+--- These rows only gave the table its size.
 DELETE FROM {keys} WHERE q_name = '-' AND key = '-' AND version < 0
---- What operators set: limits and rates of keys, weights of shares, pauses. A row of theirs wins over what a put says.
+--- Rules of operators: limits and rates of keys, weights of shares, pauses. A rule takes precedence over the values of
+--- a put.
 CREATE TABLE IF NOT EXISTS {rules} (
   q_name     text             NOT NULL,
   kind       text             NOT NULL,
@@ -42,7 +43,7 @@ CREATE TABLE IF NOT EXISTS {rules} (
   changed_at timestamptz      NOT NULL DEFAULT statement_timestamp(),
   PRIMARY KEY (q_name, kind, name)
 )
---- Workers that are alive, or were lately: one row for each queue of each.
+--- Workers that are alive, or were lately: one row for each queue of each worker.
 CREATE TABLE IF NOT EXISTS {workers} (
   q_name      text        NOT NULL,
   id          text        NOT NULL,
@@ -55,8 +56,9 @@ CREATE TABLE IF NOT EXISTS {workers} (
   seen_at     timestamptz NOT NULL,
   PRIMARY KEY (q_name, id)
 )
---- Roles that exist go on as they did: who may put jobs puts them as waiting, who may hold places may hold keys, and
---- who may draw tokens reads the rules and is listed as a worker. Who may delete dead letters sets rules.
+--- Existing roles keep working: a role that may put jobs may put them as waiting, and a role that may hold places may
+--- hold keys. A role that may draw tokens may read the rules, and be listed as a worker. A role that may delete dead
+--- letters may set rules.
 DO $do$ DECLARE missing record; BEGIN
   FOR missing IN
     SELECT DISTINCT role.oid::regrole AS role

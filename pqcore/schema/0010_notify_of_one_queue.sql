@@ -1,6 +1,6 @@
 -- needs 5
---- As before, but a statement whose rows are all of one queue, as nearly all are, is told by the first and the last
---- name: to gather the different ones took a tenth of the time in which many rows are inserted.
+--- Like the last version, but a statement whose rows all belong to one queue, as nearly all do, uses the first and the
+--- last name. Gathering the distinct names took a tenth of the time of inserting many rows.
 CREATE OR REPLACE FUNCTION {notify}() RETURNS trigger LANGUAGE plpgsql AS $function$
 DECLARE
   setting text := current_setting('pqcore.notify', true);

@@ -1,19 +1,17 @@
 """The table's schema: numbered migrations, applied in order and recorded in the database.
 
-Each file ``000N_subject.sql`` is one version.  A statement starts at a line with
-``---`` and a word on why.  Versions are recorded in ``pqcore_migrations``, one
-table a schema.  A table with no record is pq 1.9.1's, or none: version 0.
+Each file ``000N_subject.sql`` is one version. A statement starts at a line with ``---`` and a short reason. Versions
+are recorded in ``pqcore_migrations``, one table in each schema. A table without a record was made by pq 1.9.1, or does
+not exist: version 0.
 
-On a new or empty table everything is one transaction.  A table with rows is
-migrated in place: columns in a short transaction under a ``lock_timeout``, tried
-a few times, indexes CONCURRENTLY, while others put and get.  What was interrupted
-is taken up by the next `create`: each statement may be run again.
+On a new or empty table, everything is one transaction. A table with rows is migrated in place, while other sessions put
+and get. Columns are added in a short transaction under a ``lock_timeout``, with a few attempts; indexes are built
+CONCURRENTLY. The next `create` continues an interrupted migration: each statement may be run again.
 
-A file may begin with ``-- needs N``: code that knows version N works on the
-table as it is then, so processes of the release before go on, and can be started.
-A version that only adds needs the one before it, or an older one; what is taken
-away, no code since N uses.  The number is recorded with the version, where older
-code, which has no such file, reads it.
+A file may begin with ``-- needs N``: code that knows version N can use the migrated table. So processes of the last
+release continue, and can be started. A version that only adds needs the version before it, or an older one; a version
+may only remove what no code since N uses. The number is recorded with the version, so that older code, which lacks the
+file, can read it.
 """
 
 from __future__ import annotations
@@ -54,25 +52,25 @@ T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"
 
 LOCK_TIMEOUT = 2.0
-"""Seconds for which a migration waits for the table, and everybody who comes then waits behind it.
+"""Seconds for which a migration waits for the table; later sessions wait behind it meanwhile.
 
-More than the server's ``deadlock_timeout``, after which an autovacuum that is in the way is cancelled.
+This is more than the server's ``deadlock_timeout``, after which an autovacuum in the way is cancelled.
 """
 ATTEMPTS = 5
-"""How often a migration waits for the table, with as long a pause between, before it is given up."""
+"""Attempts of a migration to lock the table, with pauses of the same length in between."""
 
 
 def _query(names: TableName, name: str, template: str, *, rows: bool = True, concurrently: bool = False) -> Query:
     substitutions = names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
     if not rows:
-        # DDL has no parameters, and may hold what looks like one.
+        # DDL has no parameters, and may contain text that looks like one.
         sql = template.format_map(substitutions)
         return plain(name, sql, rows=False)
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
 async def version(session: Session, names: TableName) -> int | None:
-    """The version of the table; 0 for one of pq's, None if there is none.
+    """Return the version of the table; 0 for a table of pq, None if there is no table.
 
     Raises:
         AccessDenied: Row-level security hides the record of versions.
@@ -81,9 +79,9 @@ async def version(session: Session, names: TableName) -> int | None:
 
 
 async def _look(session: Session, names: TableName) -> tuple[int | None, bool]:
-    """The version of the table, and whether row-level security binds the role there."""
+    """Return the version of the table, and whether row-level security applies to the role."""
     table, recorded = literal(str(names)), literal(names.beside("pqcore_migrations"))
-    # What is asked first on a connection: so the default isolation level is asked for with it.
+    # This is the first query on a connection, so it also asks for the default isolation level.
     [[exists, has_record, isolation]] = await session.execute(
         plain(
             "find_table",
@@ -105,14 +103,14 @@ async def _look(session: Session, names: TableName) -> tuple[int | None, bool]:
 
 
 async def check_version(session: Session, names: TableName) -> security.Security | None:
-    """Refuse a table that this pqcore cannot work with.
+    """Raise if this pqcore cannot use the table.
 
     Returns:
-        What row-level security does to it; None if nothing.
+        The effect of row-level security on the table; None if there is none.
 
     Raises:
         AccessDenied: Row-level security hides all of its rows, or the record of versions.
-        TableMissing, SchemaOutdated, SchemaTooNew: See there.
+        TableMissing, SchemaOutdated, SchemaTooNew: The version of the table does not fit; see these errors.
     """
     found, bound = await _look(session, names)
     await _check(session, names, found)
@@ -136,7 +134,7 @@ async def _check(session: Session, names: TableName, found: int | None) -> None:
 
 
 async def _needed(session: Session, names: TableName) -> int:
-    """The version that code must know to work on a table of a newer one."""
+    """Return the version that code must know to use a table of a newer version."""
     sql = f"SELECT max(coalesce(needs, version)) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
         plain("read_needs", f"{sql}{literal(names.table)} AND version > {latest()}"),
@@ -150,25 +148,25 @@ async def create(
     sleep: Callable[[float], Awaitable[None]],
     partitions: int | None = None,
 ) -> int | None:
-    """Make the table, or bring it up to the latest version; does nothing if it is there.
+    """Make the table, or migrate it to the latest version; do nothing if it is up to date.
 
-    Inside of a transaction of the caller's it is part of that; then indexes of a
-    table with rows are built while it is locked.
+    Inside a caller's transaction, the migration is a part of it, and indexes of a table with rows are built while the
+    table is locked.
 
     Args:
-        session: Where.
+        session: The session.
         names: The table.
-        sleep: How to wait.
-        partitions: In how many partitions it is made; None for a table without, and for one that is there.
+        sleep: The function that waits.
+        partitions: The number of partitions of a new table; None for a table without, or for an existing table.
 
     Returns:
-        The version that the table had; 0 for one of pq's, None if there was no table.
+        The version that the table had; 0 for a table of pq, None if there was no table.
 
     Raises:
-        ConfigurationError: It is there, and has another number of partitions.
+        ConfigurationError: The table exists, and has another number of partitions.
         NotSupported: The dialect has no partitions.
-        SchemaTooNew: The table was made by a newer pqcore, which says that this one cannot work on it.
-        TransientError: The table was in use for too long; call it again.
+        SchemaTooNew: A newer pqcore made the table, and recorded that this version cannot use it.
+        TransientError: The table was in use for too long; call this again.
     """
     if partitions is not None and (reason := session.sql.unsupported.get("partitions")):
         raise NotSupported(f"{session.sql.name} makes no table in partitions: {reason}")
@@ -182,11 +180,11 @@ async def create(
     if session.in_transaction():
         await _apply_all(session, names, wanted)
         return found
-    if not await session.direct():  # a lock of the session's may stay with another's
+    if not await session.direct():  # behind a pooler, a session-level lock may stay with another client's session
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return found
-    # For the session, as concurrent index builds span transactions. Asked for again and again
-    # rather than waited for: a build waits for all statements that run, such as one that waits.
+    # A session-level advisory lock, because concurrent index builds span transactions. The lock is tried repeatedly
+    # instead of waited for: an index build waits for all running statements, and so for one that waits here.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
     while True:
@@ -205,7 +203,7 @@ async def create(
 async def _migrate(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
 ) -> None:
-    """Make or migrate the table outside of a transaction of the caller's; nobody else does meanwhile."""
+    """Make or migrate the table outside a caller's transaction; no other session does so meanwhile."""
 
     async def has_rows() -> bool:
         [[found]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
@@ -214,7 +212,7 @@ async def _migrate(
     async def short(work: Callable[[], Awaitable[T]]) -> T:
         return await in_short_transactions(session, names, sleep, work)
 
-    in_use = await version(session, names) is not None and await short(has_rows)  # to look may take a wait for a lock
+    in_use = await version(session, names) is not None and await short(has_rows)  # this check may wait for a lock
     if not in_use:
         await short(partial(_apply_all, session, names, partitions))
         return
@@ -234,12 +232,12 @@ async def in_short_transactions(
     sleep: Callable[[float], Awaitable[None]],
     work: Callable[[], Awaitable[T]],
 ) -> T:
-    """Do something in a transaction that waits for each lock for a limited time, and begin again a few times.
+    """Do some work in a transaction that waits for each lock for a limited time, and retry a few times.
 
-    Between, those go on who came meanwhile and had to wait behind it.
+    Between attempts, sessions that had to wait behind the transaction continue.
 
     Raises:
-        TransientError: A lock was not to be had in any of them.
+        TransientError: No attempt could get its locks.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -256,12 +254,12 @@ async def in_short_transactions(
                 )
                 raise TransientError(msg, exc.sqlstate) from exc
         await sleep(LOCK_TIMEOUT)
-    raise AssertionError  # the last attempt returned, or raised
+    raise AssertionError  # the last attempt has returned or raised
 
 
 @asynccontextmanager
 async def _transaction(session: Session) -> AsyncIterator[None]:
-    """A transaction that waits for locks for a limited time."""
+    """Open a transaction that waits for locks for a limited time."""
     await session.begin_own()
     try:
         timeout = f"SET LOCAL lock_timeout = '{round(LOCK_TIMEOUT * 1000)}ms'"
@@ -286,9 +284,10 @@ async def _apply_all(session: Session, names: TableName, partitions: Partitions)
 
 
 async def _lock_schema(session: Session, names: TableName) -> None:
-    """Have no other transaction migrate a table of the schema until this one ends.
+    """Keep other transactions from migrating a table of the schema until this one ends.
 
-    What is made IF NOT EXISTS by two at once fails for one of them; the record is of all tables of the schema.
+    If two transactions concurrently create an object IF NOT EXISTS, one fails; the record of versions serves all tables
+    of the schema.
     """
     key = literal("pqcore " + names.beside("pqcore_migrations"))
     await session.execute(session.sql.schema_statement("lock_schema", key=key))
@@ -300,7 +299,7 @@ async def _apply_alone(session: Session, names: TableName, number: int) -> None:
 
 
 async def _partitions(session: Session, names: TableName) -> Partitions:
-    """The partitions of a table that is there; none if it has none."""
+    """Return the partitions of an existing table; none if it has none."""
     found = await session.execute(session.sql.schema_statement("partitions", table_name=literal(str(names))))
     return Partitions(tuple(name for (name,) in found), made=True)
 
@@ -333,18 +332,18 @@ async def _apply(session: Session, names: TableName, number: int, partitions: Pa
 
 
 async def _build_indexes(session: Session, names: TableName, number: int) -> None:
-    """Build the indexes of a version without holding up a table in use."""
+    """Build the indexes of a version without blocking users of the table."""
     await _drop_invalid(session, names, number, "CONCURRENTLY")
-    alone = not (await _partitions(session, names)).names  # else the server has it locked meanwhile
+    alone = not (await _partitions(session, names)).names  # otherwise the server locks the table meanwhile
     for statement in migrations()[number - 1]:
         await session.execute(_query(names, f"migration {number}", statement, rows=False, concurrently=alone))
     await _record(session, names, number)
 
 
 async def _drop_invalid(session: Session, names: TableName, number: int, how: str = "") -> None:
-    """Drop what an interrupted build left behind, and IF NOT EXISTS would take for done.
+    """Drop invalid indexes of an interrupted build, which IF NOT EXISTS would accept.
 
-    Only what is pqcore's: an index of somebody else's may be one that is being built.
+    Only pqcore's own indexes are dropped: another one may still be under construction.
     """
     table = literal(str(names))
     places = names.substitutions()
@@ -364,7 +363,7 @@ async def _drop_invalid(session: Session, names: TableName, number: int, how: st
 
 async def _record(session: Session, names: TableName, number: int) -> None:
     record, table, least = names.beside("pqcore_migrations"), literal(names.table), needs(number)
-    # Of the first versions it was not told, and a record that was made with them has no column for it yet.
+    # The first versions had no such number, and records made with them have no column for it yet.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
     await session.execute(_query(names, "create_record", RECORD, rows=False))
@@ -372,7 +371,7 @@ async def _record(session: Session, names: TableName, number: int) -> None:
 
 
 async def drop(session: Session, names: TableName) -> None:
-    """Drop the table with all that `create` made for it, jobs included; to be called in a transaction."""
+    """Drop the table with everything that `create` made for it, including jobs; call this in a transaction."""
     places = names.substitutions()
     made = re.compile(r"CREATE TABLE IF NOT EXISTS \{(\w+)\}")
     tables = [found[1] for version in migrations() for each in version if (found := made.match(each))]
@@ -383,7 +382,10 @@ async def drop(session: Session, names: TableName) -> None:
 
 
 async def forget(session: Session, names: TableName) -> None:
-    """Forget which version the table is of, as where it is gone; with it the record, if it was of no other table."""
+    """Delete the record of the table's version, for a table that is gone.
+
+    Drop the record table if no other table uses it.
+    """
     record = names.beside("pqcore_migrations")
     [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({literal(record)}) IS NOT NULL"))
     if found:

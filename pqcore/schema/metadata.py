@@ -1,7 +1,7 @@
-"""What the migrations declare, as data: tables, their columns and indexes.
+"""The tables, columns and indexes that the migrations declare, as data.
 
-For those who have to tell another tool what pqcore's tables look like, as SQLAlchemy's metadata.
-The migrations stay the one place where it is written; they are simple enough to be read.
+The data serves code that describes pqcore's tables to other tools, such as SQLAlchemy's metadata. Only the migrations
+define the schema; they are simple enough for this module to parse.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class DeclaredColumn:
     """A column.
 
     Attributes:
-        name: Its name.
-        type: Its type, as the migrations write it: ``bigserial``, ``timestamptz``.
-        nullable: Whether it may be null.
-        default: The expression of its default; None without one.
-        check: The expression of its check; None without one.
+        name: The name of the column.
+        type: The type as the migrations write it: ``bigserial``, ``timestamptz``.
+        nullable: Whether the column may be NULL.
+        default: The expression of the default; None if there is none.
+        check: The expression of the check; None if there is none.
     """
 
     name: str
@@ -48,9 +48,9 @@ class DeclaredIndex:
     """An index.
 
     Attributes:
-        name: Its name.
-        expressions: What it is on: columns, or expressions.
-        unique: Whether it is unique.
+        name: The name of the index.
+        expressions: The columns or expressions of the index.
+        unique: Whether the index is unique.
         where: The expression of a partial index; None for all rows.
     """
 
@@ -65,10 +65,10 @@ class DeclaredTable:
     """A table.
 
     Attributes:
-        name: Its name, without the schema and not quoted.
-        primary_key: The names of the columns.
+        name: The name of the table, without the schema and not quoted.
+        primary_key: The names of the primary key's columns.
         columns: The columns, in order.
-        indexes: The indexes, other than the primary key's.
+        indexes: The indexes, without that of the primary key.
     """
 
     name: str
@@ -78,15 +78,16 @@ class DeclaredTable:
 
 
 def declared_tables(names: TableName) -> list[DeclaredTable]:
-    """The tables that `create` makes, in order; the queue's own is the first, the record of migrations the last.
+    """Return the tables that `create` makes, in order; the queue's own is first, the record of migrations last.
 
     Raises:
-        SchemaError: A migration is written in a way that is not understood here.
+        SchemaError: A migration is written in a form that this module cannot parse.
     """
     places = names.substitutions()
     tables: dict[str, DeclaredTable] = {}
     made = [each for version in migrations() for each in version]
-    for statement in [*(each for each in made if "{migrations}" not in each), RECORD]:  # which has what was added to it
+    # which includes the columns that were added to it
+    for statement in [*(each for each in made if "{migrations}" not in each), RECORD]:
         if found := _TABLE.fullmatch(statement):
             tables[found[1]] = _table(_bare(names, places[found[1]]), _parts(found[2]))
         elif found := _ADDED.fullmatch(statement):
@@ -122,7 +123,7 @@ def _column(part: str, key: tuple[str, ...]) -> DeclaredColumn:
 
 
 def _parts(text: str) -> list[str]:
-    """What commas divide that are in no parentheses."""
+    """Return the parts of a text between commas that are outside parentheses."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -134,6 +135,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _bare(names: TableName, quoted: str) -> str:
-    """The name itself, of one that may be qualified with the schema."""
+    """Return the name itself, without the schema that may qualify it."""
     prefix = names.beside("x")[: -len('"x"')]
     return unquoted(quoted.removeprefix(prefix))

@@ -1,4 +1,4 @@
-"""What an operation on the schema would run where there is no table, written down instead of run."""
+"""Recording the statements that a schema operation would run on an empty database, instead of running them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from pqcore.sql.statement import Query
 _ANSWERS: dict[str, list[list[bool | str]]] = {
     "find_table": [[False, False, "read committed"]],
     "find_schema": [[False]],
-    # What a statement drops is assumed to be there, and so is another table.
+    # Objects that a statement drops are assumed to exist, and so is another table.
     "find_record": [[True]],
     "record_is_used": [[True]],
 }
 
 
 def write_down(execute: Callable[[str], None], operation: Callable[[Session], Awaitable[object]]) -> None:
-    """Give the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
+    """Pass the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
     run_sync(cast("Any", operation(cast("Session", _OnPaper(execute)))))
 
 
 class _OnPaper:
-    """A session without a server: it answers as an empty database would, and hands on what changes something."""
+    """A session without a server, which answers like an empty database, and passes on changing statements."""
 
     def __init__(self, execute: Callable[[str], None]) -> None:
         self._execute = execute
-        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
+        # the dialect's words do not depend on a table
+        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")
         self.defaults = Defaults()
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:

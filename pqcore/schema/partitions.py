@@ -1,7 +1,9 @@
-"""A table in partitions by the queue's name: a queue's rows are in one, with indexes and a vacuum of its own.
+"""A table partitioned by the queue's name.
 
-The migrations are written for a table without.  What PostgreSQL does not take of one with partitions is put in other
-words here: its primary key has the column that it is partitioned by, and each partition has its own storage parameters.
+All rows of a queue are in one partition, with its own indexes and its own VACUUM.
+
+The migrations are written for a table without partitions. This module rewrites what PostgreSQL does not accept for a
+partitioned table. Its primary key includes the partition column, and each partition has its own storage parameters.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
     from pqcore.sql.identifiers import TableName
 
 MOST = 1_000
-"""Partitions: with more, planning a statement takes longer than running it."""
+"""The largest number of partitions: with more, planning a statement takes longer than running it."""
 _PADDING = 128
-"""Rows that a migration puts, and deletes again, so that the table has some pages."""
+"""Rows that a migration inserts and deletes again, so that the table has some pages."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Partitions:
     """The partitions of a table.
 
     Attributes:
-        names: Of each, quoted and qualified.
-        made: Whether they are there; else the migration makes them.
+        names: The names of the partitions, quoted and qualified.
+        made: Whether the partitions exist; otherwise the migration makes them.
     """
 
     names: tuple[str, ...]
@@ -36,10 +38,10 @@ class Partitions:
 
     @classmethod
     def new(cls, names: TableName, number: int) -> Partitions:
-        """So many, by a hash of the queue's name.
+        """Return this number of partitions, by a hash of the queue's name.
 
         Raises:
-            ConfigurationError: It is no number from 1 to `MOST`.
+            ConfigurationError: The value is not a number from 1 to `MOST`.
         """
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST:
             msg = f"partitions is {number!r}; give a number from 1 to {MOST:,}"
@@ -47,10 +49,10 @@ class Partitions:
         return cls(tuple(names.related(f"_p{place}") for place in range(number)), made=False)
 
     def statements(self, statement: str) -> Iterator[str]:
-        """What is to be run for a statement of a migration.
+        """Return what to run for a statement of a migration.
 
         Args:
-            statement: As a template.
+            statement: The statement, as a template.
         """
         parts = [name.replace("{", "{{").replace("}", "}}") for name in self.names]
         rows = _PADDING * len(parts)
@@ -67,7 +69,7 @@ class Partitions:
         elif statement.startswith("ALTER TABLE {table} SET ("):
             yield from (statement.replace("{table}", part, 1) for part in parts)
         elif "generate_series" in statement and statement.startswith("INSERT INTO {table} "):
-            if not self.made:  # else nobody knows which names they are for
+            if not self.made:  # otherwise the names of the table are unknown
                 found = replace(statement, "'-', 'none'", "number::text, 'none'")
                 yield replace(found, f"generate_series(1, {_PADDING})", f"generate_series(1, {rows})")
         elif statement.startswith("DELETE FROM {table} WHERE id BETWEEN "):
@@ -77,6 +79,9 @@ class Partitions:
 
 
 def _keyed(statement: str) -> str:
-    """The table's declaration, with a primary key that names the queue; the id comes first, as ids are looked up."""
+    """Return the table's declaration, with the queue in its primary key.
+
+    The id comes first, because ids are looked up.
+    """
     columns = substitute(statement, r"(bigserial\s+)PRIMARY KEY", r"\1NOT NULL", 1)
     return columns.rpartition(")")[0].rstrip() + ",\n  PRIMARY KEY (id, q_name)\n) PARTITION BY HASH (q_name)"

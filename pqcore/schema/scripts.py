@@ -1,4 +1,4 @@
-"""The migrations, as they stand in the files: see `pqcore.schema`."""
+"""The text of the migrations, as in their files; see `pqcore.schema`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RECORD = (
     "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
     " applied_at timestamptz NOT NULL DEFAULT now(), needs integer, PRIMARY KEY (table_name, version))"
 )
-"""The table in which versions are recorded, as a template."""
+"""The table that records versions, as a template."""
 
 
 @lru_cache(maxsize=1)
@@ -27,18 +27,21 @@ def migrations() -> tuple[tuple[str, ...], ...]:
 
 
 def needs(number: int) -> int | None:
-    """Return the oldest version whose code works on a table of this one; None where that is not told: itself."""
+    """Return the oldest version whose code works on a table of this version.
+
+    None if that is only the version itself.
+    """
     found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
     return found and int(found[1])
 
 
 def latest() -> int:
-    """Return the version that this pqcore makes and needs."""
+    """Return the latest version, which this pqcore makes and needs."""
     return len(migrations())
 
 
 def builds_indexes(number: int) -> bool:
-    """Return whether all that a version does is to build indexes, which holds up no table in use."""
+    """Return whether a version only builds indexes, which does not block users of the table."""
     return all("INDEX {concurrently} " in statement for statement in migrations()[number - 1])
 
 

@@ -1,4 +1,4 @@
-"""Row-level security: what it hides of a table, which the server does not tell with an error."""
+"""Row-level security: rows of a table that it hides, which the server does not report with an error."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from pqcore.db.session import Session
 
 COMMANDS = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
-"""What a policy may be for, as the catalogue has it."""
+"""The commands that a policy may apply to, by their letters in the catalogue."""
 UNSUPPORTED = ("cockroachdb",)
 """Dialects of engines without these catalogues."""
 
 
 @dataclass(frozen=True)
 class Security:
-    """What row-level security does to a table.
+    """The effect of row-level security on a table.
 
     Attributes:
-        table: The table, as SQL names it.
-        role: The role that asks, which it binds.
+        table: The table's name in SQL.
+        role: The connected role, to which row-level security applies.
         lacking: The commands for which the role has no policy, so that it sees no row.
     """
 
@@ -33,7 +33,7 @@ class Security:
     lacking: tuple[str, ...]
 
     def refuse(self, *commands: str) -> None:
-        """Refuse to go on where rows are hidden.
+        """Raise if rows are hidden.
 
         Args:
             *commands: Commands that are needed in addition to SELECT.
@@ -46,7 +46,7 @@ class Security:
 
     @property
     def message(self) -> str:
-        """What is hidden."""
+        """Return what is hidden."""
         hidden = "all rows" if "SELECT" in self.lacking else "rows"
         return (
             f"row-level security hides {hidden} of table {self.table} from role {self.role!r}: it has no policy for"
@@ -55,7 +55,7 @@ class Security:
 
     @property
     def advice(self) -> str:
-        """What to do."""
+        """Return what to do."""
         return (
             f"ALTER TABLE {self.table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY ... ON {self.table} for the role,"
             " or connect as the owner, or as a role with BYPASSRLS"
@@ -63,16 +63,18 @@ class Security:
 
 
 def binds(session: Session, table: str) -> str:
-    """The expression that tells whether row-level security binds the role that asks, on a table that is there."""
+    """Return the SQL expression for whether row-level security applies to the connected role, on an existing table."""
     return "false" if session.sql.name in UNSUPPORTED else f"row_security_active(to_regclass({literal(table)})::oid)"
 
 
 async def look(session: Session, table: str) -> Security | None:
-    """Return what row-level security does to a table for the role that asks; None if nothing, or if there is no table.
+    """Return the effect of row-level security on a table for the connected role.
+
+    None if it has none, or there is no table.
 
     Args:
-        session: Where.
-        table: Its name, quoted.
+        session: The session.
+        table: The table's name, quoted.
     """
     if session.sql.name in UNSUPPORTED:
         return None

@@ -1,7 +1,7 @@
-"""The sequences that ids are drawn from, compared with the ids that are there.
+"""The sequences from which ids are drawn, compared with the existing ids.
 
 Neither logical replication nor a restore of rows alone carries a sequence, and ``TRUNCATE ... RESTART IDENTITY`` sets
-it back.  Then ids come again.
+it back. Then ids repeat.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "batches": (("batches", "id"),),
 }
-"""By the table whose ``id`` is drawn from a sequence: the tables and columns that hold ids of it."""
+"""For each table whose ``id`` comes from a sequence: the tables and columns that hold such ids."""
 
 
 @dataclass(frozen=True)
 class IdSequence:
-    """A sequence, and the ids that are there of it.
+    """A sequence, and the existing ids that came from it.
 
     Attributes:
-        name: Its name, quoted and qualified where it has to be.
-        following: The id that it gives next.
-        highest: The highest id that is there, by table, of those that have any; as SQL names the table.
+        name: The sequence's name, quoted and, if needed, qualified.
+        following: The id that the sequence gives next.
+        highest: The highest existing id by table, for tables that have any; tables are named as in SQL.
     """
 
     name: str
@@ -48,17 +48,17 @@ class IdSequence:
 
     @property
     def behind(self) -> bool:
-        """Whether it will give an id that is taken, or was."""
+        """Whether the sequence will give an id that is or was in use."""
         return self.following <= max(self.highest.values(), default=0)
 
     @property
     def remedy(self) -> str:
-        """The statement that sets it beyond all ids that are there."""
+        """Return the statement that sets the sequence beyond all existing ids."""
         return f"SELECT setval({literal(self.name)}, {max(self.highest.values())})"
 
 
 async def look(session: Session, names: TableName) -> list[IdSequence]:
-    """Look at the sequences of the tables that are there."""
+    """Return the sequences of the existing tables."""
     places = names.substitutions()
     tables = ", ".join(literal(places[place]) for holders in HOLDERS.values() for place, _ in holders)
     rows = await session.execute(
@@ -68,7 +68,7 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
     found = []
     for owner, holders in HOLDERS.items():
         table = literal(places[owner])
-        # By the column's default, as a sequence that was made by hand is owned by no column.
+        # The column's default is used, because a sequence that was made by hand is owned by no column.
         rows = await session.execute(
             plain(
                 "find_sequence",
@@ -103,12 +103,13 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
 async def advance(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]]
 ) -> Sequence[IdSequence]:
-    """Set the sequences that are behind; those that were.
+    """Set the sequences that are behind, and return them as they were.
 
-    Nobody puts meanwhile: what draws an id holds a lock on the table that this one waits for, with others in turn.
+    No session puts meanwhile: a statement that draws an id holds a lock on the table for which this one waits, in turn
+    with others.
 
     Raises:
-        TransientError: The table was in use for too long; call it again.
+        TransientError: The table was in use for too long; call this again.
     """
     if not any(one.behind for one in await look(session, names)):
         return ()
