@@ -1,4 +1,4 @@
-"""Functions as jobs, as in ``pq.tasks``: put by calling them, run by a worker.
+"""Functions as jobs, as in ``pq.tasks``: a call of a task puts a job, and a worker runs the function.
 
     from pqcore.tasks import PQ
 
@@ -7,15 +7,13 @@
     @queue.task(max_retries=2, retry_in="10s")
     def eat(job_id, kind): ...
 
-    eat("Cox")
-    queue.work()  # or, for many at once: pqcore worker module:queue
+    eat("Cox") queue.work() # or, for many concurrently: pqcore worker module:queue
 
-The `PQ` and `AsyncPQ` of this package keep pq's conventions: a function gets the job's id first, and is not tried again
-unless its declaration says so. Those of `pqcore` are the same classes with conventions of their own; see `PQ.task`.
+The `PQ` and `AsyncPQ` of this package keep pq's conventions: a function gets the job's id first, and has no retries
+unless its declaration says so. The classes of these names in `pqcore` differ only in their conventions; see `PQ.task`.
 
-A row names its function by path.  It is looked up among the functions declared
-with `Queue.task`, and imported only if it was declared once, or lies in a module
-listed in ``trusted_modules``: a row alone never decides what is run.
+A row names its function by path. The path is looked up among the functions declared with `Queue.task`. Other functions
+are imported only from modules in ``trusted_modules``. So a row alone never decides what runs.
 """
 
 import importlib
@@ -61,7 +59,8 @@ __all__ = [
     "current",
 ]
 
-# Imported when first asked for: `pqcore.queue` imports modules of this package, and `pqcore.tasks.pq` imports that one.
+# Names are imported on first use: `pqcore.queue` imports modules of this package, and `pqcore.tasks.pq` imports
+# `pqcore.queue`.
 _HOMES = {
     "Dedup": "pqcore.put_options",
     "AsyncEnqueuer": "pqcore.tasks.async_queue",
@@ -90,7 +89,7 @@ _HOMES = {
     "Snooze": "pqcore.tasks.retry",
 }
 
-if not TYPE_CHECKING:  # else any name would be taken for one of ours
+if not TYPE_CHECKING:  # a type checker would otherwise accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

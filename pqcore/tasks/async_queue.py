@@ -1,4 +1,4 @@
-"""What an asynchronous queue does with tasks; `pqcore.tasks.queue` says what each name means."""
+"""Tasks of an asynchronous queue; `pqcore.tasks.queue` documents the meaning of each name."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ R = TypeVar("R")
 
 
 class AsyncEnqueuer(BaseEnqueuer[P, R]):
-    """What a declared function becomes: calling and awaiting it puts a job.
+    """A declared function: calling and awaiting it puts a job.
 
     Attributes:
         task: The task.
-        queue: The queue that it is put into.
+        queue: The queue that jobs are put into.
     """
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]:
@@ -44,7 +44,7 @@ class AsyncEnqueuer(BaseEnqueuer[P, R]):
 
 
 class DeclareAsync(Protocol):
-    """Declares a function as a task of a `pqcore.AsyncQueue`."""
+    """The decorator that declares a function as a task of a `pqcore.AsyncQueue`."""
 
     @overload
     def __call__(self, function: AsyncEnqueuer[P, R], /) -> AsyncEnqueuer[P, R]: ...
@@ -65,7 +65,7 @@ class DeclareAsync(Protocol):
 
 
 class DeclareAsyncAsPq(Protocol):
-    """Declares a function as a task of a `pqcore.tasks.AsyncQueue`."""
+    """The decorator that declares a function as a task of a `pqcore.tasks.AsyncQueue`."""
 
     @overload
     def __call__(self, function: AsyncEnqueuer[..., R], /) -> AsyncEnqueuer[..., R]: ...
@@ -76,10 +76,10 @@ class DeclareAsyncAsPq(Protocol):
 
 
 class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
-    """The part of `pqcore.AsyncQueue` that has to do with tasks.
+    """The part of `pqcore.AsyncQueue` that concerns tasks.
 
     Attributes:
-        engine: Runs operations on the table.
+        engine: The engine that runs operations on the table.
     """
 
     conventions = FRONT_DOOR
@@ -121,7 +121,7 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         **options: Any,
     ) -> Any:
         """Declare a function as a task; see `pqcore.tasks.Queue.task`."""
-        if callable(schedule_at):  # @queue.task, without parentheses
+        if callable(schedule_at):  # @queue.task without parentheses
             return self.task(None, expected_at, max_retries, retry_in, name=name, aliases=aliases, **options)(
                 schedule_at
             )
@@ -137,8 +137,8 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> DeclareAsync:
-        """Have workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
-        from pqcore.tasks.periodic import make_periodic, refuse_bare  # which few programs need
+        """Make workers put a task at each tick of a cron expression; see `pqcore.tasks.Queue.periodic`."""
+        from pqcore.tasks.periodic import make_periodic, refuse_bare  # few programs need this module
 
         refuse_bare(cron)
 
@@ -154,26 +154,26 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         return AsyncHandle.of(cast("AsyncQueueOfHandle", self), *identity)
 
     async def put_call(self, call: Call) -> AsyncHandle[Any]:
-        """Put a call; its job's id."""
+        """Put a call; return the id of its job."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return self._handle(await put)
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle[Any]]:
-        """Put calls together, all or none; the ids in order."""
+        """Put calls, all or none; return the ids in order."""
         ids = await batches.put_all(self.engine, stored_links(calls, "put_calls"), connection)
         return [self._handle(identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle[Any]:
-        """Put calls to be made one after the other; see `pqcore.tasks.Queue.chain`."""
+        """Put calls that run one after the other; see `pqcore.tasks.Queue.chain`."""
         first = batches.chain_calls(stored_links(calls, "chain"))
         return self._handle((await batches.put_all(self.engine, [first], connection))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle[Any]]:
-        """Put calls together, and another when all of them have ended; see `pqcore.tasks.Queue.batch`."""
+        """Put calls, and another call after all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else stored_links([then], "batch")[0]
         number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
         return Batch(number, [self._handle(identity) for identity in ids])

@@ -1,4 +1,4 @@
-"""Calls of declared functions: their options are told from their arguments, and both are checked before a put."""
+"""Calls of declared functions: options are separated from arguments, and both are checked before a put."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
-# What decides in the worker is read from the declaration there: a function or class cannot travel.
+# The worker reads these options from the declaration, because a function or class cannot be stored with the job.
 _DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "limit"}
 _OF_CALLS = _OPTIONS - _DECLARED_ONLY | {"connection"}
 _OTHER_WAYS = {
@@ -33,15 +33,15 @@ _OTHER_WAYS = {
     **dict.fromkeys(("apply_async", "configure", "send_with_options"), "write {name}.options(schedule_at=...)(...)"),
     **dict.fromkeys(("s", "si", "signature", "message"), "write {name}.call(...)"),
 }
-"""What other libraries call it, and what to write here."""
+"""Names of options in other libraries, each with the name to use here."""
 
 
 class BaseEnqueuer(Generic[P, R]):
-    """What a declared function becomes, on a queue of either kind.
+    """A declared function, on a blocking or an asynchronous queue.
 
     Attributes:
         task: The task.
-        queue: The queue that it is put into.
+        queue: The queue that jobs are put into.
     """
 
     def __init__(self, queue: Any, task: Task, chosen: Mapping[str, Any] | None = None) -> None:
@@ -53,10 +53,10 @@ class BaseEnqueuer(Generic[P, R]):
         self._chosen = chosen or {}
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
-        """Return the call, not put yet: for `Queue.chain`, `Queue.batch` and `Queue.put_calls`.
+        """Return the call without putting it: for `Queue.chain`, `Queue.batch` and `Queue.put_calls`.
 
         Raises:
-            InvalidCall: The function does not take these arguments.
+            InvalidCall: The function does not accept these arguments.
         """
         return call_of(self.queue, self.task, args, dict(kwargs), self._chosen)
 
@@ -81,27 +81,27 @@ class BaseEnqueuer(Generic[P, R]):
     ) -> Self:
         """Return the same task with options for its calls: ``ship.options(schedule_at="1h", priority=5)(42)``.
 
-        What is not given is as it was declared. `TaskOptions` says what each means.
+        Options that are not given keep their declared values. `TaskOptions` documents each option.
 
         Args:
-            schedule_at: Not before this time.
-            expected_at: Wanted by this time.
-            max_retries: How often it is tried again after an exception.
-            retry_in: The time until then, always the same: seconds, ``'5m'``, a timedelta, or None for no pause.
-            retry: The policy instead.
-            timeout: How long it may run: seconds, ``'5m'`` or a timedelta.
-            deadline: Until when it must have been started.
-            keep_result: How long its result is kept: seconds, ``'5m'`` or a timedelta; None to keep none.
+            schedule_at: The earliest time at which the job may run.
+            expected_at: The time by which the job is wanted.
+            max_retries: The largest number of retries after exceptions.
+            retry_in: A fixed pause before each retry: seconds, ``'5m'``, a timedelta, or None for no pause.
+            retry: A retry policy, in place of a fixed pause.
+            timeout: How long the function may run: seconds, ``'5m'`` or a timedelta.
+            deadline: The time by which the job must have started.
+            keep_result: How long the result is kept: seconds, ``'5m'`` or a timedelta; None to keep none.
             dedup: A dedup key.
             group: The FIFO group.
             limits: Limits by key.
-            headers: What travels with it, as JSON.
-            tenant: Whose share it is counted to.
-            priority: Higher first.
-            connection: In whose transaction it is put, as for `Queue.put`.
+            headers: JSON values that are stored with the job.
+            tenant: The share that the job belongs to.
+            priority: Jobs with higher numbers are taken first.
+            connection: A connection whose open transaction writes the job; see `Queue.put`.
 
         Raises:
-            ConfigurationError, InvalidTimeSpec: An option has a value that it cannot have.
+            ConfigurationError, InvalidTimeSpec: An option has an invalid value.
         """
         given = {
             "schedule_at": schedule_at,
@@ -124,7 +124,7 @@ class BaseEnqueuer(Generic[P, R]):
         with_options(self.task.options, {name: value for name, value in chosen.items() if name != "connection"})
         return type(self)(self.queue, self.task, chosen)
 
-    if not TYPE_CHECKING:  # else any name would be taken for an attribute
+    if not TYPE_CHECKING:  # otherwise a type checker would accept any name as an attribute
 
         def __getattr__(self, name: str) -> Any:
             if name in _OTHER_WAYS and not name.startswith("__"):
@@ -136,12 +136,12 @@ class BaseEnqueuer(Generic[P, R]):
 
 
 def with_options(declared: TaskOptions, chosen: Mapping[str, Any]) -> TaskOptions:
-    """Return the options of a call: those of the declaration, but for those that the call chose."""
+    """Return the options of a call: the declared ones, with the changes that the call chose."""
     if not chosen:
         return declared
     own = dict(chosen)
     if "retry_in" in own and "retry" not in own and declared.retry is not None:
-        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # instead of the task's policy
+        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # in place of the task's policy
     return dataclasses.replace(declared, **own)
 
 
@@ -152,18 +152,18 @@ def call_of(
     kwargs: dict[str, Any],
     chosen: Mapping[str, Any] | None = None,
 ) -> Call:
-    """Return a call: arguments that begin with an underscore and name an option are options of this call.
+    """Return a call; arguments that begin with an underscore and name an option become options of this call.
 
     Args:
-        queue: Where it would be put.
-        task: What is called.
-        args: With these.
-        kwargs: And these; the options are removed.
-        chosen: Further options, without an underscore, and ``connection``.
+        queue: The queue that the call would be put into.
+        task: The task to call.
+        args: The positional arguments.
+        kwargs: The keyword arguments; options are removed from them.
+        chosen: More options, without an underscore, and ``connection``.
 
     Raises:
-        ConfigurationError: An option that only a declaration can have.
-        InvalidCall: The function does not take these arguments, or an option is misspelled.
+        ConfigurationError: The call has an option that only a declaration can have.
+        InvalidCall: The function does not accept these arguments, or an option is misspelled.
     """
     own = dict(chosen or ())
     for name in [name for name in kwargs if (name[:1] == "_" and name[1:] in _OPTIONS) or name == "_connection"]:
@@ -171,7 +171,7 @@ def call_of(
         if name[1:] in _DECLARED_ONLY:
             msg = f"{name} is not an option of a call: give {name[1:]} to the task"
             raise ConfigurationError(msg)
-        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq: None is no override
+        if value is not None or name not in ("_schedule_at", "_expected_at"):  # in pq, None does not override
             own[name[1:]] = value
     connection = own.pop("connection", None)
     check_arguments(task, args, kwargs)
@@ -179,7 +179,7 @@ def call_of(
 
 
 def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Check that a function takes the arguments of a call.
+    """Check that a function accepts the arguments of a call.
 
     Args:
         task: The function.
@@ -187,7 +187,7 @@ def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         kwargs: The keyword arguments.
 
     Raises:
-        InvalidCall: It does not, or one looks like an option that is misspelled.
+        InvalidCall: The function does not accept them, or one looks like a misspelled option.
     """
     signature = task.signature
     if signature is None:
@@ -205,7 +205,7 @@ def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def _taken(task: Task, signature: inspect.Signature) -> str:
-    """The arguments of a call, as Python writes them."""
+    """Return the arguments of a call, as Python source."""
     parameters = list(signature.parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if task.first != "nothing" and parameters and parameters[0].kind in positional:
@@ -214,8 +214,8 @@ def _taken(task: Task, signature: inspect.Signature) -> str:
 
 
 def _hints(kwargs: Mapping[str, Any]) -> str:
-    """What was meant by arguments that have the name of an option, or nearly."""
-    from difflib import get_close_matches  # which a right call does not need
+    """Return suggestions for arguments whose names equal or resemble the name of an option."""
+    from difflib import get_close_matches  # a correct call does not need this module
 
     told = []
     for name in kwargs:

@@ -1,4 +1,4 @@
-"""What a function may know of the job that it runs, and say of it: `current`."""
+"""The interface between a function and the job that it runs: `current`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 
 class JobCancelled(Exception):
-    """The job that runs was cancelled, its time is up, or its lease was lost; see `JobContext.check`."""
+    """The running job was cancelled, its time is over, or its lease was lost; see `JobContext.check`."""
 
 
 class JobTimeout(TimeoutError):
-    """The function did not end in the time that its job has."""
+    """The function did not end within its job's timeout."""
 
 
 class JobContext:
-    """The job that runs.
+    """The context of a running job.
 
     Attributes:
         job: The job.
-        queue: Its queue.
-        finished: Whether the function has finished it itself, or is about to.
-        leaves: Whether an exception of the function ends what runs the job, and is no failure of the job.
+        queue: The job's queue.
+        finished: Whether the function itself has finished the job, or is about to.
+        leaves: A function that returns whether an exception ends the running program, rather than being a failure of
+            the job.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class JobContext:
         self.queue = queue
         self.leaves = leaves
         self._stopped = False
-        self._woken: threading.Event | None = None  # made when it is waited for: most jobs never do
+        self._woken: threading.Event | None = None  # made when a function waits for it, which most jobs never do
         self._progress: str | None = None
         self.stop_reason = ""
         self.finished = False
@@ -58,31 +59,39 @@ class JobContext:
 
     @property
     def attempt(self) -> int:
-        """1 for the first time that it is run, 2 for the second..."""
+        """The number of the run: 1 for the first run, 2 for the second."""
         return self.job.attempts
 
     @property
     def previous(self) -> Any:
-        """What the function before in the chain returned; after a batch, its ``batch``, ``total`` and ``failed``."""
+        """The result of the previous function in the chain.
+
+        After a batch, a dict with ``batch``, ``total`` and ``failed``.
+        """
         stored = self.job.headers.get("previous")
         return None if stored is None else StoredPut.read_previous(self.queue, self.job.id, stored)
 
     @property
     def cancelled(self) -> bool:
-        """Whether the function is to stop: cancelled, out of time, or no longer its worker's."""
+        """Whether the function must stop, because the job was cancelled, is out of time, or lost its lease."""
         return self._stopped
 
     def check(self) -> None:
-        """Stop if the function is to stop: for functions in threads, which nobody else can stop.
+        """Raise if the function must stop.
+
+        A function in a thread must call this, because it cannot be stopped from outside.
 
         Raises:
-            JobCancelled: It is.
+            JobCancelled: The function must stop.
         """
         if self._stopped:
             raise JobCancelled(self.stop_reason)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, or until the function is to stop; whether it is.  For functions in threads."""
+        """Sleep, at most until the function must stop; return whether it must stop.
+
+        This method is for functions in threads.
+        """
         if self._woken is None:
             self._woken = threading.Event()
         if self._stopped:
@@ -90,10 +99,12 @@ class JobContext:
         return self._woken.wait(seconds)
 
     def progress(self, value: Any) -> None:
-        """Report how far it is: anything that JSON can hold.  Stored by the worker, once a second at most.
+        """Report the function's progress, as any value that JSON can hold.
+
+        The worker stores it, at most once per second.
 
         Raises:
-            SerializationError: JSON cannot hold it.
+            SerializationError: JSON cannot hold the value.
         """
         try:
             self.set_progress(json_encode(value))
@@ -101,23 +112,24 @@ class JobContext:
             raise SerializationError(f"progress is not JSON: {exc}") from exc
 
     def finish(self, result: Any = None, *, connection: Any = None) -> Any:
-        """Finish the job now, in a transaction: it and what the function wrote commit together, or not at all.
+        """Finish the job in a transaction: the job's end and the function's writes commit together, or not at all.
 
-        Within ``with queue``, or on a connection of yours. If that is rolled back, the job is not
-        finished, and is run again if the function raises. To be awaited on an asynchronous queue.
+        Call this within ``with queue``, or with a connection of yours. If the transaction is rolled back, the job is
+        not finished, and runs again if the function raises. On an asynchronous queue, await this method.
 
         Args:
-            result: What is kept as the result, if one is kept; instead of what the function returns.
-            connection: As for `Queue.put`.
+            result: The result to store, if results are kept, in place of the function's return value.
+            connection: A connection whose open transaction finishes the job; see `Queue.put`.
 
         Raises:
-            LeaseLost: The job was given to another meanwhile: roll back.
+            LeaseLost: Another consumer got the job meanwhile, so roll back.
         """
         engine = self.queue.engine  # type: ignore[attr-defined]
 
         async def work() -> None:
             outcome = Outcome(self.job, "done", result)
-            self._note_finished(finished=True)  # first: the worker may find that it is over before the answer is here
+            # set first, because the worker may find the job finished before the answer arrives here
+            self._note_finished(finished=True)
             try:
                 if await finish(engine, self.queue, [outcome], connection):
                     raise lease_lost(self.queue, [self.job])
@@ -132,18 +144,18 @@ class JobContext:
         self.finished = finished
 
     def stop(self, reason: str) -> None:
-        """Tell the function to stop; for workers."""
+        """Tell the function to stop; only workers call this."""
         self.stop_reason = reason
         self._stopped = True
         if self._woken is not None:
             self._woken.set()
 
     def set_progress(self, encoded: str | None) -> None:
-        """Keep JSON text for the next `take_progress`; for workers."""
+        """Store JSON text for the next `take_progress`; only workers call this."""
         self._progress = encoded
 
     def take_progress(self) -> str | None:
-        """What was reported since the last call; for workers."""
+        """Return what was reported since the last call; only workers call this."""
         value, self._progress = self._progress, None
         return value
 
@@ -152,10 +164,10 @@ _current: ContextVar[JobContext | None] = ContextVar("pqcore_job", default=None)
 
 
 def current() -> JobContext:
-    """The job that the running thread or asyncio task works on.
+    """Return the context of the job that the running thread or asyncio task runs.
 
     Raises:
-        PQError: None.
+        PQError: No job runs here.
     """
     context = _current.get()
     if context is None:
@@ -165,16 +177,16 @@ def current() -> JobContext:
 
 
 def enter_job(context: JobContext) -> JobContext | None:
-    """Make a job the current one, and return the one that was; for workers."""
+    """Make a job the current one, and return the former one; only workers call this."""
     before = _current.get()
     _current.set(context)
     return before
 
 
 def leave_job(before: JobContext | None) -> None:
-    """Undo `enter_job`, also in a copy of the `contextvars.Context` in which it was called.
+    """Undo `enter_job`, even in a copy of the `contextvars.Context` in which it was called.
 
     Args:
-        before: What `enter_job` returned.
+        before: The value that `enter_job` returned.
     """
     _current.set(before)

@@ -1,4 +1,4 @@
-"""How a class of queues declares and calls its tasks: by the conventions of `pqcore.PQ`, or by those of pq 1.9.1."""
+"""The conventions by which a class of queues declares and calls tasks: those of `pqcore.PQ`, or of pq 1.9.1."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.tasks.retry import Exponential, RetryPolicy
 
 First: TypeAlias = Literal["id", "job", "nothing"]
-"""The argument that a function gets before those of the call: the job's id, the job itself, or none."""
+"""The argument that a function gets before those of the call: the job's id, the job, or none."""
 
 
 class _ByConvention:
-    """The default of an option that the conventions of a queue decide."""
+    """The default of an option whose value the queue's conventions decide."""
 
     def __repr__(self) -> str:
         return "BY_CONVENTION"
 
 
 BY_CONVENTION: Any = _ByConvention()
-"""Stands for an option that was not given."""
+"""The marker for an option that was not given."""
 
 
 @dataclass(frozen=True)
 class Conventions:
-    """How tasks are declared and called.
+    """The rules for declaring and calling tasks.
 
     Attributes:
-        always_id: Whether a function always gets the job's id first. Otherwise it gets the job, if its first parameter
-            is annotated so, and nothing of the job if not.
-        max_retries: How often a task is tried again after an exception, unless its declaration says.
-        retry: The retry policy of a task, unless its declaration has a policy or a fixed time; None for 30 seconds.
+        always_id: Whether a function always gets the job's id first. Otherwise it gets the job if its first parameter
+            is annotated as one, and only the call's arguments if not.
+        max_retries: The default number of retries after exceptions.
+        retry: The retry policy of a task whose declaration has neither a policy nor a fixed pause; None for pauses of
+            30 seconds.
     """
 
     always_id: bool
@@ -56,7 +57,7 @@ class Conventions:
             path: The function's path, for the message.
 
         Raises:
-            ConfigurationError: It cannot be told whether the first parameter is annotated as a job.
+            ConfigurationError: The annotation of the first parameter cannot be read, so it may be that of a job.
         """
         if self.always_id:
             return "id"
@@ -70,10 +71,10 @@ OF_PQ = Conventions(always_id=True, max_retries=0, retry=None)
 
 
 def _takes_job(function: Callable[..., Any], path: str) -> bool:
-    """Whether the first parameter of a function is annotated as a job."""
+    """Return whether the first parameter of a function is annotated as a job."""
     try:
         parameters = list(signature_of(function).parameters.values())
-    except (TypeError, ValueError):  # of a function that is not written in Python
+    except (TypeError, ValueError):  # the function is not written in Python
         return False
     if not parameters or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -89,16 +90,16 @@ def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -
 
     Args:
         function: The function.
-        follow_wrapped: Whether that of a decorated function is that of the function within, which its decorator may
-            call with further arguments.
+        follow_wrapped: Whether to use the signature of the wrapped function, for a decorated function; its decorator
+            may pass more arguments.
 
     Raises:
-        TypeError, ValueError: It has none that can be read, as it is not written in Python.
+        TypeError, ValueError: The function's signature cannot be read, because it is not written in Python.
     """
     if sys.version_info >= (3, 14):
         from annotationlib import Format
 
-        # Names that are imported under TYPE_CHECKING alone stay as they are written, and raise nothing.
+        # Names imported only under TYPE_CHECKING stay unresolved, and raise nothing.
         return inspect.signature(function, follow_wrapped=follow_wrapped, annotation_format=Format.FORWARDREF)
     return inspect.signature(function, follow_wrapped=follow_wrapped)
 
@@ -127,7 +128,10 @@ def _is_job(annotation: Any, names: Mapping[str, Any], path: str) -> bool:
 
 
 def _names_of(function: Any) -> Mapping[str, Any]:
-    """The names that an annotation may use; ours last, as they may be imported for type checkers alone."""
+    """Return the names that an annotation may use.
+
+    Pqcore's come last, because a module may import them only for type checkers.
+    """
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -142,7 +146,7 @@ def _names_of(function: Any) -> Mapping[str, Any]:
     closure = {}
     if inspect.isfunction(function):
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            with suppress(ValueError):  # the cell is empty, as that of the function's own name is while it is decorated
+            with suppress(ValueError):  # the cell is empty, as for the name of a function that is being decorated
                 closure[name] = cell.cell_contents
     ours = {"Job": Job, "AsyncJob": AsyncJob, "pqcore": sys.modules["pqcore"]}
     return ChainMap(closure, getattr(function, "__globals__", {}), vars(builtins), ours)

@@ -1,4 +1,4 @@
-"""Functions declared as tasks, and calls of them."""
+"""Functions that are declared as tasks, and their calls."""
 
 from __future__ import annotations
 
@@ -25,39 +25,40 @@ if TYPE_CHECKING:
     from pqcore.settings import QueueSettings
 
 Key: TypeAlias = str | Callable[..., str | None] | None
-"""A key, or a function of the call's arguments that gives one."""
+"""A key, or a function that makes one from the call's arguments."""
 Limits: TypeAlias = Mapping[str, int] | Callable[..., Mapping[str, int]] | None
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How a task is put and run.
+    """The options with which a task is put and run.
 
-    Each may be given to the decorator, and, with an underscore before its name, to a call.
+    Each option may be given to the decorator, and, with an underscore before its name, to a call.
 
     Attributes:
-        schedule_at: Not before this time; as for `Queue.put`.
-        expected_at: Wanted by this time; as for `Queue.put`.
-        max_retries: How often it is tried again after an exception.
-        retry_in: The time until then, always the same; None for at once.
-        retry: The policy instead: `Fixed`, `Exponential`, or a function of the number of
-            failures and the exception that gives seconds.
-        retry_on: Only after these exceptions, one or a tuple; after others it is a dead letter.
-        discard_on: After these it is discarded.
-        timeout: How long it may run: seconds, ``'5m'`` or a timedelta.
-        deadline: Until when it must have been started: a time from when it is put, or a
-            datetime. Later it is a dead letter.
-        keep_result: How long its result is kept; None to keep none.
-        dedup: A dedup key, a `Dedup`, or a function of the arguments that gives either.
-        group: The FIFO group, or a function of the arguments that gives it.
-        limit: How many of this task may run at once, over all workers.
-        limits: Further ones, by key; or a function of the arguments that gives them.
-        max_crashes: How often its worker may die of it before it is a dead letter.
-        run_in: Where a function that is no coroutine runs: ``"thread"`` or ``"process"``;
-            None for the worker's choice.
-        headers: What travels with it, as JSON.
-        tenant: Whose share it is counted to, or a function of the arguments that gives that.
-        priority: Higher first, or a function of the arguments that gives it.
+        schedule_at: The earliest time at which a job may run; see `Queue.put`.
+        expected_at: The time by which a job is wanted; see `Queue.put`.
+        max_retries: The largest number of retries after exceptions.
+        retry_in: A fixed pause before each retry; None for no pause.
+        retry: A retry policy in place of a fixed pause: `Fixed`, `Exponential`, or a function of the number of failures
+            and the exception that returns seconds.
+        retry_on: The exceptions, one or a tuple, after which the job is retried; after others it becomes a dead letter.
+        discard_on: The exceptions after which the job is discarded.
+        timeout: How long the function may run: seconds, ``'5m'`` or a timedelta.
+        deadline: The time by which the job must have started: a time from its put, or a datetime. A job that is later
+            becomes a dead letter.
+        keep_result: How long the result is kept; None to keep none.
+        dedup: A dedup key, a `Dedup`, or a function that makes either from the arguments.
+        group: The FIFO group, or a function that makes its name from the arguments.
+        limit: How many jobs of this task may run concurrently, over all workers.
+        limits: More limits, by key, or a function that makes them from the arguments.
+        max_crashes: How often the job may kill its worker before it becomes a dead letter.
+        run_in: Where a function that is not a coroutine function runs: ``"thread"`` or ``"process"``; None for the
+            worker's choice.
+        headers: JSON values that are stored with a job.
+        tenant: The share that a job belongs to, or a function that makes its name from the arguments.
+        priority: A number; jobs with higher numbers are taken first. Or a function that makes the number from the
+            arguments.
     """
 
     schedule_at: TimeSpec = None
@@ -107,7 +108,7 @@ class TaskOptions:
 
 
 class DeclarationOptions(TypedDict, total=False):
-    """The further options of a declaration; `pqcore.tasks.TaskOptions` says what each means."""
+    """The other options of a declaration; `pqcore.tasks.TaskOptions` documents each."""
 
     retry: RetryPolicy | None
     retry_on: type[BaseException] | tuple[type[BaseException], ...]
@@ -134,10 +135,10 @@ def task_options(
     retry_in: Any,
     **options: Any,
 ) -> TaskOptions:
-    """Return the options of a declaration, with those that were not given as the conventions have them.
+    """Return the options of a declaration; the conventions give the values of missing options.
 
     Raises:
-        ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have.
+        ConfigurationError, InvalidTimeSpec: An option is unknown, or has an invalid value.
     """
     if max_retries is BY_CONVENTION:
         max_retries = conventions.max_retries
@@ -153,9 +154,9 @@ class Task:
     """A declared function.
 
     Attributes:
-        path: Its name in rows: the one that it was declared with, or else ``module.qualname``.
+        path: The task's name in rows: the declared name, or else ``module.qualname``.
         function: The function.
-        options: How it is put and run.
+        options: The options with which the task is put and run.
         first: The argument that the function gets before those of the call.
     """
 
@@ -166,20 +167,20 @@ class Task:
 
     @property
     def location(self) -> str:
-        """``module.qualname``: where the function can be imported from, whatever its name in rows."""
+        """Return ``module.qualname``: where the function can be imported from, whatever its name in rows."""
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
     @functools.cached_property
     def signature(self) -> inspect.Signature | None:
-        """The signature of what is called, a decorator's own included; None if it cannot be read."""
+        """Return the signature of the function, including that of a decorator; None if it cannot be read."""
         try:
             return signature_of(self.function, follow_wrapped=False)
-        except (TypeError, ValueError):  # it is not written in Python
+        except (TypeError, ValueError):  # the function is not written in Python
             return None
 
     @functools.cached_property
     def is_coroutine(self) -> bool:
-        """Whether the function is to be awaited."""
+        """Whether the function must be awaited."""
         return inspect.iscoroutinefunction(called_by(self.function))
 
     def call(self, job: BaseJob, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -197,15 +198,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of a task, not yet put: for chains, batches and bulk.
+    """A call of a task that is not put yet: for chains, batches and `put_calls`.
 
     Attributes:
-        queue: Where it would be put.
-        task: What is called.
-        args: With these.
-        kwargs: And these.
-        options: How it is put.
-        connection: In whose transaction.
+        queue: The queue that the call would be put into.
+        task: The task to call.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        options: The options with which the call is put.
+        connection: A connection whose open transaction writes the job.
     """
 
     queue: QueueSettings
@@ -216,12 +217,12 @@ class Call:
     connection: Any = None
 
     def data(self) -> dict[str, Any]:
-        """What is stored: pq's own form, which its workers can run too."""
+        """The stored data, in pq's own form, which pq's workers can also run."""
         retry_in = self.options.retry_in
         if isinstance(retry_in, timedelta):
             whole = retry_in // timedelta(seconds=1)
             retry_in = f"{whole}s" if retry_in == timedelta(seconds=whole) else retry_in.total_seconds()
-        elif isinstance(retry_in, str) and "." in retry_in:  # which pq's workers cannot read
+        elif isinstance(retry_in, str) and "." in retry_in:  # pq's workers cannot read this
             retry_in = seconds(retry_in)
         return {
             "function": self.task.path,
@@ -233,7 +234,7 @@ class Call:
         }
 
     def put_options(self) -> dict[str, Any]:
-        """What `pqcore.operations.put.put` takes as options."""
+        """Return the options for `pqcore.operations.put.put`."""
         options = self.options
         limits = dict(self._value(options.limits) or {})
         if options.limit is not None:
@@ -250,10 +251,10 @@ class Call:
         }
 
     def stored(self) -> StoredPut:
-        """The call as it is put later, or with others.
+        """Return the call in the form for putting it later, or together with others.
 
         Raises:
-            ConfigurationError: It has what can only be decided by a put of its own: a dedup key, or a point in time.
+            ConfigurationError: The call has an option that needs a separate put: a dedup key, or a point in time.
         """
         chosen = self.put_options()
         if chosen["dedup"] is not None:
@@ -297,7 +298,7 @@ class Call:
 
 
 def called_by(function: Callable[..., Any]) -> Any:
-    """The function that is called in the end: within ``functools.partial`` objects, and objects with ``__call__``."""
+    """Return the function inside ``functools.partial`` objects and objects with ``__call__``."""
     while isinstance(function, functools.partial):
         function = function.func
     if inspect.isroutine(function) or inspect.isclass(function):
@@ -306,14 +307,14 @@ def called_by(function: Callable[..., Any]) -> Any:
 
 
 def refuse_generator(function: Callable[..., Any], path: str) -> None:
-    """Refuse a function with ``yield``: a call of it runs nothing.
+    """Raise for a function with ``yield``, because a call of it runs nothing.
 
     Args:
         function: The function.
-        path: What it is called in the message.
+        path: The function's name, for the message.
 
     Raises:
-        ConfigurationError: It is a generator function, or an asynchronous one.
+        ConfigurationError: The function is a generator function or an asynchronous one.
     """
     within = called_by(function)
     if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
@@ -326,7 +327,7 @@ def refuse_generator(function: Callable[..., Any], path: str) -> None:
 
 
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
-    """Calls of a batch as they are put with others; a tuple of them is a chain."""
+    """Return calls of a batch in the form for putting them together; a tuple of calls is a chain."""
     return [
         chain_calls(stored_links(call, "batch")) if isinstance(call, tuple) else stored_links([call], "batch")[0]
         for call in calls
@@ -334,15 +335,15 @@ def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
 
 
 def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
-    """Return calls as they are put with others.
+    """Return calls in the form for putting them together.
 
     Args:
         calls: The calls.
-        what: The method that puts them, for the message.
+        what: The name of the method that puts them, for the message.
 
     Raises:
-        InvalidCall: One of them is no call that is not put yet.
-        ConfigurationError: One has what can only be decided by a put of its own.
+        InvalidCall: One of the values is not a call that is still to be put.
+        ConfigurationError: One of the calls has an option that needs a separate put.
     """
     links = list(calls)
     for call in links:

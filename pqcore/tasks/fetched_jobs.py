@@ -1,7 +1,7 @@
-"""Jobs that were taken with `get`, and that `Queue.perform` may still perform: what follows from them waits for that.
+"""Jobs taken with `get` that `Queue.perform` may still perform; their follow-ups wait for that.
 
-`Queue.perform` knows what the function returned, so it does what follows. Of a job that nobody performs, what follows
-is done as soon as that is known: the job's object is gone, its block ends, or the queue begins to work.
+`Queue.perform` knows what the function returned, so it runs the follow-ups. If nobody performs a job, its follow-ups
+run as soon as that is certain: the job's object is gone, its block ends, or the queue begins to work.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class _Popped:
     """A job that was taken, and may be performed.
 
     Attributes:
-        row: Its row.
-        job: The object that the user has.
-        in_block: Whether a transaction block is open that took it: that settles it.
-        performed: Whether it is being performed.
-        thread: The thread that took it.
+        row: The job's row.
+        job: A reference to the object that the user has.
+        in_block: Whether the transaction block that took the job is still open; the block's end then decides.
+        performed: Whether the job is being performed.
+        thread: The thread that took the job.
     """
 
     row: Row
@@ -41,7 +41,7 @@ class _Popped:
 
 
 class PoppedJobs:
-    """The jobs of one queue object that were taken, and from which something follows that was not done yet."""
+    """The jobs that one queue object took, and whose follow-ups have not run yet."""
 
     def __init__(self) -> None:
         self._jobs: dict[int, _Popped] = {}
@@ -50,16 +50,16 @@ class PoppedJobs:
         return bool(self._jobs)
 
     def add(self, job: BaseJob, row: Row, *, in_block: bool) -> None:
-        """Remember a job until what follows from it is claimed."""
+        """Remember a job until its follow-ups are claimed."""
         self._jobs[job.id] = _Popped(row, weakref.ref(job), in_block)
 
     def claim(self, job_id: int) -> bool:
-        """Claim what follows from a job; False if another caller has claimed it."""
+        """Claim the follow-ups of a job; return False if another caller has claimed them."""
         return self._jobs.pop(job_id, None) is not None
 
     @contextmanager
     def performing(self, job_id: int) -> Iterator[None]:
-        """Keep a job from being given up while the block lasts."""
+        """Keep a job from counting as given up, while the block lasts."""
         popped = self._jobs.get(job_id)
         if popped is not None:
             popped.performed = True
@@ -70,11 +70,11 @@ class PoppedJobs:
                 popped.performed = False
 
     def given_up(self, queue: QueueSettings, *, begins: bool = False) -> list[BaseJob]:
-        """Claim the jobs that nobody performs any more, and return them.
+        """Claim the jobs that nobody will perform any more, and return them.
 
         Args:
             queue: The queue.
-            begins: Whether the queue begins to work in this thread: then what the thread took before is given up.
+            begins: Whether the queue begins to work in this thread; then jobs that the thread took before are given up.
         """
         here = threading.get_ident()
         found = [
@@ -88,19 +88,22 @@ class PoppedJobs:
 
 
 def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
-    """Return the jobs of a queue that are given up as it begins to work in this thread; none if it performs no jobs."""
-    found: Any = vars(queue).get("popped")  # not made for this: a queue that is as new may be forgotten
+    """Return the jobs of a queue that are given up when it begins to work in this thread.
+
+    None if it performs no jobs.
+    """
+    found: Any = vars(queue).get("popped")  # not created here, because a queue in its initial state may be forgotten
     return found.given_up(queue, begins=True) if isinstance(found, PoppedJobs) else []
 
 
 def popped_jobs(job: BaseJob) -> PoppedJobs | None:
-    """Return where a job is remembered, if it was taken from a queue that performs jobs."""
+    """Return the container that remembers a job, if the job was taken from a queue that performs jobs."""
     found: Any = vars(job.settings).get("popped")
     return found if isinstance(found, PoppedJobs) else None
 
 
 def claim_owed(job: BaseJob) -> bool:
-    """Claim what follows from a job that was taken with `get`; False if it has followed already."""
+    """Claim the follow-ups of a job that was taken with `get`; return False if they have already happened."""
     if not is_continued(job.raw_headers):
         return True
     popped = popped_jobs(job)

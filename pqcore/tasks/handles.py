@@ -1,4 +1,4 @@
-"""What a call of a task returns: the job's id, which can be asked about the job."""
+"""The result of calling a task: the job's id, with methods that ask about the job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pqcore.job import JobId
 
 
 class QueueOfHandle(Protocol):
-    """What a handle asks of the `pqcore.Queue` that its job was put into."""
+    """The methods of the `pqcore.Queue` of a job that its handle calls."""
 
     def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
 
@@ -22,7 +22,7 @@ class QueueOfHandle(Protocol):
 
 
 class AsyncQueueOfHandle(Protocol):
-    """What a handle asks of the `pqcore.AsyncQueue` that its job was put into."""
+    """The methods of the `pqcore.AsyncQueue` of a job that its handle calls."""
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
 
@@ -37,22 +37,22 @@ R = TypeVar("R")
 
 
 class Handle(JobId, Generic[R]):
-    """The id of a job, as pq returns it, that can be asked about the job.
+    """The id of a job, as pq returns it, with methods that ask about the job.
 
-    A handle that a put returned is of that job alone: it never tells of another job that got the same id later.
-    For type checkers it is a ``Handle[R]``, with the type of what the function returns.
+    A handle that a put returned belongs to that job alone: it never reports on another job that got the same id later.
+    For type checkers it is a ``Handle[R]``, where ``R`` is the type of the function's result.
     """
 
     queue: QueueOfHandle
 
     @classmethod
     def of(cls, queue: QueueOfHandle, job_id: int, epoch: float | None = None) -> Handle[R]:
-        """The handle of a job.
+        """Return the handle of a job.
 
         Args:
-            queue: The queue that it was put into.
+            queue: The queue that the job was put into.
             job_id: The job's id.
-            epoch: When it was put, as in `JobId`; without it, the handle is of whatever job has the id.
+            epoch: When the job was put, as in `JobId`; without it, the handle refers to any job with the id.
         """
         handle: Handle[R] = cls(job_id)
         handle.queue = queue
@@ -60,36 +60,36 @@ class Handle(JobId, Generic[R]):
         return handle
 
     def result(self, timeout: str | float | timedelta | None = None) -> R:
-        """What the function returned, waited for; see `pqcore.Queue.result`."""
+        """Wait for the result of the function, and return it; see `pqcore.Queue.result`."""
         result: R = self.queue.result(self, timeout)
         return result
 
     def status(self) -> str:
-        """Where the job is; see `pqcore.Queue.status`."""
+        """Return the job's state; see `pqcore.Queue.status`."""
         return self.queue.status(self)
 
     def progress(self) -> Any:
-        """What it reported last; see `pqcore.Queue.progress`."""
+        """Return the last progress that the job reported; see `pqcore.Queue.progress`."""
         return self.queue.progress(self)
 
     def cancel(self, *, running: bool = False) -> bool:
-        """Delete it, or ask it to stop; see `pqcore.Queue.cancel`."""
+        """Delete the job, or ask it to stop; see `pqcore.Queue.cancel`."""
         return self.queue.cancel(self, running=running)
 
 
 class AsyncHandle(JobId, Generic[R]):
-    """The id of a job that can be asked about the job, awaited; see `Handle`."""
+    """The id of a job, with methods that ask about the job and are awaited; see `Handle`."""
 
     queue: AsyncQueueOfHandle
 
     @classmethod
     def of(cls, queue: AsyncQueueOfHandle, job_id: int, epoch: float | None = None) -> AsyncHandle[R]:
-        """The handle of a job.
+        """Return the handle of a job.
 
         Args:
-            queue: The queue that it was put into.
+            queue: The queue that the job was put into.
             job_id: The job's id.
-            epoch: When it was put, as in `JobId`; without it, the handle is of whatever job has the id.
+            epoch: When the job was put, as in `JobId`; without it, the handle refers to any job with the id.
         """
         handle: AsyncHandle[R] = cls(job_id)
         handle.queue = queue
@@ -97,20 +97,20 @@ class AsyncHandle(JobId, Generic[R]):
         return handle
 
     async def result(self, timeout: str | float | timedelta | None = None) -> R:
-        """What the function returned, waited for; see `pqcore.Queue.result`."""
+        """Wait for the result of the function, and return it; see `pqcore.Queue.result`."""
         result: R = await self.queue.result(self, timeout)
         return result
 
     async def status(self) -> str:
-        """Where the job is; see `pqcore.Queue.status`."""
+        """Return the job's state; see `pqcore.Queue.status`."""
         return await self.queue.status(self)
 
     async def progress(self) -> Any:
-        """What it reported last; see `pqcore.Queue.progress`."""
+        """Return the last progress that the job reported; see `pqcore.Queue.progress`."""
         return await self.queue.progress(self)
 
     async def cancel(self, *, running: bool = False) -> bool:
-        """Delete it, or ask it to stop; see `pqcore.Queue.cancel`."""
+        """Delete the job, or ask it to stop; see `pqcore.Queue.cancel`."""
         return await self.queue.cancel(self, running=running)
 
 
@@ -122,7 +122,7 @@ class Batch(Generic[H]):
     """Calls that were put together.
 
     Attributes:
-        id: The batch's id, which its callback is told.
+        id: The id of the batch, which its callback receives.
         jobs: The jobs, in the order of the calls.
     """
 

@@ -1,4 +1,4 @@
-"""Plugins' hooks for jobs: which are called for a run, and with which event."""
+"""Calling plugins' hooks for a job's run, with the right event."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Attempt:
     """One attempt to run a job.
 
     Attributes:
-        queue: The job's queue, which has the tasks, too.
+        queue: The job's queue, which also has the tasks.
         job: The job.
-        run: The call of its function, once the job is decoded.
-        context: What the function sees of the job, once it has begun.
+        run: The call of the job's function, after the job was decoded.
+        context: The context that the function sees, after it has begun.
         started_at: When the attempt began, by the performance counter; 0 before.
-        duration: Seconds that the function took, once it has ended.
-        error: What the function raised.
-        event: The event that plugins get, once there is one.
+        duration: Seconds that the function took, after it has ended.
+        error: The exception of the function.
+        event: The event for plugins, after it was first needed.
     """
 
     queue: Any
@@ -46,11 +46,11 @@ class Attempt:
 
 
 class JobEvents:
-    """Calls the hooks of plugins for jobs; costs next to nothing where no plugin has one.
+    """A caller of plugins' hooks for jobs; if no plugin has a hook, it costs almost nothing.
 
     Args:
         hooks: The hooks that any plugin implements.
-        blocking: Whether the hooks are called by a coroutine that must not suspend.
+        blocking: Whether the calling coroutine must not suspend.
 
     Attributes:
         hooks: The hooks that any plugin implements.
@@ -66,7 +66,7 @@ class JobEvents:
         Args:
             hook: The hook.
             attempt: The attempt.
-            outcome: How the attempt ended, if it has.
+            outcome: The outcome of the attempt, after it has ended.
         """
         if hook in self.hooks:
             await call_hook(hook, self.event(attempt, outcome), blocking=self._blocking)
@@ -74,28 +74,28 @@ class JobEvents:
     async def call_for_outcome(
         self, attempt: Attempt, outcome: Outcome, *, lost: bool = False, hook: JobHook | None = None
     ) -> None:
-        """Call the hook of an outcome that is stored, or of a lease that was lost.
+        """Call the hook for a stored outcome, or for a lost lease.
 
-        Of a job whose function was not called plugins hear only if it is gone, or needs another worker.
+        If a job's function was not called, plugins hear of the job only if it is gone, or needs another worker.
 
         Args:
             attempt: The attempt.
-            outcome: The outcome, as it is stored.
-            lost: Whether the outcome could not be stored, as another worker has the job.
-            hook: The hook to call instead of that of the outcome.
+            outcome: The outcome that was stored.
+            lost: Whether the outcome could not be stored, because another worker has the job.
+            hook: The hook to call in place of that of the outcome.
         """
         if attempt.run is not None or outcome.kind in ("dead", "drop") or outcome.reason in PUT_OFF:
             chosen = "pqcore_job_lost" if lost else hook or OUTCOME_HOOKS[outcome.kind]
             await self.call(chosen, attempt, outcome)
 
     def around(self, attempt: Attempt) -> AbstractContextManager[None]:
-        """Return the context managers that plugins put around a function."""
+        """Return the context managers that plugins want around a function."""
         if AROUND_RUN not in self.hooks:
             return nullcontext()
         return run_wrapped(AROUND_RUN, self.event(attempt))
 
     def event(self, attempt: Attempt, outcome: Outcome | None = None) -> JobEvent:
-        """Return the event of an attempt: the same object each time, brought up to date."""
+        """Return the event of an attempt: always the same object, brought up to date."""
         run, event = attempt.run, attempt.event
         ago = time.perf_counter() - attempt.started_at if attempt.started_at else 0.0
         if event is None:
@@ -105,20 +105,20 @@ class JobEvents:
         event.duration = attempt.duration
         if outcome is not None:
             event.delay, event.reason = outcome.delay, outcome.reason or REASONS.get(outcome.kind, "")
-            if run is not None and not event.duration:  # given up: its thread goes on
+            if run is not None and not event.duration:  # the attempt was given up, but the function's thread continues
                 event.duration = ago
         return event
 
 
 NO_EVENTS = JobEvents(())
-"""Calls no hook."""
+"""A `JobEvents` that calls no hook."""
 
 
 def find_job_events(*, blocking: bool = False) -> JobEvents:
-    """Return the events for the plugins that are registered now.
+    """Return the `JobEvents` for the plugins that are registered now.
 
     Args:
-        blocking: Whether the hooks are called by a coroutine that must not suspend.
+        blocking: Whether the calling coroutine must not suspend.
     """
     if not plugins.has_impl(*_HOOKS):
         return NO_EVENTS

@@ -1,6 +1,6 @@
-"""From a row to the call of a function, and from the result of the call to the outcome of the job.
+"""The steps from a row to the call of a function, and from its result to the outcome of the job.
 
-No I/O and no threads; `pqcore.tasks.run_job` puts the steps together.
+This module does no I/O and starts no threads; `pqcore.tasks.run_job` combines the steps.
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ from pqcore.times import seconds
 logger = logging.getLogger("pqcore.tasks")
 
 UNKNOWN_PAUSE = 60.0
-"""Seconds for which a job is snoozed whose function or data this worker does not know: another worker may."""
+"""Seconds for which a job is snoozed if this worker does not know its function or cannot read its data; another worker
+may."""
 SLOW_SERIALIZER = 2.0
 """Seconds of decoding or encoding after which the log names the serializer."""
 MEMORY_PAUSE = 1.0
-"""Seconds until a job is retried that did not fit into memory; twice as many each time."""
+"""Seconds until a job that ran out of memory is retried; the pause doubles each time."""
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """The call of a job's function, decoded and ready to be made.
+    """A decoded call of a job's function, ready to run.
 
     Attributes:
         job: The job.
         task: The task, which has the function.
-        args: The positional arguments, after the job's id or the job, if the function gets one.
+        args: The positional arguments, without the job or its id.
         kwargs: The keyword arguments.
         failures: How often the job failed before.
-        max_retries: How many failures are followed by a retry.
-        retry: The policy that gives the pause before a retry.
+        max_retries: The largest number of failures that are followed by a retry.
+        retry: The policy that determines the pause before a retry.
         timeout: Seconds that the function may take; None for no limit.
     """
 
@@ -77,7 +78,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         job: The job.
     """
     crashes = job.crashes
-    if crashes > 0 and crashes >= declarations.most_crashes():  # maybe decoding it kills its worker
+    if crashes > 0 and crashes >= declarations.most_crashes():  # decoding the job may be what kills its worker
         return _crashed(queue, job)
     try:
         data = job.decode()
@@ -89,8 +90,8 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         late = deadline is not None and time.time() > deadline
     except Unreadable as exc:
         return _expired(job) if _is_late(job) else snooze_unrunnable(queue, job, exc, "unreadable")
-    except Exception as exc:  # the row may hold anything: a producer can write it in SQL
-        if isinstance(exc.__cause__, MemoryError):  # other workers may have more memory, or this one later
+    except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
+        if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
         job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
@@ -124,7 +125,7 @@ def _run_headers(job: BaseJob) -> dict[str, Any]:
 
 
 job_logger = getLogger("pqcore.tasks.jobs")
-"""Logs how jobs fail; a plugin that reports failures may silence it."""
+"""The logger for failures of jobs, which a plugin that reports failures may silence."""
 _NOTHING: dict[str, Any] = {}
 
 
@@ -137,7 +138,7 @@ class _PqsRetry:
 
 
 def _is_late(job: BaseJob) -> bool:
-    """Return whether a job's deadline has passed, as far as its headers can be read."""
+    """Return whether a job's deadline has passed, according to its headers."""
     deadline = job.headers.get("run", _NOTHING).get("deadline")
     return deadline is not None and time.time() > float(deadline)
 
@@ -156,7 +157,7 @@ def _crashed(queue: QueueSettings, job: BaseJob) -> Outcome:
 def snooze_unrunnable(
     queue: QueueSettings, job: BaseJob, error: BaseException, reason: Literal["unknown", "unreadable"]
 ) -> Outcome:
-    """Return the snooze of a job whose function or data this worker does not know, so that another worker gets it."""
+    """Return a snooze for a job whose function or data this worker does not know, so that another worker gets it."""
     surprising = error if not isinstance(error, (UnknownTask, Unreadable)) else None
     again = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
     logger.error("job %d of %r: %s; %s", job.id, queue.name, error, again, exc_info=surprising)
@@ -165,7 +166,7 @@ def snooze_unrunnable(
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether an exception is the one that asyncio cancels a task by."""
+    """Return whether an exception is the one with which asyncio cancels a task."""
     from asyncio import CancelledError  # takes long to import, and few jobs fail
 
     return isinstance(error, CancelledError)
@@ -190,7 +191,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
 
 
 def failure_of(context: JobContext, error: BaseException) -> BaseException | None:
-    """Return the failure of a job while its function raises; None if the job is given back, cancelled or lost.
+    """Return the failure of a job whose function raises; None if the job is given back, cancelled or lost.
 
     Args:
         context: The context of the running function.
@@ -208,9 +209,9 @@ def failure_of(context: JobContext, error: BaseException) -> BaseException | Non
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running asyncio task is cancelled from outside; before Python 3.11: whether it may be.
+    """Return whether the running asyncio task is being cancelled from outside; before Python 3.11: whether it may be.
 
-    A function that cancels itself raises CancelledError, and cancels no task.
+    A function that cancels itself raises CancelledError without cancelling a task.
     """
     from asyncio import current_task
 
@@ -222,12 +223,12 @@ def _is_cancelled() -> bool:
 
 
 def kind_after(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> OutcomeKind:
-    """Return the kind of outcome of a job whose function raised, unless its retry policy discards the job.
+    """Return the kind of outcome after a failure, unless the retry policy discards the job.
 
     Args:
         options: The options of the task.
         failures: How often the job failed before.
-        max_retries: How many failures are followed by a retry.
+        max_retries: The largest number of failures that are followed by a retry.
         error: The failure.
     """
     if isinstance(error, Snooze):
@@ -268,11 +269,13 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
 
 
 def path_of(job: BaseJob, *, quickly: bool = False) -> str:
-    """Return the path that a job names, whether known or not; empty if the job is no call of a function.
+    """Return the path that a job names, even if no such function is known.
+
+    Empty if the job is not a call of a function.
 
     Args:
         job: The job.
-        quickly: Whether to return an empty path rather than to decode data that may take long.
+        quickly: Whether to return an empty path instead of decoding data that may take long.
     """
     settings = job.settings
     if quickly and not job.is_decoded and not settings.reads_quickly(job.serializer, job.raw):
@@ -285,13 +288,13 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
 
 
 def seconds_waited(job: BaseJob, ago: float = 0.0) -> float:
-    """Return the seconds from when a job was due until ``ago`` seconds ago, by this machine's clock."""
+    """Return the seconds from a job's due time until ``ago`` seconds ago, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
 
 
 def warn_of_lost_lease(outcome: Outcome) -> None:
-    """Log that another worker has a job, so that its outcome is not stored."""
+    """Log that another worker has a job, so that this worker's outcome is not stored."""
     job = outcome.job
     logger.warning(
         "job %d of %r was given to another worker meanwhile, or its end was stored before an answer was lost;"
@@ -302,11 +305,11 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
-"""Types of most results: checking whether such a value is awaitable takes longer than all else here."""
+"""The types of most results: checking whether such a value is awaitable takes longer than everything else here."""
 
 
 def refuse_unrun(result: Any) -> None:
-    """Refuse the result of a function that has not run its body.
+    """Raise for a result that shows that the function's body has not run.
 
     Raises:
         ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable.
@@ -321,29 +324,29 @@ def refuse_unrun(result: Any) -> None:
         return
     msg = f"the function returned {what}, a {type(result).__qualname__}, which nobody has run: {remedy}"
     if inspect.isgenerator(result) or inspect.iscoroutine(result):
-        result.close()  # else Python warns that it was never awaited
+        result.close()  # otherwise Python warns that it was never awaited
     raise ConfigurationError(msg)
 
 
 def stores_result(job: BaseJob) -> bool:
-    """Return whether a job's result is stored: for `result`, or for the next job of a chain."""
+    """Return whether a job's result is stored, for `result` or for the next job of a chain."""
     return job.raw_headers is not None and ("keep" in job.headers or bool(job.headers.get("then")))
 
 
 def outcome_of_result(queue: QueueSettings, job: BaseJob, result: Any, *, finished: bool = False) -> Outcome:
     """Return the outcome of a job whose function returned; the function is not called again, whatever it returned.
 
-    If the result cannot be stored, the job is done, and asking for its result says why. If a chain needs the
-    result, the job is a dead letter with the rest of the chain.
+    If the result cannot be stored, the job is done, and a call for its result raises the cause. If a chain needs the
+    result, the job becomes a dead letter with the rest of the chain.
 
     Args:
-        queue: Its queue.
+        queue: The job's queue.
         job: The job.
-        result: What the function returned.
-        finished: As `Outcome.finished`; then `JobContext.finish` took the result, if there is one.
+        result: The value that the function returned.
+        finished: See `Outcome.finished`; `JobContext.finish` has then taken the result, if there is one.
 
     Raises:
-        ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable, whose body has not
+        ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable, so the body has not
             run.
     """
     refuse_unrun(result)
@@ -356,13 +359,13 @@ def outcome_of_result(queue: QueueSettings, job: BaseJob, result: Any, *, finish
 
 
 def outcome_without_result(queue: QueueSettings, job: BaseJob, error: BaseException, result: Any = None) -> Outcome:
-    """Return the outcome of a job that was done, and whose result cannot be stored.
+    """Return the outcome of a done job whose result cannot be stored.
 
     Args:
-        queue: Its queue.
+        queue: The job's queue.
         job: The job.
         error: Why the result cannot be stored.
-        result: What the function returned.
+        result: The value that the function returned.
     """
     job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
     outcome = Outcome(job, "done", result, result_error=describe_error(error))

@@ -1,8 +1,7 @@
 """Periodic tasks: cron expressions with time zones, read by cronsim.
 
-In autumn a job for an hour that comes twice is run once, in spring one for an
-hour that is left out is run right after it; those that run every so many
-minutes go by elapsed time (as Debian's cron does; see cronsim).
+When clocks are set back, a job for the repeated hour runs once. When they are set forward, a job for the skipped hour
+runs right after it. Jobs that run every few minutes follow elapsed time (as in Debian's cron; see cronsim).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Missed: TypeAlias = Literal["latest", "all", "skip"]
 LATE = 30.0
 """Seconds after which a tick counts as missed."""
 MOST_MISSED = 1_000
-"""Ticks: so many missed ones are made up for, at most; older ones are dropped."""
+"""The largest number of missed ticks that are caught up; older ticks are dropped."""
 _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -40,15 +39,15 @@ _ALIASES = {
 
 @dataclass(frozen=True, eq=False)
 class Periodic:
-    """A task that is put at each tick.
+    """A task that workers put at each tick.
 
     Attributes:
-        name: What its ticks are remembered under; one of a queue.
-        cron: The expression: five fields, six with seconds first, or ``@daily`` and the like.
-        tz: The time zone that it is meant in, such as ``"Europe/Berlin"``.
-        missed: What becomes of ticks that passed while no worker was there: the
-            ``"latest"`` is made up for, ``"all"`` are, or none (``"skip"``).
-        call: What is put.
+        name: The name under which ticks are stored, unique in a queue.
+        cron: The cron expression: five fields, six fields with seconds first, or a name such as ``@daily``.
+        tz: The time zone of the expression, such as ``"Europe/Berlin"``.
+        missed: Which ticks are caught up that passed while no worker ran: the ``"latest"``, ``"all"``, or none
+            (``"skip"``).
+        call: The call to put.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Periodic:
             msg = f"missed is {self.missed!r}; choose 'latest', 'all' or 'skip'"
             raise ConfigurationError(msg)
         next(self.ticks_after(datetime.now(ZoneInfo("UTC"))))
-        self.call.stored()  # what cannot be put at a tick is to fail here
+        self.call.stored()  # a call that cannot be put at a tick must fail here
 
     @property
     def task(self) -> Task:
@@ -71,11 +70,11 @@ class Periodic:
 
     @property
     def line(self) -> Line:
-        """What its ticks are remembered with."""
+        """Return the values that are stored for the ticks."""
         return Line(self.name, self.cron, self.tz)
 
     def ticks_after(self, moment: datetime) -> Iterator[datetime]:
-        """The ticks after a moment, in UTC, one after the other.
+        """Yield the ticks after a moment, in UTC and in order.
 
         Raises:
             ConfigurationError: The expression or the time zone cannot be read.
@@ -83,7 +82,7 @@ class Periodic:
         return ticks_after(self.cron, self.tz, moment)
 
     def due(self, last: datetime, now: datetime) -> list[datetime]:
-        """The ticks to be put, of those after ``last`` and up to ``now``, in order."""
+        """Return the ticks to put, after ``last`` and up to ``now``, in order."""
         passed: list[datetime] = []
         for tick in self.ticks_after(last):
             if tick > now:
@@ -96,7 +95,7 @@ class Periodic:
         return passed
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """The next tick after a moment; None if there is none any more."""
+        """Return the next tick after a moment; None if there is none."""
         return next(self.ticks_after(moment), None)
 
 
@@ -160,7 +159,7 @@ def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
 
 
 def refuse_bare(cron: object) -> None:
-    """Refuse ``@queue.periodic`` without parentheses, which would declare nothing.
+    """Raise for ``@queue.periodic`` without parentheses, which would declare nothing.
 
     Raises:
         ConfigurationError: The expression is a function.
@@ -171,7 +170,7 @@ def refuse_bare(cron: object) -> None:
 
 
 def _is_of_the_clock(fields: Sequence[str]) -> bool:
-    """Whether six fields, seconds first, mean times of the clock, and not every few minutes or hours."""
+    """Return whether six fields, seconds first, name times of day, rather than intervals of minutes or hours."""
     return len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
 
 
@@ -182,7 +181,10 @@ def _with_seconds(minutes: Iterable[datetime], seconds: Sequence[int]) -> Iterat
 
 
 def _later_than(moment: datetime, ticks: Iterable[datetime]) -> Iterator[datetime]:
-    """Ticks in UTC, each later than the one before: in an hour that comes twice cronsim gives a time of its first."""
+    """Yield ticks in UTC, each later than the one before.
+
+    In a repeated hour, cronsim returns times of its first pass.
+    """
     for tick in ticks:
         if (instant := tick.astimezone(UTC)) > moment:
             moment = instant
@@ -190,5 +192,5 @@ def _later_than(moment: datetime, ticks: Iterable[datetime]) -> Iterator[datetim
 
 
 def make_periodic(call: Call, cron: str, tz: str, missed: Any, name: str | None) -> Periodic:
-    """A periodic task, named after its function unless otherwise named."""
+    """Return a periodic task, which has the name of its function unless another name is given."""
     return Periodic(name or call.task.path, cron, tz, missed, call)

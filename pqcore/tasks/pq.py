@@ -1,6 +1,6 @@
-"""pq's names: `PQ` and `Queue`, and the same awaited, with the conventions of pq 1.9.1.
+"""pq's names: `PQ` and `Queue`, and their asynchronous counterparts, with the conventions of pq 1.9.1.
 
-A function gets the job's id first, and is not tried again unless its declaration says so.
+A function gets the job's id first, and has no retries unless its declaration says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Queue(queue.Queue):
     conventions = OF_PQ
     performs_taken = True
 
-    if TYPE_CHECKING:  # a call takes options with an underscore, too, which no checker can tell from arguments
+    # a call also takes options with an underscore, which type checkers cannot distinguish from arguments
+    if TYPE_CHECKING:
 
         @overload  # type: ignore[override]
         def task(self, function: Callable[..., Coroutine[Any, Any, R]], /) -> Enqueuer[..., R]: ...
@@ -69,7 +70,8 @@ class AsyncQueue(async_queue.AsyncQueue):
 
     conventions = OF_PQ
 
-    if TYPE_CHECKING:  # a call takes options with an underscore, too, which no checker can tell from arguments
+    # a call also takes options with an underscore, which type checkers cannot distinguish from arguments
+    if TYPE_CHECKING:
 
         @overload  # type: ignore[override]
         def task(self, function: Callable[..., Coroutine[Any, Any, R]], /) -> AsyncEnqueuer[..., R]: ...

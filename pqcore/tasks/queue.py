@@ -1,4 +1,4 @@
-"""What a blocking queue does with tasks: declares them, puts calls of them, and performs them; see `pqcore.Queue`."""
+"""Tasks of a blocking queue: declaring them, putting calls of them, and performing them; see `pqcore.Queue`."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ R = TypeVar("R")
 
 
 class Enqueuer(BaseEnqueuer[P, R]):
-    """What a declared function becomes: calling it puts a job.
+    """A declared function: calling it puts a job.
 
     Attributes:
         task: The task.
-        queue: The queue that it is put into.
+        queue: The queue that jobs are put into.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Put a job; options of this call begin with an underscore: ``_schedule_at="5m"``.
 
-        ``_connection`` puts it in the transaction of that connection. `options` is the way that type checkers know.
+        ``_connection`` names a connection whose open transaction writes the job. Type checkers know only `options`.
 
         Raises:
-            InvalidCall: The function does not take these arguments; nothing was put.
+            InvalidCall: The function does not accept these arguments; nothing was put.
         """
         handle: Handle[R] = self.queue.put_call(self.call(*args, **kwargs))
         return handle
 
 
 class Declare(Protocol):
-    """Declares a function as a task of a `pqcore.Queue`."""
+    """The decorator that declares a function as a task of a `pqcore.Queue`."""
 
     @overload
     def __call__(self, function: Enqueuer[P, R], /) -> Enqueuer[P, R]: ...
@@ -68,7 +68,7 @@ class Declare(Protocol):
 
 
 class DeclareAsPq(Protocol):
-    """Declares a function as a task of a `pqcore.tasks.Queue`."""
+    """The decorator that declares a function as a task of a `pqcore.tasks.Queue`."""
 
     @overload
     def __call__(self, function: Enqueuer[..., R], /) -> Enqueuer[..., R]: ...
@@ -79,7 +79,7 @@ class DeclareAsPq(Protocol):
 
 
 class TaskQueueMixin(WorkingQueue):
-    """The part of `pqcore.Queue` that has to do with tasks."""
+    """The part of `pqcore.Queue` that concerns tasks."""
 
     conventions = FRONT_DOOR
 
@@ -118,28 +118,28 @@ class TaskQueueMixin(WorkingQueue):
         aliases: Sequence[str] = (),
         **options: Any,
     ) -> Any:
-        """Declare a function as a task: calling it then puts a job, and returns its id.
+        """Declare a function as a task: a call of the task puts a job, and returns the job's id.
 
-        The function may be a coroutine function. If its first parameter is annotated as a `Job` or `AsyncJob`, it gets
-        the job there, and otherwise the arguments of the call alone. A task of `pqcore.tasks.PQ` gets the job's id
-        first, whatever the annotation. ``@queue.task`` is the same as ``@queue.task()``.
+        The function may be a coroutine function. If its first parameter is annotated as a `Job` or `AsyncJob`, the
+        function gets the job there. Otherwise it gets only the arguments of the call. A task of `pqcore.tasks.PQ` gets
+        the job's id first, whatever the annotation. ``@queue.task`` is the same as ``@queue.task()``.
 
         Args:
-            schedule_at: As for `put`.
-            expected_at: As for `put`.
-            max_retries: How often it is tried again after an exception: 3 times unless told otherwise, and never on
-                `pqcore.tasks.PQ`.
-            retry_in: The time until then: seconds, ``'5m'``, a timedelta, or None for no pause. Unless told otherwise,
-                the pauses grow, as `Exponential` has them; on `pqcore.tasks.PQ` the time is 30 seconds.
-            name: What rows call it, in place of ``module.qualname``: then the function may move to another module.
-            aliases: Further names under which its jobs were put before.
-            **options: As in `TaskOptions`.
+            schedule_at: The earliest time at which a job may run; see `put`.
+            expected_at: The time by which a job is wanted; see `put`.
+            max_retries: The largest number of retries after exceptions; 3 by default, and 0 on `pqcore.tasks.PQ`.
+            retry_in: A fixed pause before each retry: seconds, ``'5m'``, a timedelta, or None for no pause. By default,
+                the pauses grow as in `Exponential`; on `pqcore.tasks.PQ`, the pause is 30 seconds.
+            name: The task's name in rows, in place of ``module.qualname``, so that the function may move to another
+                module.
+            aliases: Other names under which jobs of the task were put before.
+            **options: The other options; see `TaskOptions`.
 
         Raises:
-            ConfigurationError, InvalidTimeSpec: An option is none, or has a value that it cannot have; the function
+            ConfigurationError, InvalidTimeSpec: An option is unknown, or has an invalid value; the function
                 cannot be a task; or another function has the name.
         """
-        if callable(schedule_at):  # @queue.task, without parentheses
+        if callable(schedule_at):  # @queue.task without parentheses
             return self.task(None, expected_at, max_retries, retry_in, name=name, aliases=aliases, **options)(
                 schedule_at
             )
@@ -155,20 +155,20 @@ class TaskQueueMixin(WorkingQueue):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Declare:
-        """Have workers put a task at each tick of a cron expression, once however many they are.
+        """Make workers put a task at each tick of a cron expression, once for each tick, however many workers run.
 
         Args:
-            cron: Five fields, six with seconds first, or ``@daily`` and the like.
-            tz: The time zone that it is meant in.
-            missed: What becomes of ticks that passed while there was no worker; see `Periodic`.
-            name: What its ticks are remembered under; the function's path if not given.
-            args: The arguments that the function is called with, after the job or its id, if it gets one.
-            kwargs: The keyword arguments that the function is called with.
+            cron: Five fields, six fields with seconds first, or a name such as ``@daily``.
+            tz: The time zone of the expression.
+            missed: Which ticks are caught up that passed while no worker ran; see `Periodic`.
+            name: The name under which ticks are stored; the function's path by default.
+            args: The positional arguments of the function, without the job or its id.
+            kwargs: The keyword arguments of the function.
 
         Raises:
             ConfigurationError: The expression or time zone cannot be read, or the name is taken.
         """
-        from pqcore.tasks.periodic import make_periodic, refuse_bare  # which few programs need
+        from pqcore.tasks.periodic import make_periodic, refuse_bare  # few programs need this module
 
         refuse_bare(cron)
 
@@ -184,25 +184,25 @@ class TaskQueueMixin(WorkingQueue):
         return Handle.of(cast("QueueOfHandle", self), *identity)
 
     def put_call(self, call: Call) -> Handle[Any]:
-        """Put a call; its job's id."""
+        """Put a call; return the id of its job."""
         options = call.options
         times = (options.schedule_at, options.expected_at)
         put = put_call(self.engine, self, call.data(), *times, call.connection, call.put_options())
         return self._handle(run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle[Any]]:
-        """Put calls together, all or none; the ids in order."""
+        """Put calls, all or none; return the ids in order."""
         ids = run_sync(batches.put_all(self.engine, stored_links(calls, "put_calls"), connection))
         return [self._handle(identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle[Any]:
-        """Put calls to be made one after the other, each once the one before is done.
+        """Put calls that run one after the other, each after the one before is done.
 
-        Each finds what the one before returned in ``current().previous``.  If one
-        fails for good, those after it wait with its dead letter.
+        Each call finds the result of the one before in ``current().previous``. If a call fails for good, the calls
+        after it stay with its dead letter.
 
         Returns:
-            The first job's id.
+            The id of the first job.
         """
         first = batches.chain_calls(stored_links(calls, "chain"))
         return self._handle(run_sync(batches.put_all(self.engine, [first], connection))[0])
@@ -210,13 +210,13 @@ class TaskQueueMixin(WorkingQueue):
     def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[Handle[Any]]:
-        """Put calls together, and another when all of them have ended, well or not.
+        """Put calls, and another call after all of them have ended, even if some have failed.
 
         Args:
-            *calls: The calls; a tuple of them is a chain.
-            then: What is put at the end; it finds in ``current().previous`` the
-                ``batch``, and how many there were (``total``) and did not end well (``failed``).
-            connection: As for `put`.
+            *calls: The calls; a tuple of calls is a chain.
+            then: The call to put at the end. In ``current().previous`` it finds the ``batch``, the number of its jobs
+                (``total``), and how many of them failed (``failed``).
+            connection: A connection whose open transaction writes the jobs; see `put`.
         """
         after = None if then is None else stored_links([then], "batch")[0]
         number, ids = run_sync(batches.put_batch(self.engine, self, stored_calls(calls), after, connection))

@@ -1,4 +1,4 @@
-"""The registry of tasks: the functions that queues declare, and the function that a row names."""
+"""The registry of tasks: the functions that queues declare, and the lookup of the function that a row names."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ logger = logging.getLogger("pqcore.tasks")
 
 
 PATH_ATTRIBUTE = "_path"
-"""The attribute in which pq, too, keeps the path of a declared function."""
+"""The attribute in which pq, too, stores the path of a declared function."""
 
 
 class TaskDeclarations:
-    """The tasks that queues declare; what the blocking and the async queue have in common.
+    """The tasks that queues declare; the blocking and the asynchronous queue share this class.
 
     Attributes:
-        handler_registry: Path to function; shared by all queues, as in pq.
-        trusted_modules: Names of modules whose functions rows may name though
-            they were not declared.
-        conventions: How the tasks of this class are declared and called.
-        performs_taken: Whether jobs that `get` took are expected to be performed by `Queue.perform`, so that what
-            follows from them waits for that: once a task is declared on the queue.
+        handler_registry: A dict of paths to functions, shared by all queues, as in pq.
+        trusted_modules: Names of modules whose functions rows may name without a declaration.
+        conventions: The conventions by which tasks of this class are declared and called.
+        performs_taken: Whether `Queue.perform` is expected to perform jobs that `get` took, so that their follow-ups
+            wait for it. This is so after a task was declared on the queue.
     """
 
     handler_registry: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -44,7 +43,7 @@ class TaskDeclarations:
 
     @property
     def periodics(self) -> list[Periodic]:
-        """The periodic tasks of this queue."""
+        """Return the periodic tasks of this queue."""
         if self._periodics is None:
             self._periodics = []
         return self._periodics
@@ -53,7 +52,7 @@ class TaskDeclarations:
         """Add a periodic task.
 
         Raises:
-            ConfigurationError: There is one of its name.
+            ConfigurationError: The queue has a periodic task of this name.
         """
         if any(other.name == periodic.name for other in self.periodics):
             msg = f"there is a periodic task {periodic.name!r} already: give this one a name"
@@ -67,18 +66,18 @@ class TaskDeclarations:
         name: str | None = None,
         aliases: Sequence[str] = (),
     ) -> Task:
-        """Declare a function, and mark it with its path as pq does; one that is declared already is replaced.
+        """Declare a function, and mark it with its path as pq does; a second declaration replaces the first.
 
         Args:
             function: The function.
-            options: How it is put and run.
-            name: Its path in rows; None for ``module.qualname``.
-            aliases: Further paths that rows may have for it.
+            options: The options with which the task is put and run.
+            name: The path in rows; None for ``module.qualname``.
+            aliases: Other paths of the task in rows.
 
         Raises:
-            ConfigurationError: It has ``yield``, so that a call runs nothing, or no name that a worker can find;
-                the annotation of its first parameter cannot be read, and may be a job's; or a name is none, or is
-                that of another function.
+            ConfigurationError: The function has ``yield``, so that a call runs nothing. Or it has no name that a worker
+                can find. Or the annotation of its first parameter cannot be read, and may be that of a job. Or a name
+                is invalid, or belongs to another function.
         """
         if isinstance(declared := getattr(function, "task", None), Task):
             function = declared.function
@@ -104,22 +103,23 @@ class TaskDeclarations:
 
     @classmethod
     def declared_task(cls, path: str) -> Task | None:
-        """Return the task that some queue has declared under a path; None without one."""
+        """Return the task that some queue has declared under a path; None if there is none."""
         return cls._tasks.get(path)
 
     def find_task(self, path: str) -> Task:
-        """The task that a row names.
+        """Return the task that a row names.
 
         Raises:
-            UnknownTask: It is not declared, nor is its module trusted.
+            UnknownTask: The function is not declared, and its module is not trusted.
         """
         function = self.handler_registry.get(path)
         if function is None and (path in self._tasks or self._trusts(path)):
-            from pydoc import locate  # which takes milliseconds to import, and few programs need
+            from pydoc import locate  # takes milliseconds to import, and few programs need it
 
             found = locate(path)
             if callable(found):
-                # Importing may have declared it; else what stands there may be the caller that a decorator left.
+                # The import may have declared the function; otherwise the name may refer to the object that a decorator
+                # left.
                 function = self.handler_registry.setdefault(path, getattr(found, "__wrapped__", found))
         if function is None:
             msg = f"unknown function {path!r}: declare it with @queue.task, or list its module in trusted_modules"
@@ -130,15 +130,18 @@ class TaskDeclarations:
         return declared if declared.function is function else dataclasses.replace(declared, function=function)
 
     def known_tasks(self) -> list[str]:
-        """Return the paths of the functions that `find_task` finds, ``module.*`` for those of a trusted module."""
+        """Return the paths of the functions that `find_task` finds.
+
+        ``module.*`` stands for the functions of a trusted module.
+        """
         return sorted({*self.handler_registry, *self._tasks, *(f"{module}.*" for module in self.trusted_modules)})
 
     def queues_of_tasks(self) -> Sequence[str]:
-        """Return the names of the queues on which tasks are declared, if this queue is none of them.
+        """Return the names of the queues on which tasks are declared, if this queue is not one of them.
 
         Returns:
-            The names, in order. None of them if a task is declared on this queue, if it may have jobs of any module
-            or task, or if no task is declared at all.
+            The names, in order. The list is empty if a task is declared on this queue, if the queue may have jobs of
+            any module or task, or if no task is declared at all.
         """
         names = {name for name in self._queues_of_tasks if name is not None}
         if self.trusted_modules or len(names) < len(self._queues_of_tasks) or getattr(self, "name", None) in names:
@@ -154,7 +157,7 @@ class TaskDeclarations:
 
 
 def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
-    """The names of a task, its own first."""
+    """Return the names of a task, its own first."""
     if isinstance(aliases, str):
         msg = f"aliases is {aliases!r}; give a list of names"
         raise ConfigurationError(msg)
@@ -167,7 +170,7 @@ def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions are the same one, declared twice: as a module is loaded again, or run as a program."""
+    """Return whether two functions are one, declared twice because its module was reloaded or run as a program."""
     if one is other or _path_of(one) == _path_of(other):
         return True
     mine, others = (getattr(called_by(function), "__code__", None) for function in (one, other))

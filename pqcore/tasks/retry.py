@@ -1,4 +1,4 @@
-"""When a failed job is tried again, and what a function may raise to decide that itself."""
+"""Retry policies, and the exceptions with which a function decides how its job continues."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pqcore.errors import ConfigurationError
 from pqcore.times import seconds
 
 Delay: TypeAlias = str | float | timedelta | None
-"""A time from now: seconds, ``'5m'``, a timedelta; None for at once."""
+"""A time from now: seconds, ``'5m'``, a timedelta; None for immediately."""
 
 
 class Verdict(Exception):
-    """What a task raises to say how its job is to end."""
+    """An exception with which a task says how its job ends."""
 
 
 class Snooze(Verdict):
-    """Raise it to be run again later; it is not counted as a failure.
+    """An exception that makes the job run again later, without counting a failure.
 
     Args:
-        delay: In how long.
+        delay: The time until then.
     """
 
     def __init__(self, delay: Delay) -> None:
@@ -32,10 +32,10 @@ class Snooze(Verdict):
 
 
 class Discard(Verdict):
-    """Raise it to end the job without an effect: it is deleted, and is no dead letter.
+    """An exception that ends the job without an effect: the job is deleted, and becomes no dead letter.
 
     Args:
-        reason: For the log, and the result if it is kept.
+        reason: The reason for the log, and for the result if it is kept.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -43,10 +43,10 @@ class Discard(Verdict):
 
 
 class Retry(Verdict):
-    """Raise it to fail, and be tried again in a time of its own, if retries are left.
+    """An exception that counts as a failure, and sets the time of the next retry, if retries are left.
 
     Args:
-        delay: In how long.
+        delay: The time until then.
     """
 
     def __init__(self, delay: Delay = None) -> None:
@@ -56,7 +56,7 @@ class Retry(Verdict):
 
 @dataclass(frozen=True)
 class Fixed:
-    """Tries again after the same time, each time.
+    """A retry policy with a fixed pause.
 
     Attributes:
         delay: Seconds, ``'5m'`` or a timedelta.
@@ -68,21 +68,21 @@ class Fixed:
         seconds(self.delay)
 
     def __call__(self, failures: int, error: BaseException) -> float:
-        """Seconds until the next attempt."""
+        """Return the seconds until the next attempt."""
         return seconds(self.delay)
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """Backs off: ``base * factor ** (failures - 1)``, at most ``longest``, less a random part of it.
+    """A retry policy with growing pauses: ``base * factor ** (failures - 1)``, at most ``longest``, less a random part.
 
-    The random part keeps jobs that failed together from coming back together;
-    see https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
+    The random part spreads the retries of jobs that failed together; see
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
 
     Attributes:
         base: The first pause: seconds, ``'5s'`` or a timedelta.
-        factor: What each further one is multiplied with.
-        longest: The most.
+        factor: The factor by which each pause is longer than the last.
+        longest: The longest pause.
         jitter: The share of a pause that is random, from 0 to 1.
     """
 
@@ -98,9 +98,9 @@ class Exponential:
             raise ConfigurationError(msg)
 
     def __call__(self, failures: int, error: BaseException) -> float:
-        """Seconds until the next attempt."""
+        """Return the seconds until the next attempt."""
         longest, pause = seconds(self.longest), seconds(self.base)
-        for _ in range(failures - 1):  # not a power: it would overflow
+        for _ in range(failures - 1):  # no power, which could overflow
             pause *= self.factor
             if pause >= longest:
                 break
@@ -108,14 +108,15 @@ class Exponential:
 
 
 RetryPolicy: TypeAlias = Callable[[int, BaseException], Delay]
-"""Called with the number of failures so far and the last; gives the pause, or raises `Discard`."""
+"""A function of the number of failures and the last exception; it returns the pause, or raises `Discard`."""
 
 
 def policy_to_json(policy: RetryPolicy) -> dict[str, Any]:
-    """A policy of a single call, as it travels in the job's headers.
+    """Return the policy of a single call, in the form for the job's headers.
 
     Raises:
-        ConfigurationError: It is neither `Fixed` nor `Exponential`; give others to the task, not to a call.
+        ConfigurationError: The policy is neither `Fixed` nor `Exponential`; give other policies to the task, not to a
+            call.
     """
     if isinstance(policy, Fixed):
         return {"fixed": seconds(policy.delay)}
@@ -126,7 +127,7 @@ def policy_to_json(policy: RetryPolicy) -> dict[str, Any]:
 
 
 def policy_from_json(stored: dict[str, Any]) -> RetryPolicy:
-    """The policy that `policy_to_json` stored."""
+    """Return the policy that `policy_to_json` stored."""
     if "fixed" in stored:
         return Fixed(stored["fixed"])
     return Exponential(*stored["exponential"])

@@ -1,7 +1,7 @@
-"""Running one job, from its row to its outcome: `run_job`, for every program that runs jobs.
+"""Running one job, from its row to its outcome: `run_job`, for all programs that run jobs.
 
-A worker, `Queue.perform` and the test kit each have a `Runner`.  It says where functions are called and how outcomes
-are stored.  The order of plugins' hooks and the treatment of exceptions are written here alone.
+A worker, `Queue.perform` and the test kit each have a `Runner`. The runner decides where functions are called and how
+outcomes are stored. Only this module defines the order of plugins' hooks and the handling of exceptions.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from pqcore.tasks.outcomes import (
 logger = logging.getLogger("pqcore.tasks")
 
 CRASH_PAUSE = 1.0
-"""Seconds until a job is tried again whose process died; twice as many each time."""
+"""Seconds until a job whose process died is retried; the pause doubles each time."""
 
 
 class WorkerProcessDied(Exception):
-    """The process that ran the function died: killed, out of memory, or by its own exit."""
+    """The process that ran the function died: it was killed, ran out of memory, or exited itself."""
 
 
 class ResultNotSent(Exception):
-    """The function returned in its process, and its result cannot be pickled there, or not be read here."""
+    """The function returned in its process, but its result cannot be pickled there, or not be unpickled here."""
 
 
 A = TypeVar("A", bound=Attempt)
 
 
 class Runner(Generic[A]):
-    """Where a job's function is called, and how its outcome is stored.
+    """The place where a job's function is called, and the way in which its outcome is stored.
 
-    This class calls the function where `run_job` is awaited, and stores the outcome before it goes on.
+    This class calls the function where `run_job` is awaited, and stores the outcome before it continues.
 
     Args:
-        events: Calls the hooks of plugins.
-        suspends: Whether `run_job` is awaited in an event loop; else it must not suspend.
+        events: The caller of plugins' hooks.
+        suspends: Whether `run_job` is awaited in an event loop; otherwise it must not suspend.
 
     Attributes:
-        events: Calls the hooks of plugins.
+        events: The caller of plugins' hooks.
     """
 
     def __init__(self, events: JobEvents, *, suspends: bool = False) -> None:
@@ -67,18 +67,18 @@ class Runner(Generic[A]):
         self._suspends = suspends
 
     async def decode(self, attempt: A) -> Run | Outcome:
-        """Read a job; the call of its function, or how the job ends without one."""
+        """Decode a job; return the call of its function, or the outcome of a job that cannot run."""
         run = prepare(attempt.queue, attempt.queue, attempt.job)
         if not isinstance(run, Outcome):
             attempt.run = run
         return run
 
     async def start(self, attempt: A) -> None:
-        """Call the hook of a job that is about to run; not called if no plugin has it."""
+        """Call the hook of a job that is about to run; skipped if no plugin has the hook."""
         await self.events.call("pqcore_job_started", attempt)
 
     async def call(self, attempt: A, run: Run) -> Any:
-        """Call the function, with `JobEvents.around` it, and return its result."""
+        """Call the function inside `JobEvents.around`, and return its result."""
         attempt.started_at = time.perf_counter()
         with self.events.around(attempt):
             result = bound_call(run)()
@@ -86,7 +86,7 @@ class Runner(Generic[A]):
                 return result
             if self._suspends:
                 return await result
-            from asyncio import run as run_loop  # takes long to import: functions that are no coroutines do without
+            from asyncio import run as run_loop  # takes long to import, and only coroutine functions need it
 
             return run_loop(_await(result))
 
@@ -95,10 +95,10 @@ class Runner(Generic[A]):
         return outcome_of_result(attempt.queue, attempt.job, result, finished=finished)
 
     async def notice_shutdown(self, attempt: A, context: JobContext) -> None:
-        """Stop the context if the function was cancelled together with all that runs jobs here."""
+        """Stop the context if the function was cancelled together with the task that runs jobs here."""
 
     def release(self, attempt: A) -> bool:
-        """Note that the function has ended; False if the outcome is decided already."""
+        """Record that the function has ended; return False if the outcome is decided already."""
         return True
 
     async def end(self, attempt: A, outcome: Outcome | None) -> None:
@@ -109,7 +109,7 @@ class Runner(Generic[A]):
             outcome: The outcome; None if the lease is known to be lost.
 
         Raises:
-            PQError: It cannot be stored.
+            PQError: The outcome cannot be stored.
         """
         if outcome is not None:
             stored = await complete.finish_one(attempt.queue.engine, attempt.queue, outcome)
@@ -118,30 +118,30 @@ class Runner(Generic[A]):
             await self.events.call_for_outcome(attempt, stored or outcome, lost=stored is None)
 
     def leave(self, error: BaseException) -> None:
-        """End the program, or what runs jobs, once the job that it interrupted was given back."""
+        """End the program, or the task that runs jobs, after the interrupted job was given back."""
         raise error
 
 
 async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome | None:
     """Run a job, and store its outcome.
 
-    The order, wherever a job runs: it is decoded; ``pqcore_job_started``; the function, within
-    ``pqcore_around_run``; ``pqcore_job_failed``, if it failed; its outcome is stored; the hook of the outcome.
+    The order is the same wherever a job runs: decode the job; call ``pqcore_job_started``; run the function within
+    ``pqcore_around_run``; call ``pqcore_job_failed``, if it failed; store the outcome; call the hook of the outcome.
 
-    Whatever the function raises is the failure of the job, of whatever class. The exception is what
-    `JobContext.leaves` takes for the end of the program: the job is given back, and the attempt does not count.
+    Any exception of the function is a failure of the job. The only exceptions are those that `JobContext.leaves` takes
+    for the end of the program: the job is given back, and the attempt does not count.
 
     Args:
-        runner: Where the function is called, and how the outcome is stored.
-        attempt: The attempt; its ``run`` is set if the job is decoded already.
-        context: What the function sees of the job.
+        runner: The runner that calls the function and stores the outcome.
+        attempt: The attempt; its ``run`` is set if the job was decoded already.
+        context: The context that the function sees.
 
     Returns:
-        The outcome; None if the lease was lost, or the outcome was decided while the function ran.
+        The outcome; None if the lease was lost, or if the outcome was decided while the function ran.
 
     Raises:
-        BaseException: What ends the program, from `Runner.leave`.
-        PQError: The outcome cannot be stored, from `Runner.end`.
+        BaseException: The exception that ends the program, from `Runner.leave`.
+        PQError: The outcome cannot be stored; raised by `Runner.end`.
     """
     attempt.context = context
     before = enter_job(context)
@@ -151,7 +151,7 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
         run = attempt.run or await runner.decode(attempt)
         if attempt.run is not None and "pqcore_job_started" in runner.events.hooks:
             await runner.start(attempt)
-        context.check()  # until now nothing else could stop it
+        context.check()  # until now, no other code could stop it
         if isinstance(run, Outcome):
             outcome = run
         else:
@@ -180,17 +180,17 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
         return outcome
     try:
         await runner.end(attempt, outcome)
-    except PQError as exc:  # what ends the program goes on
+    except PQError as exc:  # the exception that ends the program continues
         logger.warning("%r: cannot give %r back: %s", attempt.queue.name, attempt.job, exc)
     runner.leave(leaving)
     return outcome
 
 
 async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, error: BaseException) -> Outcome | None:
-    """Return the outcome of a job for what its function raised, or for what kept it from running; None if it is lost.
+    """Return the outcome after an exception of the function, or of a step before it; None if the lease was lost.
 
     Raises:
-        BaseException: What ends the program.
+        BaseException: The exception that ends the program.
     """
     queue, job, run = attempt.queue, attempt.job, attempt.run
     if context.leaves(error):
@@ -223,7 +223,7 @@ def _outcome_of_stop(attempt: Attempt, reason: str, error: BaseException) -> Out
         return Outcome(job, "drop", reason="cancelled")
     if reason == "shutdown":
         return Outcome(job, "snooze", reason="shutdown")
-    if run is None:  # cancelled from within, as its decoder was
+    if run is None:  # cancelled from within, by the decoder
         return snooze_unrunnable(queue, job, error, "unreadable")
     failure = attempt.error = as_failure(error, late=job if reason == "timeout" else None)
     return outcome_of_failure(queue, run, failure)

@@ -47,25 +47,25 @@ LOOK_FOR_LOST = 30.0
 WORK_LEASE = 60.0
 """Seconds for which `Queue.work` leases the job that it performs; the lease is extended while the job runs."""
 GIVE_BACK_TRIES = 3
-"""How often `Queue.work` tries to give a job back when it is interrupted; then the lease of the job runs out."""
+"""Attempts of `Queue.work` to give a job back when it is interrupted; after that, the job's lease runs out."""
 
 
 class WorkingQueue(TaskDeclarations, QueueSettings):
     """The part of a blocking queue that runs jobs in the caller's thread.
 
     Attributes:
-        engine: Runs operations on the table.
+        engine: The engine that runs operations on the table.
     """
 
     engine: Engine
 
     @functools.cached_property
     def popped(self) -> PoppedJobs:
-        """Jobs that were taken with `get`, and that may still be performed."""
+        """Return the jobs that were taken with `get` and may still be performed."""
         return PoppedJobs()
 
     def _take_to_perform(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
-        """Take up to ``n`` jobs for good; what follows from one waits until `perform` has ended, or nobody has it."""
+        """Take up to ``n`` jobs for good; their follow-ups wait until `perform` has ended, or nobody has the job."""
         if self.popped:
             self._follow_given_up()
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))
@@ -79,27 +79,28 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         return jobs
 
     async def _follow_with_block(self, job: Job, session: Session | None) -> None:
-        """Do what follows from a job that a block took, and that nobody performed within the block."""
+        """Run the follow-ups of a job that a block took, and that nobody performed within the block."""
         if self.popped.claim(job.id) and session is not None:
             await follow_ups.follow_up(self.engine, self, session, [done_by_hand(job)])
 
     def _follow_given_up(self, *, begins: bool = False) -> None:
-        if self.engine.block() is None:  # else what follows might be undone with the block
+        if self.engine.block() is None:  # otherwise the block's rollback could undo the follow-ups
             run_sync(follow_ups.complete_given_up(self.engine, self, self.popped.given_up(self, begins=begins)))
 
     def work(self, burst: bool = False) -> None:
-        """Perform jobs as they come, one at a time, in this thread; with ``burst``, until there are none.
+        """Perform jobs as they come, one at a time, in this thread; with ``burst``, return when no job is left.
 
-        A job is leased meanwhile: if the process dies, another performs it.  To run jobs concurrently, see `Worker`.
+        Each job is leased meanwhile: if the process dies, another process performs the job. `Worker` runs jobs
+        concurrently.
 
-        Where the server fails, it waits a while, and tries again.  In the main thread, KeyboardInterrupt and
-        SystemExit end it: the job that runs is given back, and the attempt does not count.  A signal that comes while a
-        job is being taken, or its end stored, waits for that; a second one does not.
+        If the server fails, this method waits, and tries again. In the main thread, KeyboardInterrupt and SystemExit
+        end this method: the running job is given back, and the attempt does not count. A signal that arrives while a
+        job is being taken, or its outcome stored, is deferred until that step has ended; a second signal is not.
 
         Raises:
-            TableMissing, SchemaOutdated, SchemaTooNew: There is no table, or it is of another version.
-            ConnectionLost: The connection that `PQ` was given, or that of ``with queue``, is lost.
-            Closed: The `PQ` was closed.
+            TableMissing, SchemaOutdated, SchemaTooNew: The table does not exist, or has another version.
+            ConnectionLost: The connection given to `PQ`, or that of ``with queue``, is lost.
+            Closed: The `PQ` is closed.
         """
         self.logger.info("%r starts to perform jobs", self.name)
         token = _working.set(True)
@@ -114,7 +115,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         self._follow_given_up(begins=True)
         watch, looked = batch_counts.Watch(), time.monotonic()
         while True:
-            handle_kept()  # a signal that came while a job was being finished
+            handle_kept()  # a signal that arrived while a job was being finished
             try:
                 rows = run_sync(
                     fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
@@ -135,12 +136,12 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
                     self.perform(job)
 
     def _is_done(self) -> bool:
-        """Whether no job is left that `work` may still perform; ends batches whose jobs are gone."""
+        """Return whether no job is left that `work` may still perform; end batches whose jobs are gone."""
         return not self.lanes.aside_for(time.monotonic()) and not run_sync(batch_counts.end_lost(self.engine, self))
 
     @contextmanager
     def _extending_lease(self, job: Job) -> Iterator[None]:
-        """Extend a lease, from a thread of its own, while the block lasts."""
+        """Extend a lease from a separate thread while the block lasts."""
         over = threading.Event()
 
         def extend() -> None:
@@ -148,7 +149,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
                 try:
                     run_sync(lease.extend(self.engine, self, job, WORK_LEASE))
                 except LeaseLost:
-                    return  # the end of the job says so
+                    return  # storing the job's outcome reports the error
                 except PQError as exc:
                     self.logger.warning("could not extend the lease of %r: %s", job, exc)
 
@@ -161,15 +162,15 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
             thread.join()
 
     def perform(self, job: Job) -> bool:
-        """Call the function that a job names; True if it returned.
+        """Call the function that a job names; return True if the function returned.
 
-        A job that was leased is finished, or given back. One that was taken with `get` is finished already:
-        it is put again, as another, if it has retries left, and is no dead letter.
-        Its chain goes on, and its batch counts it, when this method ends. A job that was taken in a ``with`` block
-        must be performed in the block: at the end of the block it counts as done.
+        A leased job is finished, or given back. A job taken with `get` is already finished. If it fails and has retries
+        left, it is put again as a new job; it never becomes a dead letter. When this method ends, the job's chain
+        continues, and its batch counts it. A job that was taken in a ``with`` block must be performed in the block: at
+        the end of the block it counts as done.
 
         Raises:
-            KeyboardInterrupt, SystemExit: The function raised it, or a signal did, in the main thread. The job was
+            KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised it. The job was
                 given back, and the attempt does not count.
         """
         popped = None if job.leased else popped_jobs(job)
@@ -183,14 +184,14 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
             return runner.returned
 
     def fail(self, job: Job, data: dict[str, Any], e: BaseException | None = None) -> bool:
-        """Have a failed job tried again if it has retries left, else make a dead letter of it; always False.
+        """Retry a failed job if it has retries left, and otherwise make a dead letter of it; always return False.
 
-        `perform` calls it with what the function raised.
+        `perform` calls this method with the function's exception.
 
         Args:
             job: The job.
-            data: The job's data; stored instead of what is stored now, if it is another object.
-            e: What the function raised.
+            data: The job's data; if it is another object than the decoded data, it replaces the stored data.
+            e: The function's exception.
         """
         runner = _performing.get()
         if runner is None or runner.attempt.job is not job:
@@ -200,11 +201,11 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
 
 class _Performer(Runner[Attempt]):
-    """Runs one job in the caller's thread, and stores its outcome before it goes on.
+    """A runner of one job in the caller's thread, which stores the outcome before it continues.
 
     Attributes:
         attempt: The attempt.
-        returned: Whether the function returned; else what `Queue.fail` returned.
+        returned: Whether the function returned; otherwise the result of `Queue.fail`.
     """
 
     def __init__(self, queue: WorkingQueue, job: Job, events: JobEvents) -> None:
@@ -217,7 +218,7 @@ class _Performer(Runner[Attempt]):
         self.returned = False
 
     async def decode(self, attempt: Attempt) -> Run | Outcome:
-        """Read the job; the log names the serializer if that takes long."""
+        """Decode the job; if that takes long, log the serializer's name."""
         began = time.monotonic()
         run = await super().decode(attempt)
         if (took := time.monotonic() - began) > SLOW_SERIALIZER:
@@ -227,17 +228,17 @@ class _Performer(Runner[Attempt]):
         return run
 
     async def start(self, attempt: Attempt) -> None:
-        """Call the hook of a job that is about to run; signals interrupt it."""
+        """Call the hook of a job that is about to run; signals may interrupt it."""
         with let_through():
             await super().start(attempt)
 
     async def call(self, attempt: Attempt, run: Run) -> Any:
-        """Call the function; signals interrupt it."""
+        """Call the function; signals may interrupt it."""
         with let_through():
             return await super().call(attempt, run)
 
     async def end(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """Store the outcome; after a failure `Queue.fail` does, which users may override."""
+        """Store the outcome; after a failure, call `Queue.fail`, which users may override."""
         if outcome is None:
             return
         if attempt.run is None or attempt.error is None or outcome.reason == "shutdown":
@@ -254,7 +255,7 @@ class _Performer(Runner[Attempt]):
             run = prepare(self._queue, self._queue, self._job)
             failure = PQError("failed") if error is None else error
             outcome = run if isinstance(run, Outcome) else outcome_of_failure(self._queue, run, failure)
-        # The function may have changed the data that the job holds: the retry gets what is stored.
+        # The function may have changed the data that the job holds, but the retry gets the stored data.
         await self._end(outcome, None if data is self._job.decoded_data else data)
 
     async def _end(self, outcome: Outcome, data: Any = None) -> None:
@@ -278,7 +279,7 @@ class _Performer(Runner[Attempt]):
         await self.events.call_for_outcome(self.attempt, outcome, lost=lost, hook=hook)
 
     async def _end_popped(self, outcome: Outcome, data: Any) -> JobHook | None:
-        """End a job that was taken with `get`; the hook to call, if it is not that of the outcome."""
+        """End a job that was taken with `get`; return the hook to call, if it is not that of the outcome."""
         owed = claim_owed(self._job)
         if outcome.kind in ("retry", "snooze", "crash"):
             again = await self._put_again(outcome, data, owed=owed)
@@ -289,32 +290,32 @@ class _Performer(Runner[Attempt]):
         return None if outcome.kind == "done" else "pqcore_job_dropped"
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
-        """Put a job again that was taken for good, with all that it had but its dedup key, and what followed.
+        """Put a job again that was taken for good, without its dedup key and the follow-ups that happened.
 
         Args:
-            outcome: How it ended.
-            data: Its data, if that was changed on purpose; else it is put with what is stored.
-            owed: Whether what follows from it did not follow yet.
+            outcome: The outcome of the job.
+            data: The job's data, if it was changed on purpose; otherwise the stored data is put.
+            owed: Whether the follow-ups of the job have not happened yet.
         """
         job, queue = self._job, cast("QueueSettings", self._queue)
         if outcome.kind == "retry":
             data = queue.decode_row(job.id, job.serializer, job.raw) if data is None else data
             data = {**data, "retried": data.get("retried", 0) + 1}
         elif data is None:
-            data = job.decoded_data  # which plugins get; None if it cannot be decoded
+            data = job.decoded_data  # the data for plugins; None if it cannot be decoded
             queue = _as_stored(queue, job)
         due = None if outcome.delay is None else timedelta(seconds=outcome.delay)
         headers = job.headers if owed else follow_ups.without_follow_ups(job.headers)
         return await put_job(self.engine, queue, data, due, job.expected_at, None, put_options_of(headers))
 
     async def _store(self, outcome: Outcome) -> tuple[Outcome, bool] | None:
-        """Try for `work` to store an outcome, until it is stored.
+        """Store an outcome for `work`, and repeat until it is stored.
 
         Returns:
-            The outcome as it was stored, and whether the lease was lost; None if the outcome cannot be stored.
+            The outcome in its stored form, and whether the lease was lost; None if the outcome cannot be stored.
         """
         refusals = Refusals()
-        unknown_at: float | None = None  # since when it may be stored, as an answer was lost
+        unknown_at: float | None = None  # the time since which the outcome may be stored, because an answer was lost
         while True:
             try:
                 ended = await complete.finish_one(self.engine, self._queue, outcome)
@@ -338,16 +339,16 @@ class _Performer(Runner[Attempt]):
                 outcome = dead_letter_of(outcome, refusal)
             else:
                 self._queue.logger.error("%r cannot be a dead letter: %s", self._job, refusal)
-                return None  # its lease runs out, which counts as a crash
+                return None  # the job's lease runs out, which counts as a crash
 
     async def _was_stored(self, outcome: Outcome, since: float) -> bool:
-        """Whether an outcome was stored by an earlier try, of which the answer was lost."""
+        """Return whether an earlier try stored the outcome without receiving the answer."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
         return bool(await complete.find_already_stored(self.engine, self._queue, [(outcome, in_time)]))
 
 
 def _pause_after(queue: WorkingQueue, error: PQError, failures: int, what: str) -> None:
-    """Wait until the next attempt of something that failed; raise the error where that cannot help."""
+    """Wait until the next attempt after a failure; raise the error if waiting cannot help."""
     engine = queue.engine
     sole = isinstance(engine.source, AdoptedConnection) or engine.in_block()
     passing = isinstance(error, (DatabaseError, PoolTimeout)) and not isinstance(error, TransactionAborted)
@@ -360,7 +361,7 @@ def _pause_after(queue: WorkingQueue, error: PQError, failures: int, what: str) 
 
 
 def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
-    """Return a queue into which a job's data is put as it is stored, whatever is put: it may be unreadable here."""
+    """Return a queue that puts a job's data in its stored form, because the data may be unreadable here."""
     like: Any = copy.copy(queue)
     encoded = Encoded(job.raw, None) if isinstance(job.raw, str) else Encoded(None, job.raw)
     like.serializer_name = job.serializer
@@ -369,6 +370,6 @@ def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
 
 
 _working: ContextVar[bool] = ContextVar("pqcore_working", default=False)
-"""Whether `Queue.work` runs, which goes on where the server fails."""
+"""Whether `Queue.work` runs here, which continues when the server fails."""
 _performing: ContextVar[_Performer | None] = ContextVar("pqcore_performing", default=None)
-"""What runs the job that the running thread performs."""
+"""The runner of the job that this thread performs."""
