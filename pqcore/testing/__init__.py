@@ -1,8 +1,8 @@
-"""What tests need: those of users' applications, and those of backends.
+"""Helpers for tests of applications and of backends.
 
-`pqcore.testing.jobs` gives a test a queue of its own, and looks at what is in it; see docs/testing.md.
+`pqcore.testing.jobs` gives each test its own queue, and shows what is in the queue; see docs/testing.md.
 
-The rest is the conformance kit: what a backend must do, as tests that anybody can run.
+The other modules are the conformance kit: tests of a backend's duties, which anybody can run.
 
     pytest --pyargs pqcore.testing.suite --pqcore-backend mydriver
 

@@ -1,4 +1,4 @@
-"""Runs pqcore's commands in processes of their own, as users do; for the project's tests of them."""
+"""Running pqcore's commands in separate processes, as users do, for the project's own tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pqcore.testing.harness import PATIENCE
 
 
 def environment(dsn: str | None, variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of a command's process: ours, without what would choose a database, and with these."""
+    """Return the variables for a command's process.
+
+    Those of this process and the given ones, without any that would choose a database.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_"))}
     return {**kept, **({} if dsn is None else {"PQCORE_DSN": dsn}), **(variables or {})}
 
@@ -32,10 +35,10 @@ def run(
     """Run a command to its end.
 
     Args:
-        *arguments: Of the command line.
-        dsn: For PQCORE_DSN.
-        folder: Where it runs.
-        variables: Of its environment.
+        *arguments: Arguments of the command line.
+        dsn: The value of PQCORE_DSN.
+        folder: The working directory.
+        variables: More environment variables.
     """
     return subprocess.run(
         [sys.executable, "-m", "pqcore", *arguments],
@@ -50,7 +53,7 @@ def run(
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
-    """Ask until the answer is true; for what nobody tells of."""
+    """Repeat a question until its answer is true, for changes that are not announced."""
     deadline = time.monotonic() + PATIENCE
     pause = threading.Event()
     while not (answer := condition()):
@@ -60,23 +63,23 @@ def eventually(condition: Callable[[], Any]) -> Any:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead and not buried does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    with suppress(OSError):  # no /proc here: then it runs
+    with suppress(OSError):  # without /proc, assume that it runs
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return True
 
 
 @contextmanager
 def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Start a process in a session of its own; at the end of the block it is killed, with all that it has started.
+    """Start a process in a new session; the end of the block kills it, with all its child processes.
 
     Args:
-        command: What is run.
-        **options: As for `subprocess.Popen`.
+        command: The command to run.
+        **options: Options of `subprocess.Popen`.
     """
     process = subprocess.Popen(command, start_new_session=True, **options)
     try:
@@ -88,15 +91,17 @@ def group(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
 
 
 MARK = "TEST_RUN_OF"
-"""The variable of the environment by which the processes of a test run are known; its value is the run's process id."""
+"""The environment variable that marks the processes of a test run; its value is the run's process id."""
 _LASTING = ("multiprocessing.resource_tracker", "def guard(")
-"""What ends together with the run's process: the tracker of Python's own, and the guard of an embedded server."""
+"""Processes that end together with the run's process: Python's resource tracker, and the guard of an embedded server.
+"""
 _FORK_SERVER = "multiprocessing.forkserver"
-"""In the command of Python's fork server, which ends with the process that started it, and of what the server forks."""
+"""A part of the command line of Python's fork server, which ends with the process that started it; its forks have the
+same one."""
 
 
 def left_over(run: int) -> list[str]:
-    """The processes that tests have started and not ended, where there is /proc: what each is, and of which test.
+    """Return the processes that tests have started and not ended, if there is /proc: the command of each, and its test.
 
     Args:
         run: The process id of the test run, which set `MARK`.
@@ -105,7 +110,7 @@ def left_over(run: int) -> list[str]:
     found: dict[int, str] = {}
     lasting: set[int] = set()
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ends meanwhile
+        with suppress(OSError):  # the process ends meanwhile
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             variables = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:1_000]
@@ -114,7 +119,7 @@ def left_over(run: int) -> list[str]:
             if any(word in command for word in _LASTING):
                 lasting.add(pid)
             elif _FORK_SERVER in command and parents[pid] == run:
-                continue  # its forked processes are looked at
+                continue  # the processes that it forked are checked instead
             elif pid != run and state not in ("Z", "X") and (f"{MARK}={run}" in variables or parents[pid] == run):
                 test = next((each for each in variables if each.startswith("PYTEST_CURRENT_TEST=")), "")
                 found[pid] = f"process {pid}, {command.strip()}, of {test.partition('=')[2] or 'no test'}"
@@ -128,17 +133,17 @@ def _ancestors(parents: Mapping[int, int], pid: int) -> Iterator[int]:
 
 
 class Command:
-    """A command that goes on until told to stop.
+    """A command that runs until it is told to stop.
 
     Args:
-        *arguments: Of the command line.
-        dsn: For PQCORE_DSN.
-        folder: Where it runs.
-        program: What is run instead of ``python -m pqcore``.
-        variables: Of its environment.
+        *arguments: Arguments of the command line.
+        dsn: The value of PQCORE_DSN.
+        folder: The working directory.
+        program: The program to run in place of ``python -m pqcore``.
+        variables: More environment variables.
 
     Attributes:
-        process: Its process.
+        process: The command's process.
     """
 
     def __init__(
@@ -176,11 +181,11 @@ class Command:
 
     @property
     def log(self) -> str:
-        """What it has written to stderr so far."""
+        """Return what the command has written to stderr up to now."""
         return "".join(self._lines)
 
     def expect(self, pattern: str, times: int = 1) -> list[Any]:
-        """Wait until it has written something to stderr so often; what `re.findall` finds."""
+        """Wait until stderr matches a pattern a number of times; return what `re.findall` finds."""
         with self._more:
             self._more.wait_for(lambda: self._ended or len(re.findall(pattern, self.log)) >= times, PATIENCE)
             found = re.findall(pattern, self.log)
@@ -188,16 +193,16 @@ class Command:
         return found
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send the command a signal."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for the command's end, and return its exit code."""
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end, but wrote:\n{self.log}") from None
-        self._reader.join(PATIENCE)  # what it wrote last
+        self._reader.join(PATIENCE)  # reads the last output
         return code
 
     def __enter__(self) -> Command:  # noqa: PYI034 - no subclasses

@@ -1,8 +1,7 @@
-"""Consumers, to be run by threads, or by processes that are spawned: they use what can be pickled, and are importable.
+"""Consumers for threads and spawned processes: importable functions, whose arguments can be pickled.
 
-A process is told where the queue is by a `Place`, and speaks through a pipe.
-An asynchronous backend is used through a portal here too, so that a consumer is
-written once.
+A process gets a `Place`, which tells it where the queue is, and communicates through a pipe. An asynchronous backend is
+used through a portal here too, so that each consumer is written once.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ BATCH = 7
 
 @dataclass(frozen=True)
 class Place:
-    """Where a queue is, and by which backend to reach it."""
+    """The place of a queue, and the backend for reaching it."""
 
     backend: str
     mode: Mode
@@ -42,7 +41,7 @@ class Place:
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """The queue, over a `PQ` of its own; an asynchronous one looks blocking."""
+        """Yield the queue, over a new `PQ`; an asynchronous queue looks blocking."""
         if self.mode == "blocking":
             with PQ(self.dsn, schema=self.schema, backend=self.backend) as pq:
                 yield pq[self.queue]
@@ -62,15 +61,15 @@ class Place:
 
 
 def consume(queue: Any, way: Way, history: History, rng: random.Random, share: float = 0.1) -> None:
-    """Take jobs until none is to be had.
+    """Take jobs until no job is left.
 
     Args:
         queue: The queue.
-        way: How: ``block`` is a get within ``with queue``.
-        history: Where it is recorded.
-        rng: Decides what fails.
-        share: How many of the transactions are rolled back, and how many leases are
-            left to run out, as those of a consumer that died.
+        way: The way of taking jobs; ``block`` is a get within ``with queue``.
+        history: The history in which operations are recorded.
+        rng: The random generator that decides which operations fail.
+        share: The share of transactions that are rolled back, and of leases that are left to run out, as if the
+            consumer had died.
     """
     step: Callable[..., bool] = {
         "get": _get,
@@ -142,14 +141,14 @@ def _lease_many(queue: Any, history: History, rng: random.Random, share: float) 
     return bool(jobs)
 
 
-# What runs in a process. Each first says that it is there, and then waits to be told to go on.
+# Functions that run in a process. Each first reports that it has started, and then waits for permission to continue.
 
 
 def consumer(place: Place, way: Way, seed: int, pipe: Connection) -> None:
-    """Consume, and send the history."""
+    """Consume jobs, and send the history."""
     history = History()
     with place.opened() as queue:
-        queue.count()  # it is connected
+        queue.count()  # this opens the connection
         pipe.send("ready")
         pipe.recv()
         consume(queue, way, history, random.Random(seed))
@@ -170,7 +169,7 @@ def producer(place: Place, key: str, number: int, pipe: Connection) -> None:
 
 
 def holder(place: Place, way: Way, pipe: Connection) -> None:
-    """Take a job and hold it, under a lease or in a transaction, until killed."""
+    """Take a job and hold it, under a lease or in a transaction, until the process is killed."""
     with place.opened() as queue:
         pipe.send("ready")
         pipe.recv()
@@ -186,17 +185,18 @@ def _attached(work: Callable[..., None], *arguments: object) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     end_with_parent(parent.sentinel)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it runs in the background
+    # a shell sets this for programs that it runs in the background
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     work(*arguments)
 
 
 class Child:
-    """A spawned process, and the pipe to it; it is killed when the process that spawned it ends in whatever way.
+    """A spawned process with a pipe to it; the process is killed when its parent ends in any way.
 
     Args:
         work: One of this module's functions for processes.
-        arguments: Its arguments, but for the pipe.
+        arguments: The function's arguments, without the pipe.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
@@ -207,12 +207,12 @@ class Child:
         theirs.close()
 
     def recv(self, patience: float) -> Any:
-        """What it sends next; EOFError if it ended instead."""
+        """Return the next message of the process; raise EOFError if the process has ended."""
         assert self.pipe.poll(patience), f"the process sent nothing for {patience} seconds"
         return self.pipe.recv()
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end."""
+        """Send SIGKILL, and wait for the end of the process."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
@@ -220,7 +220,7 @@ class Child:
 
 @contextmanager
 def children(*works: tuple[Any, ...]) -> Iterator[list[Child]]:
-    """Spawn processes, all at once; kill what is left of them at the end."""
+    """Spawn processes concurrently; the end of the block kills those that are left."""
     spawned = [Child(*work) for work in works]
     try:
         yield spawned

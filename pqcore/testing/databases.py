@@ -1,10 +1,10 @@
-"""Databases for tests of those who use pqcore: each test has one to itself, within milliseconds.
+"""Databases for users' tests: each test gets its own database within milliseconds.
 
-After a test its database is put back to what it was, which is the fastest: what was put into
-tables is deleted, sequences are set back.  Another test gets it only if that was all: if nothing is connected any
-more but what was ours, if the rows that were there before are as they were, and if the
-catalogue says that no table, column, index, trigger, function, type or schema was made, changed or dropped.
-Else it is dropped, and the next test gets a new copy of the template.
+After a test, its database is usually restored, which is fastest: rows that were put into tables are deleted, and
+sequences are reset. Another test gets the database only if nothing else changed. No foreign connection may be left, and
+the original rows must be the same. The catalogue must show that no table, column, index, trigger, function, type or
+schema was made, changed or dropped. Otherwise the database is dropped, and the next test gets a new copy of the
+template.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ logger = logging.getLogger("pqcore")
 T = TypeVar("T")
 
 OURS = "pqcore_test_own"
-"""The application name of connections that end with the test that they are of."""
+"""The application name of connections that end with their test."""
 LARGEST = 32 * 2**20
-"""Bytes: a database with larger tables is made anew, not emptied."""
+"""Bytes; a database with larger tables is dropped and copied again, instead of emptied."""
 MOST_KEPT = 4 * 2**20
-"""Bytes: with more rows than that from the start, which would have to be compared after each test, likewise."""
+"""Bytes; a database with more original rows is also dropped, because they would have to be compared after each test."""
 
 _ALONE = f"""
 SELECT coalesce(bool_and(application_name = '{OURS}'), true), count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -53,7 +53,7 @@ _CATALOGUES = (
     *("pg_class", "pg_attribute", "pg_attrdef", "pg_index", "pg_constraint", "pg_trigger", "pg_proc", "pg_type"),
     *("pg_namespace", "pg_extension", "pg_rewrite", "pg_policy", "pg_largeobject_metadata", "pg_db_role_setting"),
 )
-# Vacuum and analyze write to the catalogue in place: a row stays of the transaction that it was of.
+# VACUUM and ANALYZE change the catalogue in place, so a row keeps the transaction id of its last real change.
 _SHAPE = "concat_ws(' ', {})".format(
     ", ".join(f"(SELECT concat(count(*), ':', max(xmin::text::bigint)) FROM {name})" for name in _CATALOGUES)
 )
@@ -65,7 +65,7 @@ _SEQUENCES = """
 SELECT quote_literal(format('%I.%I', schemaname, sequencename)),
   coalesce(last_value, start_value), last_value IS NOT NULL
 FROM pg_sequences"""
-# In as many rounds as foreign keys make necessary; sequences are no part of a transaction, so they come last.
+# Foreign keys may need several rounds; sequences are not transactional, so they come last.
 _EMPTY = """
 DO $do$ DECLARE
   name text;
@@ -92,32 +92,32 @@ END $do$"""
 
 
 class Connection:
-    """One connection that blocks, over whichever backend is installed.
+    """A blocking connection, over any installed backend.
 
     Args:
-        dsn: Where.
-        names: The table that it knows the statements of.
+        dsn: The DSN of the database.
+        names: The table whose statements the connection can run.
     """
 
     def __init__(self, dsn: str, names: TableName) -> None:
         self._portal: Any = None
         try:
             self.engine = Engine("blocking", BlockingRuntime(), names, dsn, None, max_connections=1)
-        except (BackendNotInstalled, UnknownBackend):  # asyncpg alone is installed, or chosen
+        except (BackendNotInstalled, UnknownBackend):  # only asyncpg is installed or chosen
             from pqcore.testing.portal import Portal
 
             self._portal = Portal()
             self.engine = self._portal.call(lambda: _made(dsn, names))
 
     def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Run an operation of the core's; its first argument, an engine, is not given."""
+        """Run an operation of the core, without its first argument, an engine."""
         if self._portal is None:
             return run_sync(operation(self.engine, *arguments))  # type: ignore[arg-type]
         result: T = self._portal.call(lambda: operation(self.engine, *arguments))
         return result
 
     def run(self, work: Callable[[Session], Awaitable[T]]) -> T:
-        """Do something with a session, whether or not there is a table."""
+        """Call a function with a session, even if the table does not exist."""
 
         async def operation(engine: Engine) -> T:
             return await engine.migrate(work)
@@ -130,7 +130,7 @@ class Connection:
         return self.run(lambda session: session.execute(query))
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
         async def close(engine: Engine) -> None:
             await engine.close()
@@ -146,9 +146,10 @@ async def _made(dsn: str, names: TableName) -> Engine:
 
 @cache
 def prepared() -> bool:
-    """Whether what is tested may prepare statements and listen: not over a pooler that shares its connections.
+    """Return whether the tested code may prepare statements and LISTEN: not over a pooler that shares connections.
 
-    ``PQCORE_TEST_PREPARED`` says ``yes`` or ``no``; else it is looked whether ``PQCORE_TEST_DSN`` leads to a pooler.
+    ``PQCORE_TEST_PREPARED`` may be ``yes`` or ``no``; otherwise this function checks whether ``PQCORE_TEST_DSN`` leads
+    to a pooler.
     """
     said = os.environ.get("PQCORE_TEST_PREPARED", "")
     if said not in ("", "yes", "no"):
@@ -164,15 +165,15 @@ def prepared() -> bool:
             return not connection.engine._opener(connection.engine.spec).alternates
         finally:
             connection.close()
-    except PQError:  # the first test says it
+    except PQError:  # the first test reports the error
         return True
 
 
 class Snapshot:
-    """What a database is to be like when a test gets it.
+    """The state that a database must have when a test gets it.
 
     Args:
-        connection: A connection to it.
+        connection: A connection to the database.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -191,18 +192,18 @@ class Snapshot:
         self._look()
 
     def untouched(self) -> bool:
-        """Whether nothing was made, changed or dropped."""
+        """Return whether no object was made, changed or dropped."""
         return self.good and self._now()[0] == self._shape
 
     def grow(self) -> None:
-        """Take in what `pqcore` made: a table without rows, and a note of it."""
+        """Add a new table of pqcore, which has no rows, to the snapshot."""
         for name in self._tables():
             if name not in self._kept and name not in self._empty:
                 (self._kept if name.rstrip('"').endswith("pqcore_migrations") else self._empty).append(name)
         self._look()
 
     def restore(self) -> bool:
-        """Delete what was put, and set sequences back; whether the database is as it was then."""
+        """Delete what was put, and reset sequences; return whether the database is in its original state."""
         if not self.good:
             return False
         sequences = "".join(f"PERFORM {change};" for change in self._sequences.values())
@@ -239,14 +240,14 @@ def _literal(text: str) -> str:
 
 @dataclass(eq=False)
 class Database:
-    """A database that a test has to itself.
+    """A database for the use of one test.
 
     Attributes:
-        name: Its name.
-        dsn: Where it is.
-        connection: A connection to it.
-        tables: The tables of queues that it has, quoted.
-        snapshot: What it was like.
+        name: The name of the database.
+        dsn: The DSN of the database.
+        connection: A connection to the database.
+        tables: The quoted names of the queues' tables in the database.
+        snapshot: The original state of the database.
     """
 
     name: str
@@ -261,14 +262,14 @@ class Databases:
 
     Args:
         server: A DSN, as a URL, of a role that may create databases.
-        prepare: Called once with the DSN of the template, to make further tables in it.
+        prepare: A function that makes more tables in the template; it is called once, with the template's DSN.
     """
 
     def __init__(self, server: str, prepare: Callable[[str], object] | None = None) -> None:
         self._server = server
         self._prepare = prepare
-        self._pid = os.getpid()  # a forked child leaves all that is here to its parent
-        # Told apart from those of other runs, which may use the same server at the same time.
+        self._pid = os.getpid()  # a forked child leaves everything here to its parent
+        # This mark differs from those of other runs, which may use the same server concurrently.
         self.mark = f"pqcore_test_{os.getpid()}_{token_hex(4)}"
         self._admin = Connection(with_options(server, application_name=self.mark), TableName("queue"))
         self._numbers = count(1)
@@ -288,14 +289,14 @@ class Databases:
         self.close()
 
     def lend(self) -> Database:
-        """A database with an empty table ``queue``, to be given back."""
+        """Return a database with an empty table ``queue``, to be given back later."""
         with self._lock:
             database = self._free.pop() if self._free else self._copy()
             self._lent.append(database)
             return database
 
     def give_back(self, database: Database) -> None:
-        """Take a database back: it is put back to what it was, or dropped; a forked child leaves it to its parent."""
+        """Take a database back, and restore or drop it; a forked child leaves it to its parent."""
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -311,7 +312,7 @@ class Databases:
                 self._discard(database)
 
     def make(self, database: Database, names: TableName) -> None:
-        """Make the table of a queue in a database, and in those that are made later."""
+        """Make the table of a queue in a database, and in databases that are made later."""
         with self._lock:
             if str(names) in database.tables:
                 return
@@ -323,7 +324,7 @@ class Databases:
                 database.snapshot.grow()
 
     def close(self) -> None:
-        """Drop all that was made; a forked child drops nothing."""
+        """Drop everything that was made; a forked child drops nothing."""
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -335,7 +336,7 @@ class Databases:
                 self._drop(self._template)
             self._admin.close()
 
-    # Within
+    # Internal methods
 
     def _as_it_was(self, database: Database) -> bool:
         [[alone, _]] = database.connection.sql(_ALONE)
@@ -350,14 +351,14 @@ class Databases:
         return Database(name, dsn, connection, set(self._has or ()), Snapshot(connection))
 
     def _bring_up_template(self) -> None:
-        """Make the template, with all tables that were wanted so far."""
+        """Make the template, with all tables that were asked for."""
         dsn = with_database(self._server, self._template)
         if self._has is None:
             self._sweep()
             [[version, fsync]] = self._admin.sql(
                 "SELECT current_setting('server_version_num')::int, current_setting('fsync')"
             )
-            # Copying files is faster, but for the checkpoints that it takes on a server that syncs.
+            # Copying files is faster, except for the checkpoints that it takes on a server with fsync.
             self._strategy = " STRATEGY FILE_COPY" if version >= 150000 and fsync == "off" else ""
             try:
                 self._admin.sql(f"CREATE DATABASE {quote(self._template)}", rows=False)
@@ -373,11 +374,11 @@ class Databases:
         for names in missing:
             _create(dsn, names)
             self._has.add(str(names))
-        # Whatever `prepare` left connected would be in the way of each copy.
+        # Connections that `prepare` left open would block each copy.
         self._admin.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self._template}'")
 
     def _sweep(self) -> None:
-        """Drop what runs left behind that were killed: nobody is connected by their name."""
+        """Drop the databases that killed runs left behind: no session with their mark is connected."""
         left = self._admin.sql(
             r"SELECT d.datname FROM pg_database AS d WHERE d.datname ~ '^pqcore_test_\d+_[0-9a-f]{8}_\d+$'"
             r" AND NOT EXISTS (SELECT FROM pg_stat_activity"
@@ -387,7 +388,8 @@ class Databases:
             self._drop(str(name))
 
     def _discard(self, database: Database) -> None:
-        # Sessions take a moment to end, and dropping waits a tenth of a second if it finds one: so, later.
+        # Sessions take a moment to end, and DROP waits a tenth of a second if it finds one, so databases are dropped
+        # later.
         self._drop_doomed()
         try:
             database.connection.close()

@@ -1,7 +1,6 @@
-"""What a scenario works with: queues over the backend under test, and a second pair of eyes.
+"""The harness that a scenario works with: queues over the tested backend, and a second, observing connection.
 
-Everything goes through the backend itself, so that a backend can be tested
-where no other driver is installed.
+Everything uses the tested backend, so that it can be tested without any other driver.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
-"""Seconds after which something awaited is held to be lost. No test measures it."""
+"""Seconds after which an awaited event counts as lost. No test measures this time."""
 SIDE_TABLES = (
     "_archive",
     "_slots",
@@ -51,13 +50,13 @@ SIDE_TABLES = (
     "_rules",
     "_workers",
 )
-"""What the names of the tables beside a queue's end in."""
+"""The suffixes of the tables that belong to a queue's table."""
 INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")
-"""What the names of the indexes of a queue's table end in."""
+"""The suffixes of the indexes of a queue's table."""
 
 
 def all_tables(*names: str) -> set[str]:
-    """The tables of a schema in which these queues' tables, and no others, were made."""
+    """Return the tables of a schema in which only these queues' tables were made."""
     found = {fit(name + suffix) for name in names for suffix in ("", *SIDE_TABLES)}
     assert len(found) == len(names) * (1 + len(SIDE_TABLES))
     return found | {"pqcore_migrations"}
@@ -66,19 +65,19 @@ def all_tables(*names: str) -> set[str]:
 NO_LIMITS = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"""
-"""Who looks at a test from beside it may idle for longer than the server's settings say."""
+"""The test observer's connection may stay idle for the whole test, whatever the server's settings are."""
 
 
 def statement(sql: str, *, rows: bool = True) -> Query:
-    """A statement without parameters."""
+    """Return a statement without parameters."""
     return plain("test", sql, rows=rows)
 
 
 def patiently(what: str) -> Iterator[None]:
-    """Bound a loop that asks again and again: each round takes the next item; after `PATIENCE` seconds it fails.
+    """Yield the rounds of a repeated check; after `PATIENCE` seconds the next round fails.
 
     Args:
-        what: What the loop waits for.
+        what: What the check waits for.
     """
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -88,7 +87,7 @@ def patiently(what: str) -> Iterator[None]:
 
 
 class Connection:
-    """A connection of the driver's own, as a user would open it, with means to use it.
+    """A connection of the driver, opened as a user would open it, with methods to use it.
 
     Attributes:
         raw: The driver's connection.
@@ -100,9 +99,9 @@ class Connection:
         self.raw: Any = session.driver.connection
 
     def begin(self) -> None:
-        """Begin a transaction of the user's."""
+        """Begin a transaction of the user."""
         self._harness.wait_for(lambda: self.session.begin())
-        self.sql("SELECT 1")  # some drivers begin with the first statement only
+        self.sql("SELECT 1")  # some drivers begin only with the first statement
 
     def commit(self) -> None:
         self._harness.wait_for(lambda: self.session.commit())
@@ -121,14 +120,14 @@ class Connection:
 
 
 class Harness:
-    """One test's view of the backend under test, in a schema of its own.
+    """A test's access to the tested backend, in a schema of its own.
 
     Attributes:
         spec: The backend.
-        dsn: Where its server is; connections are told by ``application``.
-        schema: The test's schema, dropped at its end.
+        dsn: The DSN of the server; ``application_name`` marks the connections.
+        schema: The test's schema, which is dropped at the end.
         mode: ``"blocking"`` or ``"async"``; scenarios are the same in both.
-        left_out: Told what is not offered, if the scenario is left out for it.
+        left_out: A function that is told which ability is missing, if the scenario is skipped for it.
     """
 
     def __init__(self, spec: BackendSpec, dsn: str, left_out: Callable[[str], object] = str) -> None:
@@ -145,31 +144,34 @@ class Harness:
         sql = plugins.dialect()(TableName("queue", self.schema), spec.paramstyle)
         make = partial(plugins.make, spec)
         self.opener = BackendAdapter(make, sql, suspends=spec.mode == "async", prepared=prepared())
-        # Of a name of its own, so that behind a pooler it never is on a session that goes by the queues' name.
+        # A different application name, so that a pooler never uses the same session for it and for the queues.
         self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
-        if prepared():  # else it would be set on a connection that a pooler lends to others
+        if prepared():  # otherwise it would be set on a connection that a pooler lends to other clients
             self.sql(NO_LIMITS)
         self.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
 
     def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine of the backend's: stepped, or in the portal."""
+        """Run a coroutine of the backend: step it, or run it in the portal."""
         if self._portal is None:
             return run_sync(make())  # type: ignore[arg-type]
         result: T = self._portal.call(make)
         return result
 
     def pq(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
-        """A `PQ` over the backend, closed at the end; an `AsyncPQ` looks like one.
+        """Return a `PQ` over the backend, which is closed at the end; an `AsyncPQ` looks like one.
 
         Args:
             target: A DSN or connection; by default the test's DSN.
             create: Whether to make the table.
-            **options: As for `PQ`; the schema is the test's.
+            **options: Options of `PQ`; the schema is the test's.
         """
         return self._pq(PQ, AsyncPQ, target, create, options)
 
     def tasks(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
-        """A `pqcore.tasks.PQ`, as `pq` makes a `pqcore.PQ`: its queues' tasks are called as blocking ones."""
+        """Return a `pqcore.tasks.PQ`, as `pq` returns a `pqcore.PQ`.
+
+        Its queues' tasks are called like blocking ones.
+        """
         return self._pq(tasks.PQ, tasks.AsyncPQ, target, create, options)
 
     def _pq(
@@ -190,19 +192,19 @@ class Harness:
         return pq
 
     def queue(self, name: str = "q", **options: Any) -> Any:
-        """A queue of a new `PQ`; see `pq`."""
+        """Return a queue of a new `PQ`; see `pq`."""
         return self.pq(**options)[name]
 
     def task_queue(self, name: str = "q", **options: Any) -> Any:
-        """A queue of a new `pqcore.tasks.PQ`; see `tasks`."""
+        """Return a queue of a new `pqcore.tasks.PQ`; see `tasks`."""
         return self.tasks(**options)[name]
 
     def drain(self, *queues: Any, **options: Any) -> None:
-        """Have a worker do all jobs of queues that are due, and end.  Several threads may call it at once.
+        """Run all due jobs of some queues in a worker, and return. Several threads may call this concurrently.
 
         Args:
-            *queues: The queues, of `task_queue`.
-            **options: As for `Worker`.
+            *queues: The queues, made by `task_queue`.
+            **options: Options of `Worker`.
         """
 
         async def work() -> None:
@@ -212,11 +214,11 @@ class Harness:
 
     @contextmanager
     def working(self, *queues: Any, **options: Any) -> Iterator[Worker]:
-        """A worker that runs, in a thread or the portal, for the length of a block; then it is stopped in order.
+        """Run a worker, in a thread or the portal, for the length of a block; then stop it in order.
 
         Args:
-            *queues: The queues, of `task_queue`.
-            **options: As for `Worker`.
+            *queues: The queues, made by `task_queue`.
+            **options: Options of `Worker`.
         """
         worker = Worker(*map(unwrapped, queues), **options)
         started = threading.Event()
@@ -225,7 +227,7 @@ class Harness:
         async def work() -> None:
             loops.append(asyncio.get_running_loop())
             running = asyncio.ensure_future(worker.run())
-            await asyncio.sleep(0)  # by then it can be stopped
+            await asyncio.sleep(0)  # after this turn of the loop, the worker can be stopped
             started.set()
             await running
 
@@ -234,12 +236,12 @@ class Harness:
             try:
                 yield worker
             finally:
-                with suppress(RuntimeError):  # it failed, and its loop is closed: join says why
+                with suppress(RuntimeError):  # the worker failed, and its loop is closed; join raises the cause
                     loops[0].call_soon_threadsafe(worker.stop)
                 join()
 
     def listener(self, engine: Any) -> Any:
-        """What waits for notifications on an engine: in the portal, where there is one."""
+        """Return what waits for notifications on an engine, in the portal if there is one."""
 
         async def here() -> Any:
             return engine.listener
@@ -247,33 +249,33 @@ class Harness:
         return self.wait_for(here)
 
     def in_loop(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine of asyncio's: in the portal, where there is one, else in a loop of its own."""
+        """Run a coroutine of asyncio in the portal, if there is one, or else in a new loop."""
         if self._portal is None:
             return asyncio.run(make())
         result: T = self._portal.call(make)
         return result
 
     def committed_dsn(self) -> str:
-        """The test's DSN, with READ COMMITTED as the default isolation, where the server's default is above that."""
+        """Return the test's DSN, with READ COMMITTED as the default isolation if the server's default is higher."""
         [[level]] = self.sql("SELECT current_setting('default_transaction_isolation')")
         if level == "read committed":
             return self.dsn
         return with_isolation(self.dsn, "read committed")
 
     def connect(self, dsn: str | None = None) -> Connection:
-        """A connection of the driver's own, closed at the end."""
+        """Return a connection of the driver, which is closed at the end."""
         connection = self._open(dsn or self.dsn)
         self._stack.callback(connection.close)
         return connection
 
     def pool(self, size: int = 4, dsn: str | None = None) -> Any:
-        """A pool of the driver's own, closed at the end (capability POOL)."""
+        """Return a pool of the driver, which is closed at the end (capability POOL)."""
         pool = self.wait_for(lambda: open_pool(self.spec, dsn or self.dsn, size))
         self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))
         return pool
 
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
-        """Look at, or change, the database from another connection; `{table}` is the queue's."""
+        """Read or change the database from another connection; `{table}` is the queue's table."""
         return self._eyes.sql(text.replace("{table}", self.table), rows=rows)
 
     def sql_within(self, queue: Any, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
@@ -285,17 +287,18 @@ class Harness:
 
     @property
     def table(self) -> str:
-        """The quoted name of the test's table ``queue``."""
+        """Return the quoted name of the test's table ``queue``."""
         return str(TableName("queue", self.schema))
 
     def bounded(self, queue: Any) -> bool:
-        """Whether the queue's next look begins where the last one left off."""
+        """Return whether the queue's next look begins at the position of the last one."""
         return bool(queue.bound.usable(time.monotonic()))
 
     def needs_sessions(self) -> None:
-        """Leave the scenario out where a pooler shares its connections: it looks at the server's sessions, or sets one.
+        """Skip a scenario that inspects or changes the server's sessions, if a pooler shares its connections.
 
-        There a connection is none of them; what is set on one is set for others, and what is ended is another's.
+        Behind such a pooler, a session belongs to no client: settings would affect other clients, and so would ending
+        it.
         """
         if not prepared():
             import pytest
@@ -304,13 +307,13 @@ class Harness:
             pytest.skip("not offered: SESSIONS: a pooler in between shares the server's sessions")
 
     def connections(self) -> int:
-        """How many connections the test's queues have open."""
+        """Return how many connections the test's queues have open."""
         self.needs_sessions()
         [[number]] = self.sql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{self.application}'")
         return int(number)
 
     def cut_connections(self) -> int:
-        """Have the server end all of them, as a restart would; returns how many."""
+        """Make the server end all these connections, as a restart would; return their number."""
         self.needs_sessions()
         return self._cut()
 
@@ -323,7 +326,7 @@ class Harness:
         return len(rows)
 
     def waiting(self) -> list[int]:
-        """The server's process ids of the connections of the test's queues on which it is waited: a lock says so."""
+        """Return the server's process ids of the connections on which the test's queues wait, by their locks."""
         rows = self.sql(
             "SELECT DISTINCT pid FROM pg_locks JOIN pg_stat_activity USING (pid)"
             f" WHERE application_name = '{self.application}'"
@@ -332,11 +335,11 @@ class Harness:
         return [pid for [pid] in rows]
 
     def listening(self) -> bool:
-        """Whether somebody waits, or is about to look once more before that: from now on a put wakes."""
+        """Return whether a waiter waits, or is about to look once more before that: from now on, a put wakes it."""
         return bool(self.waiting())
 
     def eventually(self, condition: Callable[[], Any]) -> Any:
-        """Ask until the answer is true; the truth comes from the server, which tells of no change."""
+        """Repeat a question until its answer is true, for changes on the server that are not announced."""
         deadline = time.monotonic() + PATIENCE
         pause = threading.Event()
         while not (answer := condition()):
@@ -346,7 +349,10 @@ class Harness:
 
     @contextmanager
     def thread(self, work: Callable[[], T]) -> Iterator[Callable[[], T]]:
-        """Run ``work`` in a thread for the length of a block; gives what joins it and returns its result."""
+        """Run ``work`` in a thread for the length of a block.
+
+        Yield a function that joins the thread and returns the result.
+        """
         results: list[T] = []
         errors: list[BaseException] = []
 
@@ -370,7 +376,10 @@ class Harness:
         join()
 
     def at_once(self, *works: Callable[[], T]) -> list[T]:
-        """Run each in a thread, all beginning together; their results, in order.  What one raises is raised."""
+        """Run each function in a thread, all starting concurrently; return their results in order.
+
+        An exception of one of them is raised.
+        """
         start = threading.Barrier(len(works))
 
         def begun(work: Callable[[], T]) -> Callable[[], T]:
@@ -399,7 +408,7 @@ class Harness:
         try:
             self._stack.close()
         finally:
-            self._cut()  # a test that failed may have left a transaction open
+            self._cut()  # a failed test may have left a transaction open
             self.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
             self._eyes.close()
             if self._portal is not None:
@@ -415,5 +424,5 @@ class Harness:
 
 
 async def _made(factory: Callable[..., T], target: Any, options: dict[str, Any]) -> T:
-    """Construct within the event loop."""
+    """Construct an object within the event loop."""
     return factory(target, **options)

@@ -1,20 +1,16 @@
-"""What producers and consumers saw, and whether a queue may have done that.
+"""Records of what producers and consumers did, and a check whether the queue behaved correctly.
 
-Those who use the queue record each operation with the instants between which it
-happened (`History.record`); afterwards `check` looks for what no interleaving of
-those operations explains.  Only intervals are compared: of two operations that
-overlapped, either may have been first, and neither order is a violation.
+Users of the queue record each operation with the instants between which it happened (`History.record`). Afterwards,
+`check` looks for observations that no interleaving of these operations explains. Only intervals are compared: of two
+overlapping operations, either may have been first, and neither order is a violation.
 
-The instants are of ``CLOCK_MONOTONIC``, which all processes of one machine
-share, so the histories of several processes can be put together
-(`History.merged`); those of several machines cannot.
+The instants are of ``CLOCK_MONOTONIC``, which all processes of one machine share. So the histories of several processes
+can be merged (`History.merged`), but not those of several machines.
 
-What an empty answer proves: of the operations *recorded*, none lost, invented or
-doubled a job, none finished one under an overtaken lease, and jobs of one key
-were first taken in the order they were put.  What it does not prove: anything of
-operations that were not recorded.  The history of a process that was killed dies
-with it, so what it popped appears lost, and what it took first appears to be
-taken out of order; let such a process take leases, or give its jobs no key.
+An empty result proves three things about the *recorded* operations. None lost, invented or doubled a job; none finished
+a job with an older token; and jobs of one key were first taken in the order of their puts. The result proves nothing
+about operations that were not recorded. The history of a killed process is lost. So jobs that it popped appear lost,
+and jobs that it took first appear out of order. Let such a process take leases, or give its jobs no key.
 """
 
 from __future__ import annotations
@@ -37,14 +33,14 @@ class Operation:
     """One operation on one job.
 
     Attributes:
-        kind: ``get`` is the taking of a job for good, ``lease`` for a time.
-        begin: Nanoseconds; the operation took effect after this,
-        end: and before this.
-        job: The job's id; None if it is not known, as of a put that failed.
-        token: The job's ``token`` under which it was taken, or finished.
-        key: What jobs share that are to be taken in the order they were put.
-        outcome: ``undone``: rolled back.  ``lost``: refused, as the lease was lost.
-            ``unknown``: it failed, and may have happened or not.
+        kind: The kind of operation; ``get`` takes a job for good, ``lease`` takes it for a time.
+        begin: The time in nanoseconds after which the operation took effect.
+        end: The time in nanoseconds before which the operation took effect.
+        job: The job's id; None if unknown, as for a failed put.
+        token: The job's ``token`` with which it was taken or finished.
+        key: A key that jobs share if they must be taken in the order of their puts.
+        outcome: ``undone``: the operation was rolled back. ``lost``: it was refused, because the lease was lost.
+            ``unknown``: it failed, and may or may not have taken effect.
     """
 
     kind: Kind
@@ -63,14 +59,14 @@ class Operation:
 
 @dataclass
 class Recording:
-    """An operation under way, to be told what it did.
+    """An operation in progress, which receives what it did.
 
     Attributes:
         job: The job's id.
-        token: Its fencing token.
-        jobs: Instead, the (id, token) of each job of a batch.
-        outcome: To be set where it is known better than by the exception:
-            ``"undone"``, before a transaction is rolled back.
+        token: The job's fencing token.
+        jobs: In place of these, the (id, token) of each job of a batch.
+        outcome: The outcome, to be set if the exception does not show it: ``"undone"``, before a transaction is rolled
+            back.
     """
 
     job: int | None = None
@@ -80,29 +76,28 @@ class Recording:
 
 
 class History:
-    """Operations, recorded by many threads; may be pickled."""
+    """Operations that many threads record; the object can be pickled."""
 
     def __init__(self, operations: Iterable[Operation] = ()) -> None:
         self.operations = list(operations)
 
     @classmethod
     def merged(cls, histories: Iterable[History]) -> History:
-        """One history of several, as of several processes."""
+        """Return one history made of several, such as those of several processes."""
         return cls(operation for history in histories for operation in history.operations)
 
     @contextmanager
     def record(self, kind: Kind, key: object = None, token: int | None = None) -> Iterator[Recording]:
-        """Record what the block does.
+        """Record the operation in the block.
 
-        ``with history.record("put", key="a") as op: op.job = queue.put(...)``.
-        A get within a transaction is to be recorded with its commit inside of the
-        block: it happens when that does.  A get or lease that is told no job is
-        forgotten: it found none.
+        ``with history.record("put", key="a") as op: op.job = queue.put(...)``. For a get within a transaction, the
+        block must include the commit, because the get takes effect with it. A get or lease that sets no job is dropped:
+        it found none.
 
         Args:
-            kind: What is done.
-            key: With a put; see `Operation`.
-            token: With an ack or nack; with others it may be set in the block.
+            kind: The kind of operation.
+            key: The key of a put; see `Operation`.
+            token: The token of an ack or nack; for other kinds, the block may set it.
         """
         recording = Recording(token=token)
         begin = time.monotonic_ns()
@@ -121,34 +116,31 @@ class History:
             jobs: list[tuple[int | None, int | None]] = [*recording.jobs]
             if recording.job is not None or (not jobs and outcome == "unknown"):
                 jobs.append((recording.job, recording.token))
-            # One call, so that threads need no lock, and a pickle has none.
+            # A single call, so that threads need no lock, and the object can be pickled.
             self.operations.extend([Operation(kind, begin, end, job, mark, key, outcome) for job, mark in jobs])
 
 
 def check(history: History, left: Collection[int] = ()) -> list[str]:
-    """Look for violations.
+    """Return the violations in a history.
 
-    Of an operation with an unknown outcome either is believed, whatever explains
-    more; with each put or get that failed without a job's id, one ghost or one loss
-    is.  Violations are:
+    An operation with an unknown outcome may have happened or not, whichever explains more. Each failed put or get
+    without a job's id also excuses one ghost or one loss. Violations are:
 
-    * a loss: a put that was acknowledged, of a job that is neither left, nor was
-      popped or acknowledged by anybody (a lease alone finishes nothing);
-    * a ghost: a job that was delivered, and never put, or before it was put;
-    * a double delivery: a job popped twice, given again after it was finished,
-      or leased twice with one token;
-    * a double acknowledgement, and one of a job that was popped;
-    * an ack or nack that succeeded with an overtaken token;
-    * disorder: of two jobs of a key, put one after the other, the first take of
-      the second was over before that of the first began.  Redeliveries do not
-      count, neither do jobs that were never taken.
+    * a loss: an acknowledged put of a job that is neither left, nor was popped or acknowledged (a lease alone finishes
+      nothing);
+    * a ghost: a job that was delivered without a put, or before its put;
+    * a double delivery: a job that was popped twice, delivered after it was finished, or leased twice with one token;
+    * a double acknowledgement, and an acknowledgement of a popped job;
+    * an ack or nack that succeeded with an older token;
+    * disorder: two jobs of a key were put one after the other, but the first take of the second had ended before that
+      of the first began. Redeliveries are no violations, nor are jobs that were never taken.
 
     Args:
-        history: Of everybody who used the queue.
+        history: The operations of all users of the queue.
         left: The ids of the jobs that are still in the table, waiting or leased.
 
     Returns:
-        A line for each violation.
+        One line for each violation.
     """
     jobs: dict[int, list[Operation]] = defaultdict(list)
     for operation in history.operations:
@@ -215,7 +207,7 @@ def _fenced(job: int, operations: list[Operation]) -> Iterator[str]:
         for taken in _of(operations, "get", "lease"):
             if held.token is None or taken.token is None or taken.token <= held.token:
                 continue
-            # After an ack there is no further token, so the two exclude each other in either order.
+            # An ack is the last operation with a job, so the two exclude each other in either order.
             if held.kind == "ack" or taken.end < held.begin:
                 yield f"job {job}: the {held.kind} succeeded though its token was overtaken: {held}, {taken}"
 
@@ -224,14 +216,14 @@ def _disorder(jobs: dict[int, list[Operation]]) -> Iterator[str]:
     keys: dict[object, list[tuple[Operation, Operation]]] = defaultdict(list)
     for operations in jobs.values():
         puts = [put for put in _of(operations, "put") if put.key is not None]
-        # One that was rolled back, or maybe happened, was maybe the first.
+        # An operation that was rolled back, or that may have happened, may have been the first.
         takes = _of(operations, "get", "lease", outcome=None)
         first = min(takes, key=lambda take: take.begin, default=None)
         if puts and first is not None and (first.token or 1) == 1:
             keys[puts[0].key].append((puts[0], first))
     for key, pairs in keys.items():
         ended = sorted(pairs, key=lambda pair: pair[0].end)
-        latest: tuple[Operation, Operation] | None = None  # taken last, of those put before
+        latest: tuple[Operation, Operation] | None = None  # the job taken last, among those put before
         place = 0
         for put, take in sorted(pairs, key=lambda pair: pair[0].begin):
             while place < len(ended) and ended[place][0].end < put.begin:

@@ -1,4 +1,4 @@
-"""Serves an application over HTTP in this process; for the project's tests of the web page."""
+"""A server of an application over HTTP in this process, for the project's tests of the web page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pqcore.testing.harness import PATIENCE
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
-    """Serve an ASGI application in a thread; gives its address, without a slash at the end."""
+    """Serve an ASGI application in a thread; yield its address, without a slash at the end."""
     started = threading.Event()
 
     class Server(uvicorn.Server):

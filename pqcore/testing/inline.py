@@ -1,4 +1,4 @@
-"""Running jobs here and now, one at a time, as a worker would; for `pqcore.testing.jobs`."""
+"""Running jobs inside the test, one at a time, as a worker would; for `pqcore.testing.jobs`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from pqcore.tasks.run_job import Runner, run_job
 from pqcore.testing.matching import is_call
 
 LEASE = 86_400.0
-"""Seconds for which a job is leased: long enough for a debugger."""
+"""Seconds for which a job is leased: long enough for debugging."""
 MOST_RUN = 1_000
-"""Jobs that are run, at most, by default: a job that puts itself again would never end."""
+"""The default for the largest number of jobs to run, because a job that puts itself again would never end."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Ran:
     """A job that was run.
 
     Attributes:
-        id: Its id.
-        queue: The name of its queue.
+        id: The job's id.
+        queue: The name of the job's queue.
         task: The path of the function.
-        args: What it was called with, after the job's id.
-        kwargs: Likewise.
-        result: What it returned.
+        args: The positional arguments of the call, without the job's id.
+        kwargs: The keyword arguments of the call.
+        result: The value that the function returned.
         outcome: How the job ended: ``done``, ``retry``, ``snooze``, ``dead`` or ``drop``.
-        error: What the function raised.
+        error: The exception of the function.
         reason: Why the job is dead or was dropped; see `pqcore.dead_letters.DeadLetter`.
-        attempt: 1 for the first time that the job was run, 2 for the second...
+        attempt: The number of the run: 1 for the first run, 2 for the second.
     """
 
     id: int
@@ -61,13 +61,13 @@ class Ran:
 
 
 async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, suspends: bool) -> list[Ran]:
-    """Run what is due; see `Jobs.drain`.
+    """Run the due jobs; see `Jobs.drain`.
 
     Args:
-        queues: Of these.
-        raise_errors: As there.
-        at_most: As there.
-        suspends: Whether this is awaited in an event loop, and functions may be, too.
+        queues: The queues.
+        raise_errors: See `Jobs.drain`.
+        at_most: See `Jobs.drain`.
+        suspends: Whether this is awaited in an event loop, so that functions may be awaited, too.
     """
     for queue in queues:
         if not isinstance(queue, TaskDeclarations):
@@ -93,7 +93,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
 
 
 async def _next(queue: Any) -> BaseJob | None:
-    """Lease the next job that is due, whatever the rate."""
+    """Lease the next due job, ignoring the queue's rate limit."""
     settings = queue
     if queue.rate is not None:
         settings = copy.copy(queue)
@@ -103,12 +103,12 @@ async def _next(queue: Any) -> BaseJob | None:
         if rows:
             kind: type[BaseJob] = Job if isinstance(queue, core.Queue) else AsyncJob
             return kind(queue, rows[0], leased=True)
-        if wake_in != 0.0:  # else it was parked, and there may be others behind it
+        if wake_in != 0.0:  # otherwise the job was parked, and others may be behind it
             return None
 
 
 class _Drainer(Runner[Attempt]):
-    """Runs one job where the test runs, and stores its outcome before it goes on.
+    """A runner of one job inside the test, which stores the outcome before it continues.
 
     Args:
         queue: The job's queue.
@@ -144,27 +144,27 @@ class _Drainer(Runner[Attempt]):
         )
 
     async def decode(self, attempt: Attempt) -> Run | Outcome:
-        """Read the job; refuse a coroutine function that nothing here can await."""
+        """Decode the job; refuse a coroutine function that this runner cannot await."""
         run = await super().decode(attempt)
         if not isinstance(run, Outcome) and run.task.is_coroutine and not self._suspends and in_loop():
-            attempt.run = None  # no plugin hears of it
+            attempt.run = None  # so that no plugin hears of it
             msg = f"{run.task.path} must be awaited, within an event loop: await jobs.adrain(queue)"
             self._misuse = ConfigurationError(msg)
             raise self._misuse
         return run
 
     async def end(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """Store the progress that the function reported, then the outcome."""
+        """Store the progress that the function reported, and then the outcome."""
         if attempt.context is not None and (progress := attempt.context.take_progress()) is not None:
             await results.report_progress(attempt.queue.engine, attempt.queue, attempt.job, progress)
         await super().end(attempt, outcome)
 
     def _leaves(self, error: BaseException) -> bool:
-        """Return whether an exception ends the drain, and is no failure of the job."""
+        """Return whether an exception ends the drain, rather than being a failure of the job."""
         return error is self._misuse or leaves(error) or _is_the_tests(error, suspends=self._suspends)
 
     def _raise(self, outcome: Outcome) -> None:
-        """Raise what the function raised, if it is a mistake, or what kept the job from running."""
+        """Raise the function's exception if it is a mistake, or the error that kept the job from running."""
         attempt, error = self._attempt, self._attempt.error
         if attempt.run is None:
             self._raise_why_not_run(outcome)
@@ -189,7 +189,7 @@ class _Drainer(Runner[Attempt]):
 
 
 def _is_the_tests(error: BaseException, *, suspends: bool) -> bool:
-    """Whether an exception is meant for the test: `pytest.fail`, or that the test's own task is cancelled."""
+    """Return whether an exception is meant for the test: `pytest.fail`, or a cancellation of the test's own task."""
     if suspends and isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return sys.version_info < (3, 11) or (task is not None and task.cancelling() > 0)
@@ -197,5 +197,5 @@ def _is_the_tests(error: BaseException, *, suspends: bool) -> bool:
 
 
 def in_loop() -> bool:
-    """Whether an event loop runs in this thread."""
+    """Return whether an event loop runs in this thread."""
     return asyncio._get_running_loop() is not None

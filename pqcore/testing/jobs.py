@@ -1,4 +1,4 @@
-"""For the tests of those who use pqcore: a queue of the test's own, what is in it, and running it.
+"""Helpers for users' tests: a queue for each test, a view of its content, and a way to run its jobs.
 
     from pqcore.testing.jobs import isolated
 
@@ -8,7 +8,7 @@
         jobs.assert_enqueued(app.welcome, args=["ann@example.com"])
         jobs.drain(app.queue)
 
-In pytest, the fixture ``pqcore_jobs`` is that `Jobs`.  See docs/testing.md.
+In pytest, the fixture ``pqcore_jobs`` is such a `Jobs`. See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_DEAD = 100_000
-"""Dead letters of a queue that are listed, at most."""
+"""The largest number of dead letters of a queue that are listed."""
 
 
 class Jobs:
-    """The jobs of one test: assertions, and control.
+    """The jobs of one test, with methods to check and control them.
 
-    All but `adrain` blocks, and may be called in an event loop too.  Where queues may be left out, all
-    that this knows of are meant.
+    All methods except `adrain` block, and may also be called in an event loop. If no queues are given, a method uses
+    all queues that this object knows.
 
     Args:
-        dsn: The test's own database.  Missing tables are made in it, and nothing is deleted.
+        dsn: The test's own database. Missing tables are created in it, and nothing is deleted.
 
     Attributes:
-        dsn: The test's own database, for what else is to be connected to it.
+        dsn: The test's own database, for other connections of the test.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -95,10 +95,10 @@ class Jobs:
     # Queues
 
     def pq(self, **options: Any) -> PQ:
-        """A `pqcore.tasks.PQ` bound to the test's database; its table is there.
+        """Return a `pqcore.tasks.PQ` bound to the test's database, whose table exists.
 
         Args:
-            **options: As for `PQ`.
+            **options: Options of `PQ`.
         """
         made = PQ(self._own_dsn, **options)
         self._take(made.engine)
@@ -106,20 +106,23 @@ class Jobs:
         return made
 
     def async_pq(self, **options: Any) -> AsyncPQ:
-        """The same, to be awaited: connections are opened when first needed, in the event loop that needs them."""
+        """Return an asynchronous PQ like `pq`.
+
+        Connections are opened when first needed, in the event loop that needs them.
+        """
         made = AsyncPQ(self._own_dsn, **options)
         self._take(made.engine)
         self._faces.append(made)
         return made
 
     def use(self, *targets: Any) -> None:
-        """Point a `PQ` or `AsyncPQ` of the application's at the test's database, until the test ends.
+        """Bind a `PQ` or `AsyncPQ` of the application to the test's database, until the test ends.
 
-        With it all of its queues, and what they have declared; a missing table is made.
+        This includes all its queues, and the tasks that they declared; a missing table is created.
 
         Args:
-            *targets: Which; a queue or a task stands for the `PQ` that it is of.  A queue that was made by
-                ``pq.queue(...)`` is to be given itself if its options matter to what is asked of it here.
+            *targets: The objects to bind; a queue or a task stands for its `PQ`. Give a queue made by ``pq.queue(...)``
+                itself, if its options matter for the checks.
         """
         for given in targets:
             target = given.queue if _is_task(given) else given
@@ -128,7 +131,8 @@ class Jobs:
                 msg = f"{given!r} cannot be pointed at another database; give a PQ, an AsyncPQ or a queue"
                 raise ConfigurationError(msg)
             if not self._has(engine):
-                # Queues, handles and the like hold on to the engine: so it stays, and gets another's inside.
+                # Queues, handles and similar objects refer to the engine, so the engine stays and gets the content of
+                # another.
                 inside = Engine(
                     engine._mode,
                     type(engine.runtime)(),
@@ -146,7 +150,7 @@ class Jobs:
                 self._faces.append(target)
 
     def close(self) -> None:
-        """Point all back to where it was, and close the connections."""
+        """Undo all bindings, and close the connections."""
         for engine, inside in reversed(self._swapped):
             engine.__dict__ = inside
         with ExitStack() as stack:
@@ -157,22 +161,22 @@ class Jobs:
         self._connections, self._engines, self._swapped, self._faces = {}, [], [], []
 
     async def close_here(self) -> None:
-        """Close the connections that were opened in the running event loop; `close` is to follow."""
+        """Close the connections that were opened in the running event loop; call `close` afterwards."""
         for engine in self._engines:
             if engine.runtime.suspends and asyncio.get_running_loop() in engine.loops():
                 await engine.close()
 
-    # What is there
+    # Checking jobs
 
     def enqueued(self, *queues: Any, connection: Any = None) -> list[Enqueued]:
-        """The jobs that wait, scheduled and parked ones too, in the order that they were put.
+        """Return the waiting jobs, including scheduled and parked ones, in the order of their puts.
 
-        Not those that are taken, leased or finished.
+        Jobs that are taken, leased or finished are not included.
 
         Args:
-            *queues: Of these queues.
-            connection: As this connection sees them, in its transaction; as for `pqcore.Queue.put`. For
-                blocking queues only.
+            *queues: Only jobs of these queues.
+            connection: A connection whose transaction is used to look; see `pqcore.Queue.put`. This works only for
+                blocking queues.
         """
         found = [job for queue in self._queues(queues) for job in self._enqueued(queue, connection)]
         return sorted(found, key=lambda job: (job.enqueued_at, job.id))
@@ -191,21 +195,21 @@ class Jobs:
         headers: Mapping[str, Any] | None = None,
         connection: Any = None,
     ) -> list[Enqueued]:
-        """Have the test fail unless there is such a job.
+        """Fail the test unless such a job waits.
 
         Args:
-            what: A task, the path of one, a call (``send.call("ann")``), or the data that was put; any job if it
-                is not given.
-            queue: Where it is to be; the task's own queue if it is not given, or any.
-            args: What the function is to be called with, after the job's id.
-            kwargs: Likewise.
-            times: How many such jobs there are to be; None for at least one.
-            schedule_at: For when it is to be scheduled: a datetime, or a distance from when it was put, or from now.
-            expected_at: Likewise.
-            within: By how much the times may be off, a second if it is not given; without them: in what time the
-                job is to be due.
-            headers: Which it is to have, among others.
-            connection: As for `enqueued`.
+            what: A task, the path of one, a call (``send.call("ann")``), or the data that was put; if not given, any
+                job.
+            queue: The queue of the job; if not given, the task's own queue, or any.
+            args: The expected positional arguments of the call, without the job's id.
+            kwargs: The expected keyword arguments of the call.
+            times: The expected number of such jobs; None for at least one.
+            schedule_at: The expected time of the schedule: a datetime, or a distance from the put, or from now.
+            expected_at: The expected time by which the job is wanted, in the same form.
+            within: The tolerance for the times, one second if not given; without times, the time within which the job
+                is due.
+            headers: Headers that the job must have, among others.
+            connection: See `enqueued`.
 
         Returns:
             The jobs.
@@ -231,41 +235,42 @@ class Jobs:
         raise AssertionError(msg)
 
     def assert_not_enqueued(self, what: Any = ..., **criteria: Any) -> None:
-        """Have the test fail if there is such a job.
+        """Fail the test if such a job waits.
 
         Args:
-            what: As for `assert_enqueued`.
-            **criteria: Likewise, but for ``times``.
+            what: See `assert_enqueued`.
+            **criteria: See `assert_enqueued`; ``times`` is not allowed.
         """
         __tracebackhide__ = True
         self.assert_enqueued(what, **criteria, times=0)
 
     def dead(self, *queues: Any) -> list[DeadLetter]:
-        """The dead letters, the one that died first first."""
+        """Return the dead letters, in the order in which they died."""
         found: list[DeadLetter] = []
         for queue in self._queues(queues):
             rows = self._ask(queue, dead_letters.list_latest, queue, MOST_DEAD)
             found += [DeadLetter(queue, row) for row in reversed(rows)]
         return found
 
-    # Running
+    # Running jobs
 
     def drain(self, *queues: Any, raise_errors: bool = True, at_most: int = MOST_RUN) -> list[Ran]:
-        """Run what is due, and what becomes due by that: here and now, one job at a time, in the order of a worker.
+        """Run the due jobs, and jobs that become due by that, inside the test, one at a time, in a worker's order.
 
-        Coroutine functions too, each in an event loop of its own.  Groups and limits hold; rates and timeouts do not.
+        Coroutine functions run, too, each in a new event loop. Groups and limits apply; rates and timeouts do not.
 
         Args:
-            *queues: Of these: always of the first that has a job.
-            raise_errors: Raise the first exception of a function, once what becomes of its job is stored. Not what
-                is meant to be raised: `Snooze`, `Discard`, `Retry` with retries left, what is in ``discard_on``.
-            at_most: So many jobs.
+            *queues: The queues; each job comes from the first of them that has one.
+            raise_errors: Whether to raise the first exception of a function, after the job's outcome is stored.
+                Exceptions that are meant to be raised do not count: `Snooze`, `Discard`, `Retry` with retries left, and
+                those in ``discard_on``.
+            at_most: The largest number of jobs to run.
 
         Returns:
-            What was run.
+            The jobs that were run.
 
         Raises:
-            UnknownTask: A job names no function that is known here.
+            UnknownTask: A job names a function that is unknown here.
             PQError: There were more jobs than ``at_most``.
         """
         chosen = self._queues(queues)
@@ -277,13 +282,16 @@ class Jobs:
         return asyncio.run(work) if suspends else run_sync(work)
 
     async def adrain(self, *queues: Any, raise_errors: bool = True, at_most: int = MOST_RUN) -> list[Ran]:
-        """As `drain`, awaited: coroutine functions run in this event loop.  Blocking queues, too."""
+        """Run jobs like `drain`, but awaited: coroutine functions run in this event loop.
+
+        Blocking queues are supported, too.
+        """
         return await drain(self._queues(queues), raise_errors=raise_errors, at_most=at_most, suspends=True)
 
     # Time
 
     def now(self) -> datetime:
-        """What time it is in the test: the server's, and what was travelled."""
+        """Return the time in the test: the server's time, plus the time travelled."""
         [[now]] = self._any_connection().sql("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
         moment: datetime = now
         return moment.replace(tzinfo=timezone.utc) + self._travelled
@@ -291,23 +299,23 @@ class Jobs:
     def travel(
         self, by: str | float | timedelta | None = None, *, to: datetime | None = None, down: bool = False
     ) -> datetime:
-        """Let time pass: what was scheduled until then is due, leases and results run out, periodic tasks tick.
+        """Let time pass: scheduled jobs become due, leases and results run out, periodic tasks tick.
 
-        The server's clock decides what is due, and cannot be moved. So the rows are: all times in the tables of the
-        queues are set back by as much. Python's clock stays as it is, too.
+        The server's clock decides which jobs are due, and cannot be moved. So the rows are moved: all times in the
+        queues' tables are set back by the same distance. Python's clock does not change either.
 
         Args:
-            by: How long: seconds, ``'1h'`` or a timedelta.
-            to: Or until when; naive means UTC.
-            down: Whether no worker was there meanwhile: then what becomes of missed ticks is the periodic
-                task's affair (``missed``). Else each is put.
+            by: The distance: seconds, ``'1h'`` or a timedelta.
+            to: A point in time instead; naive means UTC.
+            down: Whether no worker ran meanwhile, so that the periodic task decides about missed ticks (``missed``).
+                Otherwise every tick is put.
 
         Returns:
-            What time it is then.
+            The new time in the test.
 
         Raises:
-            ConfigurationError: Time does not go backwards; or a task ticks more often than can be put.
-            TransientError: A transaction holds rows that are to be moved.
+            ConfigurationError: The time lies in the past, or a task ticks more often than can be put.
+            TransientError: A transaction has locked rows that must be moved.
         """
         if (by is None) == (to is None):
             msg = "travel by a time, or to a time: one of them"
@@ -335,7 +343,7 @@ class Jobs:
             self._ask(queue, put_tick, queue, periodic.name, tick - self._travelled, row)
         return arrival
 
-    # Within
+    # Internal methods
 
     def _has(self, engine: Engine) -> bool:
         return any(vars(engine) is vars(ours) for ours in self._engines)
@@ -357,14 +365,17 @@ class Jobs:
         return next(iter(self._connections.values()), None) or self._connection(TableName("queue"))
 
     def _ask(self, queue: Any, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Run an operation for a queue; in its transaction, if it is a blocking one and one is open in this thread."""
+        """Run an operation for a queue; use a blocking queue's transaction, if one is open in this thread."""
         engine: Engine = queue.engine
         if engine.runtime.suspends:
             return self._connection(engine.names).call(operation, *arguments)
         return run_sync(operation(engine, *arguments))  # type: ignore[arg-type]
 
     def _run(self, names: TableName, work: Callable[[Session, TableName], Awaitable[T]]) -> T:
-        """Do something with a session that knows a table; in the transaction that is open in this thread, if one is."""
+        """Call a function with a session that knows a table.
+
+        Use the open transaction of this thread, if there is one.
+        """
 
         async def run(engine: Engine) -> T:
             return await engine.run(lambda session: work(session, names), protect=False)
@@ -375,7 +386,7 @@ class Jobs:
         return self._connection(names).call(run)
 
     def _queues(self, chosen: Iterable[Any]) -> list[Any]:
-        """Queues, each once; those of a `PQ` that is among them, and all without any."""
+        """Return queues without duplicates, including those of a given `PQ`; without arguments, all queues."""
         given = list(chosen)
         found: dict[tuple[str, str], Any] = {}
         for one in given:
@@ -385,7 +396,7 @@ class Jobs:
             if not self._has(one.engine):
                 msg = f"{one!r} is not in the test's database: give it, or its PQ, to jobs.use() first"
                 raise ConfigurationError(msg)
-        # Queues that were named one by one first: they may have options of their own.
+        # Queues that were named one by one come first, because they may have options of their own.
         for one in sorted(given or self._faces, key=_is_pq):
             for queue in self._of(one) if _is_pq(one) else [one]:
                 found.setdefault((str(queue.table), queue.name), queue)
@@ -428,20 +439,20 @@ class Jobs:
     def _ticks(
         self, start: datetime, arrival: datetime, *, down: bool
     ) -> list[tuple[Any, Periodic, datetime, list[datetime]]]:
-        """The periodic tasks, the last tick of each, and the ticks that are to be put: by the test's clock."""
+        """Return the periodic tasks, the last tick of each, and the ticks to put, by the test's clock."""
         found = []
         for queue in self._declaring():
             for periodic in queue.periodics:
                 kept = self._ask(queue, last_tick, queue, periodic.name)
                 begins = kept.line is not None and kept.line != periodic.line
                 last = start if kept.tick is None or begins else kept.tick + self._travelled
-                if not down:  # what was missed before is settled
+                if not down:  # ticks missed before are settled
                     last = max(last, self._down_until)
                 found.append((queue, periodic, last, due(periodic, last, arrival, down=down)))
         return found
 
     def _declaring(self) -> Iterator[Any]:
-        """The queues that may have declared something."""
+        """Return the queues that may have declared tasks."""
         seen: set[int] = set()
         for face in self._faces:
             for queue in list(face._queues.values()) if _is_pq(face) else [face]:
@@ -459,7 +470,7 @@ def _is_task(what: Any) -> bool:
 
 
 def _shut(engine: Engine) -> None:
-    """Close an engine for good, wherever it was used."""
+    """Close an engine permanently, in every event loop that used it."""
     if not engine.runtime.suspends:
         run_sync(engine.close())
         return
@@ -468,15 +479,15 @@ def _shut(engine: Engine) -> None:
     for loop in engine.loops():
         if not loop.is_closed() and not loop.is_running() and not in_loop():
             loop.run_until_complete(engine.close())
-            return  # which closes those of other loops, too
-    # Else its connections end with the loop, or are ended by the server.
+            return  # which also closes the connections of other loops
+    # Otherwise its connections end with the loop, or the server ends them.
 
 
 class Isolated:
-    """What `isolated` gives: a context manager, for ``with`` and ``async with``.
+    """The result of `isolated`: a context manager for ``with`` and ``async with``.
 
     Args:
-        databases: Gives those to choose one from.
+        databases: A function that returns the databases to choose from.
     """
 
     def __init__(self, databases: Callable[[], Databases]) -> None:
@@ -505,7 +516,7 @@ class Isolated:
 
 
 class _IsolatedJobs(Jobs):
-    """The jobs of a test whose database is one of `Databases`."""
+    """The jobs of a test whose database belongs to a `Databases`."""
 
     def __init__(self, databases: Databases, database: Database) -> None:
         super().__init__(database.dsn)
@@ -526,7 +537,7 @@ class _IsolatedJobs(Jobs):
 
 @dataclass
 class _Shared:
-    """The server and the databases of this process, where there is no pytest to have them."""
+    """The server and the databases of this process, if pytest does not hold them."""
 
     pid: int = 0
     dsn: str = ""
@@ -534,7 +545,8 @@ class _Shared:
     databases: dict[Any, Databases] = field(default_factory=dict)
 
     def of(self, prepare: Callable[[str], object] | None) -> Databases:
-        if self.pid != os.getpid():  # the first time, or after a fork: what the parent has is the parent's
+        # on the first call, or after a fork, because the parent's objects belong to the parent
+        if self.pid != os.getpid():
             self.pid, self.databases, self.stack = os.getpid(), {}, ExitStack()
             self.dsn, _ = self.stack.enter_context(server())
             atexit.register(self._end, self.pid)
@@ -551,14 +563,14 @@ _shared = _Shared()
 
 
 def isolated(*, prepare: Callable[[str], object] | None = None) -> Isolated:
-    """A database of the test's own, and its `Jobs`, for the length of a block; with pytest or without.
+    """Return a context manager for a test's own database and its `Jobs`; it works with and without pytest.
 
-    The server is the one that ``PQCORE_TEST_DSN`` names, or a container (``PQCORE_TEST_CONTAINER``), or an embedded
-    one, which is started once a process.
+    The server is the one in ``PQCORE_TEST_DSN``, a container (``PQCORE_TEST_CONTAINER``), or an embedded one, which is
+    started once in each process.
 
     Args:
-        prepare: Makes tables of the application's own: called once a process, with a DSN. Each test finds the
-            database as it left it.
+        prepare: A function that makes the application's own tables; it is called once in each process, with a DSN. Each
+            test finds the database as this function left it.
     """
     return Isolated(lambda: _shared.of(prepare))
 

@@ -1,4 +1,4 @@
-"""Which jobs wait, and whether a job is one that a test wants; for `pqcore.testing.jobs`."""
+"""The waiting jobs, and a comparison with the job that a test wants; for `pqcore.testing.jobs`."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _CALL = {"function", "args", "kwargs"}
 
 @dataclass(frozen=True)
 class Enqueued:
-    """A job that waits.
+    """A waiting job.
 
-    The times are by the test's clock: what `Jobs.travel` moved back is given as it was put.
+    Times are by the test's clock: times that `Jobs.travel` moved back are returned as they were put.
 
     Attributes:
-        id: Its id.
-        queue: The name of its queue.
-        task: The path of the function that it calls; None if it is no call.
-        args: What the function is called with, after the job's id.
-        kwargs: Likewise.
-        data: All that was put; as it is stored, if this queue does not read it.
-        schedule_at: Before when it is not to be taken.
-        expected_at: By when it is wanted.
-        enqueued_at: When it was put.
-        headers: What travels beside the data.
+        id: The job's id.
+        queue: The name of the job's queue.
+        task: The path of the function that the job calls; None if the job is not a call.
+        args: The positional arguments of the call, without the job's id.
+        kwargs: The keyword arguments of the call.
+        data: The whole data that was put; in its stored form, if the queue cannot read it.
+        schedule_at: The earliest time at which the job may be taken.
+        expected_at: The time by which the job is wanted.
+        enqueued_at: The time of the job's put.
+        headers: The values stored with the data.
         state: ``ready``, ``scheduled``, or ``parked`` for a limit or group.
-        attempts: How often it was run; see `pqcore.Job.attempts`.
-        failures: How often it failed.
-        dedup_key: The key that it holds.
-        group: Its FIFO group.
+        attempts: How often the job was run; see `pqcore.Job.attempts`.
+        failures: How often the job failed.
+        dedup_key: The dedup key that the job holds.
+        group: The job's FIFO group.
     """
 
     id: int
@@ -78,7 +78,7 @@ class Enqueued:
 
 
 def read(queue: QueueSettings, row: Sequence[Any], travelled: timedelta) -> Enqueued:
-    """A row of `ENQUEUED`."""
+    """Read a row of `ENQUEUED`."""
     *columns, name, dedup_key, group, state = row
     job = BaseJob(queue, JobRow._make(columns))
     try:
@@ -106,20 +106,20 @@ def read(queue: QueueSettings, row: Sequence[Any], travelled: timedelta) -> Enqu
 
 
 def is_call(data: Any) -> bool:
-    """Whether a job's data is a call of a function."""
+    """Return whether a job's data is a call of a function."""
     return isinstance(data, dict) and data.keys() >= _CALL
 
 
 def _later(moment: UtcDatetime | None, by: timedelta) -> datetime | None:
     try:
         return None if moment is None else moment + by
-    except OverflowError:  # it is scheduled for never
+    except OverflowError:  # the job is scheduled for infinity
         return moment
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job is compared with; see `Jobs.assert_enqueued`."""
+    """The criteria that a job is compared with; see `Jobs.assert_enqueued`."""
 
     what: Any
     args: Sequence[Any] | None
@@ -136,7 +136,7 @@ class Wanted:
         return told + (f" with {', '.join(given)}" if given else "")
 
     def meets(self, job: Enqueued, queue: QueueSettings, now: datetime) -> bool:
-        """Whether a job is one of those that are wanted."""
+        """Return whether a job meets the criteria."""
         return (
             self._is_of_what(job, queue)
             and (self.args is None or (job.task is not None and _same(queue, list(self.args), list(job.args))))
@@ -162,7 +162,7 @@ class Wanted:
 
 
 def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime, margin: timedelta) -> bool:
-    """Whether a time is as wanted: a distance counts from when the job was put, or from now."""
+    """Return whether a time is as wanted; a distance counts from the job's put, or from now."""
     when = parse(wanted)
     if found is None or when is None:
         return False
@@ -172,7 +172,7 @@ def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime
 
 
 def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
-    """Whether a value is as wanted, or would be once it was stored: a tuple comes back as a list."""
+    """Return whether a value is as wanted, or would be after it was stored: a tuple comes back as a list."""
     if wanted == found:
         return True
     try:
@@ -183,7 +183,7 @@ def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
 
 
 def path_of(what: Any) -> str | None:
-    """The path of what may be a task: a declared one, a function, or a path; None if it is none of these."""
+    """Return the path of a declared task or a function, or a given path; None for other objects."""
     task = getattr(what, "task", what)
     if isinstance(task, Task):
         return task.path

@@ -1,7 +1,7 @@
-"""The pytest plugin: fixtures for users' tests; and, of the suite, options, parametrisation, report and guard.
+"""The pytest plugin: fixtures for users' tests, and the options, parameters, report and guard of the suite.
 
-It is imported in every pytest run where pqcore is installed, so it imports
-nothing of pqcore until a fixture is asked for, or a test of the suite is collected.
+Every pytest run imports it if pqcore is installed. So it imports no module of pqcore before a fixture is used, or a
+test of the suite is collected.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def pqcore_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The DSN of the server that all tests share."""
+    """Return the DSN of the server that all tests share."""
     from pqcore.testing.server import server
 
     with server() as (dsn, origin):
@@ -70,13 +70,13 @@ def pqcore_server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def pqcore_prepare() -> Callable[[str], object] | None:
-    """To be overridden: a function that makes the application's own tables, called once with a DSN."""
+    """Return a function that makes the application's own tables, called once with a DSN; override this fixture."""
     return None
 
 
 @pytest.fixture(scope="session")
 def pqcore_databases(pqcore_server: str, pqcore_prepare: Callable[[str], object] | None) -> Iterator[Databases]:
-    """The databases that tests have, one at a time and each to itself."""
+    """Yield the databases of the tests; each test has one to itself."""
     from pqcore.testing.databases import Databases
 
     with Databases(pqcore_server, pqcore_prepare) as databases:
@@ -85,7 +85,7 @@ def pqcore_databases(pqcore_server: str, pqcore_prepare: Callable[[str], object]
 
 @pytest.fixture
 def pqcore_jobs(pqcore_databases: Databases) -> Iterator[Jobs]:
-    """The jobs of the test, in a database of its own: assertions, and control."""
+    """Yield the jobs of the test, in its own database, with methods to check and control them."""
     from pqcore.testing.jobs import Isolated
 
     with Isolated(lambda: pqcore_databases) as jobs:
@@ -94,19 +94,19 @@ def pqcore_jobs(pqcore_databases: Databases) -> Iterator[Jobs]:
 
 @pytest.fixture
 def pqcore_pq(pqcore_jobs: Jobs) -> PQ:
-    """A `pqcore.tasks.PQ` over an empty table of the test's own."""
+    """Yield a `pqcore.tasks.PQ` over an empty table for this test."""
     return pqcore_jobs.pq()
 
 
 @pytest.fixture
 def pqcore_async_pq(pqcore_jobs: Jobs) -> AsyncPQ:
-    """A `pqcore.tasks.AsyncPQ` over an empty table of the test's own, for whichever event loop uses it."""
+    """Yield a `pqcore.tasks.AsyncPQ` over an empty table for this test, usable in any event loop."""
     return pqcore_jobs.async_pq()
 
 
 @pytest.fixture
 def harness(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Harness]:
-    """The backend under test, with a schema of the test's own."""
+    """Yield a harness for the tested backend, with a schema for this test."""
     from pqcore.testing.harness import Harness
 
     spec = request.param
@@ -129,7 +129,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A scenario about the other kind of face is none of a backend's that has one kind only.
+    # A scenario about one face is left out for a backend that has only the other.
     items[:] = [item for item in items if not _standard(item) or _concerned(item)]
 
 
@@ -153,7 +153,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _is_ours(metafunc: pytest.Metafunc) -> bool:
-    """Whether a test asks for our ``harness``, not for one of its own of this name."""
+    """Return whether a test uses pqcore's ``harness``, and not another fixture with this name."""
     if "harness" not in metafunc.fixturenames:
         return False
     found = metafunc.definition._fixtureinfo.name2fixturedefs.get("harness", ())

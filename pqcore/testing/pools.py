@@ -1,4 +1,4 @@
-"""Pools of drivers' own, opened as users of the drivers open them: for the scenarios of the capability POOL."""
+"""Drivers' own pools, opened as users open them, for the scenarios of the capability POOL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pqcore.backend import BackendSpec
 
 Opener: TypeAlias = Callable[[str, int, bool], Any]
-"""Given a DSN, a number of connections, and whether statements may be prepared."""
+"""A function of a DSN, a number of connections, and whether statements may be prepared."""
 
 POOLS = "pqcore.testing.pools"
-"""The group of entry points by which other backends say how to open a pool: each under the backend's name, that of an
-asynchronous one with ``-async`` after it where the driver has both faces."""
+"""The entry point group with which other backends add a function that opens a pool. The entry point has the backend's
+name; for an asynchronous backend of a driver with both faces, ``-async`` follows it."""
 
 
 async def open_pool(spec: BackendSpec, dsn: str, size: int) -> Any:
@@ -27,11 +27,11 @@ async def open_pool(spec: BackendSpec, dsn: str, size: int) -> Any:
 
     Args:
         spec: The backend.
-        dsn: Where to connect.
-        size: Connections, at most.
+        dsn: The DSN to connect to.
+        size: The largest number of connections.
 
     Raises:
-        ConfigurationError: The kit does not know how to.
+        ConfigurationError: The kit has no function for this backend.
     """
     opened = _opener_for(spec)(dsn, size, prepared())
     return await opened if inspect.isawaitable(opened) else opened

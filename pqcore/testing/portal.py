@@ -1,8 +1,7 @@
-"""Makes the asynchronous face look blocking, so that a scenario is written once.
+"""A portal that makes the asynchronous face look blocking, so that a scenario is written once.
 
-A `Portal` is an event loop in a thread.  Each thread that calls it has a task
-of its own there, so that a transaction lasts from one call to the next.  A call
-costs some thirty microseconds: for tests, not for benchmarks.
+A `Portal` is an event loop in a thread. Each calling thread has its own task in the loop, so that a transaction lasts
+from one call to the next. A call costs about 30 microseconds, which suits tests but not benchmarks.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Portal:
 
 
 class Blocking:
-    """An asynchronous object with its methods called through a portal."""
+    """An asynchronous object whose methods are called through a portal."""
 
     def __init__(self, target: Any, portal: Portal) -> None:
         object.__setattr__(self, "_target", target)
@@ -156,13 +155,13 @@ class Blocking:
 
 
 class BlockingHandle(int):
-    """An `AsyncHandle` with its methods called through a portal: a number too."""
+    """An `AsyncHandle` whose methods are called through a portal; it is a number, too."""
 
     _blocking: Blocking
 
     @classmethod
     def of(cls, handle: AsyncHandle[Any], portal: Portal) -> BlockingHandle:
-        """The same handle."""
+        """Return the same handle."""
         made = cls(handle)
         made._blocking = Blocking(handle, portal)
         return made
@@ -184,7 +183,7 @@ class _BlockingContext:
 
 
 def unwrapped(value: Any) -> Any:
-    """What is behind a `Blocking`, also within a list."""
+    """Return the object inside a `Blocking`, also within a list."""
     if isinstance(value, list):
         return [unwrapped(item) for item in value]
     if isinstance(value, BlockingHandle):
@@ -193,5 +192,5 @@ def unwrapped(value: Any) -> Any:
 
 
 def aiter_(target: Any) -> Any:
-    """`aiter`, for an object whose class declares it."""
+    """Call `aiter` for an object whose class declares it."""
     return type(target).__aiter__(target)

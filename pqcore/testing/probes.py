@@ -1,4 +1,4 @@
-"""What functions of a test wait for, and what they note down: in threads, and on event loops."""
+"""Latches that functions of a test wait for, and notes that they take, in threads and on event loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pqcore.testing.harness import PATIENCE
 
 
 class Latch:
-    """Has functions wait until it is opened."""
+    """A latch that functions wait for until it is opened."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -19,20 +19,20 @@ class Latch:
         self._waiting: list[asyncio.Future[None]] = []
 
     def open(self) -> None:
-        """Let them go on; from any thread."""
+        """Let the waiting functions continue; any thread may call this."""
         with self._lock:
             self._event.set()
             waiting, self._waiting = self._waiting, []
         for future in waiting:
-            with suppress(RuntimeError):  # its loop is closed
+            with suppress(RuntimeError):  # the loop of the waiter is closed
                 future.get_loop().call_soon_threadsafe(_let_go, future)
 
     def wait(self) -> None:
-        """Wait, in a thread."""
+        """Wait in a thread."""
         assert self._event.wait(PATIENCE), f"was not opened in {PATIENCE} seconds"
 
     async def passed(self) -> None:
-        """Wait, on a loop."""
+        """Wait on a loop."""
         with self._lock:
             if self._event.is_set():
                 return
@@ -47,10 +47,10 @@ def _let_go(future: asyncio.Future[None]) -> None:
 
 
 class Notes:
-    """What was noted, in order.
+    """Notes in the order in which they were taken.
 
     Attributes:
-        items: All of it.
+        items: All notes.
     """
 
     def __init__(self) -> None:
@@ -58,13 +58,13 @@ class Notes:
         self._changed = threading.Condition()
 
     def add(self, item: Any) -> None:
-        """Note something; from any thread."""
+        """Add a note; any thread may call this."""
         with self._changed:
             self.items.append(item)
             self._changed.notify_all()
 
     def wait(self, number: int) -> list[Any]:
-        """Wait until there are so many."""
+        """Wait until there are this many notes."""
         with self._changed:
             enough = self._changed.wait_for(lambda: len(self.items) >= number, PATIENCE)
             assert enough, f"only this in {PATIENCE} seconds: {self.items}"

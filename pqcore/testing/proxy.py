@@ -1,10 +1,10 @@
-"""A proxy between a driver and the server that can go silent, as a network does, and come back.
+"""A proxy between a driver and the server that can go silent, as a network does, and recover.
 
-On loopback, with two threads a connection.  A connection that is *stalled* stays open, and
-nothing passes: what was sent is taken, and goes nowhere.  One that is *slow* passes everything,
-late and in small pieces.  One that is *delayed* passes everything late, as a longer way does.
+The proxy listens on loopback, with two threads for each connection. A *stalled* connection stays open, but passes
+nothing on: data that is sent is read and dropped. A *slow* connection passes everything on, late and in small pieces. A
+*delayed* connection passes everything on late, as a longer network path does.
 
-The proxy counts what passes: see `pqcore.testing.traffic`.
+The proxy counts what it passes on: see `pqcore.testing.traffic`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CHUNK = 65_536
 
 
 class _Delay:
-    """Passes on what one side of a connection sends, each piece as long after it came as the proxy says.
+    """A delay for what one side of a connection sends: each piece leaves a fixed time after it arrived.
 
-    The pieces keep their distance: one that came 2 ms after another leaves 2 ms after it.
+    The pieces keep their distance: a piece that arrived 2 ms after another leaves 2 ms after it.
     """
 
     def __init__(self, sink: socket.socket) -> None:
@@ -39,7 +39,7 @@ class _Delay:
         self._pieces.put((time.monotonic() + delay, data))
 
     def finish(self) -> None:
-        """Return when everything has been passed on."""
+        """Return after everything has been passed on."""
         self._pieces.put(None)
         self._thread.join()
 
@@ -53,13 +53,14 @@ class _Delay:
 
 
 class _Link:
-    """One connection, and that to the server."""
+    """A client's connection, and the connection to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
         self._ends = (client, server)
         self._proxy = proxy
         self.traffic = ConnectionTraffic()
-        for end in self._ends:  # else a message of two pieces waits 40 ms for an acknowledgement (Nagle's algorithm)
+        # otherwise a message of two pieces waits 40 ms for an acknowledgement (Nagle's algorithm)
+        for end in self._ends:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stalled = threading.Event()
         self._unanswered = self._torn = False
@@ -116,7 +117,7 @@ class _Link:
 
     def cut(self) -> None:
         for end in self._ends:
-            with suppress(OSError):  # not connected any more
+            with suppress(OSError):  # the socket is not connected any more
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -139,13 +140,13 @@ class _Pace:
 
 
 class Proxy:
-    """Passes connections on to a server.
+    """A proxy that passes connections on to a server.
 
     Args:
-        dsn: The server's, a URL with a host and a port.
+        dsn: The server's DSN, a URL with a host and a port.
 
     Attributes:
-        dsn: The proxy's.
+        dsn: The proxy's DSN.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -156,7 +157,7 @@ class Proxy:
         self._cut: _Cut | None = None
         self._pace: _Pace | None = None
         self._delay = 0.0
-        self._over = Traffic()  # of connections that have ended
+        self._over = Traffic()  # the traffic of connections that have ended
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         port = self._listening.getsockname()[1]
         self.dsn = with_address(dsn, "127.0.0.1", port)
@@ -169,7 +170,7 @@ class Proxy:
                 with self._lock:
                     try:
                         server = socket.create_connection(self._server)
-                    except OSError:  # it is down: the client finds the connection closed
+                    except OSError:  # the server is down, so the client finds the connection closed
                         client.close()
                         continue
                     link = _Link(client, server, self)
@@ -178,11 +179,11 @@ class Proxy:
                     self._links.append(link)
 
     def stall(self, *, new: bool = False, last: bool = False) -> int:
-        """Pass nothing more on over the connections that there are; how many.
+        """Stop passing data on over the present connections; return their number.
 
         Args:
-            new: Nor over those that are made, until `resume`: they are accepted, and that is all.
-            last: Only over the connection that was made last.
+            new: Whether to stall new connections, too, until `resume`: they are accepted, and nothing more.
+            last: Whether to stall only the connection that was made last.
         """
         with self._lock:
             self._silent = new
@@ -192,50 +193,53 @@ class Proxy:
             return len(stalled)
 
     def silence_new(self) -> None:
-        """Pass nothing over connections that are made from now on, until `resume`."""
+        """Pass nothing on over new connections, until `resume`."""
         with self._lock:
             self._silent = True
 
     def resume(self) -> None:
-        """Pass on what comes over new connections; those that stalled stay as they are, as the other side is gone."""
+        """Pass data on over new connections again.
+
+        Stalled connections stay as they are, because their other side is gone.
+        """
         with self._lock:
             self._silent = False
 
     def slow(self, delay: float, piece: int = CHUNK) -> None:
-        """Pass everything on late, over all connections, until `quick`.
+        """Pass everything on slowly, over all connections, until `quick`.
 
         Args:
-            delay: Seconds that each piece takes, one way.
-            piece: Bytes that are passed on at a time.
+            delay: Seconds for each piece, one way.
+            piece: The number of bytes that are passed on together.
         """
         self._pace = _Pace(delay, piece)
 
     def quick(self) -> None:
-        """Pass everything on at once again."""
+        """Pass everything on immediately again."""
         self._pace = None
 
     def delay(self, round_trip: float) -> None:
-        """Pass everything on later, as over a longer way: what is sent keeps its pace, and only comes later.
+        """Delay everything, as over a longer network path: the pace stays, and only the arrival is later.
 
         Args:
-            round_trip: Seconds of the way there and back; each way takes half of that. 0 ends the delay.
+            round_trip: Seconds for the way there and back; each way takes half of it. 0 ends the delay.
         """
         self._delay = round_trip / 2
 
     def traffic(self) -> Traffic:
-        """Return what has passed over all connections since the proxy began.
+        """Return the traffic of all connections since the proxy started.
 
-        What passed between two calls is the difference of their results. What a connection sends before the server
+        The traffic between two calls is the difference of their results. Data that a connection sends before the server
         is ready for its first statement is not counted.
         """
         with self._lock:
             return sum((link.traffic.total() for link in self._links), self._over)
 
     def point(self, dsn: str) -> None:
-        """Pass connections that are made from now on to another server.
+        """Pass new connections on to another server.
 
         Args:
-            dsn: The server's, a URL with a host and a port.
+            dsn: The DSN of that server.
         """
         with self._lock:
             self._server = address_of(dsn)
@@ -244,9 +248,10 @@ class Proxy:
         """End the next connection that sends a text, once.
 
         Args:
-            marker: The text, as it is sent: of a statement, or a parameter; an empty one is in all that is sent.
-            answered: Whether the server receives it, and answers, which nobody hears; else it receives nothing.
-            torn: Whether half of the answer is heard.
+            marker: The text, as part of a statement or a parameter; an empty text matches all data.
+            answered: Whether the server receives the data, and its answer is dropped; otherwise the server receives
+                nothing.
+            torn: Whether half of the answer is passed on.
         """
         with self._lock:
             self._cut = _Cut(marker.encode(), answered, torn)
@@ -259,7 +264,7 @@ class Proxy:
         link.close()
 
     def _due(self, data: bytes) -> _Cut | None:
-        """What is to be done with a connection that sends this."""
+        """Return what to do with a connection that sends this data."""
         with self._lock:
             cut = self._cut
             if cut is None or cut.marker not in data:
@@ -268,7 +273,7 @@ class Proxy:
             return cut
 
     def cut(self) -> None:
-        """End the connections that there are."""
+        """End the present connections."""
         with self._lock:
             for link in self._links:
                 link.cut()

@@ -1,8 +1,7 @@
-"""What a run of the suite found: a table of capabilities and results, and a guard against gaps.
+"""The report of a run of the suite: a table of capabilities and results, and a guard against gaps.
 
-Every standard test must have run, as it was shipped, for every backend under
-test.  One that was deselected makes the run a partial one; one that was deleted,
-replaced, skipped or expected to fail makes it fail.
+Every standard test must have run, unchanged, for every tested backend. A deselected test makes the run a partial one. A
+deleted, replaced, skipped or expected-to-fail test makes the run fail.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from pqcore.plugins import plugins
 from pqcore.testing.databases import prepared
 
 ALONE = "alone"
-"""Of a standard test that does not ask for the harness itself: it is run at least once."""
+"""The mode of a standard test that does not use the harness itself: it must run at least once."""
 
 
 def standard_tests() -> dict[str, str | None]:
-    """The names of all standard tests, as ``module::test``, and the mode that each is limited to, or `ALONE`.
+    """Return the names of all standard tests, as ``module::test``, with the mode that each is limited to, or `ALONE`.
 
-    Read from the sources, so that nothing done to the imported modules changes it.
+    They are read from the sources, so that changes to the imported modules have no effect.
     """
     found: dict[str, str | None] = {}
     for entry in resources.files("pqcore.testing.suite").iterdir():
@@ -47,12 +46,12 @@ def standard_tests() -> dict[str, str | None]:
 
 
 def _without(spec: BackendSpec, why: Mapping[Capability, str]) -> BackendSpec:
-    """A backend that lacks more than it says itself."""
+    """A backend that lacks more than it declares."""
     return replace(spec, capabilities=spec.capabilities - why.keys(), missing={**spec.missing, **why})
 
 
 def _offered(spec: BackendSpec) -> BackendSpec:
-    """What of a backend there is on this server, and through this pooler."""
+    """Return the capabilities of a backend on this server, and through this pooler."""
     spec = _without(spec, plugins.dialect().missing)
     pooled = "a pooler is in between, or PQCORE_TEST_PREPARED is no"
     return spec if prepared() else _without(spec, dict.fromkeys((Capability.LISTEN, Capability.PREPARED), pooled))
@@ -71,7 +70,7 @@ class Report:
     """The results of one run.
 
     Args:
-        names: The backends to test; None for all that are registered.
+        names: The backends to test; None for all registered ones.
     """
 
     def __init__(self, names: Sequence[str] | None) -> None:
@@ -83,12 +82,12 @@ class Report:
         self._began = False
 
     def collected(self, items: Sequence[Any]) -> None:
-        """Note which tests are about to run."""
+        """Record the tests that are about to run."""
         self._began = True
         self._collected = {(_test(item), _backend(item)) for item in items}
 
     def add(self, item: Any, result: Any) -> None:
-        """Note one phase of one test."""
+        """Record one phase of one test."""
         key = (_test(item), _backend(item))
         if hasattr(result, "wasxfail"):
             self._results[key] = "expected to fail"
@@ -101,7 +100,7 @@ class Report:
             self._results.setdefault(key, "passed")
 
     def partial(self) -> list[tuple[str, str]]:
-        """The tests that were deselected, or are gone."""
+        """Return the tests that were deselected, or are gone."""
         known = standard_tests()
         wanted = {
             (test, _label(spec)) for test, mode in known.items() for spec in self.specs if mode in (None, spec.mode)
@@ -110,7 +109,7 @@ class Report:
         return sorted((wanted - self._collected) | {(test, "") for test in alone})
 
     def violations(self) -> list[str]:
-        """Why the run proves less than it seems to."""
+        """Return the reasons why the run proves less than it seems to."""
         wrong = [
             f"{test}[{backend}] was {outcome}"
             for (test, backend), outcome in self._results.items()
@@ -205,7 +204,7 @@ def _modes(names: Sequence[str] | None) -> list[tuple[str, Any]]:
     wanted = [name for part in names for name in part.split(",")]
     for name in wanted:
         if name not in {known for known, _ in registered}:
-            plugins.backend_spec(name, "blocking")  # says what is wrong with it
+            plugins.backend_spec(name, "blocking")  # raises the reason why the backend is broken
     return [(name, mode) for name, mode in registered if name in wanted]
 
 

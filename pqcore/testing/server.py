@@ -1,4 +1,4 @@
-"""Where tests get their PostgreSQL: a DSN, a container, or the embedded server, in this order."""
+"""The PostgreSQL server for tests: a DSN, a container, or the embedded server, in this order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pqcore.errors import ConfigurationError
 
 @cache
 def partitions() -> int | None:
-    """In how many partitions tables are made: ``PQCORE_TEST_PARTITIONS``; None for tables without."""
+    """Return the number of partitions for new tables: ``PQCORE_TEST_PARTITIONS``.
+
+    None for tables without partitions.
+    """
     said = os.environ.get("PQCORE_TEST_PARTITIONS", "")
     if said and not said.isdecimal():
         msg = f"PQCORE_TEST_PARTITIONS is to be a number, not {said!r}"
@@ -24,14 +27,13 @@ def partitions() -> int | None:
 
 @contextmanager
 def server() -> Iterator[tuple[str, str]]:
-    """A running server.
+    """Yield a running server.
 
-    Taken from, in this order: ``PQCORE_TEST_DSN``, a running one;
-    ``PQCORE_TEST_CONTAINER``, an image for testcontainers, such as ``postgres:15``;
-    else an embedded one, which is stopped at the end.
+    In this order: the running server in ``PQCORE_TEST_DSN``; the image in ``PQCORE_TEST_CONTAINER``, such as
+    ``postgres:15``, run by testcontainers; an embedded server, which is stopped at the end.
 
     Yields:
-        A DSN (a URL), and where it came from.
+        A DSN (a URL), and the origin of the server.
 
     Raises:
         ConfigurationError: A variable is wrong, testcontainers is not installed, or the container did not start.
@@ -47,7 +49,7 @@ def server() -> Iterator[tuple[str, str]]:
     else:
         from pqcore_backends.embedded import EmbeddedServer
 
-        # Durability is not what is tested here, and the tests make many small commits.
+        # The tests make many small commits, and do not test durability.
         settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         with EmbeddedServer(settings=settings) as embedded:
             yield embedded.dsn(), f"embedded PostgreSQL {embedded.version}"
@@ -66,7 +68,7 @@ def _container(image: str) -> Iterator[str]:
     try:
         yield container.get_connection_url()
     finally:
-        if os.getpid() == pid:  # a forked child leaves it to its parent
+        if os.getpid() == pid:  # a forked child leaves the server to its parent
             container.stop()
 
 
@@ -74,7 +76,7 @@ def _postgres_container() -> Any:
     try:
         try:
             from testcontainers.community.postgres import PostgresContainer
-        except ImportError:  # before it moved
+        except ImportError:  # the module's former place
             from testcontainers.postgres import PostgresContainer
     except ImportError as exc:
         msg = f"PQCORE_TEST_CONTAINER needs testcontainers ({exc}): pip install 'pqcore[container]'"
@@ -83,7 +85,7 @@ def _postgres_container() -> Any:
 
 
 def _about_ryuk(said: str) -> str:
-    """What to do where it was the image of testcontainers' reaper that could not be had or run."""
+    """Return advice for a failure to get or run the image of testcontainers' reaper."""
     if "ryuk" not in said.lower():
         return ""
     return (
@@ -93,6 +95,6 @@ def _about_ryuk(said: str) -> str:
 
 
 def with_isolation(dsn: str, level: str) -> str:
-    """A DSN with a default isolation level."""
+    """Return a DSN with a default isolation level."""
     escaped = level.replace(" ", "\\ ")
     return with_options(dsn, options=f"-c default_transaction_isolation={escaped}")

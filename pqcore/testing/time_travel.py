@@ -1,4 +1,4 @@
-"""Letting time pass: rows are set back, and ticks put; for `pqcore.testing.jobs`."""
+"""Letting time pass: rows are set back, and ticks are put; for `pqcore.testing.jobs`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pqcore.tasks.periodic import Periodic
 
 MOST_TICKS = 10_000
-"""Ticks of one periodic task that are put, at most."""
+"""The largest number of ticks of one periodic task that are put."""
 LOCK_TIMEOUT = "5s"
-"""How long rows are waited for that a transaction holds."""
+"""How long to wait for rows that a transaction has locked."""
 
-# Whatever holds a time, in whatever tables a queue has.
+# All columns that hold a time, in all tables of a queue.
 _TIMES = """
 SELECT c.oid::regclass::text, quote_ident(a.attname)
 FROM unnest(:names::text[]) AS wanted (name) JOIN pg_class AS c ON c.oid = to_regclass(wanted.name)
@@ -33,12 +33,12 @@ _SET_DEADLINES = "UPDATE {{{table}}} SET {column} = :value::text::json WHERE id 
 
 
 def compiled(session: Session, name: str, template: str, *, rows: bool = True) -> Query:
-    """A statement about a session's table."""
+    """Return a statement about a session's table."""
     return session.sql._compile("test_" + name, template, rows=rows)
 
 
 async def set_back(session: Session, names: TableName, distance: timedelta) -> None:
-    """Move all times in the tables of a queue back, and forget what has expired."""
+    """Move all times in the tables of a queue back, and delete what has expired."""
     others = [name for key, name in names.substitutions().items() if key != "migrations"]
     by = {"by": distance.total_seconds()}
     joined = session.in_transaction()
@@ -61,7 +61,7 @@ async def set_back(session: Session, names: TableName, distance: timedelta) -> N
 
 
 async def _set_deadlines_back(session: Session, table: str, column: str, distance: timedelta) -> None:
-    """Move the deadlines back that travel with jobs, and with those that follow them."""
+    """Move back the deadlines in the headers of jobs, and in those of the jobs that follow them."""
     found = await session.execute(compiled(session, "deadlines", _DEADLINES.format(table=table, column=column)))
     for number, text in found:
         stored = json.loads(text)
@@ -79,10 +79,10 @@ def _shift(headers: dict[str, Any], by: float) -> None:
 
 
 def due(periodic: Periodic, last: datetime, arrival: datetime, *, down: bool) -> list[datetime]:
-    """The ticks that are put until ``arrival``: each, or, if no worker was there, what the task says of missed ones.
+    """Return the ticks to put until ``arrival``: every tick, or, if no worker ran, those that the task catches up on.
 
     Raises:
-        ConfigurationError: They are too many.
+        ConfigurationError: The ticks are too many.
     """
     if down:
         return periodic.due(last, arrival)

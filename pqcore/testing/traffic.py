@@ -1,6 +1,6 @@
-"""What a connection says to the server, counted from the bytes of the frontend/backend protocol.
+"""Counts of what a connection and the server exchange, from the bytes of the frontend/backend protocol.
 
-Nothing but the protocol is known: a connection that encrypts (TLS, GSSAPI) is not counted.
+Only the protocol is known, so an encrypted connection (TLS, GSSAPI) is not counted.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-HEADER = 5  # a letter, and a length that counts itself
-_PLAIN = (3 << 16, (3 << 16) + 2)  # versions of the protocol, of which a StartupMessage tells
-_ENCRYPTED = (80877103, 80877104)  # SSLRequest and GSSENCRequest, which are answered by one byte
+HEADER = 5  # a letter, and a length that includes itself
+_PLAIN = (3 << 16, (3 << 16) + 2)  # versions of the protocol, which a StartupMessage contains
+_ENCRYPTED = (80877103, 80877104)  # SSLRequest and GSSENCRequest, whose answer is one byte
 _UNASKED = b"ANS"
-"""NotificationResponse, NoticeResponse, ParameterStatus: messages that answer nothing."""
+"""NotificationResponse, NoticeResponse, ParameterStatus: messages that answer no request."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed.
+    """The traffic of a connection.
 
     Attributes:
-        round_trips: How often the client sent something after it had heard the answer to what it sent before.
-        statements: Statements that the server answered, with a result or with an error.
-        commits: Transactions that ended, but for those that were rolled back. A statement outside of a transaction
-            block is a transaction of its own.
-        sent, received: Bytes, as the client sees it.
+        round_trips: How often the client sent data after it had received the answer to its earlier data.
+        statements: The number of statements that the server answered, with a result or an error.
+        commits: The number of transactions that ended without a rollback. A statement outside a transaction block is a
+            transaction of its own.
+        sent, received: The number of bytes, from the client's view.
     """
 
     round_trips: int = 0
@@ -42,7 +42,7 @@ class Traffic:
 
 
 class _Messages:
-    """Cuts a stream of bytes into messages."""
+    """A splitter of a stream of bytes into messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -51,7 +51,7 @@ class _Messages:
         self._bytes += data
 
     def take(self, size: int) -> bytes | None:
-        """Return the next bytes, if there are as many."""
+        """Return the next bytes, if enough have arrived."""
         if len(self._bytes) < size:
             return None
         taken = bytes(self._bytes[:size])
@@ -59,7 +59,7 @@ class _Messages:
         return taken
 
     def take_request(self) -> int | None:
-        """Return the code of a message without a letter, as they come before the first one with a letter."""
+        """Return the code of a message without a letter; such messages come before the first one with a letter."""
         if len(self._bytes) < 8:
             return None
         message = self.take(int.from_bytes(self._bytes[:4], "big"))
@@ -78,28 +78,28 @@ class _Messages:
 
 
 class ConnectionTraffic:
-    """Counts what passes over one connection; from two threads, one for each direction."""
+    """A counter of the traffic of one connection, used by two threads, one for each direction."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = Traffic()
         self._asks = _Messages()
         self._answers = _Messages()
-        self._began = False  # the StartupMessage has passed
-        self._bytes_awaited = 0  # which answer SSLRequest and GSSENCRequest
-        self._ready = False  # for the first statement
+        self._began = False  # whether the StartupMessage has passed
+        self._bytes_awaited = 0  # bytes that answer SSLRequest and GSSENCRequest
+        self._ready = False  # whether the server is ready for the first statement
         self._encrypted = False
-        self._heard = True  # an answer, since the client sent something
-        self._done = 0  # statements since a transaction ended
+        self._heard = True  # whether an answer arrived after the client last sent data
+        self._done = 0  # the number of statements since a transaction ended
         self._undone = False
 
     def total(self) -> Traffic:
-        """Return what has passed by now."""
+        """Return the traffic up to now."""
         with self._lock:
             return self._total
 
     def sent(self, data: bytes) -> None:
-        """Note what the client sends, before it is passed on."""
+        """Count what the client sends, before it is passed on."""
         with self._lock:
             if self._ready:
                 self._total += Traffic(sent=len(data))
@@ -116,7 +116,7 @@ class ConnectionTraffic:
                         self._heard = False
 
     def received(self, data: bytes) -> None:
-        """Note what the server sends, before it is passed on."""
+        """Count what the server sends, before it is passed on."""
         with self._lock:
             if self._ready:
                 self._total += Traffic(received=len(data))
@@ -134,14 +134,14 @@ class ConnectionTraffic:
         if letter in _UNASKED:
             return
         self._heard = True
-        if letter in (b"C", b"s"):  # CommandComplete; PortalSuspended: the client wanted no more rows
+        if letter in (b"C", b"s"):  # CommandComplete; PortalSuspended means that the client wanted no more rows
             self._total += Traffic(statements=1)
             self._done += 1
             self._undone = body.startswith(b"ROLLBACK")
         elif letter == b"E":
             self._total += Traffic(statements=int(self._ready))
             self._undone = True
-        elif letter == b"Z":  # ReadyForQuery, with I outside of a transaction block
+        elif letter == b"Z":  # ReadyForQuery, with I outside a transaction block
             self._ready = True
             if body == b"I":
                 self._total += Traffic(commits=int(self._done > 0 and not self._undone))

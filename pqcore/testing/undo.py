@@ -1,7 +1,7 @@
-"""The exception with which tests have a transaction block rolled back."""
+"""The exception with which tests roll a transaction block back."""
 
 from __future__ import annotations
 
 
 class Undo(Exception):
-    """Raised in a transaction block, and suppressed around it: the block is rolled back."""
+    """An exception that is raised in a transaction block and suppressed around it, so that the block is rolled back."""

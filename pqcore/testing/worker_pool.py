@@ -1,4 +1,4 @@
-"""Worker processes that are started, killed and told to stop, and what they have run."""
+"""Worker processes that a test starts, kills and stops, and a record of what they have run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class WorkerPool:
-    """Worker processes, and the jobs that they are given.
+    """Worker processes, and the jobs that they get.
 
     Args:
-        harness: Where.
+        harness: The harness of the test.
         task: The options of the tasks, `workers.FUNCTIONS`.
-        **options: Those of the workers.
+        **options: The options of the workers.
 
     Attributes:
-        site: What the processes are told.
+        site: The values that the processes get.
         queue: The queue.
-        tasks: What puts jobs, by the function's name.
+        tasks: The tasks that put jobs, by the function's name.
     """
 
     def __init__(self, harness: Harness, task: dict[str, Any] | None = None, **options: Any) -> None:
@@ -45,7 +45,7 @@ class WorkerPool:
     def __exit__(self, *raised: object) -> None:
         self._stack.close()
 
-    # The processes
+    # Processes
 
     def hire(self) -> Child:
         """Start a worker."""
@@ -55,57 +55,57 @@ class WorkerPool:
         return child
 
     def hire_one(self) -> Child:
-        """Start a process that performs one job at a time, in its main thread; for blocking backends."""
+        """Start a process that performs one job at a time in its main thread; for blocking backends."""
         child = Child(workers.work_here, self.site)
         self._stack.callback(child.kill)
         return child
 
     def at_work(self, child: Child) -> Child:
-        """Wait until it says that it starts."""
+        """Wait until the worker reports that it starts."""
         assert child.recv(3 * PATIENCE) == "starts"
         return child
 
     def kill_one(self, rng: random.Random) -> None:
-        """SIGKILL one of those that have just begun a job; any, if none has."""
+        """Send SIGKILL to a worker that has just started a job; to any worker, if none has."""
         latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
         busy = {worker for (worker,) in self._harness.sql(latest)} & set(self._children)
         self._children.pop(rng.choice(sorted(busy or self._children))).kill()
 
-    # What they have run
+    # Runs of jobs
 
     def runs(self, where: str = "true") -> list[tuple[int, int, int, str | None]]:
-        """What was run: job, attempt, process, how it ended."""
+        """Return the runs: job, attempt, process, and how each ended."""
         rows = self._harness.sql(
             f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
         )
         return [(job, attempt, worker, ended) for job, attempt, worker, ended in rows]
 
     def count(self) -> int:
-        """How many runs were begun."""
+        """Return how many runs have started."""
         [[number]] = self._harness.sql(f"SELECT count(*) FROM {self.site.table('runs')}")
         return int(number)
 
     def begun(self, job_id: int, attempt: int = 1) -> int:
-        """Wait until a job has been begun; the process that did."""
+        """Wait until a job has started; return its process."""
         where = f"job = {job_id} AND attempt = {attempt}"
         [run] = self._harness.eventually(lambda: self.runs(where))
         return int(run[2])
 
     def ended(self, job_id: int, attempt: int = 1) -> str:
-        """Wait until a function has said how it ended."""
+        """Wait until a function has reported how it ended."""
         where = f"job = {job_id} AND attempt = {attempt} AND ended IS NOT NULL"
         [run] = self._harness.eventually(lambda: self.runs(where))
         return str(run[3])
 
     def release(self, *jobs: int) -> None:
-        """Let functions go on."""
+        """Let functions continue."""
         values = ", ".join(f"({int(job)})" for job in jobs)
         self._harness.sql(f"INSERT INTO {self.site.table('released')} VALUES {values}", rows=False)
 
-    # Their jobs
+    # Jobs
 
     def row(self, job_id: int) -> tuple[Any, ...]:
-        """Whether finished, whether leased, attempts, excused."""
+        """Return whether the job is finished and leased, with its attempts and its excused attempts."""
         [found] = self._harness.sql(
             "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(excused, 0)"
             f" FROM {{table}} WHERE id = {int(job_id)}"
@@ -113,14 +113,14 @@ class WorkerPool:
         return tuple(found)
 
     def all_done(self) -> bool:
-        """Whether no job is left."""
+        """Return whether no job is left."""
         return not self._harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL LIMIT 1")
 
     def account(self, number: int, *, failures: bool = False) -> None:
-        """Every job was done, under its last lease, and what was run twice was delivered twice.
+        """Check that every job was done under its last lease, and that every job that ran twice was delivered twice.
 
         Args:
-            number: Of the jobs that were put.
+            number: The number of jobs that were put.
             failures: Whether functions may have failed.
         """
         rows = self._harness.sql("SELECT id, attempts, coalesce(failures, 0), coalesce(excused, 0) FROM {table}")

@@ -1,7 +1,7 @@
-"""Workers to be run in processes that are spawned, and functions for them to run: importable, as that asks for.
+"""Workers that run in spawned processes, and functions for them; all are importable, as spawning requires.
 
-What such a worker does is read from a table, ``runs``, in the schema of the test: functions
-write a row when they begin, and say in it how they ended.  They wait for rows in ``released``.
+Such a worker's work is recorded in a table, ``runs``, in the test's schema: a function writes a row when it begins, and
+updates it when it ends. Functions wait for rows in ``released``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pqcore.testing.harness import statement
 from pqcore.worker import Worker
 
 LOOK = 0.01
-"""Seconds between looks at what is released."""
+"""Seconds between looks at the table ``released``."""
 MOMENT = 0.02
 """Seconds that `run` takes."""
 NAP = 0.5
@@ -36,15 +36,15 @@ NAP = 0.5
 
 @dataclass(frozen=True)
 class Site:
-    """Where a worker finds its queue, and how it is to work.
+    """The place of a worker's queue, and the worker's options.
 
     Attributes:
         backend: The backend.
-        mode: Its kind.
-        dsn: The server.
-        schema: Where the tables are.
-        options: Those of the worker.
-        task: Those of the tasks.
+        mode: The backend's mode.
+        dsn: The DSN of the server.
+        schema: The schema of the tables.
+        options: The options of the worker.
+        task: The options of the tasks.
     """
 
     backend: str
@@ -55,11 +55,11 @@ class Site:
     task: dict[str, Any] = field(default_factory=dict)
 
     def table(self, name: str) -> str:
-        """The quoted name of a table of the test's."""
+        """Return the quoted name of a table of the test."""
         return f"{quote(self.schema)}.{quote(name)}"
 
     def tables(self) -> list[str]:
-        """The statements that make them."""
+        """Return the statements that make the tables."""
         columns = "job bigint, attempt int, worker int, ended text, at timestamptz DEFAULT clock_timestamp()"
         return [
             f"CREATE TABLE {self.table('runs')} ({columns}, PRIMARY KEY (job, attempt))",
@@ -67,7 +67,7 @@ class Site:
         ]
 
     def function(self, name: str) -> Callable[..., Any]:
-        """One of `FUNCTIONS`, as this kind of backend has it."""
+        """Return one of `FUNCTIONS`, in the form for this kind of backend."""
         found: Callable[..., Any] = globals()[name if self.mode == "blocking" else f"{name}_async"]
         return found
 
@@ -75,7 +75,7 @@ class Site:
 FUNCTIONS = ("run", "hold", "nap")
 
 _here: list[tuple[Site, Any]] = []
-"""In a worker's process: what it was told, and its queue."""
+"""The site and the queue of a worker's process."""
 
 
 async def _sql(text: str, *, rows: bool = False) -> Sequence[Row]:
@@ -100,19 +100,19 @@ async def _released(job_id: int) -> bool:
 
 
 def run(job_id: int) -> None:
-    """Say that it was run, and take a moment."""
+    """Record the run, and take a moment."""
     run_sync(_begin(job_id))
     time.sleep(MOMENT)
 
 
 async def run_async(job_id: int) -> None:
-    """Likewise."""
+    """Record the run, and take a moment."""
     await _begin(job_id)
     await asyncio.sleep(MOMENT)
 
 
 def hold(job_id: int) -> None:
-    """Begin, and wait to be released, or stopped."""
+    """Record the start, and wait until released or stopped."""
     run_sync(_begin(job_id))
     while not run_sync(_released(job_id)):
         if current().wait(LOOK):
@@ -122,7 +122,7 @@ def hold(job_id: int) -> None:
 
 
 async def hold_async(job_id: int) -> None:
-    """Likewise."""
+    """Record the start, and wait until released or stopped."""
     await _begin(job_id)
     try:
         while not await _released(job_id):  # noqa: ASYNC110 - it is written into a table
@@ -134,7 +134,7 @@ async def hold_async(job_id: int) -> None:
 
 
 def nap(job_id: int) -> None:
-    """Sleep, the first time, and hear nothing meanwhile."""
+    """Sleep on the first run, without reacting to anything."""
     run_sync(_begin(job_id))
     if current().attempt == 1:
         time.sleep(NAP)
@@ -142,7 +142,7 @@ def nap(job_id: int) -> None:
 
 
 async def nap_async(job_id: int) -> None:
-    """Likewise."""
+    """Sleep on the first run, without reacting to anything."""
     await _begin(job_id)
     if current().attempt == 1:
         with suppress(asyncio.CancelledError):
@@ -151,18 +151,18 @@ async def nap_async(job_id: int) -> None:
 
 
 def deaf(job_id: int) -> None:
-    """Begin, and never end, whatever is said; for blocking backends."""
+    """Record the start, and never end, even if told to stop; for blocking backends."""
     run_sync(_begin(job_id))
     threading.Event().wait()
 
 
 def interrupt(job_id: int, kind: str) -> None:
-    """Raise what ends programs."""
+    """Raise an exception that ends programs."""
     raise INTERRUPTS[kind]
 
 
 async def interrupt_async(job_id: int, kind: str, *, apart: bool = False) -> None:
-    """Likewise; ``apart``, in a task of its own."""
+    """Raise an exception that ends programs; with ``apart``, in a separate task."""
     if apart:
         await asyncio.gather(interrupt_async(job_id, kind))
     raise INTERRUPTS[kind]
@@ -178,13 +178,13 @@ INTERRUPTS: dict[str, type[BaseException]] = {
 
 
 def work_here(site: Site, pipe: Connection) -> None:
-    """Run `Queue.work` in the main thread until something ends it; says when it starts, and what ended it."""
+    """Run `Queue.work` in the main thread until an exception ends it; report the start, and what ended it."""
     with tasks.PQ(site.dsn, schema=site.schema, backend=site.backend) as pq:
         queue = pq["q"]
         _here[:] = [(site, queue)]
         for name in FUNCTIONS:
             queue.task(**site.task)(site.function(name))
-        queue.count()  # it is connected
+        queue.count()  # this opens the connection
         pipe.send("starts")
         try:
             queue.work()
@@ -193,7 +193,7 @@ def work_here(site: Site, pipe: Connection) -> None:
 
 
 def work(site: Site, pipe: Connection) -> None:
-    """Run a worker until it is told to stop by a signal; says when it starts and when it has stopped."""
+    """Run a worker until a signal stops it; report when it starts and when it has stopped."""
     if site.mode == "blocking":
         with tasks.PQ(site.dsn, schema=site.schema, backend=site.backend) as pq:
             asyncio.run(_work(site, pq["q"], pipe))
@@ -218,16 +218,16 @@ async def _work(site: Site, queue: Any, pipe: Connection) -> None:
     await Worker(queue, **site.options).run(handle_signals=True)
 
 
-# For processes of a worker's own (``run_in="process"``)
+# Functions for a worker's own processes (``run_in="process"``)
 
 
 def add(job_id: int, a: int, b: int) -> tuple[int, int]:
-    """The sum, and the process that it was reckoned in."""
+    """Return the sum, and the process that computed it."""
     return a + b, os.getpid()
 
 
 def exit_at_once(job_id: int) -> None:
-    """Take the process with it."""
+    """End the process, too."""
     os._exit(3)
 
 
@@ -237,12 +237,12 @@ def sleep_long(job_id: int) -> None:
 
 
 def fail(job_id: int, what: str) -> None:
-    """Raise what cannot be pickled as it is."""
+    """Raise an exception that cannot be pickled unchanged."""
     raise Unreadable(what, 1)
 
 
 class Unreadable(Exception):
-    """Can be pickled, and not be read."""
+    """An object that can be pickled, but not unpickled."""
 
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
@@ -250,29 +250,29 @@ class Unreadable(Exception):
 
 
 def tell(job_id: int) -> dict[str, Any]:
-    """What a function knows of its job."""
+    """Return what a function knows of its job."""
     context = current()
     context.progress({"at": 1})
     return {"id": context.id, "attempt": context.attempt, "previous": context.previous}
 
 
 def describe_job(job: Job | AsyncJob, word: str) -> list[Any]:
-    """Return what the job is that a function of the front door got."""
+    """Return a description of the job that a function with pqcore's own conventions got."""
     return [type(job).__name__, job.id, job.attempts, word]
 
 
 def repeat_word(word: str, times: int) -> str:
-    """Return what the arguments of a function of the front door say."""
+    """Return what the arguments of a function with pqcore's own conventions contain."""
     return word * times
 
 
 def describe_id(job_id: int, word: str) -> list[Any]:
-    """Return what a function of pq's convention got."""
+    """Return what a function with pq's conventions got."""
     return [job_id, word]
 
 
 def return_opaque(job_id: int, path: str) -> Any:
-    """Note that it was run, and return what cannot be pickled."""
+    """Record the run, and return a value that cannot be pickled."""
     with Path(path).open("a") as file:
         file.write("run\n")
     return threading.Lock()

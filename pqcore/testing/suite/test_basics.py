@@ -108,7 +108,7 @@ def test_job_attributes_and_repr_show_its_row(harness: Harness) -> None:
     assert job.size == len('{"kind": "Cox"}')
     assert job.attempts == 1
     assert job.expected_at == datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=timezone.utc)
-    assert abs((job.enqueued_at - before).total_seconds()) < 3600  # the server's clock, and aware
+    assert abs((job.enqueued_at - before).total_seconds()) < 3600  # by the server's clock, and aware
     assert job.schedule_at.tzinfo is timezone.utc
     pattern = (
         r'<pqcore\.\w*Job id=\d+ size=15 enqueued_at="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z" '

@@ -1,4 +1,4 @@
-"""What is sent first in a block, by pqcore or by its user, is part of the block; a refused operation is not."""
+"""The first statement in a block, by pqcore or its user, is part of the block; a refused operation is not."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import Harness
 
 MANY = 70
-"""More puts than a block keeps savepoints of."""
+"""More puts than the number of savepoints that a block keeps."""
 
 
 class Boom(Exception):
-    """A failure of the user's."""
+    """A failure of the user's code."""
 
 
 @pytest.fixture
 def orders(harness: Harness) -> str:
-    """A table of the user's."""
+    """Make a table of the user."""
     name = f"{quote(harness.schema)}.orders"
     harness.sql(f"CREATE TABLE {name} (number int)", rows=False)
     return name
 
 
 def insert(harness: Harness, queue: Any, orders: str, number: int) -> None:
-    """Run a statement of the user's in the open block."""
+    """Run a statement of the user in the open block."""
     harness.sql_within(queue, f"INSERT INTO {orders} VALUES ({number})", rows=False)
 
 
 def stored(harness: Harness, orders: str) -> tuple[list[int], list[str]]:
-    """What others see: the numbers of the user's table, and the data of the jobs that wait."""
+    """Return what others see: the numbers of the user's table, and the data of the waiting jobs."""
     numbers = [number for [number] in harness.sql(f"SELECT number FROM {orders} ORDER BY number")]
     jobs = harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")
     return numbers, [data for [data] in jobs]
@@ -46,7 +46,7 @@ def test_block_that_fails_leaves_nothing_whatever_came_first(
 ) -> None:
     queue = harness.queue()
     queue.put("before")
-    if warm:  # statements that were run before are prepared
+    if warm:  # so that statements that were run before are prepared
         for _ in range(3):
             with queue:
                 queue.put("taken")
@@ -115,7 +115,7 @@ def test_put_in_an_aborted_transaction_does_not_revive_it(harness: Harness, orde
     with pytest.raises(TransactionAborted), queue:  # noqa: PT012
         queue.put("first")
         insert(harness, queue, orders, 1)
-        with suppress(Exception):  # of whatever class the driver raises
+        with suppress(Exception):  # the driver may raise any class
             harness.sql_within(queue, "SELECT 1 / 0")
         with pytest.raises(PQError):
             queue.put("second")

@@ -1,4 +1,4 @@
-"""Consumers that take many jobs in succession begin to look where they left off, and miss nothing."""
+"""Consumers that take many jobs in succession begin at their last position, and miss no job."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SUPPLY = 4_000
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty jobs are a succession, and every tenth of a second there is a full look."""
+    """Let twenty jobs count as a succession, and a full look happen every tenth of a second."""
     monkeypatch.setattr(scan_position, "SUCCESSION", 20)
     monkeypatch.setattr(scan_position, "FULL_LOOK", 0.1)
 
 
 def in_succession(harness: Harness, **options: Any) -> Any:
-    """A queue with many jobs, of which enough were taken that the bound is in use."""
+    """Return a queue with many jobs, of which enough were taken that the position is in use."""
     queue = harness.queue(retention="delete", **options)
     queue.put_many(["plain"] * SUPPLY)
     while not harness.bounded(queue):
@@ -31,7 +31,7 @@ def in_succession(harness: Harness, **options: Any) -> Any:
 
 
 def takes_until(queue: Any, data: str) -> int:
-    """How many others are taken before the one with this data; it must come while there are others."""
+    """Return how many others are taken before the job with this data, which must come while others are left."""
     for number in range(SUPPLY):
         job = queue.get(block=False)
         if job is not None and job.data == data:

@@ -1,4 +1,4 @@
-"""Putting and getting many at once."""
+"""Putting and getting many jobs together."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pqcore.testing.harness import Connection, Harness
 
 
 class Boom(Exception):
-    """A failure of the user's."""
+    """A failure of the user's code."""
 
 
 @contextmanager
 def failing(block: Any) -> Iterator[None]:
-    """A block that ends with an exception of the user's."""
+    """Run a block that ends with an exception of the user's code."""
     with pytest.raises(Boom), block:  # noqa: PT012
         yield
         raise Boom
@@ -31,7 +31,7 @@ def failing(block: Any) -> Iterator[None]:
 
 @pytest.fixture
 def chunks_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have put_many send a statement every ten rows."""
+    """Make put_many send a statement every ten rows."""
     monkeypatch.setattr(put_many, "CHUNK_ROWS", 10)
 
 
@@ -39,18 +39,18 @@ small_chunks = pytest.mark.usefixtures("chunks_of_ten")
 
 
 def breaking(items: Iterable[Any], error: BaseException) -> Iterator[Any]:
-    """A generator that fails at its end."""
+    """Yield items, and fail at the end."""
     yield from items
     raise error
 
 
 def stored(harness: Harness) -> dict[int, Any]:
-    """What the rows hold, by id, as others see it."""
+    """Return what the rows hold, by id, as others see it."""
     return {job_id: json.loads(data) for job_id, data in harness.sql("SELECT id, data::text FROM {table} ORDER BY id")}
 
 
 def statements(harness: Harness) -> list[int]:
-    """How many rows each of the statements inserted that made the table, if there was one transaction."""
+    """Return how many rows each statement inserted, if there was one transaction."""
     assert len(harness.sql("SELECT DISTINCT xmin::text FROM {table}")) == 1
     return [
         number
@@ -130,7 +130,7 @@ def test_put_many_reads_items_as_it_sends_them(harness: Harness, monkeypatch: py
     held, most = 0, 0
 
     class Text(str):
-        """Encoded data that is counted while anything holds it."""
+        """Encoded data that is counted while anything refers to it."""
 
         __slots__ = ()
 
@@ -155,7 +155,7 @@ def test_put_many_reads_items_as_it_sends_them(harness: Harness, monkeypatch: py
     queue = harness.queue(serializer=Counting())
     ids = queue.put_many(number for number in range(300))
     assert stored(harness) == dict(zip(ids, range(300), strict=True))
-    assert 10 <= most <= 2 * 10 + 1  # what is being sent, what is next, and the one in hand
+    assert 10 <= most <= 2 * 10 + 1  # the data being sent, the next data, and the current item
 
 
 @small_chunks
@@ -280,7 +280,7 @@ def test_put_many_refuses_a_statement_that_would_be_too_large(
     monkeypatch.setattr(put_many, "WHOLE_SIZE", 1_000)
     queue, connection = harness.queue(), harness.connect()
     with pytest.raises(PayloadTooLarge, match="begin a transaction"):
-        queue.put_many(itertools.repeat("x" * 100), connection=connection.raw)  # without an end
+        queue.put_many(itertools.repeat("x" * 100), connection=connection.raw)  # an endless iterator
     assert (stored(harness), connection.session.in_transaction()) == ({}, False)
     connection.begin()
     assert len(queue.put_many(["x" * 100] * 20, connection=connection.raw)) == 20
@@ -313,7 +313,7 @@ def test_put_many_applies_times_to_all_items(harness: Harness) -> None:
 def test_put_many_of_items_read_from_another_queue_moves_or_is_refused(
     harness: Harness, over: str, block: bool
 ) -> None:
-    # The generator runs in the midst of put_many: on the only connection it must not wait for put_many to end.
+    # The generator runs during put_many: on the only connection, it must not wait for put_many to end.
     pq = harness.pq(None if over == "DSN" else harness.connect().raw)
     pq["from"].put_many(range(25))
 
@@ -332,7 +332,7 @@ def test_put_many_of_items_read_from_another_queue_moves_or_is_refused(
         try:
             moved = join()
         except AssertionError:
-            harness.cut_connections()  # lest the transaction stay open
+            harness.cut_connections()  # so that the transaction does not stay open
             raise
     if moved:
         assert [job.data for job in pq["to"].get_many(99, block=False)] == list(range(25))

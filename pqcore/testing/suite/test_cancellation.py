@@ -1,8 +1,7 @@
-"""Cancelled tasks: whatever the instant, no job is lost, and no connection is worse for it.
+"""Cancelled tasks: at any instant, no job is lost, and no connection suffers.
 
-These scenarios are about asyncio itself, so they run in an event loop of their
-own, not behind the portal.  A statement is held in flight by locks that the
-harness takes from another connection, so the instant of a cancellation is known.
+These scenarios are about asyncio itself, so they run in their own event loop, not behind the portal. The harness locks
+rows from another connection, which holds a statement in flight; so the instant of a cancellation is known.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ Scenario = Callable[[AsyncPQ], Awaitable[None]]
 
 
 def run(harness: Harness, scenario: Scenario, **options: Any) -> None:
-    """Run a scenario in an event loop; at its end there must be no connection left, and no complaint."""
+    """Run a scenario in an event loop; at its end, no connection may be left, and no complaint."""
     prepare(harness)
     complaints: list[str] = []
 
     def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # asyncpg forgets a future of its own where connecting is cancelled.
+        # asyncpg forgets one of its own futures if connecting is cancelled.
         if "connection_lost" not in str(context):
             complaints.append(str(context))
 
@@ -57,13 +56,13 @@ def run(harness: Harness, scenario: Scenario, **options: Any) -> None:
             await scenario(pq)
 
     asyncio.run(main())
-    gc.collect()  # so that what complains does so here, and not in the next test
+    gc.collect()  # so that complaints come here, and not in the next test
     assert complaints == []
     harness.eventually(lambda: harness.connections() == 0)
 
 
 def prepare(harness: Harness) -> None:
-    """Make the table, and leave no connection."""
+    """Make the table, and leave no connection open."""
     harness.pq().close()
     harness.eventually(lambda: harness.connections() == 0)
 
@@ -76,7 +75,7 @@ def opened(harness: Harness, target: Any = None, **options: Any) -> AsyncPQ:
 
 @contextmanager
 def locked(harness: Harness) -> Iterator[Connection]:
-    """Hold the table locked, so that all statements on it stay in flight; commit to let them go."""
+    """Lock the table, so that all statements on it stay in flight; a commit releases them."""
     connection = harness.connect()
     connection.begin()
     connection.sql(f"LOCK TABLE {harness.table} IN ACCESS EXCLUSIVE MODE", rows=False)
@@ -87,7 +86,7 @@ def locked(harness: Harness) -> Iterator[Connection]:
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
-    """Ask the server until the answer is true, while the event loop goes on."""
+    """Query the server until the answer is true, while the event loop continues."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"did not become true in {PATIENCE} seconds"
@@ -95,7 +94,7 @@ async def eventually(condition: Callable[[], Any]) -> None:
 
 
 async def in_flight(harness: Harness, number: int = 1) -> None:
-    """Wait until so many statements wait for a lock."""
+    """Wait until this number of statements wait for a lock."""
     statement = (
         f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
     )
@@ -103,7 +102,7 @@ async def in_flight(harness: Harness, number: int = 1) -> None:
 
 
 def busy(harness: Harness) -> list[Any]:
-    """The connections that are in a statement or transaction."""
+    """Return the connections that are in a statement or transaction."""
     return harness.sql(
         "SELECT pid, state, query FROM pg_stat_activity"
         f" WHERE application_name = '{harness.application}' AND state <> 'idle'"
@@ -117,14 +116,14 @@ async def steps(number: int = 20) -> None:
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Await a task that is to end by its cancellation."""
+    """Await a task that must end by its cancellation."""
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(asyncio.shield(task), PATIENCE)
     assert task.cancelled()
 
 
 async def works(harness: Harness, pq: AsyncPQ) -> None:
-    """Whether everything still works, and lasts."""
+    """Check that everything still works, and keeps working."""
     queue = pq["works"]
     for number in range(12):
         await queue.put(number)
@@ -144,7 +143,7 @@ def listed(taken: Any) -> list[Any]:
 
 
 async def listen(queue: Any) -> None:
-    """Have the queue waited for once, so that the next waits are notified from their beginning."""
+    """Wait for the queue once, so that later waits are notified from their beginning."""
     rounds = patiently(f"{queue!r} is listened to")
     while channel(queue.name) not in queue.engine.listener._channels:
         next(rounds)
@@ -152,7 +151,7 @@ async def listen(queue: Any) -> None:
 
 
 async def waits_for_good(queue: Any) -> None:
-    """Wait until a waiter has had its last look, and only a notification has it look again."""
+    """Wait until a waiter has had its last look, so that only a notification makes it look again."""
     listener, topic = queue.engine.listener, channel(queue.name)
     await eventually(lambda: listener._waiters.get(topic) and topic not in listener._unsettled)
 
@@ -164,7 +163,7 @@ async def drained(queue: Any) -> list[Any]:
     return jobs
 
 
-# At a known instant
+# Cancellation at a known instant
 
 
 @pytest.mark.only("async")
@@ -315,9 +314,9 @@ def test_job_put_back_by_a_cancelled_get_wakes_another_waiter(harness: Harness, 
         queue = pq["q"]
         await listen(queue)
         other = asyncio.create_task(queue.get(timeout=NEVER))
-        await waits_for_good(queue)  # else its next look may be the statement that is in flight
+        await waits_for_good(queue)  # otherwise its next look may be the statement in flight
         with locked(harness) as lock:
-            lock.sql("SET LOCAL pqcore.notify = 'off'", rows=False)  # or the other would be woken by this
+            lock.sql("SET LOCAL pqcore.notify = 'off'", rows=False)  # otherwise this would wake the other waiter
             lock.sql(f"INSERT INTO {harness.table} (q_name, data) VALUES ('q', '1')", rows=False)
             task = asyncio.create_task(queue.get() if take == "get" else queue.lease())
             await in_flight(harness)
@@ -351,7 +350,7 @@ def test_cancelled_waiter_leaves_other_waiters_waiting(harness: Harness) -> None
 
 @contextmanager
 def without_probes() -> Iterator[None]:
-    """Let nobody ask whether the listening connection still works."""
+    """Prevent checks whether the listening connection still works."""
     probe, waiting.PROBE = waiting.PROBE, NEVER
     try:
         yield
@@ -375,18 +374,18 @@ def test_cancelled_put_leaves_its_connection_usable(harness: Harness) -> None:
             for task in tasks:
                 await cancelled(task)
         await eventually(lambda: busy(harness) == [])  # a statement that is not over would hold locks
-        # Whether a put that was cancelled took place is not known; but it did, or not.
+        # It is unknown whether a cancelled put took effect, but it did so completely or not at all.
         assert {job.data for job in await drained(queue)} <= {"first", "a", "b", "c"}
         await works(harness, pq)
 
-    run(harness, scenario, max_connections=5, group_commit=False)  # each put has a connection
+    run(harness, scenario, max_connections=5, group_commit=False)  # each put has its own connection
 
 
 @pytest.mark.only("async")
 def test_cancelled_commit_leaves_its_connection_usable(harness: Harness) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         queue = pq["q"]
-        # The commit of anything put takes a lock, which somebody else holds.
+        # The commit of any put takes a lock that another session holds.
         schema, key = quote(harness.schema), random.getrandbits(31)
         harness.sql(
             f"CREATE FUNCTION {schema}.hold() RETURNS trigger LANGUAGE plpgsql AS"
@@ -436,7 +435,8 @@ def test_task_cancelled_while_waiting_for_a_connection_takes_none(harness: Harne
             await cancelled(waiter)
             await holder
         found = [job.data for job in await drained(queue)]
-        if when != "while it waits":  # then its put may be under way, and be done though its caller is told nothing
+        # then its put may be in flight, and take effect although its caller is told nothing
+        if when != "while it waits":
             found = [data for data in found if data != "never"]
         assert found == ["kept"] * 3
         await works(harness, pq)
@@ -447,7 +447,7 @@ def test_task_cancelled_while_waiting_for_a_connection_takes_none(harness: Harne
             holding.set()
             await go.wait()
         while victims:
-            victims.pop().cancel()  # the only connection became free, and nobody had a step since
+            victims.pop().cancel()  # the only connection became free, and no task has had a step since
 
     victims: list[asyncio.Task[Any]] = []
     run(harness, scenario, max_connections=1)
@@ -482,16 +482,16 @@ def test_waiting_get_does_not_block_the_event_loop(harness: Harness) -> None:
     run(harness, scenario)
 
 
-# At each suspension
+# Cancellation at each suspension
 
 
 class Plan:
-    """Cancels a task at a suspension: of its own, or of a task that it started.
+    """A plan that cancels a task at a suspension of it, or of a task that it started.
 
     Args:
-        number: At which, counted from one.
-        when: ``"sent"``: when what is awaited was just asked for; ``"answered"``: when the
-            answer is there, and the task would go on next.
+        number: The number of the suspension, counted from one.
+        when: ``"sent"``: right after the awaitable was requested; ``"answered"``: when the result is there, and the
+            task would continue next.
     """
 
     current: ContextVar[Plan | None] = ContextVar("plan", default=None)
@@ -506,7 +506,7 @@ class Plan:
         self.count += 1
         if self.count == self._number:
             if self._when == "answered" and asyncio.isfuture(awaited):
-                # Called before the task is woken, which has yet to ask for that.
+                # Called before the task is woken; the task asks for that only later.
                 awaited.add_done_callback(lambda _: self.victim.cancel())
             else:
                 asyncio.get_running_loop().call_soon(self.victim.cancel)
@@ -520,7 +520,7 @@ class Plan:
 
     @staticmethod
     def install() -> None:
-        """Have the running loop tell plans of the suspensions of all tasks to come."""
+        """Make the running loop report the suspensions of all later tasks to plans."""
 
         async def watched(work: Coroutine[Any, Any, Any]) -> Any:
             return await step_by_step(work)
@@ -532,7 +532,7 @@ class Plan:
 
 @types.coroutine
 def step_by_step(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Await something, and tell the plan of each suspension."""
+    """Await an awaitable, and report each suspension to the plan."""
     thrown: BaseException | None = None
     while True:
         try:
@@ -550,9 +550,9 @@ def step_by_step(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
 
 
 async def interrupted(make: Callable[[], Coroutine[Any, Any, Any]], when: str) -> AsyncIterator[Any]:
-    """Do something again and again, each time interrupted one suspension later, until it ends before.
+    """Repeat an operation, interrupting it one suspension later each time, until it ends before.
 
-    Yields what it returned, or None.
+    Yields the result of the operation, or None.
     """
     Plan.install()
     for number in range(1, 100):
@@ -598,7 +598,7 @@ def test_cancellation_at_each_suspension_loses_no_job(harness: Harness, retentio
 def test_cancellation_at_each_suspension_closes_an_opened_connection(harness: Harness, when: str) -> None:
     async def scenario(pq: AsyncPQ) -> None:
         async def borrow() -> None:
-            clone = pq.engine.clone_for_worker(1, 60.0)  # whose connections are set up once they are open
+            clone = pq.engine.clone_for_worker(1, 60.0)  # its connections are set up after they are open
             try:
                 await lent(clone.source, lambda session: session.execute(session.sql.ping))
             finally:
@@ -620,7 +620,7 @@ def test_cancellation_at_each_suspension_puts_all_or_none(harness: Harness, when
         async for job in interrupted(lambda: pq["one"].put("a"), when):
             acknowledged += listed(job)
             await eventually(lambda: not busy(harness))
-        # Two statements, in a transaction.
+        # Two statements in one transaction.
         async for jobs in interrupted(lambda: many.put_many(range(6_000)), when):
             acknowledged += listed(jobs)
             await eventually(lambda: not busy(harness))
@@ -654,7 +654,7 @@ def test_cancellation_while_beginning_to_listen_leaves_other_waiters_listening(h
         run(harness, scenario)
 
 
-# At any instant
+# Cancellation at any instant
 
 
 async def take_in_a_block(queue: Any, seen: set[int]) -> Any:
@@ -668,13 +668,16 @@ async def take_in_a_block(queue: Any, seen: set[int]) -> Any:
 def accounted(
     harness: Harness, everything: set[int], returned: list[int], left: list[int], seen: set[int] | None
 ) -> None:
-    """Each job was returned to a caller, or was left; or, if taken within a block, seen by one that committed."""
+    """Check that each job was returned to a caller or was left.
+
+    A job taken within a block was seen by one that committed.
+    """
     assert len(set(returned)) == len(returned)
     assert len(set(left)) == len(left)
     assert set(returned).isdisjoint(left)
     if seen is None:
         assert set(returned) | set(left) == everything
-    else:  # of a commit that was cancelled it is not known whether it took place
+    else:  # it is unknown whether a cancelled commit took effect
         assert set(returned) <= everything - set(left) <= seen
         beside = harness.sql("SELECT count(*) FROM {table} WHERE schedule_at IS NOT NULL")
         assert beside == [(len(everything) - len(left),)]
@@ -718,7 +721,8 @@ def test_cancellation_at_any_time_of_the_first_wait_leaks_no_connection(harness:
 
     async def scenario(unused: AsyncPQ) -> None:
         for _ in range(10):
-            async with opened(harness, max_connections=2) as own:  # connects, looks, opens a connection, listens
+            # this connects, looks, opens a connection, and listens
+            async with opened(harness, max_connections=2) as own:
                 tasks = [asyncio.create_task(own[name].get(timeout=NEVER)) for name in "aabb"]
                 for task in tasks[1:]:
                     asyncio.get_running_loop().call_later(rng.uniform(0, 0.03), task.cancel)
@@ -726,7 +730,7 @@ def test_cancellation_at_any_time_of_the_first_wait_leaks_no_connection(harness:
                 await own["a"].put("a")
                 job = await asyncio.wait_for(tasks[0], PATIENCE)
                 assert job is not None
-                # Where connecting was cancelled, psycopg lets go when the garbage is collected.
+                # If connecting was cancelled, psycopg closes the connection at garbage collection.
                 del tasks, task
                 await eventually(lambda: gc.collect() >= 0 and harness.connections() <= 3)
 
@@ -857,7 +861,7 @@ def test_block_does_not_include_a_task_that_outlives_it(harness: Harness, end: s
 
 
 async def use(harness: Harness, pq: AsyncPQ) -> None:
-    """Open connections, and one to listen."""
+    """Open connections, including one for LISTEN."""
     queue = pq["q"]
     await queue.put("a")
     async with queue:
@@ -884,7 +888,7 @@ def test_pq_works_in_one_event_loop_after_another(harness: Harness) -> None:
 
         for _ in range(8):
             asyncio.run(use(harness, pq))
-            # Three at most of this loop, and of the one before: they do not add up.
+            # At most three connections of this loop and of the one before, together.
             harness.eventually(lambda: gc.collect() >= 0 and harness.connections() <= 6)
         asyncio.run(last())
 
@@ -901,11 +905,11 @@ def test_event_loop_that_ends_leaves_no_connections(harness: Harness) -> None:
     def left() -> int:
         pq = opened(harness)
         asyncio.run(use(harness, pq))
-        harness.sql("SELECT pg_sleep(0.05)::text")  # for the server to notice
+        harness.sql("SELECT pg_sleep(0.05)::text")  # so that the server notices
         return harness.connections()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # what they warn of is what is tested
+        warnings.simplefilter("ignore", ResourceWarning)  # the warnings are about the tested behaviour
         number = left()
         gc.collect()
     assert number == 0
@@ -929,7 +933,7 @@ def test_block_waiting_for_its_connection_returns_it_when_the_loop_ends(harness:
         await steps()
 
     prepare(harness)
-    kept: list[Any] = []  # lest the connection is closed as garbage
+    kept: list[Any] = []  # so that garbage collection does not close the connection
     with locked(harness):
         asyncio.run(main())
     harness.eventually(lambda: harness.connections() == 0)

@@ -1,7 +1,6 @@
-"""Many at once: threads and processes that put and take, fail and die.
+"""Many concurrent threads and processes that put and take, fail and die.
 
-What they do is recorded, and the history is searched for losses, doubles and
-disorder (`pqcore.testing.history`).
+Their operations are recorded, and the history is searched for losses, doubles and disorder (`pqcore.testing.history`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WAYS: list[Way] = ["get", "get_many", "block", "lease", "lease_many"]
 
 
 def at_once(*works: Callable[[], Any]) -> None:
-    """Run each in a thread, all beginning together; what one raises is raised."""
+    """Run each function in a thread, all starting together; raise what one raises."""
     start = threading.Barrier(len(works))
     errors: list[BaseException] = []
 
@@ -54,7 +53,7 @@ def put(queue: Any, history: History, number: int = JOBS) -> list[int]:
 
 
 def waiting(harness: Harness) -> list[int]:
-    """The ids of the jobs that are not finished."""
+    """Return the ids of the jobs that are not finished."""
     return [job for [job] in harness.sql("SELECT id FROM {table} WHERE dequeued_at IS NULL")]
 
 
@@ -71,7 +70,7 @@ def expire(harness: Harness) -> None:
 
 
 def taken(histories: Sequence[History]) -> list[int]:
-    """The ids of all jobs that were taken for good, sorted."""
+    """Return the ids of all jobs that were taken for good, sorted."""
     return sorted(
         operation.job
         for history in histories
@@ -201,7 +200,7 @@ def test_killed_process_loses_no_job(harness: Harness) -> None:
         assert queue.get(block=False) is None
         for child in spawned:
             child.kill()
-        # The server notices that the transaction's owner is gone; of the lease it knows no owner.
+        # The server notices that the owner of the transaction is gone; it does not know the owner of a lease.
         job = queue.get(timeout=PATIENCE)
         assert (job.id, job.attempts) == (ids[0], 1)
         assert queue.get(block=False) is None

@@ -18,16 +18,16 @@ from pqcore.testing.harness import PATIENCE, Harness
 
 
 class Broken(Exception):
-    """What the functions raise."""
+    """The exception that the functions raise."""
 
 
 def rows(harness: Harness) -> list[tuple[Any, ...]]:
-    """The data and headers of all rows that are not finished."""
+    """Return the data and headers of all unfinished rows."""
     return harness.sql("SELECT data::text, headers::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")
 
 
 def ahead(harness: Harness) -> float:
-    """Seconds until the only row is due, by the server's clock."""
+    """Return the seconds until the only row is due, by the server's clock."""
     [[seconds]] = harness.sql(
         "SELECT extract(epoch FROM schedule_at - clock_timestamp())::float8 FROM {table} WHERE dequeued_at IS NULL"
     )
@@ -135,7 +135,7 @@ def test_front_door_gives_no_job_for_other_annotations(harness: Harness) -> None
     def own(job: Job, word: str) -> None:
         seen.append((job, word))
 
-    own = types.FunctionType(own.__code__, {"Job": dict}, "own", None, own.__closure__)  # a class of the user's own
+    own = types.FunctionType(own.__code__, {"Job": dict}, "own", None, own.__closure__)  # a class of the user
     own.__annotations__["job"] = "Job"
 
     def second(word: str, job: BaseJob) -> None:
@@ -255,7 +255,7 @@ def test_declared_retries_hold_in_both_conventions(harness: Harness, convention:
     assert 10_800 - PATIENCE < ahead(harness) <= 10_800
 
 
-# Where a convention comes from
+# The origin of a convention
 
 
 def test_rows_are_the_same_in_both_conventions(harness: Harness) -> None:
@@ -352,7 +352,7 @@ def test_periodic_task_of_the_front_door_gets_its_arguments(harness: Harness) ->
     assert seen == [("x", 1)]
 
 
-# Jobs that get took
+# Jobs taken with get
 
 
 @pytest.mark.only("blocking")

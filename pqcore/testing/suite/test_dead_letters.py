@@ -1,4 +1,4 @@
-"""Dead letters: jobs that failed for good are kept, with why, and can be given another life."""
+"""Dead letters: jobs that failed for good are kept with the reason, and can be retried."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pqcore.times import UtcDatetime
 
 
 class Broken(Exception):
-    """What tasks here raise."""
+    """The exception that tasks here raise."""
 
 
 def age(harness: Harness, time: str) -> None:
-    """Let time pass since the dead letters died."""
+    """Move the time at which the dead letters died into the past."""
     harness.sql(f"UPDATE {dead(harness)} SET died_at = died_at - interval '{time}'", rows=False)
 
 
@@ -33,7 +33,7 @@ def dead(harness: Harness) -> str:
 
 @pytest.fixture
 def queue(harness: Harness) -> Any:
-    """A queue with a task, ``queue.fails``: it raises what it is given, while ``queue.broken`` is true."""
+    """Return a queue with a task, ``queue.fails``, which raises its argument while ``queue.broken`` is true."""
     made = harness.task_queue()
     state = {"broken": True, "done": []}
 
@@ -111,7 +111,7 @@ def test_dead_letters_belong_to_their_queue(harness: Harness) -> None:
     assert (pq["a"].dead.count(), pq["b"].dead.count()) == (0, 1)
 
 
-# Another life
+# Retrying dead letters
 
 
 def test_retried_dead_letter_is_the_same_job_with_cleared_counts(harness: Harness, queue: Any) -> None:
@@ -129,7 +129,7 @@ def test_retried_dead_letter_is_the_same_job_with_cleared_counts(harness: Harnes
     assert (queue.dead.count(), queue.count()) == (0, 1)
     info = queue.inspect(job)
     assert (info.state, info.failures, info.error) == ("ready", 0, {})
-    harness.drain(queue)  # with as many retries as before, and no crashes held against it
+    harness.drain(queue)  # with the original number of retries, and no crashes counted
     assert seen == [(job, 1), (job, 2)] * 2
     [letter] = queue.dead.list()
     assert (letter.id, letter.failures, letter.reason) == (job, 2, "failed")
@@ -296,7 +296,7 @@ def test_dead_letters_free_their_slots(harness: Harness, queue: Any) -> None:
     assert harness.sql(f"SELECT FROM {TableName('queue', harness.schema).related('_slots')}") == []
 
 
-# Why
+# Reasons
 
 
 def test_poison_job_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
@@ -312,7 +312,7 @@ def test_poison_job_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     assert queue.state["done"] == [(other, "good")]
     [letter] = queue.dead.list()
     assert (letter.id, letter.reason, letter.failures) == (job, "crashed", 0)
-    assert (letter.attempts, letter.crashes) == (3, 3)  # the lease that found it poisonous is no attempt
+    assert (letter.attempts, letter.crashes) == (3, 3)  # the lease that found too many crashes is not an attempt
     assert letter.error["type"] == "crash"
     assert "3 times" in letter.error["message"]
     with pytest.raises(JobFailed):
@@ -326,7 +326,7 @@ def test_poison_job_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
 def test_crashes_are_counted_separately_from_failures_and_parkings(harness: Harness, queue: Any, most: int) -> None:
     task = queue.task(max_crashes=most, max_retries=10, retry_in=None)(queue.fails)
     job = task()
-    for _ in range(3):  # given back unrun, as a worker that stops does, or by hand
+    for _ in range(3):  # given back without a run, as by a worker that stops, or by hand
         queue.lease(block=False)
         harness.sql("UPDATE {table} SET leased_until = NULL, excused = coalesce(excused, 0) + 1", rows=False)
     for _ in range(max(most, 1)):
@@ -396,7 +396,7 @@ def test_job_with_invalid_reserved_headers_becomes_a_dead_letter(harness: Harnes
 
 
 class Unspeakable(Exception):
-    """Cannot be shown."""
+    """An exception that cannot be shown."""
 
     def __str__(self) -> str:
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Dedup keys: one job of a queue has a key at a time, however many put at once."""
+"""Dedup keys: one job of a queue has a key at a time, however many puts run concurrently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def undo(*truths: bool) -> None:
 
 
 def put(queue: Any, data: Any, dedup: Any, **options: Any) -> tuple[str, int]:
-    """Whether a put was let be, and the id of the job that has the key then."""
+    """Return whether a put was skipped, and the id of the job that has the key then."""
     try:
         return "put", int(queue.put(data, dedup=dedup, **options))
     except DuplicateJob as exc:
@@ -40,7 +40,7 @@ def contents(harness: Harness) -> list[tuple[int, str]]:
 
 
 def held(harness: Harness) -> list[tuple[Any, ...]]:
-    """The keys that are held for a time."""
+    """Return the keys that are held for a time."""
     return harness.sql(f"SELECT dedup_key, job_id FROM {TableName('queue', harness.schema).related('_dedup')}")
 
 
@@ -61,7 +61,7 @@ def test_concurrent_puts_under_one_dedup_key_store_one_job(harness: Harness, unt
         assert refused == (PUTTERS - 1 if on_conflict == "error" else 0)
         assert 0 <= int(data) < PUTTERS
         assert held(harness) == ([("key", job_id)] if until == "1h" else [])
-        if round_ == 2:  # without a job: the key is free, or is held on
+        if round_ == 2:  # without a job, the key is free, or stays held
             queue.get()
             harness.sql("DELETE FROM {table}", rows=False)
         else:
@@ -153,7 +153,7 @@ def test_dedup_keys_of_other_queues_and_other_spellings_are_distinct(harness: Ha
     ids = [
         pq[name].put(1, dedup=Dedup(key, until)) for name in ("a", "b") for key in ("k", "K", "k ") for until in UNTIL
     ]
-    # What is held by a job, and what is held for a time, do not know each other.
+    # Keys held by a job and keys held for a time are independent.
     assert len(set(ids)) == 2 * 3 * 2
 
 
@@ -223,9 +223,9 @@ def test_dedup_until_started_holds_the_key_until_the_job_is_fetched(harness: Har
     second = queue.put("c", dedup=dedup)
     assert second > first
     assert put(queue, "d", dedup) == ("refused", second)
-    harness.expire()  # the first is waiting again, without its key
+    harness.expire()  # the first job waits again, without its key
     assert put(queue, "e", dedup) == ("refused", second)
-    left = [second] if way == "get" else [first, second]  # the first is admitted again
+    left = [second] if way == "get" else [first, second]  # the first job is admitted again
     assert sorted(job.id for _ in left for job in queue.lease_many(5, block=False)) == left
 
 
@@ -451,7 +451,7 @@ def test_get_and_put_of_one_dedup_key_are_undone_together(harness: Harness) -> N
     assert take(queue) is None
 
 
-# What a key may be
+# Valid keys
 
 
 @pytest.mark.parametrize("key", ["", "\0", "a\0b", "\ud800", 5, None, b"key", "k" * (MAX_KEY + 1), "…" * MAX_KEY])

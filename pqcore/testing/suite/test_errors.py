@@ -1,4 +1,4 @@
-"""What goes wrong, and how it is told: one family of errors, whatever the driver raised."""
+"""Errors and their messages: one family of errors, whatever the driver raised."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from pqcore.testing.harness import PATIENCE, Connection, Harness
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """A transaction of the user's, ended at the latest when a test fails: others would wait for it."""
+    """Run a transaction of the user, which ends at the latest when a test fails, because others would wait for it."""
     connection.begin()
     try:
         yield
@@ -51,28 +51,28 @@ def transaction(connection: Connection) -> Iterator[None]:
 
 
 def other_face(harness: Harness) -> type:
-    """The class for backends of the other kind."""
+    """Return the class for backends of the other mode."""
     return PQ if harness.mode == "async" else AsyncPQ
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
+    """Return a port on which nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
 def drivers(harness: Harness) -> tuple[type[BaseException], ...]:
-    """What may be the cause of an error."""
+    """Return the exceptions that may be the cause of an error."""
     return harness.opener.errors
 
 
 def chain(exc: BaseException) -> str:
-    """All that a log would hold of an error."""
+    """Return everything that a log would contain of an error."""
     return "".join(traceback.format_exception(exc)) + repr(exc)
 
 
-# The family
+# The family of errors
 
 
 def test_error_classes_are_all_pqerrors_with_docstrings(harness: Harness) -> None:
@@ -87,7 +87,7 @@ def test_error_classes_are_all_pqerrors_with_docstrings(harness: Harness) -> Non
         harness.pq(create=False)["q"].put(1)
 
 
-# What the caller passed in
+# Arguments of the caller
 
 
 def test_unknown_backend_is_refused(harness: Harness) -> None:
@@ -158,7 +158,7 @@ def test_pq_needs_either_a_connection_or_a_pool(harness: Harness) -> None:
         harness.pq(None, pool=None, create=False)
 
 
-# No server, or none that wants us
+# Servers that are missing or refuse the client
 
 
 def test_unreachable_server_raises_connection_lost(harness: Harness) -> None:
@@ -180,20 +180,20 @@ def test_missing_role_or_database_raises_an_error_that_names_it(harness: Harness
     else:
         parts = parts._replace(path=f"/{name}")
     queue = harness.pq(parts.geturl(), create=False)["q"]
-    # A pooler that knows the roles says only that it lets this one not in.
+    # A pooler that knows the roles only says that it refuses this one.
     told = rf"{name}|authentication failed|no such user|no password supplied"
     with pytest.raises(DatabaseError, match=told) as caught:
         queue.put(1)
     assert isinstance(caught.value.__cause__, drivers(harness))
     codes = {"role": ["28000", "28P01", "08P01"], "database": ["3D000"]}[part]
-    # libpq does not tell the code of what it could not connect to.
+    # libpq gives no SQLSTATE for a failed connection attempt.
     sqlstate = caught.value.sqlstate
     assert sqlstate in codes or (sqlstate is None and isinstance(caught.value, ConnectionLost))
 
 
 @contextmanager
 def refusing_server() -> Iterator[int]:
-    """A server that asks everybody for a password, and likes none; gives its port."""
+    """Run a server that asks every client for a password, and refuses all; yield its port."""
     fields = {"S": "FATAL", "V": "FATAL", "C": "28P01", "M": 'password authentication failed for user "user"'}
     refusal = b"".join(code.encode() + text.encode() + b"\0" for code, text in fields.items()) + b"\0"
 
@@ -207,7 +207,7 @@ def refusing_server() -> Iterator[int]:
         with client:
             while length := receive(client, 4):
                 [code] = struct.unpack("!i", receive(client, struct.unpack("!i", length)[0] - 4)[:4])
-                if code in (80877103, 80877104):  # asks for encryption
+                if code in (80877103, 80877104):  # the client asks for encryption
                     client.sendall(b"N")
                     continue
                 client.sendall(b"R" + struct.pack("!ii", 8, 3))
@@ -310,7 +310,7 @@ def test_closed_pool_raises_closed(harness: Harness) -> None:
         pq["q"].put(1)
 
 
-# What the server refuses
+# Statements that the server refuses
 
 SQLSTATES: dict[str, type[DatabaseError]] = {
     "22000": InvalidData,
@@ -326,7 +326,7 @@ SQLSTATES: dict[str, type[DatabaseError]] = {
     "28P01": AccessDenied,
     "08006": ConnectionLost,
     "53300": ConnectionLost,
-    "57P01": OutcomeUnknown,  # so says a server that ends the connection, maybe after a commit
+    "57P01": OutcomeUnknown,  # the code of a server that ends the connection, possibly after a commit
     "57P03": OutcomeUnknown,
     "53100": DatabaseError,
     "P0001": DatabaseError,
@@ -408,7 +408,7 @@ def test_deadlock_raises_transient_error(harness: Harness) -> None:
     harness.needs_sessions()
     mine, theirs = harness.connect(), harness.connect()
     mine.sql("SET deadlock_timeout = '10ms'", rows=False)
-    theirs.sql("SET deadlock_timeout = '1min'", rows=False)  # so that it is we who are found
+    theirs.sql("SET deadlock_timeout = '1min'", rows=False)  # so that the deadlock is detected in pqcore's session
     queue, other = harness.pq(mine.raw)["q"], harness.pq(theirs.raw)["q"]
     first, second = queue.put_many([1, 2])
     locked = threading.Event()
@@ -480,11 +480,11 @@ def test_role_without_privileges_raises_access_denied(harness: Harness) -> None:
         harness.sql(f"DROP ROLE {role}", rows=False)
 
 
-# A failure leaves the connection as it was
+# A failure leaves the connection unchanged
 
 
 def expect_recovery(pq: Any) -> None:
-    """A statement fails, and the next works; often enough for a driver to prepare it."""
+    """Check that a statement fails and the next works, often enough for a driver to prepare it."""
     queue, broken = pq["q"], pq.queue("q", encode=lambda data: "{")
 
     def fail() -> None:

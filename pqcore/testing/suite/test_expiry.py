@@ -16,13 +16,13 @@ DAY = 86_400.0
 
 
 def swept(harness: Harness, queue: Any) -> int:
-    """Sweep once, as a worker does from time to time; how many rows it deleted."""
+    """Sweep once, as a worker does from time to time; return how many rows were deleted."""
     core = unwrapped(queue)
     return harness.wait_for(lambda: Sweep(core.name).run(core.engine))
 
 
 def age(harness: Harness, interval: str, *ids: int) -> None:
-    """Have jobs been finished, or died, a time ago."""
+    """Move the end or death of jobs into the past."""
     chosen = "{" + ",".join(map(str, map(int, ids))) + "}"
     for name, column in (("queue", "dequeued_at"), ("queue_archive", "dequeued_at"), ("queue_dead", "died_at")):
         harness.sql(
@@ -153,7 +153,7 @@ def test_sweep_goes_on_where_the_last_one_stopped(harness: Harness, monkeypatch:
     age(harness, "8 days", *ids)
     core = unwrapped(queue)
     sweep = Sweep(core.name)
-    monkeypatch.setattr("pqcore.operations.expiry.SWEEP", 1e-9)  # time for one statement
+    monkeypatch.setattr("pqcore.operations.expiry.SWEEP", 1e-9)  # enough time for one statement
     numbers = [harness.wait_for(lambda: sweep.run(core.engine)) for _ in range(4)]
     assert numbers == [2_000, 2_000, 1_000, 0]
 

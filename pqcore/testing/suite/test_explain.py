@@ -1,4 +1,4 @@
-"""Why does a job not run: what stands before it is named, and once that is gone, it runs."""
+"""The causes for which a job does not run: each is named, and after it is removed, the job runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pqcore.testing.harness import Harness
 
 
 def codes(queue: Any, job_id: int) -> list[str]:
-    """The causes that are found, but for those of workers: none runs here."""
+    """Return the causes that are found, without those about workers, because none runs here."""
     return [cause.code for cause in queue.explain(job_id).causes if cause.code != "no_worker"]
 
 

@@ -19,18 +19,21 @@ pytestmark = pytest.mark.only("blocking")
 
 
 def forked_in_c() -> int:
-    """Fork as uWSGI does, past `os.register_at_fork`; no thread asks for the GIL then, which would hang the child."""
+    """Fork as uWSGI does, bypassing `os.register_at_fork`.
+
+    No thread may ask for the GIL then, which would hang the child.
+    """
     interval = sys.getswitchinterval()
     sys.setswitchinterval(60)  # threads that come now ask later
     try:
-        time.sleep(0.05)  # those that have asked get it
+        time.sleep(0.05)  # threads that have already asked get the GIL
         return int(ctypes.PyDLL(None).fork())
     finally:
         sys.setswitchinterval(interval)
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Do some work in a child that was forked in C, and raise here what it raised."""
+    """Run a function in a child that was forked in C, and raise here what it raised."""
     read, write = os.pipe()
     child = forked_in_c()
     if child == 0:
@@ -76,7 +79,7 @@ def test_child_forked_in_c_listens_on_its_own_connection(harness: Harness) -> No
     harness.needs_sessions()
     queue = harness.queue(poll_interval=3600, max_connections=1)
     other = harness.queue(create=False)
-    assert queue.get(timeout=0.05) is None  # its channel is listened to from now on
+    assert queue.get(timeout=0.05) is None  # from now on, LISTEN is in force for its channel
 
     def child() -> None:
         assert queue.get(timeout=0.05) is None

@@ -1,4 +1,4 @@
-"""Concurrent calls of one process that travel together, in one statement and one commit."""
+"""Concurrent calls of one process that share one statement and one commit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALLERS = 12
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have calls wait for a statement that is held up, until a test lets it go."""
+    """Make calls wait for a statement that is held up, until a test releases it."""
     monkeypatch.setattr(group_commit, "PATIENCE", PATIENCE)
 
 
@@ -36,12 +36,12 @@ def lines_of(queue: Any) -> list[Any]:
 
 
 def wait_for_waiting(harness: Harness, queue: Any, number: int) -> None:
-    """Wait until so many calls wait to travel."""
+    """Wait until this number of calls wait in the line."""
     harness.eventually(lambda: sum(len(line.waiting) for line in lines_of(queue)) == number)
 
 
 def caught(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function that returns what a call raises, too."""
+    """Return a function that returns what a call returns or raises."""
 
     def work() -> Any:
         try:
@@ -54,7 +54,7 @@ def caught(call: Callable[[], Any]) -> Callable[[], Any]:
 
 @contextmanager
 def locked(harness: Harness, lock: str) -> Iterator[Callable[[], None]]:
-    """Hold a lock in a transaction; gives what ends that."""
+    """Hold a lock in a transaction; yield a function that ends it."""
     holder = harness.connect()
     holder.begin()
     holder.sql(lock, rows=lock.startswith("SELECT"))
@@ -65,14 +65,14 @@ def locked(harness: Harness, lock: str) -> Iterator[Callable[[], None]]:
 
 
 def slow_lock(harness: Harness, event: str = "INSERT") -> str:
-    """Make a trigger that has puts of "slow" wait for a lock, or takes of it; returns what takes the lock."""
+    """Make a trigger that lets puts or takes of "slow" wait for a lock; return a function that takes the lock."""
     take = "pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA))::text"
     make_trigger(harness, f"IF NEW.data::text = '\"slow\"' THEN PERFORM {take}; END IF; RETURN NEW;", event)
     return f"SELECT pg_advisory_xact_lock(hashtext('{harness.schema}'))::text"
 
 
 def wait_for_blocked(harness: Harness, number: int) -> None:
-    """Wait until so many of the queues' connections wait for a lock."""
+    """Wait until this number of the queues' connections wait for a lock."""
     found = (
         f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
     )
@@ -82,7 +82,10 @@ def wait_for_blocked(harness: Harness, number: int) -> None:
 def travel(
     harness: Harness, queue: Any, *calls: Callable[[], Any], first: Callable[[], Any] | None = None
 ) -> list[Any]:
-    """Have calls travel together, as a first put is held up until they all wait; what each returns or raises."""
+    """Make calls share a statement, by holding up a first put until all of them wait.
+
+    Return what each returns or raises.
+    """
     with ExitStack() as stack:
         with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
             stack.enter_context(harness.thread(first or (lambda: queue.put("first"))))
@@ -99,7 +102,7 @@ def put_each(queue: Any, values: Any) -> list[Callable[[], Any]]:
 
 
 def commits(harness: Harness) -> int:
-    """By how many transactions the jobs of the table were put."""
+    """Return how many transactions put the jobs of the table."""
     [[number]] = harness.sql("SELECT count(DISTINCT xmin::text) FROM {table}")
     return int(number)
 
@@ -109,7 +112,7 @@ def stored(harness: Harness) -> dict[int, str]:
 
 
 def make_trigger(harness: Harness, body: str, event: str = "INSERT") -> None:
-    """Have a trigger see each row before it is inserted, or changed."""
+    """Make a trigger that sees each row before it is inserted or changed."""
     name = f"{quote(harness.schema)}.changes"
     harness.sql(
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$",
@@ -221,7 +224,7 @@ def test_line_whose_groups_are_refused_rests(harness: Harness, monkeypatch: pyte
     with ExitStack() as stack, locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE"):
         for number in range(3):
             stack.enter_context(harness.thread(partial(queue.put, number)))
-            wait_for_blocked(harness, number + 1)  # each by itself
+            wait_for_blocked(harness, number + 1)  # each call by itself
     assert len(stored(harness)) == 7
 
 
@@ -258,7 +261,7 @@ def test_caller_that_is_held_up_delays_no_other(harness: Harness, monkeypatch: p
         wait_for_blocked(harness, 1)
         ids = harness.at_once(*put_each(queue, range(CALLERS)))
         assert len(set(ids)) == CALLERS
-        assert len(stored(harness)) == CALLERS  # the slow one is still held up
+        assert len(stored(harness)) == CALLERS  # the slow call is still held up
         release()
         assert slow() not in ids
 
@@ -288,9 +291,9 @@ def test_large_put_goes_by_itself(harness: Harness) -> None:
     with locked(harness, f"LOCK TABLE {harness.table} IN SHARE MODE") as release, ExitStack() as stack:
         stack.enter_context(harness.thread(lambda: queue.put(large)))
         wait_for_blocked(harness, 1)
-        stack.enter_context(harness.thread(lambda: queue.put(2)))  # does not wait for the large one
+        stack.enter_context(harness.thread(lambda: queue.put(2)))  # does not wait for the large call
         wait_for_blocked(harness, 2)
-        stack.enter_context(harness.thread(lambda: queue.put(large)))  # nor the other way round
+        stack.enter_context(harness.thread(lambda: queue.put(large)))  # nor does the large call wait for it
         wait_for_blocked(harness, 3)
         release()
     assert commits(harness) == 4
@@ -387,7 +390,7 @@ def test_cancelled_put_takes_no_other_along(harness: Harness, waits: bool) -> No
 
 
 class Interrupted(Exception):
-    """As that of a time limit."""
+    """An interrupt, like that of a time limit."""
 
 
 @pytest.mark.only("blocking")
@@ -444,7 +447,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "nack": lambda queue, job: queue.nack(job, "1h"),
     "extend": lambda queue, job: queue.extend(job, "1h"),
 }
-"""What is done with a leased job."""
+"""The operations on a leased job."""
 
 
 def change_each(queue: Any, change: str, jobs: Any) -> list[Callable[[], Any]]:
@@ -452,7 +455,7 @@ def change_each(queue: Any, change: str, jobs: Any) -> list[Callable[[], Any]]:
 
 
 def changed(harness: Harness, change: str) -> list[int]:
-    """The data of the jobs that were changed."""
+    """Return the data of the jobs that were changed."""
     condition = {
         "ack": "dequeued_at IS NOT NULL",
         "nack": "schedule_at > statement_timestamp()",
@@ -475,7 +478,7 @@ def test_concurrent_changes_of_leased_jobs_take_one_commit(harness: Harness, cha
     assert answers == [None] * CALLERS
     if retention == "keep":
         assert changed(harness, change) == list(range(CALLERS + 1))
-        assert commits(harness) == 3  # with that of the put of the job that was not leased
+        assert commits(harness) == 3  # including that of the put of the job that was not leased
     else:
         assert [job.data for job in queue.peek(2)] == [CALLERS + 1]
         assert queue.jobs("leased") == []
@@ -537,7 +540,7 @@ def test_lost_leases_are_told_to_their_own_callers(harness: Harness) -> None:
 def test_concurrent_takes_give_each_caller_jobs_of_its_own(harness: Harness, leased: bool, retention: str) -> None:
     queue = harness.queue(retention=retention)
     queue.put_many(range(20))
-    unwrapped(queue).rule_cache.expires_at = float("inf")  # each caller would read the rules first
+    unwrapped(queue).rule_cache.expires_at = float("inf")  # otherwise each caller would read the rules first
 
     def take(n: int = 1) -> list[Any]:
         jobs = queue.lease_many(n, 60, timeout=0) if leased else queue.get_many(n, timeout=0)
@@ -640,7 +643,7 @@ def test_locked_job_delays_no_lease_of_other_jobs_of_a_worker(harness: Harness) 
             harness.eventually(lambda: len(leases()) == 3)
             with locked(harness, lock):
                 before = leases()
-                for _ in range(2):  # both others are extended, again and again
+                for _ in range(2):  # both other leases are extended, repeatedly
                     harness.eventually(lambda: all(map(operator.gt, leases()[-2:], before[-2:])))
                     before[-2:] = leases()[-2:]
             harness.eventually(lambda: len(leases()) == 3 and leases()[0] > before[0])
@@ -672,7 +675,7 @@ def test_locked_job_delays_no_end_of_other_jobs_of_a_worker(harness: Harness, fa
             with locked(harness, lock):
                 over.set()
                 harness.eventually(lambda: left() == [ids[1]])
-                work(4)  # nor one of a job that comes later
+                work(4)  # nor a job that comes later
                 harness.eventually(lambda: left() == [ids[1]])
             harness.eventually(lambda: left() == [])
         finally:

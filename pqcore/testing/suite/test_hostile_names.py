@@ -1,6 +1,8 @@
-"""Names, keys, headers and data that hypothesis makes up: each comes back, or is refused and nothing is written.
+"""Names, keys, headers and data that hypothesis generates.
 
-``PQCORE_NAMES_EXAMPLES`` says how many are tried a test; by default few, as the suite is run often.
+Each comes back unchanged, or is refused and nothing is written.
+
+``PQCORE_NAMES_EXAMPLES`` sets the number of examples for each test; the default is low, because the suite runs often.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def rows(harness: Harness) -> int:
 
 
 def refused(harness: Harness, exc: PQError) -> None:
-    """What was refused was not written, and is not told at length."""
+    """Check that the refused value was not written, and is not quoted at length."""
     assert rows(harness) == 0
     brief(exc)
 
@@ -138,7 +140,7 @@ def test_data_of_any_json_value_come_back_or_are_refused(harness: Harness, data:
         refused(harness, exc)
         return
     found = queue.get(block=False).data
-    assert found == data or found != found  # else it is not a number
+    assert found == data or found != found  # otherwise it is NaN
     harness.sql("DELETE FROM {table}", rows=False)
 
 
@@ -146,14 +148,14 @@ _opened: dict[Harness, Any] = {}
 
 
 def opened(harness: Harness) -> Any:
-    """One `PQ` a test, whatever the number of its examples."""
+    """Yield one `PQ` for each test, whatever the number of its examples."""
     if harness not in _opened:
         _opened.clear()
         _opened[harness] = harness.pq()
     return _opened[harness]
 
 
-@pytest.mark.only("blocking")  # the kit's own wrapper goes through what it hands over
+@pytest.mark.only("blocking")  # the kit's own wrapper looks through the arguments
 def test_data_nested_too_deeply_are_refused(harness: Harness) -> None:
     queue = opened(harness)["q"]
     nested: Any = []

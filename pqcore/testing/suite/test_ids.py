@@ -1,4 +1,4 @@
-"""Ids that come again: after logical replication, a restore of rows alone, or TRUNCATE ... RESTART IDENTITY."""
+"""Ids that repeat: after logical replication, a restore of rows alone, or TRUNCATE ... RESTART IDENTITY."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pqcore.testing.portal import unwrapped
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table that belongs to the queue's."""
+    """Return the name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 
 def begin_again(harness: Harness, at: int = 1, suffix: str = "") -> None:
-    """Have ids come again, from one on."""
+    """Make ids repeat, from one on."""
     harness.sql(f"SELECT setval(pg_get_serial_sequence('{beside(harness, suffix)}', 'id'), {at}, false)")
 
 
 def ids(harness: Harness, suffix: str = "") -> list[int]:
-    """The ids that a table holds, in order."""
+    """Return the ids in a table, in order."""
     return [row[0] for row in harness.sql(f"SELECT id FROM {beside(harness, suffix)} ORDER BY id")]
 
 
 class Broken(Exception):
-    """What a task here raises."""
+    """The exception that a task here raises."""
 
 
 def task(queue: Any, **options: Any) -> Any:
-    """A task that returns what it is given."""
+    """Return a task that returns its argument."""
 
     def give(job_id: int, value: str) -> str:
         if value == "broken":
@@ -102,7 +102,7 @@ def test_result_is_found_after_the_servers_clock_was_set_back(harness: Harness) 
 
 
 def put_in_each_way(queue: Any, text: str) -> list[Any]:
-    """A handle of each kind of put, of a job that keeps its result."""
+    """Return a handle from each kind of put, for jobs that keep their results."""
     give = task(queue, keep_result="1h")
     call = give.call(text)
     return [

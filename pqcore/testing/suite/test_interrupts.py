@@ -1,4 +1,7 @@
-"""What ends programs: Ctrl-C, an exit, an exception of a job that is no Exception; and what `Queue.work` outlives."""
+"""Events that end programs: Ctrl-C, an exit, a job's exception that is no Exception.
+
+And failures that `Queue.work` survives.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ OTHERS = tuple(kind for kind in INTERRUPTS if kind not in ENDING)
 
 
 def state(harness: Harness, job: int) -> tuple[Any, ...]:
-    """Whether a job is finished, whether leased; how often it was taken, failed, and was excused."""
+    """Return whether a job is finished and leased, and how often it was taken, failed, and was excused."""
     [found] = harness.sql(
         "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(failures, 0),"
         f" coalesce(excused, 0) FROM {{table}} WHERE id = {int(job)}"
@@ -33,14 +36,14 @@ def state(harness: Harness, job: int) -> tuple[Any, ...]:
 
 
 def expect_uncounted(harness: Harness, *jobs: int) -> None:
-    """Jobs wait, and nothing is held against them, however often they were taken."""
+    """Check that jobs wait without any attempt counted, however often they were taken."""
     for finished, leased, attempts, failures, excused in (state(harness, job) for job in jobs):
         assert (finished, leased, failures) == (False, False, 0)
         assert attempts == excused
 
 
 def expect_failed(queue: Any, jobs: Sequence[int]) -> None:
-    """Jobs are dead letters, for what their function raised."""
+    """Check that jobs are dead letters for the exception of their function."""
     assert sorted((letter.id, letter.reason) for letter in queue.dead.list()) == [(job, "failed") for job in jobs]
 
 
@@ -48,7 +51,7 @@ GIVEN_BACK = (False, False, 1, 0, 1)
 DONE = (True, False, 1, 0, 0)
 
 
-# Raised by a job, in a worker
+# Exceptions of a job in a worker
 
 
 @pytest.mark.parametrize("way", ["thread", "coroutine", "process"])
@@ -128,7 +131,7 @@ def test_worker_whose_event_loop_ends_returns_its_jobs(harness: Harness, kind: s
     expect_uncounted(harness, *jobs)
 
 
-# Raised by a job, in `Queue.work`
+# Exceptions of a job in `Queue.work`
 
 
 @pytest.mark.only("blocking")
@@ -195,7 +198,7 @@ def interrupt(child: Child) -> None:
 
 
 def waits(harness: Harness) -> bool:
-    """Whether a statement of the test's queues waits for a lock."""
+    """Return whether a statement of the test's queues waits for a lock."""
     return bool(
         harness.sql(
             f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}'"
@@ -249,7 +252,7 @@ def test_second_interrupt_ends_a_hanging_statement(harness: Harness, worker_pool
     interrupt(child)
     assert not child.pipe.poll(0.3)
     interrupt(child)
-    if harness.spec.name == "psycopg2":  # waits in C, where no handler runs
+    if harness.spec.name == "psycopg2":  # it waits in C, where no handler runs
         blocker.commit()
     assert child.recv(PATIENCE) == "KeyboardInterrupt"
 
@@ -276,7 +279,7 @@ def test_interrupt_while_a_job_is_completed_keeps_the_completion(harness: Harnes
 
 
 def expect_end(queue: Any, error: type[BaseException]) -> None:
-    """Have jobs performed until this is raised."""
+    """Perform jobs until this exception is raised."""
     with pytest.raises(error):
         queue.work()
 

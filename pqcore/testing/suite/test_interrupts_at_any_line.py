@@ -1,6 +1,6 @@
 """Interrupts (Ctrl-C, a time limit) at any line of a thread.
 
-An interrupt is raised at each line of pqcore and of the backend in turn, until a call gets through.
+An interrupt is raised at each line of pqcore and of the backend in turn, until a call succeeds.
 """
 
 from __future__ import annotations
@@ -30,40 +30,41 @@ from pqcore.testing.harness import PATIENCE, Harness
 
 pytestmark = [
     pytest.mark.only("blocking"),
-    # An interrupt may come before a coroutine is begun, or while what was interrupted is closed.
+    # An interrupt may come before a coroutine has begun, or while interrupted work is being closed.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    # A connection that is interrupted on its way to us is closed as it is deleted. Raised, that warning keeps it open.
+    # A connection that is interrupted before pqcore has it is closed when it is deleted. If that warning were raised as
+    # an error, it would keep the connection open.
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
 PLACES = 2
-"""Connections that a pool may have."""
+"""The largest number of connections of a pool."""
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """Collect what was interrupted here, and not in another test, which would be told of it."""
+    """Collect interrupted objects here, so that warnings about them do not reach another test."""
     yield
     gc.collect()
 
 
 class Interrupted(BaseException):
-    """As KeyboardInterrupt, which would end the tests where it is not caught."""
+    """An exception like KeyboardInterrupt, which would end the tests if it were not caught."""
 
 
 class TimeLimit(Exception):
-    """As time limits raise it from their handler of SIGALRM."""
+    """An exception as time limits raise it from their SIGALRM handler."""
 
 
 KINDS = (Interrupted, TimeLimit)
-"""What is raised at one line and at the next, in turn: the same line comes again in the other acts."""
+"""The exceptions, raised at one line and the next in turn, because other acts meet the same line again."""
 
 
 def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseException]:
-    """Call a function, interrupted at its first line, at its second, and so on until it returns.
+    """Call a function, and interrupt it at its first line, then at its second, and so on until it returns.
 
     Args:
-        harness: The backend.
+        harness: The harness of the test.
         act: The function.
     """
     backend = sys.modules[type(plugins.make(harness.spec, prepared=prepared() is not False)).__module__]
@@ -85,7 +86,7 @@ def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseExc
         return at_line
 
     before, number = sys.gettrace(), 0
-    raised: list[BaseException] = []  # kept, as a shell does: what its traceback refers to lives on
+    raised: list[BaseException] = []  # kept, as a shell does, so that objects in its traceback stay alive
     while True:
         number += 1
         left = number
@@ -93,7 +94,7 @@ def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseExc
         sys.settrace(trace)
         try:
             act()
-        except (*KINDS, SerializationError):  # as of a serializer that raises
+        except (*KINDS, SerializationError):  # raised like an error of a serializer
             assert raised
         finally:
             sys.settrace(before)
@@ -104,13 +105,16 @@ def interrupted(harness: Harness, act: Callable[[], object]) -> Iterator[BaseExc
 
 
 def _of_a_lock(frame: FrameType) -> bool:
-    """Whether the line takes a lock: it comes again when the lock is released, where no signal's handler can run."""
+    """Return whether the line takes a lock.
+
+    It also shows when the lock is released, where no signal handler can run.
+    """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return line in ("with self._lock:", "with self.connection.lock:")
 
 
 def lends_all(queue: Any) -> None:
-    """Have all connections of a pool used at the same moment."""
+    """Use all connections of a pool at the same moment."""
     together = threading.Barrier(PLACES)
     errors: list[BaseException] = []
 
@@ -131,7 +135,7 @@ def lends_all(queue: Any) -> None:
 
 
 def is_committed(harness: Harness, queue: Any) -> None:
-    """Check that the thread is in no block: what it puts is seen by others."""
+    """Check that the thread is in no block: others see what it puts."""
     job_id = queue.put("after")
     assert harness.sql(f"SELECT id FROM {{table}} WHERE id = {job_id}") == [(job_id,)]
 
@@ -183,7 +187,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, call: Callable[[Any, str], int]
 ) -> None:
     harness.needs_sessions()
-    monkeypatch.setattr(group_commit, "PATIENCE", 2.0)  # so that the first of those that wait leads
+    monkeypatch.setattr(group_commit, "PATIENCE", 2.0)  # so that the first waiter leads
     queue = harness.queue(max_connections=PLACES, pool_timeout=PATIENCE)
     queue.put_many(["there"] * 3_000)
     call(queue, "first")
@@ -205,7 +209,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
             line.end(began)
 
     def waits(number: int) -> None:
-        """Wait until so many calls wait to travel, or the leader is gone."""
+        """Wait until this number of calls wait in the line, or the leader is gone."""
         deadline = time.monotonic() + group_commit.PATIENCE
         while len(line.waiting) < number and not gone.is_set() and time.monotonic() < deadline:
             time.sleep(0)
@@ -224,7 +228,7 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
             if late is not None:
                 raise late
         finally:
-            late = None  # else it refers to itself, and what it holds is deleted amid another act
+            late = None  # otherwise it refers to itself, and its content is deleted during another act
 
     numbers, gone = count(), threading.Event()
     for number, _ in enumerate(interrupted(harness, lead)):

@@ -1,4 +1,4 @@
-"""Default isolation levels above READ COMMITTED: pqcore's own statements do not go by them, users' blocks do."""
+"""Default isolation levels above READ COMMITTED: pqcore's own statements ignore them, users' blocks use them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def level(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def dsn(harness: Harness, level: str) -> str:
-    """Where connections have the level by default."""
+    """Return a DSN for connections that have the level by default."""
     return raised(harness, level)
 
 
 def raised(harness: Harness, level: str) -> str:
-    """The test's DSN, with a default isolation level."""
+    """Return the test's DSN, with a default isolation level."""
     harness.needs_sessions()
     return with_isolation(harness.dsn, level)
 
 
 def targets(harness: Harness, dsn: str, level: str) -> Iterator[Callable[[], Any]]:
-    """What makes a `PQ` over connections that have the level by default: each kind of source."""
+    """Return functions that make a `PQ` over connections with the level by default, one for each kind of source."""
     yield partial(harness.pq, dsn)
     connection = harness.connect()
     connection.sql(f"SET default_transaction_isolation = '{level}'", rows=False)
@@ -55,12 +55,12 @@ def targets(harness: Harness, dsn: str, level: str) -> Iterator[Callable[[], Any
 
 
 def seen(harness: Harness) -> set[str]:
-    """The levels at which the table and the places under limits were changed since the last look."""
+    """Return the levels at which the table and the places under limits were changed since the last call."""
     return {level for [level] in harness.sql(f"DELETE FROM {quote(harness.schema)}.seen RETURNING level")}
 
 
 def watch(harness: Harness) -> None:
-    """Have triggers write down the level of each change."""
+    """Make triggers record the level of each change."""
     schema = quote(harness.schema)
     witness, changed = f"{schema}.witness", (harness.table, TableName("queue", harness.schema).related("_slots"))
     harness.sql(f"CREATE TABLE {schema}.seen (level text)", rows=False)
@@ -71,7 +71,7 @@ def watch(harness: Harness) -> None:
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """A transaction of the user's, rolled back."""
+    """Run a transaction of the user, and roll it back."""
     connection.begin()
     try:
         yield
@@ -199,7 +199,7 @@ def test_slot_released_in_a_block_goes_to_one_job_only(harness: Harness, dsn: st
     queue.put_many("abcd", limits={"two": 2})
     [first] = queue.lease_many(1, "1h", block=False)
     with queue:
-        harness.sql_within(queue, "SELECT count(*) FROM {table}")  # from here on it sees nothing newer
+        harness.sql_within(queue, "SELECT count(*) FROM {table}")  # from here on, it sees nothing newer
         with harness.thread(lambda: queue.lease_many(3, "1h", block=False)) as join:
             [second] = join()
         queue.ack(first)

@@ -1,4 +1,4 @@
-"""Shares, priorities and several keys: whose job is leased next, whatever waits."""
+"""Shares, priorities and several keys: which job is leased next, whatever waits."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_job_under_two_limits_has_its_turn_though_each_is_always_in_use(harness:
     seen: list[str] = []
     until = time.monotonic() + PATIENCE
     while "both" not in seen:
-        queue.ack(running.pop(0))  # never both at a time
+        queue.ack(running.pop(0))  # never both at the same time
         job = queue.lease(600, wait=0.05)
         if job is not None:
             seen.append(job.data)

@@ -1,4 +1,4 @@
-"""Leases: work that outlives a transaction, delivered at least once, finished at most once."""
+"""Leases: for work that takes longer than a transaction; delivered at least once, finished at most once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def expire(harness: Harness) -> None:
 
 
 def rows(harness: Harness, suffix: str = "") -> list[tuple[Any, ...]]:
-    """All of the table, or of the one beside it."""
+    """Return all rows of the table, or of another table of the queue."""
     table = TableName("queue", harness.schema).related(suffix)
     return harness.sql(f"SELECT to_jsonb(queue)::text FROM {table} AS queue ORDER BY id")
 
 
 def left(harness: Harness) -> float:
-    """Seconds until the only lease runs out, by the server's clock."""
+    """Return the seconds until the only lease runs out, by the server's clock."""
     [[seconds]] = harness.sql(
         "SELECT extract(epoch FROM leased_until - clock_timestamp())::float8 FROM {table}"
         " WHERE leased_until IS NOT NULL"
@@ -45,7 +45,7 @@ def left(harness: Harness) -> float:
 
 
 def drain(queue: Any) -> list[Any]:
-    """The data of all jobs that are due, taken."""
+    """Take all due jobs, and return their data."""
     taken = []
     while (job := queue.get(block=False)) is not None:
         taken.append(job.data)
@@ -502,4 +502,5 @@ def test_ack_in_a_block_starts_no_subtransaction(harness: Harness) -> None:
         for job in jobs[60:]:
             queue.nack(job)
     [[after]] = harness.sql(drawn)
-    assert after - before < 45  # each subtransaction that writes draws one; others on the server may draw some, too
+    # each writing subtransaction draws an id, and other sessions of the server may draw some, too
+    assert after - before < 45

@@ -1,4 +1,4 @@
-"""Concurrency limits, FIFO groups and rates: they hold over all who lease, and nothing is lost for them."""
+"""Concurrency limits, FIFO groups and rates: they hold for all consumers together, and lose no job."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ ONE = {"limits": {"one": 1}}
 
 
 def sweep(harness: Harness, queue: Any) -> None:
-    """What each worker does twice a minute."""
+    """Do what each worker does twice per minute."""
     core = unwrapped(queue)
     harness.wait_for(lambda: core.engine.run(lambda s: admission.sweep(core, s)))
 
 
 def slots(harness: Harness) -> list[tuple[Any, ...]]:
-    """Who holds a place, and under which key."""
+    """Return the jobs that hold a place, and the keys."""
     table = TableName("queue", harness.schema).related("_keys")
     return harness.sql(
         "SELECT kept.key, job.id FROM (SELECT DISTINCT ON (q_name, key) q_name, key, running FROM"
@@ -55,10 +55,10 @@ def data(jobs: Sequence[Any]) -> list[Any]:
 
 
 class Gauge:
-    """How many are within, and how many ever were at once; by key.
+    """A gauge of how many functions are inside, and of the largest number ever inside concurrently; by key.
 
     Attributes:
-        full: Set once so many as are allowed were within at once: the first wait for it.
+        full: Set when the allowed number was inside concurrently; the first functions wait for it.
     """
 
     def __init__(self, **allowed: int) -> None:
@@ -91,7 +91,7 @@ class Gauge:
             self.done.append(job)
 
     def one_at_a_time(self) -> bool:
-        """Whether each that began ended before another began."""
+        """Return whether each run that began ended before another began."""
         return [kind for kind, _ in self.log] == ["begin", "end"] * (len(self.log) // 2) and all(
             begun[1] == ended[1] for begun, ended in zip(self.log[::2], self.log[1::2], strict=True)
         )
@@ -197,7 +197,7 @@ def test_concurrency_limit_holds_for_jobs_that_are_leased_several_for_a_place(ha
     ids = queue.put_calls(*[limited.call(number) for number in range(200)])
     with harness.working(queue, concurrency=4):
         harness.eventually(lambda: len(gauge.done) >= 100)
-        other = free()  # in a free slot, though jobs wait for the place in which one takes long
+        other = free()  # in a free slot, although jobs wait for the place that a long job holds
         harness.eventually(lambda: int(other) in gauge.done)
         harness.eventually(lambda: len(gauge.done) == 200)  # under the other place
         over.open()
@@ -385,7 +385,7 @@ def test_admission_does_not_wait_for_a_transaction_that_locks_the_key(harness: H
         assert (job.attempts, job.crashes) == (1, 0)
         given.append(job.data)
         other.ack(job)
-    # Of a limit, the job that was postponed may be overtaken by one that was parked; of a group, never.
+    # A job that was postponed may be overtaken by a parked job of its limit, but never by one of its group.
     assert (sorted(given) if gate is ONE else given) == ["b", "c"]
 
 
@@ -430,7 +430,7 @@ def test_worker_does_not_wait_for_a_transaction_that_locks_a_limit_key(harness: 
 
 
 def unfinished(harness: Harness, names: set[str]) -> int:
-    """How many calls with one of these arguments are not finished."""
+    """Return how many calls with one of these arguments are not finished."""
     rows = harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NULL")
     return sum(any(f'"{name}"' in text for name in names) for [text] in rows)
 
@@ -440,7 +440,7 @@ def unfinished(harness: Harness, names: set[str]) -> int:
 
 @contextmanager
 def refusing(harness: Harness, action: str) -> Iterator[None]:
-    """Have the server do something else than give places."""
+    """Make the server do something other than giving places."""
     place, schema = TableName("queue", harness.schema).related("_keys"), quote(harness.schema)
     harness.sql(
         f"CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; RETURN NULL; END $$",
@@ -573,7 +573,7 @@ def test_number_of_the_newest_put_counts_for_a_limit(harness: Harness) -> None:
     assert (first.data, second.data) == ("a", "b")
     assert all_leased(queue) == []
     queue.put("e", **ONE)
-    queue = harness.queue(create=False)  # what one has seen lags by some milliseconds
+    queue = harness.queue(create=False)  # a program may see another's change some milliseconds later
     queue.ack(second)
     assert all_leased(queue) == []
     queue.ack(first)
@@ -624,7 +624,7 @@ def test_job_under_several_limits_needs_all_its_slots(harness: Harness) -> None:
     queue.put("xy", limits={"x": 1, "y": 1})
     queue.put("y", limits={"y": 1})
     first = all_leased(queue)
-    assert data(first) == ["x", "y"]  # what waits for x does not keep y
+    assert data(first) == ["x", "y"]  # a job that waits for x does not block y
     first[0].ack()
     assert all_leased(queue) == []
     first[1].ack()
@@ -646,7 +646,8 @@ def test_jobs_under_several_limits_do_not_deadlock(harness: Harness, keys: tuple
     assert all_leased(queue) == []
     on_two.ack()
     queue.put(two, limits={two: 1})
-    on_two_again = queue.lease(block=False)  # "both" was given a place that this one wants, or waits for the other
+    # "both" was given a place that this job wants, or waits for the other place
+    on_two_again = queue.lease(block=False)
     queue.put("both too", limits={two: 1, one: 1})
     assert all_leased(queue) == []
     on_one.ack()
@@ -723,12 +724,12 @@ def test_jobs_under_several_limits_all_run_within_them(harness: Harness) -> None
     assert slots(harness) == []
 
 
-# What is parked
+# Parked jobs
 
 
 @pytest.fixture
 def parked(harness: Harness) -> tuple[Any, Any, list[int]]:
-    """A queue, the job that has the only place, and the ids of those that wait for it."""
+    """Return a queue, the job that has the only place, and the ids of the jobs that wait for it."""
     queue = harness.queue()
     queue.put("first", **ONE)
     ids = queue.put_many(["a", "b", "c"], **ONE)
@@ -745,7 +746,7 @@ def test_parked_job_is_in_stats_and_inspect(harness: Harness, parked: Parked) ->
     stats = queue.stats()
     assert (stats.ready, stats.scheduled, stats.leased, stats.oldest, stats.parked) == (0, 0, 1, None, 3)
     assert harness.pq(create=False).stats()["q"] == stats
-    assert (len(queue), data(queue.peek(5))) == (3, ["a", "b", "c"])  # pq's operations know of no limits
+    assert (len(queue), data(queue.peek(5))) == (3, ["a", "b", "c"])  # pq's operations ignore limits
     assert (queue.inspect(ids[0]).state, queue.inspect(ids[0]).attempts) == ("parked", 0)
 
 
@@ -817,7 +818,7 @@ def test_slot_of_a_job_that_is_gone_is_free(harness: Harness, way: str, gate: An
     [second] = all_leased(queue)
     assert second.data == "second"
     sweep(harness, queue)
-    assert all_leased(queue) == []  # the place of one that runs is not swept
+    assert all_leased(queue) == []  # the place of a running job is not swept
     second.ack()
     assert data(all_leased(queue)) == ["third"]
 
@@ -1052,7 +1053,7 @@ def test_group_stays_in_order_through_every_end_of_its_jobs(harness: Harness) ->
 
 
 class Expiring:
-    """Makes single leases run out; used by several threads."""
+    """A helper for several threads that makes single leases run out."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
@@ -1116,7 +1117,7 @@ def rates(harness: Harness) -> str:
 
 
 def age(harness: Harness, time: str) -> None:
-    """Let time pass for the rate limits."""
+    """Move the rate limits' times into the past."""
     harness.sql(f"UPDATE {rates(harness)} SET refilled_at = refilled_at - interval '{time}'", rows=False)
 
 
@@ -1169,15 +1170,15 @@ def test_rate_limit_holds_under_concurrent_consumers(harness: Harness) -> None:
 
     harness.at_once(*(partial(consume, seed) for seed in range(8)))
     assert sorted(taken) == list(range(1, number + 1))
-    # When each lease began, by the server's clock.
+    # The beginning of each lease, by the server's clock.
     moments = [
         float(moment)
         for [moment] in harness.sql("SELECT extract(epoch FROM leased_until)::float8 FROM {table} ORDER BY 1")
     ]
     for first in range(number):
         for last in range(first + size, number):
-            # Between two leases so far apart the bucket was filled once, and then trickled. A lease begins a moment
-            # after its token is taken.
+            # Between two leases with this distance, the bucket was filled once, and then refilled at the rate. A lease
+            # begins a moment after its token is taken.
             assert last - first + 1 <= size + (moments[last] - moments[first] + 0.25) * size + 1
 
 

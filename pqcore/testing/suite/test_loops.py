@@ -1,4 +1,4 @@
-"""One `AsyncPQ` in several event loops: together, and one after the other."""
+"""One `AsyncPQ` in several event loops: concurrently, and one after the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACES = 2
 
 @pytest.fixture
 def pq(harness: Harness) -> AsyncPQ:
-    """One that was used in no loop yet."""
+    """Return an `AsyncPQ` that was not used in any loop yet."""
     harness.pq().close()
     harness.eventually(lambda: harness.connections() == 0)
     options: dict[str, Any] = {"schema": harness.schema, "backend": harness.spec.name, "prepared": prepared()}
@@ -35,7 +35,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 @contextmanager
 def running_loop() -> Iterator[Run]:
-    """A loop that runs in a thread; gives what runs a coroutine there, and ends as `asyncio.run` does."""
+    """Run a loop in a thread; yield a function that runs a coroutine there, and end the loop as `asyncio.run` does."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -63,7 +63,7 @@ def test_event_loops_that_alternate_keep_their_connections(harness: Harness, pq:
 
 
 def test_event_loops_have_separate_connection_limits(harness: Harness, pq: AsyncPQ) -> None:
-    async def many() -> None:  # with times, so that each put goes by itself
+    async def many() -> None:  # with times, so that each put runs by itself
         await asyncio.gather(*(pq["q"].put(number, expected_at="1h") for number in range(10)))
 
     with running_loop() as first, running_loop() as second:

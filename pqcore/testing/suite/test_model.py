@@ -1,7 +1,7 @@
-"""A queue and a model of it, side by side: whatever is done, in whatever order, they agree.
+"""A queue and a model of it: after any operations, in any order, they agree.
 
-Hypothesis chooses the steps, and shrinks what fails to the fewest.  ``PQCORE_MODEL_EXAMPLES`` says how many
-runs a backend gets; by default few, as the suite is run often.
+Hypothesis chooses the steps, and shrinks a failure to the fewest steps. ``PQCORE_MODEL_EXAMPLES`` sets the number of
+runs for each backend; the default is low, because the suite runs often.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ STEPS = 30
 QUEUES = ("one", "two")
 HOUR = 3600
 DEPTH = 3
-"""Transaction blocks, one in the other, at most."""
+"""The largest depth of nested transaction blocks."""
 CROWDED = 12
-"""Rows from which on a queue may be cleared."""
+"""The number of rows from which on a queue may be cleared."""
 
 Times = tuple[int | None, int | None]
-"""In how many hours a job is to be scheduled, and expected."""
+"""In how many hours a job is scheduled, and expected."""
 TIMES = st.tuples(st.sampled_from([None, None, None, 1, 2]), st.sampled_from([None, 0, 3, 1]))
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What else is said of a job when it is put. Jobs of which the same is said are of one lane."""
+    """The other options of a put. Jobs with equal options share a lane."""
 
     limits: tuple[tuple[str, int], ...] = ()
     group: str | None = None
@@ -55,7 +55,7 @@ class Gate:
         return {name: value for name, value in said.items() if value}
 
     def keys(self) -> set[str]:
-        """The limits and the group, of which a job needs a place under each."""
+        """Return the limits and the group; a job needs a place under each."""
         return {key for key, _ in self.limits} | ({"group"} if self.group else set())
 
 
@@ -78,12 +78,12 @@ GATES = st.sampled_from(
 )
 
 Moment = tuple[int, int]
-"""Hours, and the number of the statement: real time stands between two statements, and is set forward by hours."""
+"""Hours, and the number of the statement: time stands still between two statements, and is advanced by hours."""
 
 
 @dataclass
 class Row:
-    """A row, as the model knows it."""
+    """A row in the model."""
 
     queue: str
     data: int
@@ -93,22 +93,22 @@ class Row:
     leased_until: Moment | None = None
     done: bool = False
     gate: Gate = PLAIN
-    waits: bool = True  # if it has a lane, it certainly waits on it: else a take has it wait when it finds it
-    may_wait: bool = False  # its lease ran out, and a take may have had it wait again
+    waits: bool = True  # if it has a lane, it certainly waits on it; otherwise a take parks it when it finds it
+    may_wait: bool = False  # its lease ran out, and a take may have parked it again
 
     def place(self) -> tuple[int, bool, Moment, Moment]:
-        """Where it stands in the order of its queue, but for its id."""
+        """Return the row's position in the order of its queue, without its id."""
         return -self.gate.priority, self.expected is None, self.expected or self.due, self.due
 
 
 @dataclass
 class Model:
-    """The rows, by id."""
+    """The rows of the model, by id."""
 
     rows: dict[int, Row] = field(default_factory=dict)
 
     def ready(self, queue: str, now: Moment) -> list[int]:
-        """The ids of the jobs that are due, in the order in which they are taken."""
+        """Return the ids of the due jobs, in the order in which they are taken."""
         found = [
             (row.place(), job_id)
             for job_id, row in self.rows.items()
@@ -117,7 +117,7 @@ class Model:
         return [job_id for _, job_id in sorted(found)]
 
     def is_admitted(self, job_ids: set[int], queue: str, now: Moment) -> bool:
-        """Return whether limits and groups let jobs be leased, beside those that are."""
+        """Return whether limits and groups let jobs be leased, in addition to the leased ones."""
         rows = {job_id: row for job_id, row in self.rows.items() if row.queue == queue and not row.done}
         running = job_ids | {job_id for job_id, row in rows.items() if (row.leased_until or now) > now}
         for key, places in (ONE, TWO):
@@ -128,9 +128,9 @@ class Model:
         return not job_ids & set(group[1:])
 
     def must_be_leased(self, queue: str, now: Moment) -> set[int]:
-        """Return the jobs that a lease must find if it gives no other.
+        """Return the jobs that a lease must find if it returns no other job.
 
-        A job under several keys that waits may have these keys kept for it, so that others wait, too.
+        Keys may be reserved for a waiting job under several keys, so that other jobs wait, too.
         """
         ready = self.ready(queue, now)
         several = {job_id for job_id in ready if len(self.rows[job_id].gate.keys()) > 1}
@@ -142,7 +142,7 @@ class Model:
         }
 
     def states(self, queue: str, now: Moment) -> dict[str, set[int]]:
-        """The ids of the jobs in each state; those that wait to be admitted are ready."""
+        """Return the ids of the jobs in each state; jobs that wait for admission are ready."""
         found: dict[str, set[int]] = {"ready": set(self.ready(queue, now)), "scheduled": set(), "leased": set()}
         found["done"] = {job_id for job_id, row in self.rows.items() if row.queue == queue and row.done}
         for job_id, row in self.rows.items():
@@ -157,7 +157,7 @@ def written(hours: int | None) -> str | None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Does the same to both, and compares."""
+    """A machine that applies the same operations to both, and compares them."""
 
     harness: Harness
     retention: str
@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         self.statements = 0
         self.model = Model()
         self.blocks: list[Model] = []
-        self.leases: list[Any] = []  # jobs, some of which are held no more
+        self.leases: list[Any] = []  # jobs, some of which are not held any more
         for name in QUEUES:
             self.pq[name].clear()
             self.put(name, [(None, None), (None, 2), (None, None)], PLAIN)
@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         self.pq.close()
 
     def filled(self, queue: str) -> str:
-        """The queue, or the other one if nothing is due in it."""
+        """Return the queue, or the other one if nothing is due in it."""
         now = self.now()
         return min(QUEUES, key=lambda name: (not self.model.ready(name, now), name != queue))
 
@@ -194,11 +194,11 @@ class Machine(RuleBasedStateMachine):
         return None if hours is None else (now[0] + hours, now[1])
 
     def known(self, choice: int) -> int:
-        """An id: mostly of a row that there is or was."""
+        """Return an id, usually of a row that exists or existed."""
         ids = sorted(self.model.rows)
         return ids[choice % len(ids)] if ids else choice + 1
 
-    # In
+    # Putting
 
     @rule(queue=queues, jobs=st.lists(TIMES, min_size=1, max_size=5), gate=GATES)
     def put(self, queue: str, jobs: list[Times], gate: Gate) -> None:
@@ -220,7 +220,7 @@ class Machine(RuleBasedStateMachine):
             due = self.after(now, schedule) or now
             self.model.rows[job_id] = Row(queue, 0, due, self.after(now, expected), gate=gate, waits=schedule is None)
 
-    # Out
+    # Taking
 
     @rule(queue=queues, n=st.integers(1, 3))
     def get(self, queue: str, n: int) -> None:
@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
         queue = self.filled(queue)
         now = self.now()
         jobs = self.pq[queue].lease_many(n, hours * HOUR, block=False)
-        if not jobs and self.model.must_be_leased(queue, now):  # a take remembers for a moment where none waits
+        if not jobs and self.model.must_be_leased(queue, now):  # a take remembers for a moment that no job waits
             jobs = self.pq[queue].lease_many(n, hours * HOUR, timeout=PATIENCE)
         self.compare_leased(jobs, queue, n, now)
         for row in self.model.rows.values():
@@ -275,15 +275,15 @@ class Machine(RuleBasedStateMachine):
         ready = self.model.ready(queue, now)
         if all(row.waits or not row.gate.priority for row in map(self.model.rows.__getitem__, ready)):
             assert [job.id for job in jobs] == ready[:n]
-        else:  # what was scheduled, or given back, has its priority once a take of a lease has found it
+        else:  # a scheduled or returned job has its priority only after a take of a lease has found it
             assert {job.id for job in jobs} <= set(ready)
             assert len(jobs) == min(n, len(ready))
         assert [job.data for job in jobs] == [self.model.rows[job.id].data for job in jobs]
 
-    # Under a lease
+    # Leased jobs
 
     def holds(self, job: Any) -> Row | None:
-        """The row, if the job's lease was given to nobody else since."""
+        """Return the row, if the job's lease was not given to another consumer since."""
         row = self.model.rows.get(job.id)
         held = row is not None and not row.done and row.leased_until is not None and row.attempts == job.token
         return row if held else None
@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         else:
             del self.model.rows[job.id]
 
-    # By id
+    # Operations by id
 
     @rule(queue=queues, choice=st.integers(0, 20), what=st.sampled_from(["cancel", "update", "retry"]))
     def name_one(self, queue: str, choice: int, what: str) -> None:
@@ -375,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         candidates = {
             job_id
             for job_id in states["ready"] | states["scheduled"]
-            if self.model.rows[job_id].leased_until is None  # one whose lease ran out is still somebody's, maybe
+            if self.model.rows[job_id].leased_until is None  # if its lease ran out, a consumer may still hold it
         }
         moved = self.pq[source].move(target, sorted(candidates)[:most])
         assert moved == len(sorted(candidates)[:most])
@@ -383,7 +383,7 @@ class Machine(RuleBasedStateMachine):
             self.model.rows[job_id].queue = target
             self.model.rows[job_id].waits = False
 
-    # All at once
+    # Operations on all jobs
 
     def purge(self, queue: str) -> None:
         self.now()
@@ -432,7 +432,7 @@ class Machine(RuleBasedStateMachine):
         self.pq[QUEUES[0]].__exit__(Undo, Undo(), None)
         self.model = self.blocks.pop()
 
-    # What must hold after each step
+    # Conditions after each step
 
     @invariant()
     def they_agree(self) -> None:

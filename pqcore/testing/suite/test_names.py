@@ -1,4 +1,4 @@
-"""Names of queues, tables and schemas: whatever they hold, they are names and nothing else."""
+"""Names of queues, tables and schemas: whatever characters they contain, they are treated as names and nothing else."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ each_table = pytest.mark.parametrize("name", TABLES.values(), ids=TABLES.keys())
 
 
 def quoted(name: str) -> str:
-    """An identifier for the harness, which takes `{table}` for a placeholder."""
+    """Return an identifier for the harness, which takes `{table}` for a placeholder."""
     return 'U&"' + name.replace("\\", "\\\\").replace('"', '""').replace("{", "\\007B") + '"'
 
 
 def names(harness: Harness, column: str = "q_name") -> list[str]:
-    """What the rows hold."""
+    """Return the names in the rows."""
     return [row[0] for row in harness.sql(f"SELECT {column} FROM {{table}} ORDER BY id")]
 
 
 def tables(harness: Harness, schema: str | None = None) -> set[str]:
-    """The names of the tables in a schema."""
+    """Return the names of the tables in a schema."""
     rows = harness.sql(
         "SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
@@ -78,7 +78,7 @@ def tables(harness: Harness, schema: str | None = None) -> set[str]:
 
 @contextmanager
 def dropped(harness: Harness, schema: str) -> Iterator[None]:
-    """Drop a schema at the end; one that was there before is somebody's, and left alone."""
+    """Drop a schema at the end; a schema that existed before belongs to others, and stays."""
     assert (schema,) not in harness.sql("SELECT nspname FROM pg_namespace")
     try:
         yield
@@ -97,7 +97,7 @@ def test_queue_name_may_be_any_text(harness: Harness) -> None:
 
 
 def check_queue(harness: Harness, pq: Any, name: str) -> None:
-    """Do all that a queue can do on one of a name, which is empty before and after."""
+    """Use every operation on a queue with a name, which is empty before and after."""
     queue = pq[name]
     assert queue.name == name
     first, second = queue.put(1), queue.put(2, expected_at="1h")
@@ -227,7 +227,7 @@ def test_queue_name_of_maximum_length_fits_all_indexes(harness: Harness, retenti
     assert queue.put(6, dedup=Dedup(key, until=60)) != first
     for gate in ({"group": key}, {"limits": {key: 1}}):
         queue.put(7, **gate)
-    leased = [job.data for _ in range(2) for job in queue.lease_many(9, wait=0)]  # one is put on its lane first
+    leased = [job.data for _ in range(2) for job in queue.lease_many(9, wait=0)]  # a job is put on its lane first
     assert sorted(leased) == [4, 6]
     assert queue.stats().parked == 2
 

@@ -1,4 +1,4 @@
-"""What an operator does: look at jobs by state, run one again, move them."""
+"""The work of an operator: looking at jobs by state, running one again, moving them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which job comes next, when a job is due, and what users may write for a time."""
+"""The order of jobs, the time when a job is due, and the ways to write a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ WEST = timezone(timedelta(hours=-8))
 
 
 def drained(queue: Any) -> list[Any]:
-    """The data of all jobs that are due, taken one by one."""
+    """Take all due jobs one by one, and return their data."""
     return list(iter(lambda: getattr(queue.get(block=False), "data", None), None))
 
 
 def in_past(harness: Harness, *ids: int, seconds: float = 1) -> None:
-    """Have jobs been scheduled for a time that has passed."""
+    """Schedule jobs for a time that has passed."""
     chosen = ", ".join(map(str, ids))
     sql = f"UPDATE {{table}} SET schedule_at = now() - interval '{seconds} s' WHERE id IN ({chosen})"
     harness.sql(sql, rows=False)
 
 
 def put_before(harness: Harness, *ids: int, seconds: float) -> None:
-    """Have jobs been put at a time before."""
+    """Move the puts of jobs into the past."""
     chosen = ", ".join(map(str, ids))
     sql = f"UPDATE {{table}} SET enqueued_at = now() - interval '{seconds} s' WHERE id IN ({chosen})"
     harness.sql(sql, rows=False)
@@ -42,7 +42,7 @@ def rows(harness: Harness) -> int:
     return int(number)
 
 
-# Ways to take all that is due, in order
+# Ways to take all due jobs, in order
 
 Taking = Callable[[Any], list[int]]
 
@@ -169,7 +169,7 @@ def test_jobs_of_equal_order_are_taken_by_id(harness: Harness, taken: Taking) ->
     harness.sql(
         "UPDATE {table} SET leased_until = now() - interval '1 s', attempts = 1 WHERE q_name = 'lapsed'", rows=False
     )
-    for place in reversed(range(8)):  # so that they do not lie in this order
+    for place in reversed(range(8)):  # so that the rows are stored in another order
         chosen = ", ".join(str(group[place]) for group in ids.values())
         harness.sql(f"UPDATE {{table}} SET attempts = attempts WHERE id IN ({chosen})", rows=False)
     names = {"urgent, then hidden": "mix", "hidden, then urgent": "xim"}
@@ -310,7 +310,7 @@ DISTANCES: list[tuple[Any, timedelta]] = [
 
 
 def test_relative_time_is_added_to_the_servers_clock(harness: Harness) -> None:
-    # A client's clock could not agree to the microsecond with the server's, which gave enqueued_at.
+    # A client's clock could not agree to the microsecond with the server's, which sets enqueued_at.
     queue = harness.queue()
     model: list[tuple[Any, Any]] = []
     for spec, distance in DISTANCES:
@@ -357,7 +357,7 @@ def test_absolute_time_is_stored_unchanged_and_naive_means_utc(harness: Harness)
 
 @pytest.mark.parametrize("moment", [datetime.min, datetime.max])
 def test_extreme_datetimes_stay_finite_or_are_refused(harness: Harness, moment: datetime) -> None:
-    # Some drivers take them for the server's -infinity and infinity, which other drivers cannot read.
+    # Some drivers take these for the server's -infinity and infinity, which other drivers cannot read.
     queue = harness.queue()
     try:
         queue.put("expected", None, moment)
@@ -388,7 +388,7 @@ def test_servers_clock_decides_whether_a_job_is_due(harness: Harness) -> None:
 
 
 def test_day_has_24_hours_in_any_session_time_zone(harness: Harness) -> None:
-    # Whatever the season, the clocks of Berlin change within one of these.
+    # In any season, Berlin's clocks change within one of these.
     distances = [timedelta(days=days) for days in (91, 182, 273)]
     queue = harness.queue()
     with queue:
@@ -422,7 +422,7 @@ def test_time_before_the_first_datetime_is_refused_or_keeps_the_job(harness: Har
 def test_time_outside_datetimes_range_keeps_the_job(
     harness: Harness, schedule: str | None, expected: str | None
 ) -> None:
-    # Written by others: the server can hold it.
+    # Another program wrote this, which the server can hold.
     queue = harness.queue()
     queue.put("job")
     harness.sql(
@@ -438,7 +438,7 @@ def test_time_outside_datetimes_range_keeps_the_job(
 
 @pytest.mark.parametrize("expected", [None, FIRST])
 def test_schedule_at_infinity_leaves_other_jobs_unaffected(harness: Harness, expected: datetime | None) -> None:
-    # Servers before PostgreSQL 17 cannot say how long it is until infinity.
+    # Servers before PostgreSQL 17 cannot compute the time until infinity.
     queue = harness.queue()
     queue.put("parked", "1h", expected)
     harness.sql("UPDATE {table} SET schedule_at = 'infinity'", rows=False)

@@ -1,4 +1,4 @@
-"""A connection that breaks at a commit: what was done is not known, and so it is said."""
+"""A connection that breaks during a commit: the outcome is unknown, and the error says so."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_unanswered_get_raises_outcome_unknown(harness: Harness, proxy: Proxy) -
     queue = harness.pq(proxy.dsn)["named"]
     queue.put(1)
     queue.put(2)
-    unwrapped(queue).rule_cache.expires_at = float("inf")  # else the look at the rules is cut off
+    unwrapped(queue).rule_cache.expires_at = float("inf")  # otherwise the reading of the rules would be cut off
     proxy.cut_at("named", answered=True)
     with pytest.raises(OutcomeUnknown):
         queue.get()
@@ -88,11 +88,11 @@ def test_unanswered_ack_can_be_repeated(harness: Harness, proxy: Proxy, answered
     queue = harness.pq(proxy.dsn)["q"]
     queue.put_many(range(5))
     for _ in range(4):
-        queue.ack_many([queue.lease(60)])  # so that it is prepared, and is sent as one message
+        queue.ack_many([queue.lease(60)])  # so that the statement is prepared, and sent as one message
     job = queue.lease(60)
     proxy.cut_at("", answered=answered)
     with pytest.raises(OutcomeUnknown):
         queue.ack_many([job])
-    # Again: it was not done, and is now; or it was, and the lease is said to be lost.
+    # A second ack: either the first had no effect and this one has, or the lease is reported as lost.
     assert len(queue.ack_many([job])) == answered
     assert queue.jobs() == []

@@ -1,4 +1,4 @@
-"""Statements prepared on the server, and doing without."""
+"""Statements with and without preparation on the server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pqcore.errors import DatabaseError
 from pqcore.testing.harness import Harness
 
 TIMES = 12
-"""Some drivers prepare a statement once it has run a few times."""
+"""A number of runs after which drivers that prepare statements have done so."""
 
 
 def prepared(harness: Harness, *, allowed: bool) -> list[str]:
-    """The statements that a connection has prepared after some use."""
+    """Return the statements that a connection has prepared after some use."""
     queue = harness.queue(max_connections=1, prepared=allowed)
     for number in range(TIMES):
         queue.put(number)
@@ -38,7 +38,7 @@ def test_statements_are_not_prepared_where_preparing_is_not_allowed(harness: Har
 
 
 def other_types(harness: Harness) -> None:
-    """Give columns that statements return other types."""
+    """Change the types of columns that statements return."""
     [[kind]] = harness.sql(
         "SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = '{table}'::regclass"
         " AND attname = 'attempts'"

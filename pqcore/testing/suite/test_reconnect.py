@@ -1,4 +1,4 @@
-"""Connections that the server ends: between operations, in the middle of a transaction, while somebody waits."""
+"""Connections that the server ends: between operations, within a transaction, while a caller waits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from pqcore.errors import ConnectionLost, DatabaseError, PQError
 from pqcore.testing.harness import PATIENCE, Harness
 
 IDLE = 0.01
-"""Seconds after which a connection counts as idle, and is looked at before it is used."""
+"""Seconds after which a connection counts as idle, and is checked before it is used."""
 
 
 def cut(harness: Harness) -> int:
-    """Have the server end the connections of the test's queues, and wait until they are gone; others may be opened.
+    """Make the server end the connections of the test's queues, and wait until they are gone; others may be opened.
 
-    The listening one goes last: who waits on it looks at once, and is not to be
-    hit in the middle of that.  After that a moment passes: a backend need not ask
-    a connection that answered just before.
+    The listening connection is last: its waiter looks immediately, and must not be hit during that look. Then wait a
+    moment: a backend need not check a connection that answered just before.
     """
     harness.needs_sessions()
     rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
@@ -43,12 +42,12 @@ def cut(harness: Harness) -> int:
 
 
 def gone(harness: Harness, among: str) -> bool:
-    """Whether none is left."""
+    """Return whether no connection is left."""
     return not harness.sql(f"SELECT {among}")
 
 
 def hold_at_once(harness: Harness, pq: Any, number: int) -> None:
-    """Open so many connections, and leave them idle."""
+    """Open this number of connections, and leave them idle."""
     barrier = threading.Barrier(number)
 
     def hold() -> None:
@@ -61,7 +60,7 @@ def hold_at_once(harness: Harness, pq: Any, number: int) -> None:
 
 
 class Waits:
-    """Tells when a waiter has looked, found nothing, and begins to wait for a notification."""
+    """An observer of the moment when a waiter has looked, found nothing, and begins to wait for a notification."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun = threading.Semaphore(0)
@@ -72,7 +71,7 @@ class Waits:
             await wait(listener, channel, ticket, seconds, **more)
 
         monkeypatch.setattr(Listener, "wait", noticed)
-        monkeypatch.setattr(channels, "SETTLE", 10 * PATIENCE)  # that it is woken is not to be taken for another look
+        monkeypatch.setattr(channels, "SETTLE", 10 * PATIENCE)  # so that waking is not mistaken for another look
 
     def begun(self) -> None:
         """Return when the next wait begins."""
@@ -80,9 +79,9 @@ class Waits:
 
 
 def expect_replacement(harness: Harness, pq: Any) -> None:
-    """Operations go on as if nothing had been between them."""
+    """Check that operations continue as if nothing had happened."""
     queue = pq["q"]
-    for number in range(12):  # also once a driver that prepares statements has done so
+    for number in range(12):  # also after a driver that prepares statements has done so
         queue.put(number)
         if number > 9:
             cut(harness)
@@ -113,7 +112,7 @@ def test_lost_connections_of_a_pool_are_replaced(harness: Harness) -> None:
 
 
 def expect_all_replaced(harness: Harness, pq: Any) -> None:
-    """Not only the first of many lost connections is replaced."""
+    """Check that all lost connections are replaced, not only the first."""
     hold_at_once(harness, pq, 3)
     cut(harness)
     for number in range(5):
@@ -138,7 +137,7 @@ def test_lost_connections_of_the_callers_pool_are_all_replaced(harness: Harness)
 
 
 def expect_rollback(harness: Harness, pq: Any) -> None:
-    """A transaction whose connection is lost is told, and undone."""
+    """Check that a transaction whose connection is lost raises, and is rolled back."""
     queue = pq["q"]
     queue.put("kept")
 
@@ -187,7 +186,7 @@ def test_lost_connection_does_not_hide_the_users_error(harness: Harness, stateme
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    pq["q"].put("after")  # which needs the place that the lost connection had
+    pq["q"].put("after")  # this needs the place of the lost connection
     assert pq["q"].get().data == "after"
 
 
@@ -262,7 +261,7 @@ def test_waiter_on_the_callers_lost_connection_raises_connection_lost(harness: H
 
 
 def expect_survival(harness: Harness, pq: Any, waits: Waits) -> None:
-    """Who waits when the connections are cut gets a job that is put later."""
+    """Check that a waiter whose connections are cut gets a job that is put later."""
     queue = pq["q"]
     began = time.monotonic()
     with harness.thread(lambda: queue.get(timeout=PATIENCE)) as join:

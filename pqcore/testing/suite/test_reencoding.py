@@ -1,4 +1,4 @@
-"""A key or a serializer changes while data lie in every place: all is re-encoded, and no job is broken."""
+"""A key or a serializer changes while data is in every place: all data is re-encoded, and no job breaks."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "key": (signed(OLD), signed(NEW, OLD), signed(NEW)),
     "serializer": ({"serializer": "json"}, {**signed(NEW), "accept": ("json",)}, signed(NEW)),
 }
-"""What a queue was opened with, is opened with while its data are re-encoded, and is opened with from then on."""
+"""The settings with which a queue is opened before, during and after the re-encoding."""
 
 
 class Program:
-    """A process of an application: a queue as it opens it, and its tasks.
+    """A process of an application: a queue with its settings, and its tasks.
 
     Attributes:
-        ran: What the tasks were called with, and what came before.
-        mended: Whether the task that fails does not.
+        ran: The arguments of the tasks' calls, and the previous results.
+        mended: Whether the failing task has stopped failing.
     """
 
     def __init__(self, harness: Harness, options: dict[str, Any], ran: Notes, **more: Any) -> None:
@@ -79,7 +79,7 @@ def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, chang
     ran = Notes()
     old = Program(harness, before, ran)
     archiving = old.pq.queue("q", **before, retention="archive")
-    # What has ended.
+    # Jobs that have ended.
     old.queue.put("archived")
     archiving.get()
     old.queue.put("kept")
@@ -87,7 +87,7 @@ def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, chang
     kept = old.note("result", _keep_result="1h")
     old.queue.chain(old.fail.call(), old.note.call("after a dead letter"))
     harness.drain(old.queue)
-    # What waits, each in its way.
+    # Jobs that wait, each in its own way.
     old.queue.put("leased")
     leased = old.queue.lease("1h")
     held = old.queue.chain(old.note.call("first"), old.note.call("second"), old.note.call("third"))
@@ -121,7 +121,7 @@ def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, chang
     assert (again.rewritten, again.before, again.after) == (0, done.after, done.after)
     assert {(one.serializer, one.key) for one in done.after} == {("signed-pickle", NEW_ID)}
 
-    last = Program(harness, afterwards, ran)  # the old key, or serializer, is gone
+    last = Program(harness, afterwards, ran)  # the old key or serializer is gone
     assert last.queue.result(kept, 1) == "result"
     assert [letter.data["function"].rpartition(".")[2] for letter in last.queue.dead.list()] == ["fail"]
     [archived] = harness.sql(f"SELECT id, data::text, payload, serializer FROM {table_of(harness, '_archive')}")
@@ -194,11 +194,11 @@ def test_reencode_returns_to_a_locked_row(harness: Harness) -> None:
 
 
 class Interrupted(BaseException):
-    """Ends a run in its middle."""
+    """An exception that ends a run in the middle."""
 
 
 class Interrupting(SignedPickle):
-    """Interrupts a run after some rows."""
+    """A serializer that interrupts a run after some rows."""
 
     left = 5
 
@@ -287,7 +287,7 @@ def test_expired_lease_puts_no_follow_up_with_an_old_encoding(harness: Harness) 
 
 
 class Stamped:
-    """Writes the same data in another way each time."""
+    """A serializer that writes the same data differently each time."""
 
     name = "stamped"
     binary = False
@@ -312,7 +312,7 @@ def test_reencode_with_every_rewrites_each_row(harness: Harness) -> None:
 
 
 class Unnamed:
-    """Has keys, and does not say which."""
+    """A serializer that has keys, but does not tell their ids."""
 
     name = "unnamed"
     binary = True

@@ -1,4 +1,4 @@
-"""What becomes of jobs and what follows: results, progress, chains, batches; and the hooks around a put and a run."""
+"""Outcomes of jobs and their follow-ups: results, progress, chains, batches; and the hooks around a put and a run."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ from pqcore.testing.undo import Undo
 
 
 class Broken(Exception):
-    """What tasks here raise."""
+    """The exception that tasks here raise."""
 
 
 ALONE = {"concurrency": 1, "prefetch": 0}
-"""Of a worker that holds one job at a time."""
+"""The options of a worker that holds one job at a time."""
 TIMES = 5
 """How often two jobs end at the same moment."""
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table that belongs to the queue's."""
+    """Return the name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 
 def count(harness: Harness, suffix: str = "") -> int:
-    """How many rows a table has: the queue's unfinished ones, or all of one beside it."""
+    """Return the number of rows of a table: the queue's unfinished ones, or all of another table."""
     where = "" if suffix else " WHERE dequeued_at IS NULL"
     [[number]] = harness.sql(f"SELECT count(*) FROM {beside(harness, suffix)}{where}")
     return int(number)
 
 
 class Tasks:
-    """Some tasks of a queue, and what they saw."""
+    """Some tasks of a queue, and the values that they saw."""
 
     def __init__(self, queue: Any, **options: Any) -> None:
         self.previous: list[Any] = []
@@ -102,7 +102,7 @@ def tasks(queue: Any) -> Tasks:
 
 @pytest.fixture
 def kept(queue: Any) -> Tasks:
-    """The same, with their results kept."""
+    """Return the same tasks, with their results kept."""
     return Tasks(queue, keep_result="1h")
 
 
@@ -294,7 +294,7 @@ def test_result_is_kept_for_the_time_asked(harness: Harness, queue: Any, kept: T
 
 
 def test_result_is_stored_only_by_the_run_that_finishes_the_job(harness: Harness, queue: Any, kept: Tasks) -> None:
-    """A job that is lost while it runs leaves no result; who took it over does."""
+    """A job that is lost while it runs stores no result; its next holder does."""
     begun, go_on = threading.Event(), threading.Event()
 
     @queue.task(keep_result="1h")
@@ -490,7 +490,7 @@ def test_chain_and_batch_join_the_callers_transaction(harness: Harness, queue: A
         put()
     idle = harness.connect()
     put(connection=idle.raw)
-    if idle.session.in_transaction():  # its driver began one by itself: it is the caller's
+    if idle.session.in_transaction():  # its driver began a transaction itself, which is the caller's
         idle.commit()
     harness.drain(queue)
     assert len(tasks.previous) == 3
@@ -518,7 +518,7 @@ def test_calls_with_one_refused_by_the_server_leave_nothing(
 
 
 def forbid(harness: Harness, suffix: str) -> None:
-    """Have the server refuse rows of a table that hold the word ``forbidden``."""
+    """Make the server refuse rows of a table that contain the word ``forbidden``."""
     harness.sql(f"ALTER TABLE {beside(harness, suffix)} ADD CHECK (data::text NOT LIKE '%forbidden%')", rows=False)
 
 
@@ -579,7 +579,7 @@ def test_job_and_its_follow_up_are_stored_together_or_not_at_all(harness: Harnes
 def test_refused_follow_up_raises_for_the_caller_and_keeps_the_job(
     harness: Harness, queue: Any, kept: Tasks, way: str
 ) -> None:
-    """And the job is as it was: no dead letter takes the place of an end that the caller wanted stored."""
+    """The job is unchanged: no dead letter replaces an outcome that the caller wanted to store."""
     queue.chain(kept.add.call(1, 2), kept.more.call(0, _headers={"a": "forbidden"}))
     job = queue.lease(60)
     harness.sql("ALTER TABLE {table} ADD CHECK (headers::jsonb -> 'a' IS NULL)", rows=False)
@@ -595,7 +595,7 @@ def test_refused_follow_up_raises_for_the_caller_and_keeps_the_job(
 
 
 def ending_together(queue: Any) -> Any:
-    """A task of which two, that two workers run, end at once."""
+    """Return a task of which two calls, run by two workers, end at the same moment."""
     together = threading.Barrier(2)
 
     @queue.task()
@@ -719,7 +719,7 @@ def test_batch_ignores_a_row_without_its_token(harness: Harness, queue: Any, tas
 
 
 def test_batch_of_older_code_without_token_is_counted(harness: Harness, queue: Any, tasks: Tasks) -> None:
-    """Older code gives neither the batch nor its jobs a token, in a chain neither."""
+    """Older code gives no token to a batch or its jobs, not even in a chain."""
     batch = queue.batch(tasks.add.call(1, 2), (tasks.add.call(1, 2), tasks.fail.call()), then=tasks.note.call())
     harness.sql(f"UPDATE {beside(harness, '_batches')} SET token = NULL", rows=False)
     harness.sql(
@@ -732,7 +732,7 @@ def test_batch_of_older_code_without_token_is_counted(harness: Harness, queue: A
     assert count(harness, "_batches") == 0
 
 
-# Jobs that end otherwise than by a worker
+# Jobs that end without a worker
 
 
 def _ack_many(queue: Any) -> None:
@@ -760,7 +760,7 @@ def test_batch_counts_jobs_finished_by_hand(harness: Harness, retention: str) ->
         BY_HAND[way](queue)
     harness.drain(*queues.values())
     expected = {way: {"batch": batch.id, "total": 3, "failed": 0} for way, batch in batches.items()}
-    found = [summary for each in tasks.values() for summary in each.previous]  # by whichever function of one name
+    found = [summary for each in tasks.values() for summary in each.previous]  # by any function of that name
     left = [way for way, summary in expected.items() if summary not in found]
     assert (left, len(found), count(harness, "_batches")) == ([], len(BY_HAND), 0)
 
@@ -782,7 +782,7 @@ def test_forged_chain_that_cannot_be_stored_is_skipped_when_its_job_is_acked(
     headers = json.dumps({"then": [link]}).replace("'", "''")
     harness.sql(f"INSERT INTO {{table}} (q_name, data, headers) VALUES ('{queue.name}', '1', '{headers}')", rows=False)
     BY_HAND[way](queue)
-    queue.count()  # what follows from a job of `get` follows when the queue is used again
+    queue.count()  # the follow-ups of a job taken with get run when the queue is used again
     assert (count(harness), queue.stats().leased) == (0, 0)
     harness.drain(queue)
     assert "ended without what its headers ask for: header 'then'" in caplog.text
@@ -922,7 +922,7 @@ def test_batch_is_kept_while_its_jobs_exist_in_any_table(harness: Harness, queue
 
 @pytest.mark.only("blocking")
 def test_batch_waits_for_a_popped_job_that_is_being_performed(harness: Harness, queue: Any, tasks: Tasks) -> None:
-    """A worker of another process finds no job of the batch, and does not end it."""
+    """A worker of another process finds no job of the batch, but does not end it."""
     batch = queue.batch(tasks.add.call(1, 2), tasks.fail.call(), then=tasks.note.call())
     popped = queue.get_many(2)
     others = harness.tasks(create=False)["q"]
@@ -1128,7 +1128,7 @@ def test_lost_lease_decrements_no_batch(harness: Harness, queue: Any, tasks: Tas
 
 
 class Watcher:
-    """A plugin that marks what is put, and notes what it is told."""
+    """A plugin that marks jobs that are put, and notes the events that it receives."""
 
     def __init__(self) -> None:
         self.puts: list[PutEvent] = []
@@ -1169,7 +1169,7 @@ def watcher() -> Iterator[Watcher]:
 
 
 def marks(harness: Harness) -> list[Any]:
-    """The mark that each job has that waits."""
+    """Return the mark of each waiting job."""
     found = harness.sql("SELECT headers::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")
     return [None if text is None else json.loads(text).get("mark") for [text] in found]
 

@@ -1,4 +1,4 @@
-"""Rules: limits, rates and weights that operators set, and pauses. They hold over all who take jobs, and soon."""
+"""Rules: limits, rates and weights that operators set, and pauses. They apply to all consumers, within a short time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pqcore.worker import heartbeat
 
 NEVER = 3600.0
 SOON = 1.5
-"""Seconds within which each consumer heeds a rule, and some time for a slow machine."""
+"""Seconds within which each consumer heeds a rule, with a margin for a slow machine."""
 
 
 def rule_rows(harness: Harness) -> list[tuple[Any, ...]]:
@@ -34,7 +34,7 @@ def rule_rows(harness: Harness) -> list[tuple[Any, ...]]:
 
 
 def unfinished(harness: Harness) -> list[tuple[Any, ...]]:
-    """The jobs that are not finished: whether they are leased, and how many attempts count."""
+    """Return the unfinished jobs: whether they are leased, and how many attempts count."""
     return harness.sql(
         "SELECT leased_until > now() AND parked_on IS NULL, attempts - coalesce(excused, 0) FROM {table}"
         " WHERE dequeued_at IS NULL ORDER BY id"
@@ -240,7 +240,7 @@ def test_pause_is_heeded_beside_a_long_transaction(harness: Harness) -> None:
     def go_on() -> None:
         with queue:
             harness.sql_within(queue, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", rows=False)
-            queue.count()  # from here on it sees what was there now
+            queue.count()  # from here on, it sees the present state
             begun.set()
             while not over.is_set():
                 queue.get()
@@ -316,7 +316,7 @@ def test_worker_gives_back_what_it_prefetched_when_its_queue_is_paused(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, heard: bool
 ) -> None:
     monkeypatch.setattr(heartbeat, "MAX_PREFETCH_AGE", NEVER)
-    if not heard:  # it is seen at a beat
+    if not heard:  # it is noticed at a heartbeat
         monkeypatch.setattr(heartbeat.Heartbeat, "listen", lambda self: asyncio.sleep(NEVER))
     queue, operator = harness.task_queue(poll_interval=0.1), harness.task_queue()
     over, seen = Latch(), Notes()
@@ -336,7 +336,7 @@ def test_worker_gives_back_what_it_prefetched_when_its_queue_is_paused(
         harness.eventually(lambda: sum(leased is True for leased, _ in unfinished(harness)) > 1)
         operator.pause()
         harness.eventually(lambda: sum(leased is True for leased, _ in unfinished(harness)) == 1)
-        over.open()  # the job that runs goes on
+        over.open()  # the running job continues
         harness.eventually(lambda: queue.stats().leased == 0)
         assert seen.items.index("slow") == len(seen.items) - 1
         assert set(unfinished(harness)) == {(None, 0)}, "an attempt counts though no job was begun"
@@ -361,7 +361,7 @@ def test_paused_queue_ends_a_burst_worker(harness: Harness) -> None:
 
 
 def marked(queue: Any, seen: Notes, **options: Any) -> tuple[Any, Any]:
-    """Declare two tasks that note the number that they are called with."""
+    """Declare two tasks that note the number with which they are called."""
 
     @queue.task(**options)
     async def first(job_id: int, number: int) -> None:
@@ -390,7 +390,7 @@ def test_worker_starts_no_job_of_a_paused_task(harness: Harness, serializer: str
     first, second = marked(queue, seen, **options)
     queue.pause(task=unwrapped(first))
     queue.put_calls(*[first.call(n) for n in range(3)])
-    if "group" not in options:  # else it waits for those before it
+    if "group" not in options:  # otherwise the job waits for those before it
         queue.put_calls(*[second.call(n) for n in range(3)])
         harness.drain(queue)
         assert sorted(seen.items) == [("second", n, 1) for n in range(3)]
@@ -478,7 +478,7 @@ def test_worker_gives_back_what_it_prefetched_of_a_paused_task(
         over.open()
         harness.eventually(lambda: queue.stats().leased == 0)
         assert seen.items[-2:] == ["slow", "over"]
-        # Takes meet the jobs, and set them aside.
+        # Takes find the jobs, and set them aside.
         harness.eventually(lambda: {attempts for _, attempts in unfinished(harness)} == {0})
         operator.resume(task=unwrapped(quick))
         harness.eventually(lambda: len(seen.items) == 802)
@@ -572,7 +572,7 @@ def test_limits_in_use_are_listed_with_their_numbers(harness: Harness) -> None:
     queue = harness.queue()
     assert queue.limits() == []
     queue.put_many(range(3), limits={"x": 1})
-    queue.put("grouped", group="g", limits={"y" * 490: 5})  # of a lane that is a digest
+    queue.put("grouped", group="g", limits={"y" * 490: 5})  # on a lane whose text is a digest
     queue.put_many(["a", "b"], limits={"x": 2, "z": 1})
     queue.set_limit("x", 2)
     queue.set_limit("unused", 7)

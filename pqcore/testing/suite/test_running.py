@@ -23,15 +23,15 @@ from pqcore.testing.workers import INTERRUPTS
 
 
 class Call(NamedTuple):
-    """What a plugin saw as one of its hooks was called.
+    """The observation of a plugin when one of its hooks was called.
 
     Attributes:
-        hook: The hook; of ``pqcore_around_run`` its two ends.
-        error: The name of the class of ``event.error``, or of what left the function.
+        hook: The name of the hook; for ``pqcore_around_run``, one of its two ends.
+        error: The class name of ``event.error``, or of the exception that left the function.
         reason: ``event.reason``.
         delay: ``event.delay``.
         job: ``leased`` while the outcome is not stored; then ``returned`` to the queue, ``done`` or ``gone``.
-        is_current: Whether ``current()`` gives the job.
+        is_current: Whether ``current()`` returns the job.
     """
 
     hook: str
@@ -123,7 +123,7 @@ def is_current(event: JobEvent) -> bool:
 
 
 async def look(harness: Harness, text: str) -> Any:
-    """Run a statement on the test's own connection, where a job runs."""
+    """Run a statement on the test's own connection, while a job runs."""
     if harness.mode == "blocking":
         return harness.sql(text)
     return await harness._eyes.session.execute(statement(text.replace("{table}", harness.table), rows=True))
@@ -158,7 +158,7 @@ Way = Callable[[Harness, Any], None]
 
 
 def ways(harness: Harness) -> list[Way]:
-    """All ways to run the jobs of a queue of the harness."""
+    """Return all ways to run the jobs of a queue of the harness."""
     if harness.mode == "async":
         return [in_a_worker, in_the_test_kit]
     return [in_a_worker, by_work, by_perform, in_the_test_kit, in_the_test_kits_loop]
@@ -175,27 +175,27 @@ def record(harness: Harness, queue: Any, way: Way) -> list[Call]:
     return recorder.calls
 
 
-# What a function does, and which hooks are called then
+# What a function does, and the hooks that are called then
 
 STARTED = [Call("started", is_current=True), Call("enter", is_current=True)]
 
 
 def left(error: str = "") -> list[Call]:
-    """The calls until the function is left."""
+    """Return the calls until the function is left."""
     return [*STARTED, Call("exit", error, is_current=True)]
 
 
 def failed(error: str, left_by: str = "") -> list[Call]:
-    """The calls for a failure after which no retry is left: the outcome is stored after the first."""
+    """Return the calls for a failure without retries left: the outcome is stored after the first call."""
     return [*left(left_by or error), Call("failed", error, "failed"), Call("dead", error, "failed", job="gone")]
 
 
 class Broken(Exception):
-    """What a function raises that is at fault."""
+    """The exception of a failing function."""
 
 
 class Unexpected(BaseException):
-    """What is no `Exception`."""
+    """An exception that is no `Exception`."""
 
 
 def raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
@@ -325,7 +325,7 @@ def test_interrupt_in_a_job_ends_every_runner_but_workers_and_returns_the_job(ha
     for way in ways(harness):
         queue = pq[way.__name__]
         queue.task()(raising(INTERRUPTS[kind]))()
-        if way is in_a_worker:  # in a thread of the worker's
+        if way is in_a_worker:  # in a thread of the worker
             assert record(harness, queue, way) == failed(kind)
             continue
         recorder = Recorder(harness, queue.name)

@@ -1,4 +1,4 @@
-"""The table: made, made again, migrated from pq 1.9.1's while in use; and what becomes of finished rows."""
+"""The table: made, made again, migrated from pq 1.9.1's while in use; and the handling of finished rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_t
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}
 
-# As pq 1.9.1's create.sql makes it, but for the schema of the function.
+# As in pq 1.9.1's create.sql, except for the schema of the function.
 PQ_TABLE = (
     """
 CREATE TABLE {table} (
@@ -94,7 +94,7 @@ FIRST_INDEXES = next(number for number in range(1, schema.latest() + 1) if schem
 
 
 def make_pq_table(harness: Harness, *, rows: bool = True) -> list[tuple[Any, ...]]:
-    """Make a table of pq 1.9.1's, and return what it holds."""
+    """Make a table of pq 1.9.1, and return its content."""
     for statement in PQ_TABLE:
         harness.sql(statement.replace("{schema}", quote(harness.schema)), rows=False)
     for row in PQ_ROWS if rows else ():
@@ -103,12 +103,12 @@ def make_pq_table(harness: Harness, *, rows: bool = True) -> list[tuple[Any, ...
 
 
 def contents(harness: Harness) -> list[tuple[Any, ...]]:
-    """The columns that pq has, of all rows."""
+    """Return the columns that pq has, of all rows."""
     return harness.sql(f"SELECT {PQ_COLUMNS} FROM {{table}} ORDER BY id")
 
 
 def catalogue(harness: Harness, table: str = "queue", within: str | None = None) -> dict[str, Any]:
-    """The indexes and triggers of a table: what they are called, and what they are."""
+    """Return the indexes and triggers of a table: their names and definitions."""
     found = f"'{quote(within or harness.schema)}.{quote(table)}'::regclass"
     indexes = harness.sql(
         "SELECT c.relname::text, i.indisvalid, c.oid::bigint FROM pg_index AS i"
@@ -122,7 +122,7 @@ def catalogue(harness: Harness, table: str = "queue", within: str | None = None)
 
 
 def complete(harness: Harness, table: str = "queue", within: str | None = None) -> bool:
-    """Whether a table has its indexes, all valid, its trigger alone, one a statement, and the tables beside it."""
+    """Check that a table has its valid indexes, only its own statement-level trigger, and its related tables."""
     found = catalogue(harness, table, within)
     ours = {table + suffix for suffix in (*INDEXES, "_notify")}
     return (
@@ -133,18 +133,18 @@ def complete(harness: Harness, table: str = "queue", within: str | None = None) 
 
 
 def tables(harness: Harness, name: str | None = None) -> set[str]:
-    """The tables of a schema."""
+    """Return the tables of a schema."""
     rows = harness.sql(f"SELECT tablename::text FROM pg_tables WHERE schemaname = '{name or harness.schema}'")
     return {table for [table] in rows}
 
 
 def forget_versions(harness: Harness, above: int = 0) -> None:
-    """Have it look as if the migrations above had not come to their end."""
+    """Make the migrations above a version look unfinished."""
     harness.sql(f"DELETE FROM {quote(harness.schema)}.pqcore_migrations WHERE version > {above}", rows=False)
 
 
 def attempts_beside(pq: Any) -> dict[str, Callable[[], Any]]:
-    """Every operation that reads or writes nothing but a table beside it."""
+    """Return every operation that uses only another table of the queue."""
     queue = pq["q"]
     return {
         "dead letters": lambda: queue.dead.list(),
@@ -154,7 +154,7 @@ def attempts_beside(pq: Any) -> dict[str, Callable[[], Any]]:
 
 
 def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
-    """Every operation that reads or writes the table, or one beside it."""
+    """Return every operation that uses the table, or another table of the queue."""
     queue = pq["q"]
 
     def enter() -> None:
@@ -188,7 +188,7 @@ def attempts(pq: Any) -> dict[str, Callable[[], Any]]:
 
 
 def at_once(harness: Harness, *works: Callable[[], Any]) -> None:
-    """Run functions in threads that begin together."""
+    """Run functions in threads that start together."""
     barrier = threading.Barrier(len(works))
 
     def waiting(work: Callable[[], Any]) -> Callable[[], Any]:
@@ -201,7 +201,7 @@ def at_once(harness: Harness, *works: Callable[[], Any]) -> None:
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """A transaction of the user's, ended at the latest when a test fails: others would wait for it."""
+    """Run a transaction of the user, which ends at the latest when a test fails, because others would wait for it."""
     connection.begin()
     try:
         yield
@@ -269,7 +269,7 @@ def test_tables_in_one_schema_all_notify(harness: Harness) -> None:
                 harness.sql_within(queue, "SELECT set_config('pqcore.notify', 'always', true)")  # nobody waits
                 put()
             heard = harness.eventually(lambda: harness.wait_for(lambda: session.notifications()))
-            assert heard == ["q"]  # once a statement
+            assert heard == ["q"]  # once for each statement
 
 
 def test_create_by_several_clients_concurrently_succeeds(harness: Harness) -> None:
@@ -280,11 +280,11 @@ def test_create_by_several_clients_concurrently_succeeds(harness: Harness) -> No
     assert pqs[-1]["q"].get().data == 1
 
 
-# Too early, and too late
+# A table that is missing, outdated or too new
 
 
 def expect_missing(pq: Any) -> None:
-    """All operations say that the table is missing; once it is made, all work."""
+    """Check that all operations report the missing table, and that all work after it is made."""
     for name, attempt in attempts(pq).items():
         with pytest.raises(TableMissing, match=r"create\(\)") as caught:
             attempt()
@@ -363,7 +363,7 @@ def test_newer_table_names_the_oldest_version_that_can_use_it(harness: Harness) 
         rows=False,
     )
     before = harness.sql(f"SELECT xmin::text, * FROM {record}")
-    pq = harness.pq()  # with what is there create is content
+    pq = harness.pq()  # create accepts the existing table
     assert harness.sql(f"SELECT xmin::text, * FROM {record}") == before
     assert pq["q"].get().data == "first"
     harness.sql(f"UPDATE {record} SET needs = {latest + 1} WHERE version = 998", rows=False)
@@ -508,11 +508,11 @@ def test_pq_table_in_use_is_migrated(harness: Harness) -> None:
     assert [job.data for job in pq["busy"].get_many(100_000)] == list(range(number))
 
 
-# Migrations that do not get through
+# Migrations that fail
 
 
 def invalidate(harness: Harness) -> None:
-    """Leave an index as a concurrent build that was interrupted leaves it."""
+    """Leave an index in the state of an interrupted concurrent build."""
     harness.sql(
         f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{quote(harness.schema)}.queue_ready'::regclass",
         rows=False,
@@ -631,7 +631,7 @@ def test_blocked_migration_raises_transient_error_and_succeeds_later(
     assert pq["q"].get().data == IN_ORDER[0]
 
 
-# In a transaction of the caller's
+# Migrations in a caller's transaction
 
 
 def test_create_is_part_of_the_callers_transaction(harness: Harness) -> None:

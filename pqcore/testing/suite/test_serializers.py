@@ -1,4 +1,4 @@
-"""What turns data into what a row holds, and back; and what is refused on the way."""
+"""Serializers, which convert data into what a row holds, and back; and the data that they refuse."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROWS = "SELECT data::text, encode(payload, 'escape'), serializer FROM {table} OR
 
 
 class Backwards:
-    """A binary serializer: JSON, last byte first, after bytes that no text has."""
+    """A binary serializer: JSON with its bytes reversed, after bytes that are no valid text."""
 
     name = "backwards"
     binary = True
@@ -75,7 +75,7 @@ class Wrapped:
 
 
 class Plugin:
-    """Brings serializers."""
+    """A plugin that brings serializers."""
 
     def __init__(self, serializers: tuple[Serializer, ...]) -> None:
         self._serializers = serializers
@@ -88,7 +88,7 @@ class Plugin:
 
 @contextmanager
 def installed(*serializers: Serializer) -> Iterator[None]:
-    """Have a plugin bring them, for the length of a block."""
+    """Install a plugin with the serializers, for the length of a block."""
     plugin = Plugin(serializers)
     plugins.register(plugin)
     try:
@@ -100,7 +100,7 @@ def installed(*serializers: Serializer) -> Iterator[None]:
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -110,13 +110,13 @@ class Trap:
 
 
 def queue_class(harness: Harness, **attributes: Any) -> type:
-    """A subclass of the harness's kind of queue."""
+    """Return a subclass of the harness's kind of queue."""
     base = AsyncQueue if harness.mode == "async" else Queue
     return type("Mine", (base,), attributes)
 
 
 def writers(queue: Any, job_id: int, data: Any) -> tuple[Callable[[], Any], ...]:
-    """Every way to write data."""
+    """Return every way to write data."""
     return (
         lambda: queue.put(data),
         lambda: queue.put_many(["kept too", data]),
@@ -125,7 +125,7 @@ def writers(queue: Any, job_id: int, data: Any) -> tuple[Callable[[], Any], ...]
 
 
 def plain(value: Any) -> str:
-    """Encode with all characters as they are."""
+    """Encode with all characters unescaped."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -152,12 +152,12 @@ def test_pickle_is_stored_as_pq_stores_it(harness: Harness) -> None:
 def test_pickle_reads_what_pq_wrote(harness: Harness) -> None:
     pq = harness.pq()
     text = json.dumps(pickle.dumps(OBJECTS, 0).decode("latin-1")).replace("'", "''")
-    assert "\\\\" in text  # what a server with other quoting rules would read otherwise
+    assert "\\\\" in text  # a server with other quoting rules would read this differently
     harness.sql(f"INSERT INTO {{table}} (q_name, data) VALUES ('q', '{text}')", rows=False)
     assert pq["q/pickle"].peek()[0].data == OBJECTS
     job = pq["q"].get()
     assert job.serializer is None
-    assert job.data == pickle.dumps(OBJECTS, 0).decode("latin-1")  # a string is what the row says it is
+    assert job.data == pickle.dumps(OBJECTS, 0).decode("latin-1")  # a string is read as the row's serializer says
 
 
 def test_queue_class_adds_converters(harness: Harness) -> None:
@@ -273,10 +273,10 @@ def test_pickle_is_not_loaded_unless_accepted(harness: Harness, tmp_path: Path) 
     assert isinstance(caught.value, DeserializationError)
     assert (job.id, job.attempts, job.serializer) == (job_id, 1, "pickle")
     assert json.loads(job.raw) == pickle.dumps(Trap(folder), 0).decode("latin-1")
-    assert pq["q/pickle"].peek()[0].id != job_id  # it was taken
+    assert pq["q/pickle"].peek()[0].id != job_id  # the job was taken
     assert not folder.exists()
     job = pq.queue("q", accept=("pickle",)).get()
-    assert not folder.exists()  # only when asked for
+    assert not folder.exists()  # only on request
     assert job.data is None
     assert folder.exists()
 
@@ -361,7 +361,7 @@ def test_row_nested_deeply_is_decoded_or_raises_deserialization_error(harness: H
     job = queue.get()
     try:
         found, depth = unwrapped(job).data, 0
-    except DeserializationError:  # too deep for this Python; 3.14 goes deeper
+    except DeserializationError:  # too deep for this Python; 3.14 allows more
         return
     while found:
         [found], depth = found, depth + 1
@@ -446,7 +446,7 @@ def _deep() -> dict[str, Any]:
 
 
 def _nested(levels: int, around: Callable[[Any], Any] = lambda inner: {"a": inner}) -> Any:
-    data: Any = "]}" * 600  # brackets in text are none
+    data: Any = "]}" * 600  # brackets in text do not count
     for _ in range(levels):
         data = around(data)
     return data
@@ -547,7 +547,7 @@ def test_serializer_object_of_a_bad_type_is_refused_when_given(harness: Harness,
         pq.queue("q", serializer=given)
     with pytest.raises(ConfigurationError, match=told):
         harness.pq(create=False, serializer=given)
-    if "dumps" not in told and "binary" not in told:  # what is only read with need not write
+    if "dumps" not in told and "binary" not in told:  # a serializer only for reading need not write
         with pytest.raises(ConfigurationError, match="accept"):
             pq.queue("q", accept=(given,))
 
@@ -555,7 +555,7 @@ def test_serializer_object_of_a_bad_type_is_refused_when_given(harness: Harness,
 def test_put_many_writes_nothing_if_a_late_item_cannot_be_encoded(harness: Harness) -> None:
     queue = harness.queue()
     with pytest.raises(SerializationError):
-        queue.put_many([*range(10_001), object()])  # so many that some were sent before
+        queue.put_many([*range(10_001), object()])  # enough that some were sent before
     assert harness.sql(ROWS) == []
     assert len(queue.put_many(range(3))) == 3
 

@@ -1,4 +1,4 @@
-"""A server that does not answer: a connection that went silent, a table that is locked. Every wait has an end."""
+"""A server that does not answer: a connection that went silent, a table that is locked. Every wait has a bound."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pqcore.testing.proxy import Proxy
 NEVER = 3600.0
 SHORT = 0.4
 BOUND = 5.0
-"""Seconds in which all ends that has to end soon; on a machine that is busy with other things."""
+"""Seconds within which short waits must end, even on a busy machine."""
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def heard(harness: Harness, pq: Any, *names: str) -> None:
-    """Have queues waited for once, so that they are listened to."""
+    """Wait for queues once, so that LISTEN is in force for them."""
     for name in names:
         while channel(name) not in harness.listener(pq[name].engine)._channels:
             assert pq[name].get(timeout=0.02) is None
 
 
 def ended(call: Callable[[], Any]) -> tuple[float, Any]:
-    """How long a call takes, and what it returns or raises."""
+    """Return how long a call takes, and what it returns or raises."""
     began = time.monotonic()
     try:
         result = call()
@@ -91,7 +91,7 @@ def test_silent_listening_connection_is_replaced_by_a_new_waiter(
     pq = harness.pq(proxy.dsn, poll_interval=NEVER)
     heard(harness, pq, "q")
     proxy.stall(last=True)
-    heard(harness, pq, "r")  # the attempt to register it finds that nobody answers
+    heard(harness, pq, "r")  # the attempt to register it finds that the server does not answer
     with harness.thread(partial(pq["r"].get, timeout=NEVER)) as join:
         harness.eventually(harness.listening)
         harness.pq(create=False)["r"].put("a")
@@ -175,7 +175,7 @@ def test_close_ends_while_the_server_is_silent(harness: Harness, proxy: Proxy) -
             pq["q"].put(1)
             barrier.wait(PATIENCE)
 
-    harness.at_once(hold, hold, hold)  # three connections, which idle now
+    harness.at_once(hold, hold, hold)  # three connections, which are idle now
     if Capability.LISTEN in harness.spec.capabilities:
         heard(harness, pq, "r")
     proxy.stall(new=True)
@@ -204,7 +204,7 @@ def test_answer_timeout_of_a_bad_value_is_refused(harness: Harness, limit: Any) 
 
 @contextmanager
 def locked(harness: Harness) -> Iterator[None]:
-    """Have the table locked for the length of a block."""
+    """Lock the table for the length of a block."""
     other = harness.connect()
     other.begin()
     other.sql(f"LOCK TABLE {harness.table} IN ACCESS EXCLUSIVE MODE", rows=False)
@@ -314,7 +314,7 @@ def test_cancelled_task_ends_while_the_server_is_silent(
     harness.in_loop(scenario)
 
 
-# Names without end
+# An endless series of names
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -357,7 +357,7 @@ def test_listener_polls_channels_above_its_maximum(harness: Harness) -> None:
     assert sorted(harness.listener(pq["a"].engine)._channels) == ["a", "b"]
 
 
-# Notifications of the caller's
+# Notifications for the caller
 
 
 def test_notifications_of_the_callers_channels_are_left_to_the_caller(harness: Harness) -> None:
@@ -377,10 +377,10 @@ def test_notifications_of_the_callers_channels_are_left_to_the_caller(harness: H
             harness.sql("NOTIFY mine", rows=False)
         harness.pq(create=False)["q"].put("a")
         assert join().data == "a"
-    pq["q"].count()  # what arrived is read by then
+    pq["q"].count()  # notifications that arrived are read by then
     if isinstance(getattr(raw, "notifies", None), list):  # psycopg2
         assert [notify.channel for notify in raw.notifies] == ["mine"] * 3
-    elif hasattr(raw, "notifications"):  # of a driver that keeps all for its users
+    elif hasattr(raw, "notifications"):  # a driver that keeps all notifications for its users
         assert [channel for _, channel, _ in raw.notifications].count("mine") == 3
     elif hasattr(raw, "add_listener") or hasattr(raw, "add_notify_handler"):
         harness.eventually(lambda: own.items == ["mine"] * 3)

@@ -1,4 +1,4 @@
-"""Tasks: functions as jobs, declared, put and run; tried again, put off, or given up."""
+"""Tasks: functions as jobs, declared, put and run; retried, postponed, or given up."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from pqcore.testing.undo import Undo
 
 
 class Broken(Exception):
-    """What tasks here raise."""
+    """The exception that tasks here raise."""
 
 
 class Worse(Broken):
-    """Likewise."""
+    """Another exception that tasks here raise."""
 
 
 @pytest.fixture
@@ -62,18 +62,21 @@ def rows(harness: Harness, columns: str = "id, data::text") -> list[tuple[Any, .
 
 
 def ahead(harness: Harness) -> float:
-    """Seconds until the only job that waits is due."""
+    """Return the seconds until the only waiting job is due."""
     [[left]] = rows(harness, "extract(epoch FROM schedule_at - clock_timestamp())::float8")
     return float(left)
 
 
 def come_due(harness: Harness) -> None:
-    """Let time pass for what is scheduled."""
+    """Let scheduled jobs become due."""
     harness.sql("UPDATE {table} SET schedule_at = clock_timestamp() WHERE schedule_at > clock_timestamp()", rows=False)
 
 
 def raising(*errors: BaseException | type[BaseException] | None) -> tuple[Callable[..., str], list[int]]:
-    """A function that raises these, one each time it is called, and then returns; and the attempts that it saw."""
+    """Return a function that raises these exceptions, one for each call, and then returns.
+
+    And the attempts that it saw.
+    """
     seen: list[int] = []
 
     def task(job_id: int) -> str:
@@ -182,7 +185,7 @@ def test_task_call_with_arguments_that_cannot_be_encoded_puts_nothing(harness: H
 def test_task_times_of_a_declaration_and_of_a_call_are_used(harness: Harness, queue: Any) -> None:
     task = queue.task("1h", timedelta(hours=2))(lambda job_id: None)
     task()
-    task(_schedule_at=None, _expected_at=None)  # as in pq, None says nothing
+    task(_schedule_at=None, _expected_at=None)  # as in pq, None changes nothing
     task(_schedule_at="3h", _expected_at="4h")
     found = rows(
         harness,
@@ -360,7 +363,7 @@ def test_put_calls_puts_all_or_none_in_the_callers_transaction(harness: Harness,
     assert rows(harness) == []
     idle = harness.connect()
     queue.put_calls(task.call(1), task.call(2, _schedule_at="1h"), connection=idle.raw)
-    if idle.session.in_transaction():  # its driver began one by itself: it is the caller's
+    if idle.session.in_transaction():  # its driver began a transaction itself, which is the caller's
         idle.commit()
     assert len(rows(harness)) == 2
 
@@ -380,12 +383,12 @@ def test_task_call_among_others_refuses_single_call_options(
     assert rows(harness) == []
 
 
-# What a row names
+# Functions that a row names
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module that is found, with a function ``task`` that was never declared."""
+    """Make an importable module with a function ``task`` that was never declared."""
     made = types.ModuleType("pqcore_test_module")
     made.seen = []  # type: ignore[attr-defined]
     made.task = lambda job_id, *args: made.seen.append((job_id, *args))  # type: ignore[attr-defined]
@@ -395,13 +398,13 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.fixture(autouse=True)
 def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test declares, the next does not know."""
+    """Forget the tasks that a test declares before the next test."""
     for registry in ("handler_registry", "_tasks"):
         monkeypatch.setattr(TaskDeclarations, registry, dict(getattr(TaskDeclarations, registry)))
 
 
 def put_as_pq_does(harness: Harness, function: str, *args: Any, **fields: Any) -> int:
-    """Put a call with the columns and keys that pq has, and no others."""
+    """Put a call with only the columns and keys that pq has."""
     data = {"function": function, "args": args, "kwargs": {}, "retried": 0, "retry_in": "30s", "max_retries": 0}
     text = json.dumps({**data, **fields})
     [[job]] = harness.sql(f"INSERT INTO {{table}} (q_name, data) VALUES ('q', '{text}') RETURNING id")
@@ -440,7 +443,7 @@ def test_job_of_an_unknown_function_waits_for_a_worker_that_knows_it(
 
 def test_trusted_module_is_imported_for_its_function(harness: Harness, queue: Any, module: Any) -> None:
     job = put_as_pq_does(harness, "pqcore_test_module.task", 1)
-    queue.trusted_modules = ("pqcore_test",)  # a part of a name is no module
+    queue.trusted_modules = ("pqcore_test",)  # a part of a name is not a module
     harness.drain(queue)
     assert module.seen == []
     queue.trusted_modules = ("pqcore_test_module",)
@@ -478,7 +481,7 @@ def test_row_of_pq_that_was_retried_has_its_remaining_retries(harness: Harness, 
     assert queue.dead.count() == 1
 
 
-# Failing, and being tried again
+# Failing and retrying
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -543,7 +546,7 @@ def test_retry_delay_follows_the_call_options(harness: Harness, queue: Any, name
 
 def test_retry_policy_of_a_call_must_be_serializable(harness: Harness, queue: Any) -> None:
     task = queue.task(retry=lambda failures, error: 1)(lambda job_id: None)
-    task()  # the declaration's does not travel
+    task()  # the policy of the declaration is not stored with the job
     with pytest.raises(ConfigurationError):
         task(_retry=lambda failures, error: 1)
     assert len(rows(harness)) == 1
@@ -560,7 +563,7 @@ def test_retry_policy_receives_the_failures_and_the_error(harness: Harness, queu
     queue.task(max_retries=5, retry=policy)(function)()
     harness.drain(queue)
     assert told == [(1, "a"), (2, "b"), (3, "c")]
-    assert seen == [1, 2, 2, 3, 4]  # what was snoozed is no attempt
+    assert seen == [1, 2, 2, 3, 4]  # a snoozed run does not count as an attempt
 
 
 def test_retry_policy_may_discard_the_job(harness: Harness, queue: Any) -> None:
@@ -612,7 +615,7 @@ def test_discard_on_discards_after_these_exceptions(harness: Harness, queue: Any
         job.result(1)
 
 
-# What a function may raise to decide
+# Exceptions with which a function decides
 
 
 @pytest.mark.parametrize("delay", [3600, "1h", timedelta(hours=1)])
@@ -792,7 +795,7 @@ def test_job_finished_by_its_function_commits_with_its_writes(
         assert queue.inspect(job).error["type"].endswith("Undo")
 
 
-# pq's ways: perform, fail, work
+# pq's methods: perform, fail, work
 
 
 @pytest.mark.only("blocking")
@@ -1019,10 +1022,10 @@ def test_periodic_declaration_of_a_bad_value_is_refused(harness: Harness, queue:
         queue.periodic("@hourly")(function)
     queue.periodic("@hourly", name="other")(function)
     assert [periodic.name for periodic in queue.periodics] == [function._path, "other"]
-    assert function() == 1  # it can be called all the same
+    assert function() == 1  # it can still be called
 
 
-# Functions of which a call runs nothing
+# Functions whose call runs nothing
 
 
 def generator(job_id: int) -> Any:
@@ -1034,7 +1037,7 @@ async def agenerator(job_id: int) -> Any:
 
 
 class YieldingObject:
-    """An object that is called as a generator function is."""
+    """An object that is called like a generator function."""
 
     def __init__(self) -> None:
         self.__qualname__ = "YieldingObject"  # as functools.update_wrapper sets it
@@ -1063,7 +1066,7 @@ def test_task_declaration_without_a_name_is_refused(queue: Any) -> None:
 
 
 class Asynchronous:
-    """An object that is awaited once it is called."""
+    """An object whose call returns an awaitable."""
 
     def __init__(self) -> None:
         self.__qualname__ = "Asynchronous"  # as functools.update_wrapper sets it

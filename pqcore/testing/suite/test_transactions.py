@@ -1,4 +1,4 @@
-"""Transactions and savepoints, on connections and pools of ours and of the caller's."""
+"""Transactions and savepoints, on connections and pools of pqcore and of the caller."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from pqcore.testing.harness import PATIENCE, Connection, Harness
 
 
 class Boom(Exception):
-    """A failure of the user's."""
+    """A failure of the user's code."""
 
 
 class Stop(BaseException):
-    """One that is no Exception, as KeyboardInterrupt."""
+    """An exception that is no Exception, like KeyboardInterrupt."""
 
 
 def orders(harness: Harness) -> str:
-    """Make a table of the user's, and return its name."""
+    """Make a table of the user, and return its name."""
     name = f"{quote(harness.schema)}.orders"
     harness.sql(f"CREATE TABLE {name} (number int)", rows=False)
     return name
 
 
 def numbers(harness: Harness) -> list[int]:
-    """What the user's table holds, as others see it."""
+    """Return the content of the user's table, as others see it."""
     found = harness.sql(f"SELECT number FROM {quote(harness.schema)}.orders ORDER BY number")
     return [number for [number] in found]
 
 
 def waiting(harness: Harness) -> list[str]:
-    """The data of the jobs that wait, as others see it: JSON."""
+    """Return the data of the waiting jobs, as others see it: JSON."""
     return [data for [data] in harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NULL ORDER BY id")]
 
 
 def finished(harness: Harness) -> list[str]:
-    """The data of the jobs that were taken, as others see it: JSON."""
+    """Return the data of the taken jobs, as others see it: JSON."""
     return [data for [data] in harness.sql("SELECT data::text FROM {table} WHERE dequeued_at IS NOT NULL ORDER BY id")]
 
 
 def refuse(harness: Harness, data: str, by: str) -> None:
-    """Have the server refuse rows with this JSON text."""
+    """Make the server refuse rows with this JSON text."""
     if by == "constraint":
         harness.sql(f"ALTER TABLE {{table}} ADD CHECK (data::text <> '{data}')", rows=False)
         return
@@ -76,27 +76,27 @@ def refuse(harness: Harness, data: str, by: str) -> None:
 
 @contextmanager
 def failing(block: Any) -> Iterator[None]:
-    """A block that ends with an exception of the user's."""
+    """Run a block that ends with an exception of the user's code."""
     with pytest.raises(Boom), block:  # noqa: PT012
         yield
         raise Boom
 
 
 def within(harness: Harness, work: Callable[[], Any]) -> Any:
-    """Run where a connection that is never given back makes the test fail, instead of waiting for ever."""
+    """Run a function; if a connection is never given back, the test fails instead of waiting without end."""
     with harness.thread(work) as join:
         return join()
 
 
 def together(harness: Harness, *works: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread of its own, and return what they return."""
+    """Run each function in a thread, and return their results."""
     with ExitStack() as stack:
         joins = [stack.enter_context(harness.thread(work)) for work in works]
         return [join() for join in joins]
 
 
 def end_connections(harness: Harness) -> None:
-    """Have the server end those there are; a pool may open others by itself."""
+    """Make the server end the present connections; a pool may open others itself."""
     harness.needs_sessions()
     where = f"pg_stat_activity WHERE application_name = '{harness.application}'"
     pids = [str(pid) for pid, _ in harness.sql(f"SELECT pid, pg_terminate_backend(pid) FROM {where}")]
@@ -348,7 +348,7 @@ def test_users_sql_that_fails_in_an_inner_block_is_undone_with_it(harness: Harne
 
 
 def test_block_whose_transaction_was_aborted_raises_at_its_end(harness: Harness) -> None:
-    # The server answers COMMIT with ROLLBACK then, which is no error to most drivers.
+    # The server then answers COMMIT with ROLLBACK, which most drivers do not report as an error.
     queue = harness.queue()
 
     def block() -> None:
@@ -364,7 +364,7 @@ def test_block_whose_transaction_was_aborted_raises_at_its_end(harness: Harness)
     assert waiting(harness) == ['"after"']
 
 
-# What others see
+# What other sessions see
 
 
 def test_job_in_an_open_transaction_is_skipped_without_waiting(harness: Harness) -> None:
@@ -414,11 +414,14 @@ def test_get_in_a_transaction_waits_until_a_job_is_due(harness: Harness) -> None
         assert queue.get(timeout=PATIENCE).data == "job"
 
 
-# A connection of the caller's
+# The caller's connection
 
 
 def begin_by_itself(harness: Harness, connection: Connection) -> bool:
-    """Have the connection begin a transaction with its first statement, as PEP 249 wants; False if it cannot."""
+    """Make the connection begin a transaction with its first statement, as PEP 249 requires.
+
+    Return False if it cannot.
+    """
     raw = connection.raw
     if not hasattr(raw, "autocommit"):
         return False
@@ -434,7 +437,7 @@ implicitly = pytest.mark.parametrize("implicit", [False, True], ids=["autocommit
 
 
 def callers(harness: Harness, implicit: bool) -> tuple[Any, Connection]:
-    """A queue over a connection of the caller's, of which each statement commits by itself, or the first begins."""
+    """Return a queue over a caller's connection, in autocommit mode or not."""
     connection = harness.connect()
     pq = harness.pq(connection.raw)
     if implicit:
@@ -519,7 +522,7 @@ def test_block_on_an_idle_connection_is_a_transaction(harness: Harness, implicit
 
 
 def opened(harness: Harness, connection: Connection, implicit: bool, number: int = 1) -> None:
-    """Have the caller open a transaction, with something in it."""
+    """Open a transaction of the caller, with a statement in it."""
     if not (implicit and begin_by_itself(harness, connection)):
         connection.begin()
     connection.sql(f"INSERT INTO {quote(harness.schema)}.orders VALUES ({number})", rows=False)
@@ -661,7 +664,7 @@ def test_connection_closed_before_use_raises_an_error(harness: Harness) -> None:
 
 def test_connection_ended_by_the_server_raises_connection_lost(harness: Harness) -> None:
     harness.pq()
-    for _ in range(4):  # the driver may have noticed, or not
+    for _ in range(4):  # the driver may or may not have noticed
         connection = harness.connect()
         queue = harness.pq(connection.raw, create=False)["q"]
         connection.sql("SELECT 1")  # a pooler gives it a session with its first statement
@@ -674,7 +677,7 @@ def test_connection_ended_by_the_server_raises_connection_lost(harness: Harness)
     assert waiting(harness) == []
 
 
-# connection=: an operation in a transaction of the caller's
+# connection=: an operation in a caller's transaction
 
 
 @implicitly
@@ -781,7 +784,7 @@ def test_put_with_a_closed_connection_raises_connection_lost(harness: Harness) -
     assert waiting(harness) == ['"after"']
 
 
-# Pools of the caller's
+# Pools of the caller
 
 
 @pytest.mark.requires(Capability.POOL)
@@ -846,7 +849,7 @@ def test_pool_connection_is_returned_without_an_open_transaction(harness: Harnes
 
 @pytest.mark.requires(Capability.POOL)
 def test_threads_take_each_job_once_over_a_pool(harness: Harness) -> None:
-    # pq kept the transaction on the queue, which threads share: jobs were lost and done twice.
+    # pq stored the transaction on the queue, which threads share: jobs were lost and done twice.
     pq = harness.pq(pool=harness.pool(8))
     queue = pq["q"]
     queue.put_many(range(160))
@@ -900,7 +903,7 @@ def test_waiter_holds_no_connection_of_the_pool(harness: Harness) -> None:
     queue = pq["q"]
 
     def insisting(work: Callable[[], Any]) -> Any:
-        while True:  # some pools do not wait, and the other thread may hold the connection just now
+        while True:  # some pools do not wait, and the other thread may hold the connection at this moment
             with suppress(PoolTimeout):
                 return work()
 
@@ -929,7 +932,7 @@ def test_exhausted_pool_of_the_caller_waits_or_raises_pool_timeout(harness: Harn
     with ExitStack() as stack:
         with queue:
             join = stack.enter_context(harness.thread(beside))
-            ended.wait(0.05)  # pools of drivers either refuse at once, or wait
+            ended.wait(0.05)  # drivers' pools either refuse immediately, or wait
             queue.put("inside")
         outcome = join()
     assert outcome == "waited" or "pool" in outcome
@@ -972,7 +975,7 @@ def test_pool_with_connections_ended_by_the_server_keeps_serving(harness: Harnes
     queue = pq["q"]
 
     def insisting(work: Callable[[], Any]) -> Any:
-        for _ in range(2):  # once a connection, if the driver has not noticed yet
+        for _ in range(2):  # once for each connection, if the driver has not noticed yet
             with suppress(ConnectionLost):
                 return work()
         return work()
@@ -994,7 +997,7 @@ def test_pool_with_connections_ended_by_the_server_keeps_serving(harness: Harnes
     pq.close()
 
 
-# Our own pool
+# pqcore's own pool
 
 
 def test_pool_of_a_pq_opens_at_most_max_connections(harness: Harness) -> None:
@@ -1012,7 +1015,7 @@ def test_pool_of_a_pq_opens_at_most_max_connections(harness: Harness) -> None:
         return taken
 
     taken = sum(together(harness, *[work] * 8))
-    assert 1 <= harness.connections() <= 3  # none is closed while it idles
+    assert 1 <= harness.connections() <= 3  # no connection is closed while it is idle
     assert len(queue) == 80 - taken
 
 
@@ -1025,7 +1028,7 @@ def test_pool_of_a_pq_opens_one_more_connection_to_listen(harness: Harness) -> N
     before = harness.connections()  # the other's, and one
     with harness.thread(lambda: queue.get(timeout=3600)) as join:
         harness.eventually(harness.listening)
-        assert pq["another"].get(timeout=0.01) is None  # the one listens to all queues
+        assert pq["another"].get(timeout=0.01) is None  # the one connection listens to all queues
         assert harness.connections() == before + 1
         other.put(1)
         assert join().data == 1
@@ -1038,7 +1041,7 @@ def test_exhausted_pool_raises_pool_timeout_with_advice(harness: Harness) -> Non
         for operation in (lambda: queue.put("beside"), lambda: queue.get(timeout=3600), queue.__enter__):
             with pytest.raises(PoolTimeout, match="max_connections"):
                 operation()
-        with pytest.raises(TimeoutError):  # what it is, too
+        with pytest.raises(TimeoutError):  # the built-in class, too
             queue.count()
 
     with queue:
@@ -1094,7 +1097,7 @@ def test_close_ends_all_connections_and_later_operations_raise_closed(harness: H
     queue = pq["q"]
     queue.put("job")
     assert queue.get().data == "job"
-    assert queue.get(timeout=0.01) is None  # has listened
+    assert queue.get(timeout=0.01) is None  # it has listened
     assert harness.connections() >= 1
     pq.close()
     harness.eventually(lambda: harness.connections() == 0)
@@ -1113,7 +1116,7 @@ def test_close_ends_all_connections_and_later_operations_raise_closed(harness: H
             operation()
     pq.close()
     queue.close()
-    harness.eventually(lambda: harness.connections() == 0)  # a listener may have been connecting as it was closed
+    harness.eventually(lambda: harness.connections() == 0)  # a listener may have been connecting when it was closed
     assert waiting(harness) == []
 
 

@@ -1,4 +1,4 @@
-"""Data that takes long to decode, or cannot be decoded here, or anywhere; and results that cannot be stored."""
+"""Data that takes long to decode, or that this or every program cannot decode; and results that cannot be stored."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from pqcore.testing.undo import Undo
 from pqcore.worker import serializer_threads
 
 LEASE = 0.9
-"""Seconds: short, so that it runs out while a job is decoded, unless it is lengthened."""
+"""Seconds; short, so that a lease runs out while a job is decoded, unless it is extended."""
 
 
 class Panic(BaseException):
-    """As the panic of a library written in Rust: no `Exception`."""
+    """An exception like the panic of a Rust library: no `Exception`."""
 
 
 class Unspeakable(BaseException):
-    """Cannot be shown, either."""
+    """An exception that cannot be shown, either."""
 
     def __str__(self) -> str:
         raise Panic
 
 
 class Slow(Json):
-    """Takes as long as a test says, over what a test says."""
+    """A serializer that takes as long as a test says, for the data that a test names."""
 
     name = "slow"
 
@@ -75,7 +75,7 @@ class Slow(Json):
 
 
 class Raising(Json):
-    """Raises, over data that has a word in it; and has no other trouble."""
+    """A serializer that raises for data with a certain word."""
 
     name = "raising"
 
@@ -95,7 +95,7 @@ class Raising(Json):
 
 
 class Locked(Wrapper):
-    """Encrypts, as far as tests can see: what is stored says under which key."""
+    """A serializer that seems to encrypt: the stored data names its key."""
 
     layer = "locked"
     authenticates = True
@@ -118,7 +118,7 @@ class Locked(Wrapper):
 
 @pytest.fixture(autouse=True)
 def _forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test declares, the next does not know."""
+    """Forget the tasks that a test declares before the next test."""
     for registry in ("handler_registry", "_tasks"):
         monkeypatch.setattr(TaskDeclarations, registry, dict(getattr(TaskDeclarations, registry)))
 
@@ -145,7 +145,7 @@ def letters(queue: Any) -> list[tuple[int, str]]:
     return sorted((letter.id, letter.reason) for letter in queue.dead.list())
 
 
-# Serializers that take long
+# Slow serializers
 
 
 @pytest.mark.parametrize("doing", ["decodes", "encodes"])
@@ -194,7 +194,7 @@ def test_slow_serializer_delays_no_other_job_and_no_lease(
 
 
 def _sluggish(harness: Harness) -> tuple[Any, Slow, Notes, Any]:
-    """A queue with a job that takes long to decode, its serializer, what ran, and the job."""
+    """Return a queue with a job that takes long to decode, its serializer, the runs, and the job."""
     slow, seen = Slow("sluggish"), Notes()
     queue = harness.tasks().queue("q", serializer=slow)
     echo = queue.task()(lambda job_id, text: seen.add(job_id))
@@ -259,7 +259,7 @@ def test_result_is_decoded_outside_the_event_loop(harness: Harness) -> None:
     try:
         with harness.thread(lambda: found.append(job.result(PATIENCE))) as join:
             slow.seen.wait(1)
-            assert other.count() == 0  # for which the loop is needed, where there is one
+            assert other.count() == 0  # this needs the event loop, if there is one
             slow.latch.open()
             join()
     finally:
@@ -267,11 +267,11 @@ def test_result_is_decoded_outside_the_event_loop(harness: Harness) -> None:
     assert found == ["sluggish"]
 
 
-# What another deployment can read
+# Data that another deployment can read
 
 
 def _put_off(harness: Harness, queue: Any, jobs: int = 1) -> None:
-    """Have a worker look at jobs that it cannot read."""
+    """Let a worker look at jobs that it cannot read."""
     harness.drain(queue)
     columns = "attempts, failures, excused, leased_until IS NULL, schedule_at > clock_timestamp(), error->>'type'"
     assert rows(harness, columns) == [(1, None, 1, True, True, "unreadable")] * jobs
@@ -371,7 +371,7 @@ def test_unreadable_popped_job_is_put_again_unchanged(harness: Harness) -> None:
     assert seen.items == ["text"]
 
 
-# What no deployment can read
+# Data that no deployment can read
 
 KINDS: dict[str, Callable[[], BaseException]] = {
     "Exception": lambda: ValueError("bad"),
@@ -463,7 +463,7 @@ def test_data_too_large_for_memory_are_retried_until_max_crashes(harness: Harnes
     harness.drain(queue)
     assert rows(harness, "attempts, failures, excused, schedule_at > clock_timestamp()") == [(1, None, None, True)]
     harness.sql("UPDATE {table} SET attempts = 5, schedule_at = now()", rows=False)
-    serializer.mended = True  # it is not decoded once more
+    serializer.mended = True  # it is not decoded a second time
     serializer.error = AssertionError()
     harness.drain(queue)
     assert letters(queue) == [(int(job), "crashed")]
@@ -473,7 +473,7 @@ def test_data_too_large_for_memory_are_retried_until_max_crashes(harness: Harnes
 
 
 def _poisoned(harness: Harness, **options: Any) -> tuple[Any, int, int]:
-    """A queue with a job that cannot be decoded before one that can."""
+    """Return a queue with a job that cannot be decoded before a job that can."""
     queue = harness.pq(**options).queue("q", serializer=Raising(ValueError("bad")))
     return queue, queue.put("poison"), queue.put("good")
 
@@ -582,7 +582,7 @@ def test_batch_counts_buried_jobs(harness: Harness, way: str) -> None:
     with queue:
         queue.bury(getattr(queue, way)(block=False), "it is of no use")
     harness.drain(queue)
-    popped_by_async = way == "get" and harness.mode == "async"  # which goes on as the job is taken
+    popped_by_async = way == "get" and harness.mode == "async"  # which continues when the job is taken
     assert seen.items == [0 if popped_by_async else 1]
 
 
@@ -601,7 +601,7 @@ def test_undecodable_job_deleted_by_get_says_how_to_keep_it(harness: Harness) ->
 
 
 class Opaque:
-    """What JSON and pickle cannot hold."""
+    """An object that neither JSON nor pickle can hold."""
 
     def __reduce__(self) -> Any:
         raise TypeError("opaque")

@@ -1,4 +1,4 @@
-"""Rows that a trigger leaves out, and numbers that can be counted no further: told, and no queue stands still."""
+"""Rows that a trigger drops, and numbers at their maximum: errors report them, and no queue stops."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MOST = 2**31 - 1
 
 
 def beside(harness: Harness, suffix: str) -> str:
-    """The name of a table that belongs to the queue's."""
+    """Return the name of a table that belongs to the queue's."""
     return TableName("queue", harness.schema).related(suffix)
 
 
 def leave_out(harness: Harness, suffix: str = "", condition: str = "true") -> Callable[[], Any]:
-    """Have a trigger leave rows out of a table; gives what ends that."""
+    """Make a trigger that drops rows of a table; yield a function that removes it."""
     schema = quote(harness.schema)
     harness.sql(
         f"CREATE FUNCTION {schema}.leave_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
@@ -42,7 +42,7 @@ def count(harness: Harness, suffix: str = "") -> int:
 
 
 def task(queue: Any, **options: Any) -> Any:
-    """A task that returns what it is given, or fails."""
+    """Return a task that returns its argument, or fails."""
 
     def give(job_id: int, value: int) -> int:
         if value < 0:
@@ -99,7 +99,7 @@ def test_put_many_of_which_a_trigger_drops_one_puts_none(harness: Harness) -> No
 
 
 def change_rows(harness: Harness, change: str) -> Callable[[], Any]:
-    """Have a trigger change each row that is put; gives what ends that."""
+    """Make a trigger that changes each row that is put; yield a function that removes it."""
     schema, table = quote(harness.schema), beside(harness, "")
     harness.sql(
         f"CREATE FUNCTION {schema}.change_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {change};"
@@ -236,7 +236,7 @@ def test_dead_letters_stay_when_a_trigger_drops_their_retry(harness: Harness) ->
 
 
 def at_most(harness: Harness, job: int, *columns: str) -> None:
-    """Have numbers of a job be the highest that there are."""
+    """Set numbers of a job to their maximum."""
     changes = ", ".join(f"{column} = {MOST}" for column in columns)
     harness.sql(f"UPDATE {{table}} SET {changes} WHERE id = {int(job)}", rows=False)
 

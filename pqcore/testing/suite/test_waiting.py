@@ -1,9 +1,8 @@
-"""Waiting for jobs, and being woken: by notifications, by time, and by polling where neither helps.
+"""Waiting for jobs, and being woken: by notifications, by time, and by polling if neither helps.
 
-``poll_interval=3600`` stands for: only a notification, or a time that was known
-beforehand, can wake this waiter.  A waiter that misses its wake-up outlasts the
-harness's patience.  So that nothing else wakes it, the look of one who has just
-begun to wait is not repeated (`channels.SETTLE`), but where that is the matter.
+``poll_interval=3600`` means that only a notification, or a time known beforehand, can wake this waiter. A waiter that
+misses its wake-up exceeds the harness's patience. So that nothing else wakes it, a new waiter does not repeat its look
+(`channels.SETTLE`), except in tests about that.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
 def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "SETTLE", NEVER)
     monkeypatch.setattr(channels, "LINGER", NEVER)
-    monkeypatch.setattr(Engine, "groups", lambda engine: False)  # so that each look goes through `Engine.run`
+    monkeypatch.setattr(Engine, "groups", lambda engine: False)  # so that each look uses `Engine.run`
 
 
 def listen(harness: Harness, *queues: Any) -> None:
-    """Have each queue waited for once, so that the next waits are notified from their beginning."""
+    """Wait for each queue once, so that later waits are notified from their beginning."""
     for queue in queues:
         rounds = patiently(f"{queue!r} is listened to")
         while channel(queue.name) not in harness.listener(queue.engine)._channels:
@@ -56,7 +55,7 @@ def listen(harness: Harness, *queues: Any) -> None:
 
 
 class Looks:
-    """How often an engine has looked at the table, or done anything else, to the end."""
+    """A counter of an engine's completed looks at the table and other operations."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -68,19 +67,19 @@ class Looks:
             self._change.notify_all()
 
     def reach(self, count: int) -> None:
-        """Wait until so many have ended."""
+        """Wait until this number of them have ended."""
         with self._change:
             assert self._change.wait_for(lambda: self.count >= count, PATIENCE), f"only {self.count} looks"
 
 
 def reads_rules(operation: Callable[..., Any]) -> bool:
-    """Whether what an engine runs only reads the rules of a queue, before it looks for a job."""
+    """Return whether an engine's operation only reads the rules of a queue, before it looks for a job."""
     return operation.__module__ == read_rules.__name__
 
 
 @contextmanager
 def counted(queue: Any) -> Iterator[Looks]:
-    """Count what the engine of a queue does."""
+    """Count the operations of a queue's engine."""
     looks, engine = Looks(), queue.engine
     run = engine.run
 
@@ -101,13 +100,13 @@ def counted(queue: Any) -> Iterator[Looks]:
 def waiter(
     harness: Harness, queue: Any, wait: Callable[[], Any] | None = None, *, looks: int = 1
 ) -> Iterator[Callable[[], Any]]:
-    """Have a thread wait for a job, and enter the block when it has looked in vain.
+    """Make a thread wait for a job, and enter the block after it has looked in vain.
 
     Args:
-        harness: The test's.
-        queue: The queue, which is listened to already (see `listen`).
-        wait: How to wait for it; by default a get without end.
-        looks: How often it looks before it sleeps.
+        harness: The harness of the test.
+        queue: The queue, for which LISTEN is already in force (see `listen`).
+        wait: The function that waits; by default a get without a timeout.
+        looks: How often the waiter looks before it sleeps.
     """
     with counted(queue) as looked, harness.thread(wait or partial(queue.get, timeout=NEVER)) as join:
         looked.reach(looks)
@@ -115,7 +114,7 @@ def waiter(
 
 
 def others(harness: Harness) -> list[int]:
-    """The server's process ids of the test's connections on which nobody waits."""
+    """Return the server's process ids of the test's connections on which nobody waits."""
     harness.needs_sessions()
     rows = harness.sql(f"SELECT pid FROM pg_stat_activity WHERE application_name = '{harness.application}'")
     waiting = harness.waiting()
@@ -123,7 +122,7 @@ def others(harness: Harness) -> list[int]:
 
 
 def cut(harness: Harness, pids: list[int]) -> None:
-    """Have the server end these connections, and not those that replace them."""
+    """Make the server end these connections, but not those that replace them."""
     assert pids
     numbers = ", ".join(map(str, pids))
     harness.sql(f"SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{numbers}]) AS pid")
@@ -131,7 +130,7 @@ def cut(harness: Harness, pids: list[int]) -> None:
 
 
 def silent(harness: Harness) -> Connection:
-    """A connection whose inserts notify nobody."""
+    """Return a connection whose inserts notify nobody."""
     harness.needs_sessions()
     connection = harness.connect()
     connection.sql("SET pqcore.notify = 'off'", rows=False)
@@ -139,7 +138,7 @@ def silent(harness: Harness) -> Connection:
 
 
 def unpolled(harness: Harness, *, one: bool) -> Any:
-    """A queue that does not poll; over connections of its own, or over one of the caller's."""
+    """Return a queue that does not poll, over its own connections or over a caller's connection."""
     return harness.pq(harness.connect().raw, poll_interval=NEVER)["q"] if one else harness.queue(poll_interval=NEVER)
 
 
@@ -147,11 +146,11 @@ def insert(harness: Harness, connection: Connection, name: str, data: str) -> No
     connection.sql((INSERT % (name, data)).replace("{table}", harness.table), rows=False)
 
 
-# How long a wait is
+# The length of a wait
 
 
 def seconds(wait: Callable[[], Any]) -> float:
-    """How long it takes to find nothing."""
+    """Return how long a call takes to find nothing."""
     began = time.monotonic()
     assert not wait()
     return time.monotonic() - began
@@ -238,7 +237,7 @@ def test_put_wakes_a_waiter(harness: Harness, take: Callable[[Any], Any]) -> Non
 
 @contextmanager
 def one_statement(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Give the names of the statements that are run in the block, of which nothing is remembered from before it."""
+    """Yield the names of the statements that run in the block, after all caches were emptied."""
     monkeypatch.setattr(read_rules, "KEPT", 0.0)
     monkeypatch.setattr(lane_book, "FIND", 0.0)
     names: list[str] = []
@@ -338,7 +337,7 @@ def test_commit_wakes_a_waiter_and_an_open_transaction_does_not(harness: Harness
         with other:
             other.put("a")
             harness.sql("NOTIFY q", rows=False)
-            looks.reach(2)  # it is not there yet
+            looks.reach(2)  # the job is not there yet
             before = time.monotonic()
         job, woken = join()
     assert (job.data, woken > before) == ("a", True)
@@ -372,7 +371,7 @@ def test_put_wakes_a_waiter_while_scheduled_jobs_exist(harness: Harness) -> None
     queue = harness.queue(poll_interval=NEVER)
     queue.put("later", "1h")
     queue.put("later still", "1h", "2h")
-    with harness.thread(partial(queue.get, timeout=NEVER)) as join:  # pq did not listen in this case
+    with harness.thread(partial(queue.get, timeout=NEVER)) as join:  # in this case, pq did not listen
         harness.eventually(harness.listening)
         queue.put("a")
         assert join().data == "a"
@@ -398,7 +397,7 @@ def test_waiter_in_a_transaction_is_woken(harness: Harness) -> None:
 
     def wait() -> Any:
         with queue:
-            return queue.get(timeout=PATIENCE)  # not for ever, as it holds a lock on the table
+            return queue.get(timeout=PATIENCE)  # a bounded wait, because it holds a lock on the table
 
     with waiter(harness, queue, wait) as join:
         harness.queue(create=False).put("a")
@@ -410,7 +409,7 @@ def test_notification_of_another_queue_returns_no_job(harness: Harness) -> None:
     pq = harness.pq(poll_interval=NEVER)
     listen(harness, pq["a"], pq["b"])
     with waiter(harness, pq["a"]) as join, harness.thread(lambda: pq["b"].get(timeout=NEVER)) as other:
-        harness.sql(f"NOTIFY {channel('a')}", rows=False)  # a hint without a job
+        harness.sql(f"NOTIFY {channel('a')}", rows=False)  # a notification without a job
         pq["b"].put("b")
         assert other().data == "b"
         pq["b"].put("b again")
@@ -464,12 +463,12 @@ def test_waiters_on_one_queue_get_one_job_each(harness: Harness) -> None:
 
 @contextmanager
 def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterator[None]:
-    """Have a job put when a waiter has looked in vain, before it does anything else.
+    """Put a job after a waiter has looked in vain, before it does anything else.
 
     Args:
-        harness: The test's.
+        harness: The harness of the test.
         queue: The queue.
-        heard: Whether the waiter goes on only when the notification has arrived.
+        heard: Whether the waiter continues only after the notification has arrived.
     """
     engine, topic = queue.engine, channel(queue.name)
     run = engine.run
@@ -640,7 +639,7 @@ def test_waiter_polls_without_locks_where_listen_does_not_last(
     open_listener = source.listener
 
     def forget(session: Any) -> None:
-        """Have LISTEN reach another session of the server's, as a pooler may."""
+        """Make LISTEN reach another session of the server, as a pooler may."""
 
         async def elsewhere(channel: str) -> None:
             refused.append(channel)
@@ -657,7 +656,7 @@ def test_waiter_polls_without_locks_where_listen_does_not_last(
     else:
         source.listener = forgetful
     with waiter(harness, queue, looks=5) as join:
-        assert refused == ["q"]  # and it is not tried again at once
+        assert refused == ["q"]  # and it is not tried again immediately
         assert not harness.waiting()
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
@@ -667,7 +666,7 @@ def test_waiter_polls_without_locks_where_listen_does_not_last(
 
 
 class SharedLooks:
-    """The shared looks of an engine: which queues each statement asked for."""
+    """The shared looks of an engine, with the queues that each statement asked for."""
 
     def __init__(self, queue: Any) -> None:
         self.asked: list[list[str]] = []
@@ -681,7 +680,7 @@ class SharedLooks:
 
 @pytest.fixture(params=["a pooler", "too many channels"])
 def unheard(harness: Harness, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A `PQ` whose waiters no notification can wake, and which do not look by themselves."""
+    """Return a `PQ` whose waiters no notification can wake, and which do not look by themselves."""
     monkeypatch.setattr("pqcore.db.shared_poll.OWN_LOOK", NEVER)
     monkeypatch.setattr("pqcore.db.shared_poll.BLIND_POLL", 0.05)
     if request.param == "a pooler":
@@ -701,7 +700,8 @@ def test_waiters_without_notifications_share_one_poll(harness: Harness, unheard:
         with counted(unheard["q"]) as looked:
             asked = len(looks.asked)
             harness.eventually(lambda: len(looks.asked) >= asked + 4)
-            assert looked.count <= len(looks.asked) - asked + 2  # one that each had for itself would be six times that
+            # a separate look for each waiter would be six times as many
+            assert looked.count <= len(looks.asked) - asked + 2
         for name in names:  # the waiter that looks is among them, and leaves
             harness.sql(INSERT % (name, name), rows=False)
             assert joins[name]().data == name
@@ -797,16 +797,16 @@ def test_waiter_in_a_block_polls_within_the_block(harness: Harness) -> None:
         assert join().data == "a"
 
 
-# Notified only where somebody waits
+# Notifications only if somebody waits
 
 LONG = ("x" * 64, "x" * 65)
 
 
 class Ear:
-    """A connection that listens as anybody may, and is not known to wait.
+    """A connection that listens as any client may, without being known as a waiter.
 
     Args:
-        harness: The test's.
+        harness: The harness of the test.
         *queues: The names of the queues whose channels it listens to.
     """
 
@@ -817,11 +817,11 @@ class Ear:
             harness.wait_for(partial(self._connection.session.listen, channel(name)))
 
     def heard(self) -> list[str]:
-        """The channels that were notified since it was asked last, sorted."""
+        """Return the channels that were notified since the last call, sorted."""
         self._harness.sql('NOTIFY "the end"', rows=False)
         found: list[str] = []
 
-        def all_there() -> bool:  # as they arrive in the order of commits
+        def all_there() -> bool:  # because they arrive in the order of commits
             self._connection.sql("SELECT 1")
             found.extend(self._harness.wait_for(lambda: self._connection.session.notifications()))
             return "the end" in found
@@ -831,7 +831,7 @@ class Ear:
 
 
 def putter(harness: Harness, setting: str | None) -> Connection:
-    """A connection with a setting of ``pqcore.notify``, if any."""
+    """Return a connection with a setting of ``pqcore.notify``, if one is given."""
     harness.needs_sessions()
     connection = harness.connect()
     if setting is not None:
@@ -840,13 +840,13 @@ def putter(harness: Harness, setting: str | None) -> Connection:
 
 
 def insert_many(harness: Harness, connection: Connection, *names: str) -> None:
-    """Put into several queues in one statement."""
+    """Put into several queues with one statement."""
     rows = ", ".join(f"('{name}', '1')" for name in names)
     connection.sql(f"INSERT INTO {harness.table} (q_name, data) VALUES {rows}", rows=False)
 
 
 def advisory_locks(connection: Connection) -> int:
-    """How many advisory locks a connection holds."""
+    """Return how many advisory locks a connection holds."""
     [[count]] = connection.sql(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
     )
@@ -937,7 +937,7 @@ def test_waiter_that_remains_is_woken_after_another_leaves(harness: Harness) -> 
 
 @contextmanager
 def hasty_listener(linger: float = MOMENT) -> Iterator[None]:
-    """Let the listener look often whether a channel is waited on."""
+    """Let the listener check often whether a channel is waited on."""
     before = channels.SLICE, channels.LINGER
     channels.SLICE, channels.LINGER = MOMENT / 2, linger
     try:
@@ -970,7 +970,7 @@ def test_listener_keeps_its_lock_while_a_waiter_remains(harness: Harness) -> Non
         with harness.thread(partial(pq["q"].get, timeout=NEVER)) as join:
             harness.eventually(lambda: "q" in listener._channels)
             before = listener._counts["q"]
-            assert pq["q"].get(timeout=MOMENT) is None  # another, on the same channel, who leaves
+            assert pq["q"].get(timeout=MOMENT) is None  # another waiter on the same channel, which leaves
             for _ in range(2):
                 assert pq["r"].get(timeout=MOMENT * 2) is None
                 harness.eventually(lambda: "r" not in listener._channels)
@@ -996,7 +996,7 @@ def test_waiter_looks_again_when_the_lock_was_released_after_its_look(harness: H
                     next(rounds)
                     await engine.runtime.sleep(0.001)
                 query = statement((INSERT % ("q", "a")).format(table=harness.table), rows=False)
-                await harness._eyes.session.execute(query)  # which notifies nobody
+                await harness._eyes.session.execute(query)  # this notifies nobody
             return result
 
         engine.run = slow
@@ -1040,7 +1040,7 @@ def test_new_waiter_looks_again_only_once(harness: Harness, monkeypatch: pytest.
     monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
     with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
-        looks.reach(3)  # before it was registered, after, and when it had been so for a moment
+        looks.reach(3)  # before it was registered, after that, and a moment later
         for _ in range(200):
             harness.sql("SELECT 1")
         assert looks.count <= 5
@@ -1049,7 +1049,7 @@ def test_new_waiter_looks_again_only_once(harness: Harness, monkeypatch: pytest.
 
 
 def replaced(harness: Harness, before: list[int]) -> bool:
-    """Whether it is waited on another connection than before."""
+    """Return whether the waiters use another connection than before."""
     waiting = harness.waiting()
     return bool(waiting) and not set(waiting) & set(before)
 
@@ -1078,7 +1078,7 @@ def test_listening_connection_that_no_longer_listens_is_replaced(
         before = harness.waiting()
         session = harness.listener(queue.engine)._session
         with waiter(harness, queue) as join:
-            with monkeypatch.context() as patched:  # as where a driver opens another connection by itself
+            with monkeypatch.context() as patched:  # as if a driver opened another connection itself
                 patched.setattr(session.sql, "listening", statement("SELECT 1 WHERE false"))
                 patched.setattr(waiting, "PROBE", 0.0)
                 harness.eventually(partial(replaced, harness, before))
@@ -1090,7 +1090,7 @@ def test_listening_connection_that_no_longer_listens_is_replaced(
 def test_waiter_that_cannot_lock_polls(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
     sql = queue.engine._openers[harness.spec.name].sql
-    sql.register = statement("SELECT 1 / (SELECT 0)")  # any error of the server's
+    sql.register = statement("SELECT 1 / (SELECT 0)")  # any error of the server
     with waiter(harness, queue) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
         assert join().data == "a"
@@ -1124,7 +1124,7 @@ def test_waiters_on_several_queues_share_a_connection(harness: Harness) -> None:
 
 @contextmanager
 def patient_listener() -> Iterator[None]:
-    """Let the listener rely on being stirred, instead of looking at each second."""
+    """Let the listener rely on being stirred, instead of looking each second."""
     slice_, channels.SLICE = channels.SLICE, NEVER
     try:
         yield
@@ -1153,7 +1153,7 @@ def test_notifications_do_not_accumulate(harness: Harness) -> None:
     assert [job.data for job in queue.get_many(100)] == list(range(50))
     with counted(queue) as looks:
         assert seconds(partial(queue.get, timeout=0.1)) >= 0.1
-    # The first look, the last, and what the notifications asked for that were still under way.
+    # The first look, the last, and looks after notifications that were still in transit.
     assert 2 <= looks.count <= 10
     with waiter(harness, queue) as join:
         other.put("a")
@@ -1179,7 +1179,7 @@ def test_waiter_survives_the_loss_of_all_its_connections(harness: Harness) -> No
     queue = harness.queue(poll_interval=NEVER)
     listen(harness, queue)
     with waiter(harness, queue) as join:
-        # In this order: one that is cut while it looks would rightly raise ConnectionLost.
+        # In this order, because a connection that is cut during a look would rightly raise ConnectionLost.
         cut(harness, others(harness))
         cut(harness, harness.waiting())
         harness.queue(create=False).put("a")
@@ -1197,7 +1197,7 @@ def test_waiters_of_all_queues_survive_a_lost_listening_connection(harness: Harn
         assert (join().data, other().data) == ("a", "b")
 
 
-# A pool or connection of the caller's
+# A caller's pool or connection
 
 
 @pytest.mark.requires(Capability.LISTEN)
@@ -1256,7 +1256,7 @@ def test_waiter_in_a_block_over_one_connection_polls(harness: Harness) -> None:
 
     def wait() -> Any:
         with queue:
-            return queue.get(timeout=PATIENCE)  # not for ever, as it holds a lock on the table
+            return queue.get(timeout=PATIENCE)  # a bounded wait, because it holds a lock on the table
 
     with waiter(harness, queue, wait) as join:
         harness.sql(INSERT % ("q", "a"), rows=False)
@@ -1272,7 +1272,7 @@ def test_notifications_over_one_connection_do_not_accumulate(harness: Harness) -
         other.put(number)
     assert queue.get().data == 0
     backlog = getattr(connection.raw, "notifies", None)
-    if isinstance(backlog, list):  # psycopg2 keeps them where we can look
+    if isinstance(backlog, list):  # psycopg2 keeps them in a visible place
         assert len(backlog) == 0
     assert len(queue.get_many(100)) == 49
     assert seconds(lambda: queue.get(timeout=0.1)) >= 0.1
@@ -1288,7 +1288,7 @@ def test_listener_over_one_connection_releases_its_lock_without_waiters(harness:
     with hasty_listener():
         for _ in range(2):
             listen(harness, queue)
-            queue.put("heard")  # its own
+            queue.put("heard")  # its own notification
             assert ear.heard() == ["q"]
             assert queue.get(block=False).data == "heard"
             harness.eventually(lambda: queue.count() == 0 and not harness.waiting())

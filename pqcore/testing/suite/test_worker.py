@@ -1,4 +1,4 @@
-"""A worker's life: supply, fairness, stopping in order, burst mode, what it costs."""
+"""The life of a worker: supply, fairness, stopping in order, burst mode, cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDLE_SECONDS = 3.0
 
 
 def rows(harness: Harness) -> list[tuple[Any, ...]]:
-    """The jobs that are not finished: id, whether leased, attempts, excused."""
+    """Return the unfinished jobs: id, whether leased, attempts, excused."""
     return harness.sql(
         "SELECT id, leased_until IS NOT NULL, attempts, coalesce(excused, 0) FROM {table}"
         " WHERE dequeued_at IS NULL ORDER BY id"
@@ -166,7 +166,7 @@ def test_worker_returns_prefetched_jobs_behind_a_slow_job(harness: Harness) -> N
     queue.put_calls(*[quick.call()] * 400, slow.call(), *[quick.call()] * 400)
     with harness.working(queue, concurrency=1, lease="1h"):
         [job_id] = seen.wait(1)
-        # It fetched ahead, and gives that back, with nothing held against it.
+        # It fetched ahead, and gives those jobs back without counting an attempt.
         harness.eventually(lambda: [row[0] for row in rows(harness) if row[1]] == [job_id])
         back = [row for row in rows(harness) if row[2]]
         assert len(back) > 1
@@ -182,7 +182,7 @@ def test_worker_returns_prefetched_jobs_behind_a_slow_job(harness: Harness) -> N
 
 @contextmanager
 def running(harness: Harness, worker: Worker) -> Iterator[Any]:
-    """A worker that runs, in a thread or the portal; gives what waits for its end."""
+    """Run a worker in a thread or the portal; return a function that waits for its end."""
     with harness.thread(lambda: harness.in_loop(worker.run)) as join:
         try:
             yield join
@@ -220,7 +220,7 @@ def test_worker_told_to_stop_finishes_running_jobs_and_returns_the_rest(
     with running(harness, worker) as join:
         assert sorted(seen.wait(2)) == slows
         harness.eventually(lambda: len([row for row in rows(harness) if row[1]]) > 2)
-        worker.stop()  # from this thread, which is none of the worker's
+        worker.stop()  # from this thread, which does not belong to the worker
         harness.eventually(lambda: [row[0] for row in rows(harness) if row[1]] == slows)
         late = quick()
         latch.open()
@@ -282,7 +282,7 @@ def test_worker_returns_jobs_that_exceed_the_grace_period(
         join()
         assert tasks[0].cancelled() == (way == "cancelled")
         assert sorted(seen.wait(5)[3:]) == ["cancelled", "told"]
-        # Free at once, though the lease is long; nothing is held against them.
+        # The jobs are free immediately, although the lease is long, and no attempt is counted.
         assert [row[1:] for row in rows(harness)] == [(False, 1, 1)] * 3
         over.open()
 
@@ -414,7 +414,7 @@ def test_worker_burst_runs_jobs_put_by_jobs_and_ends(harness: Harness) -> None:
     assert first.stats().scheduled == 1, "it was waited for"
 
 
-# What it costs
+# Cost
 
 
 @pytest.mark.requires(Capability.LISTEN)

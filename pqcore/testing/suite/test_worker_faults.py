@@ -1,4 +1,4 @@
-"""Workers that are killed, told to stop, held up, or cut off: no job is lost, and none is run twice unaccounted for."""
+"""Workers that are killed, stopped, held up, or cut off: no job is lost, and every second run is accounted for."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pqcore.testing.proxy import Proxy
 from pqcore.testing.worker_pool import WorkerPool
 
 JOBS = int(os.environ.get("PQCORE_TEST_WORKER_JOBS", "1000"))
-"""Jobs that are run while workers are killed."""
+"""The number of jobs that run while workers are killed."""
 KILLS = 4
 LEASE = 0.9
-"""Seconds of a lease that a worker lengthens while its job runs, after a third of them."""
+"""Seconds of a lease, which a worker extends after a third of it while its job runs."""
 
 
 # Killed
@@ -56,7 +56,7 @@ def test_killed_workers_lose_no_job(harness: Harness) -> None:
         crew.account(JOBS)
 
 
-# Told to stop
+# Stopped
 
 
 def test_sigterm_lets_running_jobs_end(harness: Harness) -> None:
@@ -76,7 +76,7 @@ def test_sigterm_lets_running_jobs_end(harness: Harness) -> None:
 
 
 def expect_haste(crew: WorkerPool, job: int, child: Child) -> None:
-    """A second signal does not wait for what runs, nor for the end of the lease."""
+    """Check that after a second signal, a worker waits neither for running jobs nor for the end of the lease."""
     pid = crew.begun(job)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGINT)
@@ -101,7 +101,7 @@ def test_second_signal_stops_a_worker_whose_job_ignores_it(harness: Harness) -> 
         expect_haste(crew, crew.queue.task()(workers.deaf)(), child)
 
 
-# ActiveJob up
+# Held up
 
 
 @pytest.mark.parametrize("late", ["cancelled", "refused"])
@@ -127,7 +127,7 @@ def test_worker_paused_past_its_lease_loses_the_job(harness: Harness, late: str)
         else:
             assert crew.ended(job, 1) == "slept"
         os.kill(pid, signal.SIGTERM)
-        assert first.recv(PATIENCE) == "stopped"  # it has stored all that it had to
+        assert first.recv(PATIENCE) == "stopped"  # it has stored everything that it had to
         harness.eventually(lambda: crew.row(job) == (True, False, 2, 0))
         if late == "refused":
             assert harness.sql("SELECT dequeued_at::text FROM {table}") == [(at,)]
@@ -171,7 +171,7 @@ def test_worker_survives_the_loss_of_all_connections(harness: Harness) -> None:
 
 @pytest.fixture
 def proxy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")  # one that is being made when all goes silent is given up, too
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")  # a connection attempt during the silence is given up, too
     proxy = Proxy(harness.dsn)
     yield proxy
     proxy.close()
@@ -212,7 +212,7 @@ def test_worker_replaces_a_silent_listening_connection(
         seen.add(job_id)
 
     again = direct.task()(note.task.function)
-    # A job that was leased when the answer got lost is free again when the lease has run out.
+    # A job that was leased when the answer was lost is free again after the lease has run out.
     with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=3600) as worker:
         [queue_state] = worker._worker_state.queue_states
         listener = harness.listener(queue_state.bridge.engine)
@@ -221,7 +221,7 @@ def test_worker_replaces_a_silent_listening_connection(
             again()
             seen.wait(2 * number + 1)
             proxy.stall()
-            again()  # found when it is noticed that nothing is heard
+            again()  # found after the silence is noticed
             seen.wait(2 * number + 2)
 
 
@@ -256,7 +256,7 @@ def test_worker_keeps_leases_while_a_connection_is_silent(harness: Harness, prox
 
 
 def stall_in_the_middle(monkeypatch: pytest.MonkeyPatch, stall: Callable[[], Any]) -> None:
-    """Have the connection go silent between two statements of the transaction that stores an end."""
+    """Make the connection go silent between two statements of the transaction that stores an outcome."""
     keep = follow_ups._keep_result
     times = iter(range(100))
 
@@ -273,7 +273,7 @@ def test_worker_stores_completions_after_a_connection_went_silent(
     harness: Harness, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     if when == "between":
-        harness.needs_sessions()  # whose transaction the server ends
+        harness.needs_sessions()  # the server ends its transaction
     direct = harness.task_queue()
     queue = harness.tasks(proxy.dsn, create=False)["q"]
     latch, seen = Latch(), Notes()
@@ -353,7 +353,7 @@ def test_completion_that_the_server_refuses_becomes_a_dead_letter_alone(harness:
 
 
 class Told:
-    """A plugin that notes how the jobs of a queue ended."""
+    """A plugin that notes the outcomes of a queue's jobs."""
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
@@ -385,7 +385,7 @@ def told(harness: Harness) -> Iterator[Told]:
 
 
 def refuse(harness: Harness, table: str, sqlstate: str, times: int, condition: str = "true") -> None:
-    """Have the server refuse rows that are written to a table, a number of times."""
+    """Make the server refuse rows that are written to a table, a number of times."""
     schema = quote(harness.schema)
     harness.sql(f"CREATE SEQUENCE {schema}.refused", rows=False)
     harness.sql(
@@ -404,7 +404,7 @@ def refuse(harness: Harness, table: str, sqlstate: str, times: int, condition: s
 @pytest.mark.parametrize("sqlstate", ["40P01", "54001", "P0001"])
 @pytest.mark.parametrize("way", ["plain", "kept"])
 def test_completion_refused_for_a_while_is_repeated(harness: Harness, told: Told, sqlstate: str, way: str) -> None:
-    """Whether it is refused in the statement that ends many, or in the transaction of a result."""
+    """This holds for the statement that ends many jobs, and for the transaction that stores a result."""
     queue = harness.task_queue(harness.schema)
     latch, seen = Latch(), Notes()
 
@@ -525,7 +525,7 @@ def test_job_leased_to_another_worker_is_reported_lost(harness: Harness, proxy: 
 
     @queue.task(keep_result="1h")
     def seven(job_id: int) -> int:
-        # As after a jump of the server's clock: the lease runs out, and another worker takes the job and does it.
+        # As after a jump of the server's clock: the lease runs out, and another worker takes and finishes the job.
         harness.sql("UPDATE {table} SET attempts = attempts + 1, leased_until = NULL, dequeued_at = now()", rows=False)
         proxy.cut_at("COMMIT", answered=False)
         return 7
@@ -609,7 +609,7 @@ def test_completions_wait_until_a_full_disk_has_room(harness: Harness) -> None:
 
 @pytest.mark.only("async")
 def test_unanswered_call_is_found_though_a_wait_ends_meanwhile(harness: Harness, proxy: Proxy) -> None:
-    # The one who listens waits, and registers channels, on one connection: the end of a wait hid that nothing came.
+    # The listener waits and registers channels on one connection; the end of a wait hid that nothing arrived.
     async def scenario() -> None:
         opener = harness.opener
         session = opener.session(await opener.call("connect", proxy.dsn))

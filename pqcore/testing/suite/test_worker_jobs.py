@@ -1,4 +1,4 @@
-"""Jobs that run for long, too long, or are not to go on: leases that are held, timeouts, cancellation, processes."""
+"""Jobs that run for long, for too long, or must stop: held leases, timeouts, cancellation, processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pqcore.testing.probes import Latch, Notes
 from pqcore.worker import Worker, heartbeat
 
 LEASE = 0.9
-"""Seconds: short, so that it runs out while a job runs, unless it is lengthened."""
+"""Seconds; short, so that a lease runs out while a job runs, unless it is extended."""
 
 
 def row(harness: Harness, job_id: int) -> tuple[Any, ...]:
-    """Attempts, failures and whether leased, of a job that is not finished."""
+    """Return the attempts, the failures, and whether an unfinished job is leased."""
     found = harness.sql(
         "SELECT attempts, coalesce(failures, 0), leased_until IS NOT NULL FROM {table}"
         f" WHERE id = {job_id} AND dequeued_at IS NULL"
@@ -40,7 +40,7 @@ def lease_of(harness: Harness, job_id: int) -> str:
 
 
 def lengthened(harness: Harness, job_id: int, times: int) -> None:
-    """Wait until a lease was seen to change so often."""
+    """Wait until a lease has changed this number of times."""
     seen = {lease_of(harness, job_id)}
 
     def often() -> bool:
@@ -51,7 +51,7 @@ def lengthened(harness: Harness, job_id: int, times: int) -> None:
 
 
 def take_away(harness: Harness, job_id: int) -> None:
-    """As if the lease had run out and the job had been given to another."""
+    """Act as if the lease had run out and another consumer had the job."""
     harness.sql(
         f"UPDATE {{table}} SET attempts = attempts + 1, leased_until = now() + interval '1 h' WHERE id = {job_id}",
         rows=False,
@@ -132,7 +132,7 @@ def test_worker_that_leases_its_lost_job_again_keeps_it(harness: Harness) -> Non
         attempt = current().job.attempts
         seen.add(attempt)
         if attempt == 1:
-            current().wait(PATIENCE)  # until the lease is lost, and then it ends late
+            current().wait(PATIENCE)  # until the lease is lost; then it ends late
             harness.eventually(lambda: len(seen.items) >= 2)
             seen.add("first ended")
         else:
@@ -224,7 +224,7 @@ def test_running_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.Monk
         seen.add("began")
         await asyncio.sleep(0.3)
 
-    if not heard:  # it is seen when the lease is lengthened
+    if not heard:  # it is noticed when the lease is extended
         monkeypatch.setattr(heartbeat.Heartbeat, "_stop_cancelled", lambda self: asyncio.sleep(0))
     with harness.working(queue, lease="1h" if heard else LEASE) as worker:
         first, second, _ = coroutine(), polite(), other()
@@ -244,7 +244,7 @@ def test_running_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.Monk
 
 
 def listens(harness: Harness, worker: Worker) -> None:
-    """Wait until a worker hears what is to be cancelled, if it can."""
+    """Wait until a worker hears which jobs to cancel, if it can."""
     if Capability.LISTEN in harness.spec.capabilities:
         [queue_state] = worker._worker_state.queue_states
         harness.eventually(lambda: queue_state.control in harness.listener(queue_state.bridge.engine)._channels)
@@ -380,7 +380,7 @@ def test_process_is_killed_when_its_job_must_end(harness: Harness, why: str) -> 
             harness.eventually(lambda: queue.dead.count() == 1)
         if why != "stopped":
             gone(harness, pid)
-            assert add(2, 3).result(PATIENCE)[0] == 5  # in another
+            assert add(2, 3).result(PATIENCE)[0] == 5  # in another process
     gone(harness, pid)
     assert row(harness, handle) == ((1, 0, False) if why == "stopped" else ())
 
@@ -429,7 +429,7 @@ def test_idle_worker_takes_a_job_with_one_statement(
 
     task = queue.task()(coroutine if is_coroutine else function)
     with harness.working(queue, poll_interval=3600):
-        for number in range(4):  # the first ones find a worker that begins
+        for number in range(4):  # the first ones find a worker that is starting
             harness.eventually(lambda: names[-1:] == ["next_due_probe"])
             harness.eventually(lambda: queue.stats().leased == 0)
             names.clear()

@@ -1,4 +1,4 @@
-"""Periodic tasks: one job a tick however many workers, and what becomes of ticks that were missed."""
+"""Periodic tasks: one job for each tick however many workers run, and the handling of missed ticks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ticks_table(harness: Harness) -> str:
 
 
 def counts(harness: Harness) -> list[tuple[Any, int]]:
-    """The ticks for which there are jobs, and how many each has."""
+    """Return the ticks for which there are jobs, with the number of jobs."""
     rows = harness.sql("SELECT schedule_at AT TIME ZONE 'UTC', count(*) FROM {table} GROUP BY 1 ORDER BY 1")
     return [(row[0], row[1]) for row in rows]
 
@@ -69,7 +69,7 @@ def test_periodic_missed_ticks_follow_each_tasks_option(harness: Harness) -> Non
     for missed in jobs:
         seen[missed] = Notes()
         queue.periodic(f"{minute} * * * *", missed=missed, name=missed, args=(missed,))(note)
-        # The last tick before now was half an hour ago; the last that is remembered, five hours before that.
+        # The last tick before now was half an hour ago; the last stored tick was five hours earlier.
         harness.sql(
             f"INSERT INTO {ticks_table(harness)} (q_name, name, tick) SELECT 'q', '{missed}',"
             " date_trunc('minute', now() - interval '30 min') - interval '5 h'",
@@ -79,7 +79,7 @@ def test_periodic_missed_ticks_follow_each_tasks_option(harness: Harness) -> Non
         seen["each second"].wait(1)
         for missed, number in jobs.items():
             seen[missed].wait(number)
-    with harness.working(queue):  # it is remembered what was made up for
+    with harness.working(queue):  # the ticks that were caught up are stored
         seen["each second"].wait(2)
     for missed, number in jobs.items():
         done = harness.sql(
@@ -99,7 +99,7 @@ LONG_AGO = "now() - interval '3 d'"
 
 
 def remember(harness: Harness, name: str, tick: str, cron: str | None, tz: str | None = "UTC") -> None:
-    """Have the last tick of a task be one of a worker that knew this expression."""
+    """Set the last tick of a task as a worker would that knew this expression."""
     values = ", ".join("NULL" if value is None else f"'{value}'" for value in (cron, tz if cron else None))
     harness.sql(
         f"INSERT INTO {ticks_table(harness)} (q_name, name, tick, cron, tz) VALUES ('q', '{name}', {tick}, {values})",
@@ -108,7 +108,7 @@ def remember(harness: Harness, name: str, tick: str, cron: str | None, tz: str |
 
 
 def hour_ago(harness: Harness) -> str:
-    """An expression whose last tick was half an hour ago."""
+    """Return an expression whose last tick was half an hour ago."""
     [[minute, hour]] = harness.sql(
         "SELECT extract(minute FROM past)::int, extract(hour FROM past)::int"
         " FROM (SELECT (now() - interval '30 min') AT TIME ZONE 'UTC' AS past) AS past"
@@ -151,7 +151,7 @@ def test_periodic_expression_that_was_edited_counts_from_its_first_worker(harnes
 
 
 def test_periodic_ticks_recorded_by_older_code_are_made_up_for(harness: Harness) -> None:
-    """It tells of no expression: the one that a newer worker knows is taken for the same."""
+    """Older code stores no expression: the expression of a newer worker is taken for the same."""
     queue = harness.task_queue()
     seen = Notes()
     remember(harness, "known", LONG_AGO, None)
@@ -167,7 +167,7 @@ def test_periodic_ticks_recorded_by_older_code_are_made_up_for(harness: Harness)
 
 
 def test_periodic_workers_of_two_versions_put_separate_ticks(harness: Harness) -> None:
-    """While one is rolled out: the expression of the worker that began last is remembered, the other goes on."""
+    """During a rollout, the expression of the worker that started last is stored, and the other continues."""
     crons = ("*/2 * * * * *", "1-59/2 * * * * *")
     queues = [harness.task_queue(), harness.tasks(create=False)["q"]]
     for cron, queue in zip(crons, queues):  # noqa: B905 - Python 3.10 has it, and they are two

@@ -1,4 +1,4 @@
-"""What a worker tells plugins."""
+"""The events that a worker reports to plugins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spy:
 
     @hookimpl
     async def pqcore_job_started(self, event: JobEvent) -> None:
-        await asyncio.sleep(0)  # it is awaited
+        await asyncio.sleep(0)  # the hook's result is awaited
         self._note("started", event)
 
     @hookimpl
@@ -130,7 +130,7 @@ def test_plugins_receive_the_outcome_of_jobs(harness: Harness) -> None:
         ],
         f: [("started", f, None, None, ""), ("dropped", f, "Discard", None, "discarded")],
     }
-    # And all happened as it does without plugins.
+    # Everything happened as it does without plugins.
     waiting = harness.sql("SELECT id FROM {table} WHERE dequeued_at IS NULL ORDER BY id")
     assert [row[0] for row in waiting] == [b, d, e]
     assert [letter.id for letter in queue.dead.list()] == [c]

@@ -14,7 +14,7 @@ from pqcore.testing.probes import Notes
 
 
 def table(harness: Harness) -> str:
-    """The quoted name of the table of workers."""
+    """Return the quoted name of the table of workers."""
     return TableName("queue", harness.schema).related("_workers")
 
 
