@@ -1,4 +1,4 @@
 """The built-in backends: psycopg2, psycopg (3) and asyncpg, and an embedded server.
 
-Nothing is imported here: each driver is imported when its backend is chosen.
+This package imports no driver: each is imported when its backend is chosen.
 """

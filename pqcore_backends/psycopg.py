@@ -1,7 +1,7 @@
-"""psycopg 3: blocking and asynchronous, two faces of one driver.
+"""The blocking and the asynchronous backend for psycopg 3.
 
-psycopg prepares a statement by itself once it has run five times.  While we
-use an idle connection it is switched to autocommit, which sends nothing.
+psycopg prepares a statement itself after it has run five times. While pqcore uses an idle connection, the connection is
+in autocommit mode; switching it sends nothing.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from pqcore_backends.psycopg_pools import POOL_ERRORS, Pooled, listening, pool_e
 CANCELLING = 5.0
 """Seconds that a cancel request may take."""
 _CANCELS = hasattr(psycopg, "capabilities") and psycopg.capabilities.has_cancel_safe()
-# psycopg 3.2 over libpq 17. Before, a cancel request stops all threads of the process until the server answers.
+# From psycopg 3.2 and libpq 17 on. Earlier versions block all threads of the process during a cancel request until the
+# server answers.
 WHO = "SELECT pg_backend_pid()"
 
 
 class PsycopgSession(Common, AutocommitSession):
-    """One connection, blocking."""
+    """One blocking connection."""
 
     aborted = InFailedSqlTransaction
 
@@ -80,7 +81,7 @@ class PsycopgSession(Common, AutocommitSession):
         return self._send(before, query, parameters)
 
     def _send(self, before: Query | None, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Send several statements together, with BEGIN before them if that is due."""
+        """Send several statements together, after BEGIN if a transaction must begin."""
         begins = self._begins()
         try:
             self._wait(self._together(self._leading(before), query, parameters))
@@ -88,7 +89,7 @@ class PsycopgSession(Common, AutocommitSession):
             self._forget_prepared()
             if not begins:
                 raise
-            self.connection.rollback()  # nothing but BEGIN came before
+            self.connection.rollback()  # only BEGIN was sent before
             self._wait(self._together(self._leading(before), query, parameters))
         except psycopg.OperationalError:
             self._bury()
@@ -103,17 +104,17 @@ class PsycopgSession(Common, AutocommitSession):
         try:
             self.connection.wait(exchange)
         finally:
-            exchange.close()  # after an interrupt it would end only with the traceback
+            exchange.close()  # after an interrupt, the generator would end only with the traceback
             if not is_left(self.connection.pgconn):
                 self._cut_off()
 
     def _cut_off(self) -> None:
-        """End an exchange that an interrupt cut off, as psycopg does where Ctrl-C cuts off a statement."""
+        """End an exchange that an interrupt cut off, as psycopg does when Ctrl-C interrupts a statement."""
         try:
             self.cancel()
         finally:
             drain(self.connection.pgconn, CANCELLING)
-            self.connection._prepared.clear()  # the server may not have come to prepare what was to be
+            self.connection._prepared.clear()  # the server may not have prepared the statements
 
     def _switch(self, *, autocommit: bool) -> None:
         if not self._flip(autocommit=autocommit):
@@ -124,7 +125,7 @@ class PsycopgSession(Common, AutocommitSession):
             self._bury()
 
     def _bury(self) -> None:
-        """Close what psycopg has found cut off, while a statement was under way, and has not closed."""
+        """Close a connection that psycopg found lost during a statement, and has not closed."""
         if self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
             self.connection.pgconn.finish()
 
@@ -157,9 +158,9 @@ class PsycopgSession(Common, AutocommitSession):
 
 
 class AsyncPsycopgSession(Common):
-    """One connection, asynchronous."""
+    """One asynchronous connection."""
 
-    # Older versions of psycopg wait by `asyncio.wait_for`, which since Python 3.12 cancels the task when time is up.
+    # Older versions of psycopg wait with `asyncio.wait_for`, which since Python 3.12 cancels the task at a timeout.
     cancels_task = sys.version_info >= (3, 12) and "wait_for" in waiting.wait_async.__code__.co_names
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
@@ -201,7 +202,7 @@ class AsyncPsycopgSession(Common):
         return await self._send(before, query, parameters)
 
     async def _send(self, before: Query | None, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Send several statements together, with BEGIN before them if that is due."""
+        """Send several statements together, after BEGIN if a transaction must begin."""
         begins = self._begins()
         try:
             await self._wait(self._together(self._leading(before), query, parameters))
@@ -209,7 +210,7 @@ class AsyncPsycopgSession(Common):
             self._forget_prepared()
             if not begins:
                 raise
-            await self.connection.rollback()  # nothing but BEGIN came before
+            await self.connection.rollback()  # only BEGIN was sent before
             await self._wait(self._together(self._leading(before), query, parameters))
         return await self._plain.fetchall() if query.rows else ()
 
@@ -218,12 +219,13 @@ class AsyncPsycopgSession(Common):
             try:
                 await self.connection.wait(exchange)
             finally:
-                exchange.close()  # after an interrupt it would end only with the traceback
-                if not is_left(self.connection.pgconn):  # a thread would wait for the answers; a loop waits for nobody
+                exchange.close()  # after an interrupt, the generator would end only with the traceback
+                # a thread would wait for the answers, but an event loop must not block
+                if not is_left(self.connection.pgconn):
                     self.connection.pgconn.finish()
 
     async def begin(self) -> None:
-        self._begun = self._flipped = True  # first: an interrupt may come in between
+        self._begun = self._flipped = True  # set first, because an interrupt may come in between
         if not self._flip(autocommit=False):
             await self.connection.set_autocommit(False)
 
@@ -263,7 +265,7 @@ class AsyncPsycopgSession(Common):
 
     async def wait(self, seconds: float) -> None:
         loop, arrived = asyncio.get_running_loop(), Signal()
-        # A file of our own for the same socket: psycopg, too, has the loop watch its file.
+        # A separate file descriptor for the same socket, because psycopg also makes the loop watch its own.
         fileno = os.dup(self.connection.fileno())
         loop.add_reader(fileno, arrived.set)
         try:
@@ -302,7 +304,7 @@ async def _answers_async(session: AsyncPsycopgSession) -> bool:
 
 
 class PsycopgBackend(Pooled):
-    """Makes blocking sessions over psycopg's connections and psycopg_pool's pools."""
+    """The maker of blocking sessions over psycopg's connections and psycopg_pool's pools."""
 
     def connect(self, dsn: str) -> PsycopgSession:
         said = conninfo_to_dict(dsn)
@@ -326,18 +328,19 @@ class PsycopgBackend(Pooled):
                     return session
             except POOL_ERRORS as exc:
                 raise pool_error(exc) from exc
-            except BaseException:  # an interrupt: the pool would count it for good
+            except BaseException:  # an interrupt: otherwise the pool would count the connection as lent permanently
                 if connection is not None:
                     pool.putconn(connection)
                 raise
-            pool.putconn(connection)  # the server ended it while it idled; the pool replaces it
+            pool.putconn(connection)  # the server ended the connection while it was idle; the pool replaces it
 
     def release(self, pool: Any, session: PsycopgSession) -> None:
         pool.putconn(session.lent)
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
         said = pool.conninfo, pool.kwargs
-        conninfo, kwargs = (each() if callable(each) else each for each in said)  # as the pool asks for each connection
+        # the pool evaluates these for each connection, too
+        conninfo, kwargs = (each() if callable(each) else each for each in said)
         return self.wrap(bare(pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
     def close_connection(self, connection: Any) -> None:
@@ -348,7 +351,7 @@ class PsycopgBackend(Pooled):
 
 
 class AsyncPsycopgBackend(Pooled):
-    """Makes asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
+    """The maker of asynchronous sessions over psycopg's connections and psycopg_pool's pools."""
 
     async def connect(self, dsn: str) -> AsyncPsycopgSession:
         said = conninfo_to_dict(dsn)
@@ -379,7 +382,7 @@ class AsyncPsycopgBackend(Pooled):
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
         said = []
-        for each in (pool.conninfo, pool.kwargs):  # as the pool asks for each connection
+        for each in (pool.conninfo, pool.kwargs):  # the pool evaluates these for each connection, too
             value = each() if callable(each) else each
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said

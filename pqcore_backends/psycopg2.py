@@ -1,7 +1,7 @@
-"""psycopg2: blocking.
+"""The blocking backend for psycopg2.
 
-Hot statements go through PREPARE and EXECUTE, which psycopg2 leaves to its users.
-While we use an idle connection it is switched to autocommit, which sends nothing.
+Hot statements use PREPARE and EXECUTE, because psycopg2 itself prepares nothing. While pqcore uses an idle connection,
+the connection is in autocommit mode; switching it sends nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _KINDS = (
     extensions.UNICODEARRAY,
 )
 _TYPECASTERS = {oid: kind for kind in _KINDS for oid in kind.values}
-"""psycopg2's own typecasters, by OID: an application may register others on its connection or for the process."""
+"""psycopg2's own typecasters, by OID: an application may register others for its connection or for the process."""
 _ADAPTERS: dict[type, Callable[[Any], Any]] = {
     bool: extensions.Boolean,
     int: extensions.Int,
@@ -60,18 +60,19 @@ _ADAPTERS: dict[type, Callable[[Any], Any]] = {
     datetime: extensions.TimestampFromPy,
     list: List,
 }
-"""psycopg2's own adapters: an application may register others, which are then the process's."""
+"""psycopg2's own adapters: an application may register others, which then apply to the whole process."""
 
 
 class _Registry:
-    """Compares psycopg2's registry of adapters, which is one for the process, with psycopg2's own adapters."""
+    """A comparison of psycopg2's registry of adapters, of which a process has one, with psycopg2's own adapters."""
 
     def __init__(self) -> None:
         self.plain: dict[Any, Any] | None = None
-        """The registry as it was when it had psycopg2's own adapters for the types of our parameters."""
+        """A copy of the registry from a time when it had psycopg2's own adapters for the types of pqcore's parameters.
+        """
 
     def changed(self) -> bool:
-        """Return whether the application has registered an adapter for a type of our parameters."""
+        """Return whether the application has registered an adapter for a type of pqcore's parameters."""
         known = dict(extensions.adapters)
         changed = any(known.get((kind, extensions.ISQLQuote)) is not own for kind, own in _ADAPTERS.items())
         self.plain = None if changed else known
@@ -82,7 +83,7 @@ _registry = _Registry()
 
 
 def _adapted(value: Any) -> Any:
-    """Return a parameter within psycopg2's own adapter, which psycopg2 looks up no adapter for."""
+    """Return a parameter wrapped in psycopg2's own adapter, so that psycopg2 looks up no other adapter."""
     if isinstance(value, list):
         return List([_adapted(element) for element in value])
     own = next((_ADAPTERS[kind] for kind in type(value).__mro__ if kind in _ADAPTERS), None)
@@ -90,7 +91,7 @@ def _adapted(value: Any) -> Any:
 
 
 class _Aborted(InFailedSqlTransaction):
-    pgcode = "25P02"  # which psycopg2 sets only on what the server sent
+    pgcode = "25P02"  # psycopg2 sets this only on errors that the server sent
 
 
 class Psycopg2Session(AutocommitSession):
@@ -100,13 +101,13 @@ class Psycopg2Session(AutocommitSession):
 
     def __init__(self, connection: Any, *, prepared: bool, reach: Callable[[], Any] | None = None) -> None:
         self.connection = connection
-        self._reach = reach  # opens another connection to the same server
+        self._reach = reach  # a function that opens another connection to the same server
         self.cursor = connection.cursor
         self._prepares = prepared
         self._calls: dict[str, str | None] = {}
         self._listening: set[str] = set()
         self._proxy = connection
-        self.lent = connection  # what a pool gave, and takes back
+        self.lent = connection  # the object that a pool lent, and takes back
 
     def through(self, proxy: Any) -> None:
         self._proxy = self.lent = proxy
@@ -114,10 +115,10 @@ class Psycopg2Session(AutocommitSession):
 
     @cached_property
     def _cursor(self) -> Any:
-        # Our own kind: the user's may return dictionaries.
+        # A cursor of pqcore's own class, because the caller's class may return dictionaries.
         try:
             cursor = self._proxy.cursor(cursor_factory=extensions.cursor)
-        except TypeError:  # a proxy that gives no other cursors than the caller's
+        except TypeError:  # a proxy that only gives the caller's kind of cursors
             cursor = None
         own = bare(cursor)
         if type(own) is not extensions.cursor:
@@ -144,7 +145,7 @@ class Psycopg2Session(AutocommitSession):
 
     def execute(self, query: Query, parameters: Sequence[object], before: str = "") -> Sequence[Row]:
         cursor = self._cursor
-        # Cheaper than seven lookups, as a comparison hashes no key.
+        # This comparison hashes no key, so it is cheaper than seven lookups.
         if parameters and extensions.adapters != _registry.plain and _registry.changed():
             parameters = [_adapted(value) for value in parameters]
         call = self._calls.get(query.sql)
@@ -156,9 +157,9 @@ class Psycopg2Session(AutocommitSession):
             try:
                 cursor.execute(before + call, parameters if query.distinct else query.pick(parameters))
             except (InvalidSqlStatementName, FeatureNotSupported):
-                # Deallocated behind our back (DISCARD ALL, a pooler), or its result has got other types, as by
-                # ALTER TABLE ("cached plan must not change result type"). It did nothing, so it is done
-                # again, unless that would be in a transaction that it aborted.
+                # The statement was deallocated by other code (DISCARD ALL, a pooler), or its result types have changed,
+                # as by ALTER TABLE ("cached plan must not change result type"). It had no effect, so it is repeated,
+                # unless it has aborted a transaction.
                 self._calls.clear()
                 if self.in_transaction():
                     raise
@@ -167,11 +168,11 @@ class Psycopg2Session(AutocommitSession):
 
     def _prepare(self, query: Query) -> str | None:
         call = None
-        if query.sql in self._calls:  # worth it from the second time
+        if query.sql in self._calls:  # preparing is worthwhile from the second call on
             name = f"pqcore_{next(_names)}"
             self._cursor.execute(query.prepare(name))
             call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
-        self._calls[query.sql] = call  # only now that it is there
+        self._calls[query.sql] = call  # stored only after it exists on the server
         return call
 
     def listen(self, channel: str) -> None:
@@ -190,7 +191,7 @@ class Psycopg2Session(AutocommitSession):
 
     def notifications(self) -> list[str]:
         self.connection.poll()
-        arrived = self.connection.notifies  # a list, or what the caller put in its place
+        arrived = self.connection.notifies  # a list, or another object that the caller has put in its place
         ours = [notify.channel for notify in arrived if notify.channel in self._listening]
         if ours:
             others = [notify for notify in arrived if notify.channel not in self._listening]
@@ -208,7 +209,7 @@ class Psycopg2Session(AutocommitSession):
     drop = close
 
     def cancel(self) -> None:
-        # Not connection.cancel(), which stops all threads of the process until the server answers.
+        # connection.cancel() would block all threads of the process until the server answers.
         if self._reach is not None:
             with closing(self._reach()) as other, other.cursor() as cursor:
                 cursor.execute("SELECT pg_cancel_backend(%s)", [self.connection.get_backend_pid()])
@@ -222,7 +223,7 @@ class Psycopg2Session(AutocommitSession):
 
 
 class Psycopg2Backend:
-    """Makes sessions over psycopg2's connections and pools."""
+    """The maker of sessions over psycopg2's connections and pools."""
 
     errors = (psycopg2.Error, UnicodeError)
 
@@ -258,11 +259,11 @@ class Psycopg2Backend:
                     raise Closed(msg) from exc
                 msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
                 raise PoolTimeout(msg) from exc
-            except BaseException:  # an interrupt: the pool would count it for good
+            except BaseException:  # an interrupt: otherwise the pool would count the connection as lent permanently
                 if connection is not None:
                     pool.putconn(connection, close=True)
                 raise
-            pool.putconn(connection, close=True)  # the server ended it while it idled
+            pool.putconn(connection, close=True)  # the server ended the connection while it was idle
 
     def _session(self, connection: Any) -> Psycopg2Session:
         session = self._pooled.get(connection)
@@ -279,7 +280,7 @@ class Psycopg2Backend:
 
     def connect_like(self, pool: Any) -> Psycopg2Session | None:
         args, kwargs = getattr(pool, "_args", None), getattr(pool, "_kwargs", None)
-        if args is None or kwargs is None:  # a pool of another make
+        if args is None or kwargs is None:  # a pool of another class
             return None
         said = {**extensions.parse_dsn(args[0] if args else kwargs.get("dsn") or ""), **kwargs}
         connection = bare(psycopg2.connect(*args, **{**kwargs, **connect_timeout_default(said)}))

@@ -1,4 +1,4 @@
-"""What psycopg's blocking and asynchronous sessions have in common: cursors, and all that asks the driver only."""
+"""The common parts of psycopg's blocking and asynchronous sessions: cursors, and methods that only ask the driver."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _ADAPTERS = AdaptersMap()
-"""psycopg's own adapters: those of a connection, and `psycopg.adapters`, have what the application registers."""
+"""psycopg's own adapters; a connection's adapters, and `psycopg.adapters`, include those of the application."""
 postgres.register_default_types(_ADAPTERS.types)
 postgres.register_default_adapters(_ADAPTERS)
 array.register_all_arrays(_ADAPTERS)
 
 
 class Cursor(psycopg.RawCursor[Row]):
-    """Takes $1 as it is, returns tuples, and adapts no value as the application does."""
+    """A cursor that accepts $1 unchanged, returns tuples, and ignores the application's adapters."""
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -36,7 +36,7 @@ class Cursor(psycopg.RawCursor[Row]):
 
 
 class AsyncCursor(psycopg.AsyncRawCursor[Row]):
-    """`Cursor`, awaited."""
+    """An asynchronous `Cursor`."""
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -44,7 +44,10 @@ class AsyncCursor(psycopg.AsyncRawCursor[Row]):
 
 
 class UnpreparedCursor(Cursor):
-    """Has psycopg prepare nothing: it is told here, as the cursors of tracers may pass no such option on."""
+    """A cursor for which psycopg prepares nothing.
+
+    A class is needed because tracers' cursors may not pass this option on.
+    """
 
     def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = False, binary: bool | None = None
@@ -53,7 +56,7 @@ class UnpreparedCursor(Cursor):
 
 
 class UnpreparedAsyncCursor(AsyncCursor):
-    """`UnpreparedCursor`, awaited."""
+    """An asynchronous `UnpreparedCursor`."""
 
     async def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = False, binary: bool | None = None
@@ -62,20 +65,20 @@ class UnpreparedAsyncCursor(AsyncCursor):
 
 
 class Common:
-    """What asks the driver only, not the server."""
+    """The methods of a session that only ask the driver, not the server."""
 
     connection: Any
     prepared: bool
     cursor: Any
-    lent: Any  # what a pool gave, and takes back
-    _cursor: Any  # of our own kind, or a tracer's around it
-    _plain: Any  # of our own kind
-    _traced = False  # then it is given text: what writes a comment to a statement cannot do so to bytes
+    lent: Any  # the object that a pool lent, and takes back
+    _cursor: Any  # a cursor of pqcore's own class, or a tracer's around it
+    _plain: Any  # a cursor of pqcore's own class
+    _traced = False  # a traced cursor is given text, because a tracer cannot add a comment to bytes
     _switched = False
     _begun = False
-    _flipped = False  # by begin, until it is switched back
+    _flipped = False  # set by `begin`, until autocommit is switched back
     _inbox: Inbox | None = None
-    # The SQLSTATE and message with which the server ended the connection: libpq takes them for a notice.
+    # The SQLSTATE and the message with which the server ended the connection: libpq takes them for a notice.
     _farewell: tuple[str, str | None] | None = None
 
     def _use(self, connection: Any, cursor: Any) -> None:
@@ -90,7 +93,7 @@ class Common:
         before, connection.cursor_factory = connection.cursor_factory, kind
         try:
             cursor = proxy.cursor(row_factory=tuple_row)
-        except TypeError:  # it gives no other cursors than the caller's
+        except TypeError:  # it only gives the caller's kind of cursors
             return
         finally:
             connection.cursor_factory = before
@@ -115,24 +118,24 @@ class Common:
         self.connection.pgconn.finish()
 
     def _forget_prepared(self) -> bool:
-        """Forget prepared statements, of which one was refused; return whether the statement can be sent again.
+        """Forget prepared statements after one was refused; return whether the statement can be sent again.
 
-        PostgreSQL refuses a prepared statement whose result has got other types, as by ALTER TABLE ("cached plan must
-        not change result type"). psycopg would prepare no other in its place.
+        PostgreSQL refuses a prepared statement whose result types have changed, as by ALTER TABLE ("cached plan must
+        not change result type"). psycopg would not prepare a new one in its place.
         """
         return bool(self.connection._prepared.clear()) and not self.in_transaction()
 
     def _alone(self) -> bool:
-        """Return whether statements are sent one by one: to a tracer, in a pipeline of the caller's, by old libpq."""
+        """Return whether statements must be sent one by one: to a tracer, in a caller's pipeline, or with old libpq."""
         return self._traced or self.connection._pipeline is not None or not SUPPORTED
 
     def _begins(self) -> bool:
-        """Return whether psycopg would send BEGIN before the next statement, and wait for the answer to that."""
+        """Return whether psycopg would send BEGIN before the next statement, and wait for its answer."""
         connection = self.connection
         return not connection._autocommit and connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _leading(self, before: Query | None) -> list[bytes]:
-        """Return what goes before a statement: BEGIN, if that is due, and what is given."""
+        """Return the statements to send before the next one: BEGIN, if a transaction must begin, and the given ones."""
         leading = [self.connection._get_tx_start_command()] if self._begins() else []
         if before is not None:
             leading.append(before.encoded)
@@ -148,10 +151,10 @@ class Common:
         return not self.connection.autocommit and not self.in_transaction()
 
     def _flip(self, autocommit: bool) -> bool:
-        """Switch between transactions, when nothing is under way: whether that was possible.
+        """Switch autocommit between transactions, when no statement is running; return whether that was possible.
 
-        It is all that `set_autocommit` does, after a lock, a check and a turn of its generator,
-        which cost more than the rest of a block.
+        This is the essential part of `set_autocommit`, whose lock, check and generator cost more than the rest of a
+        block.
         """
         self.connection._autocommit = autocommit
         return self.connection.autocommit is autocommit
@@ -160,7 +163,10 @@ class Common:
         return self.usable() and self.connection.pgconn.transaction_status == TransactionStatus.ACTIVE
 
     def _collect(self, channel: str) -> None:
-        """Keep the notifications of a channel that arrive while statements run; the rest goes where it went."""
+        """Keep the notifications of a channel that arrive while statements run.
+
+        The others go to the caller's handlers.
+        """
         pgconn = self.connection.pgconn
         if self._inbox is None:
             self.connection.add_notice_handler(self._noticed)
@@ -175,11 +181,11 @@ class Common:
 
     def _raise_farewell(self) -> None:
         if self._farewell is not None:
-            with suppress(KeyError):  # psycopg does not know the code
+            with suppress(KeyError):  # psycopg does not know the SQLSTATE
                 raise psycopg.errors.lookup(self._farewell[0])(self._farewell[1] or "")
 
     def _unlisten(self, channels: Sequence[str]) -> sql.Composed:
-        """What unlistens from those channels to which no other session listens."""
+        """Return the statement that unlistens from those channels to which no other session listens."""
         gone = channels if self._inbox is None else self._inbox.unlisten(self, channels)
         return sql.SQL("; ").join(sql.SQL("UNLISTEN {}").format(sql.Identifier(channel)) for channel in gone)
 
@@ -188,7 +194,7 @@ class Common:
         try:
             pgconn.consume_input()
         except psycopg.OperationalError:
-            pgconn.notifies()  # reads what had arrived before the end
+            pgconn.notifies()  # this reads what had arrived before the end
             self._raise_farewell()
             raise
         while notify := pgconn.notifies():
@@ -199,9 +205,9 @@ class Common:
 
 
 class _Handler:
-    """What psycopg's connection calls with each notification: ours are sorted out, the rest goes on.
+    """A handler that psycopg's connection calls with each notification: it keeps pqcore's and passes the others on.
 
-    Not `add_notify_handler`, with which psycopg keeps no others for ``connection.notifies()``.
+    `add_notify_handler` is not used, because psycopg then stores no notifications for ``connection.notifies()``.
     """
 
     def __init__(self, before: Any) -> None:

@@ -1,7 +1,7 @@
-"""Statements of psycopg's that travel together: one round trip, in libpq's pipeline mode.
+"""Statements of psycopg that share one round trip, in libpq's pipeline mode.
 
-psycopg's own ``connection.pipeline()`` does the same, and takes more than twice the CPU time for two statements: it
-keeps queues of them, and of their results.
+psycopg's own ``connection.pipeline()`` does the same, but needs more than twice the CPU time for two statements,
+because it keeps queues of them and their results.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from psycopg.pq import ConnStatus
 
 from pqcore.backend import wait_readable
 
-# What psycopg keeps as Prepare: whether a statement is not to be prepared, is prepared, or should be now.
+# psycopg's Prepare says whether a statement must not be prepared, is prepared, or should be prepared now.
 from psycopg._preparing import Prepare  # isort: skip
 
 SUPPORTED = psycopg.Pipeline.is_supported()
-"""Whether libpq has pipelines: since version 14."""
+"""Whether libpq supports pipelines, as it does from version 14 on."""
 
 
 def together(
     connection: Any, cursor: Any, leading: Sequence[bytes], text: bytes, parameters: Sequence[object], *, prepared: bool
 ) -> Generator[Any, Any, None]:
-    """Run statements without parameters or rows, and one more, whose result the cursor has then.
+    """Run statements without parameters or rows, and then one more, whose result the cursor receives.
 
-    A generator as psycopg's connections wait for them; the connection's lock has to be held. psycopg adds no BEGIN. As
-    in `psycopg.Cursor.execute`, the statement is prepared once it has run often enough.
+    The generator is of the kind that psycopg's connections wait for, and the connection's lock must be held. psycopg
+    adds no BEGIN. As in `psycopg.Cursor.execute`, the statement is prepared after it has run often enough.
 
     Args:
-        connection: psycopg's, which is idle, and in no pipeline.
-        cursor: A raw cursor of that.
-        leading: The statements that come before.
-        text: The last statement, always the same object for the same text.
-        parameters: Of the last statement.
-        prepared: Whether it may be prepared.
+        connection: A connection of psycopg, which is idle and in no pipeline.
+        cursor: A raw cursor of the connection.
+        leading: The statements to run before the last one.
+        text: The last statement, always as the same object for the same text.
+        parameters: The parameters of the last statement.
+        prepared: Whether the last statement may be prepared.
     """
     pgconn, manager = connection.pgconn, connection._prepared
-    cursor._reset()  # as its `_start_query` does, which would send BEGIN by itself
+    cursor._reset()  # as in `_start_query`, which would also send BEGIN
     if cursor._last_query is not text:
         cursor._last_query = None
         cursor._tx = Transformer(cursor)
@@ -88,15 +88,15 @@ def is_left(pgconn: Any) -> bool:
 
 
 def drain(pgconn: Any, seconds: float) -> None:
-    """Read the answers to what an interrupt cut off, and leave the pipeline mode; close a connection that is too slow.
+    """Read the answers to an interrupted exchange, and leave the pipeline mode; close a connection that is too slow.
 
     Args:
-        pgconn: libpq's connection.
+        pgconn: The connection object of libpq.
         seconds: How long to wait for the answers.
     """
     deadline = time.monotonic() + seconds
     with suppress(psycopg.OperationalError):
-        pgconn.pipeline_sync()  # the interrupt may have come before the first; a second one is harmless
+        pgconn.pipeline_sync()  # the interrupt may have come before the first one; a second one is harmless
         while (left := deadline - time.monotonic()) > 0:
             pgconn.flush()
             pgconn.consume_input()

@@ -1,4 +1,4 @@
-"""Pools of psycopg_pool's, which need not be installed."""
+"""Support for the pools of psycopg_pool, which need not be installed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pqcore.errors import Closed, PoolTimeout
 
 try:
     import psycopg_pool
-except ImportError:  # without it there are no pools to adopt
+except ImportError:  # without it, there are no pools to accept
     POOL_ERRORS: tuple[type[Exception], ...] = ()
 else:
     POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)
 
 
 class Pooled:
-    """Keeps the session of each connection of a pool on the connection, which its pool keeps."""
+    """A mixin that keeps the session of a pool's connection on the connection itself."""
 
     errors = (psycopg.Error, UnicodeError)
 
@@ -38,13 +38,13 @@ class Pooled:
 
 
 def listening(conninfo: str | None, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """A pool's arguments, for a connection that listens."""
+    """Return a pool's arguments, adapted for a connection that listens."""
     said = {**conninfo_to_dict(conninfo or ""), **(kwargs or {})}
     return {**(kwargs or {}), **connect_timeout_default(said), "autocommit": True}
 
 
 def pool_error(exc: Exception) -> Exception:
-    """Return what an error of a pool means."""
+    """Return pqcore's error for an error of a pool."""
     if isinstance(exc, psycopg_pool.PoolClosed):
         return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
     return PoolTimeout(f"the connection pool is exhausted: {exc}")
