@@ -1,12 +1,11 @@
-"""What turns a job's data into what a row holds, and back.
+"""Serializers, which convert a job's data into what a row holds, and back.
 
-A serializer writes either JSON text, kept in the row's ``data`` column, or bytes,
-kept in ``payload``.  The row also says what it was written as, so a queue can
-change while rows wait.  A row never chooses what is *run*: one written as
-something else is read only if the queue accepts that by name.
+A serializer writes either JSON text, kept in the row's ``data`` column, or bytes, kept in ``payload``. The row also
+names its serializer, so a queue's serializer can change while rows wait. A row never chooses which code *runs*: a row
+of another serializer is read only if the queue accepts that serializer by name.
 
-Those that need a library are imported when they are first asked for, and import
-that library when they are constructed.  So is `Wrapper`, which finds others by name (`pqcore.plugins`).
+Serializers that need a library are imported on first use, and import the library when they are constructed. `Wrapper`
+is imported on first use, too; it finds other serializers by name (`pqcore.plugins`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compression."""
+"""Serializers that compress."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pqcore.serializers.protocol import Serializer
 from pqcore.serializers.wrapping import Wrapper
 
 MAX_SIZE = 2**24
-"""Bytes before compression, at most, unless a `Zstd` is given another limit."""
+"""The largest number of bytes before compression, unless a `Zstd` is given another limit."""
 
 
 class Zstd(Wrapper):
-    """Zstandard, by zstandard.
+    """Zstandard, by the package zstandard.
 
     Args:
         inner: The serializer whose bytes are compressed, or its name; JSON by default.
-        level: From 1, the fastest, to 22.
-        max_size: Bytes before compression, at most; 16 MiB unless given.  ``put`` refuses more; a row that
-            would become more is refused before it is decompressed.  A decoder may need twenty times as many
-            bytes of memory as it reads, so this is smaller than a queue's own ``max_size``.
+        level: The level from 1, the fastest, to 22.
+        max_size: The largest number of bytes before compression; 16 MiB by default. ``put`` refuses more, and a row
+            that would become larger is refused before it is decompressed. A decoder may need twenty times as many bytes
+            of memory as it reads, so this limit is smaller than a queue's ``max_size``.
 
     Raises:
         ConfigurationError: ``level`` or ``max_size`` is out of range.
-        SerializerNotInstalled: There is no zstandard.
+        SerializerNotInstalled: zstandard is not installed.
     """
 
     layer = "zstd"
@@ -41,7 +41,7 @@ class Zstd(Wrapper):
         if not isinstance(max_size, int) or max_size < 1:
             raise ConfigurationError(f"max_size is {max_size!r}; give a number of bytes")
         self.level, self.max_size = level, max_size
-        self._local = threading.local()  # zstandard's objects are for one thread, and dear to make
+        self._local = threading.local()  # objects of zstandard are for one thread, and slow to make
 
     def wrap(self, raw: bytes) -> bytes:
         self._check(len(raw))
@@ -57,7 +57,7 @@ class Zstd(Wrapper):
         self._check(size)
         if not hasattr(self._local, "decompressor"):
             self._local.decompressor = self._zstd.ZstdDecompressor()
-        # Never more than the frame says: zstd fails if there is.
+        # The output never exceeds the size in the frame: zstd fails if there is more.
         decompressed: bytes = self._local.decompressor.decompress(raw, allow_extra_data=False)
         return decompressed
 
@@ -69,5 +69,5 @@ class Zstd(Wrapper):
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `Zstd`."""
+    """Register `Zstd`."""
     register(Zstd)

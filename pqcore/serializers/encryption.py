@@ -1,4 +1,4 @@
-"""Encryption."""
+"""Serializers that encrypt."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from pqcore.serializers.wrapping import Wrapper
 
 VARIABLE = "PQCORE_FERNET_KEYS"
 _VERSION, _BLOCK, _LEAST = b"\x80", 16, 1 + 8 + 16 + 32
-"""Of a token: its first byte, the bytes of a block, and those of the version, time, IV and HMAC."""
+"""Properties of a token: its first byte, the bytes of a block, and those of the version, time, IV and HMAC."""
 _MAKE = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 
 
 class Fernet(Wrapper):
-    """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256; what is stored is a token, behind a mark of its key.
+    """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256.
 
-    A token does not say for which job it was made: who can write rows can copy one.
+    The stored bytes are a mark of the key, and then a token.
+
+    A token does not name its job, so anybody who can write rows can copy a token.
 
     Args:
         inner: The serializer whose bytes are encrypted, or its name; JSON by default.
-        keys: The first encrypts; any is good for reading.  Without them, those of the
-            environment variable PQCORE_FERNET_KEYS, divided by commas.
+        keys: The keys; the first encrypts, and all can decrypt. By default, the keys in the environment variable
+            PQCORE_FERNET_KEYS, separated by commas.
 
     Raises:
-        ConfigurationError: There is no key, or one is none of Fernet's.
-        SerializerNotInstalled: There is no cryptography.
+        ConfigurationError: There is no key, or one is not a Fernet key.
+        SerializerNotInstalled: cryptography is not installed.
     """
 
     layer = "fernet"
     quick = True
-    safe = True  # as it was written by somebody who has a key
+    safe = True  # because only the holder of a key can have written it
     authenticates = True
 
     def __init__(self, inner: Serializer | str | None = None, *, keys: Sequence[str | bytes] | None = None) -> None:
@@ -59,11 +61,11 @@ class Fernet(Wrapper):
         plain = self._unwrapped(raw)
         try:
             return self.inner.loads(plain if self.inner.binary else plain.decode())
-        except BaseException as exc:  # whatever it is, it may contain what was encrypted
+        except BaseException as exc:  # any exception may contain the decrypted data
             if is_from_outside(exc):
                 raise
             problem, elsewhere = type(exc).__name__, isinstance(exc, Unreadable)
-        # Outside of the except clause: the error itself must be in no traceback.
+        # Raised outside the except clause, because the original error must not be in any traceback.
         if elsewhere:
             raise KeyNotHeld(f"it was decrypted, and its {self.inner.name} cannot be read here ({problem})")
         raise ValueError(f"it was decrypted, and is not valid {self.inner.name} ({problem})")
@@ -92,7 +94,7 @@ class Fernet(Wrapper):
                 f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "
                 f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
             )
-            # A mark says under which key: the bytes of one that is held were altered.
+            # The mark names the key: if that key is held, the bytes were altered.
             raise (KeyNotHeld(msg) if not marked and _is_token(raw) else ValueError(msg)) from None
         return plain
 
@@ -101,7 +103,7 @@ class Fernet(Wrapper):
 
 
 def _is_token(raw: bytes) -> bool:
-    """Whether bytes have the form of a token, so that there may be a key for them; see the specification of Fernet."""
+    """Return whether bytes have the form of a token, for which a key may exist; see the specification of Fernet."""
     try:
         token = base64.b64decode(raw, b"-_", validate=True)
     except ValueError:
@@ -113,12 +115,12 @@ def _is_token(raw: bytes) -> bool:
 def _made(fernet: Any, key: bytes, number: int) -> Any:
     try:
         return fernet(key)
-    except ValueError:  # its message, or what it was raised from, might show the key
+    except ValueError:  # the message of this error, or its cause, might show the key
         pass
     raise ConfigurationError(f"Fernet: key {number} is not 32 bytes in URL-safe base64; make one with {_MAKE}")
 
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `Fernet`."""
+    """Register `Fernet`."""
     register(Fernet)

@@ -1,4 +1,4 @@
-"""Libraries that are extras: imported when a serializer that needs one is constructed."""
+"""Optional libraries, which are imported when a serializer that needs one is constructed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def library(module: str, *, serializer: str, extra: str) -> Any:
     """Import a module.
 
     Args:
-        module: Its name.
-        serializer: Who needs it.
-        extra: The extra of pqcore's that brings it.
+        module: The module's name.
+        serializer: The name of the serializer that needs it.
+        extra: The extra of pqcore that installs it.
 
     Raises:
-        SerializerNotInstalled: It is not there, or cannot be imported.
+        SerializerNotInstalled: The module is not installed, or cannot be imported.
     """
     install = f"pip install 'pqcore[{extra}]'"
     try:

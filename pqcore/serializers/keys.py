@@ -1,7 +1,7 @@
-"""Keys: where they come from, what is said of them, and how stored bytes say under which key they are.
+"""Keys: their sources, what messages say of them, and the marks with which stored bytes name their keys.
 
-Bytes that were encrypted or signed begin with a mark for each key, ``key:0123abcd:``.  So SQL can count the rows of a
-key, and needs no key for that.
+Bytes that were encrypted or signed begin with a mark for each key, ``key:0123abcd:``. So SQL can count the rows of a
+key without having the key.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pqcore.errors import ConfigurationError
 
 
 def find_keys(keys: Sequence[str | bytes] | None, variable: str, who: str, make: str) -> list[bytes]:
-    """The keys that a serializer is to use: those given, or those of an environment variable.
+    """Return the keys that a serializer uses: those given, or those of an environment variable.
 
     Args:
         keys: Keys, or None.
-        variable: The variable's name; there, keys are divided by commas or white space.
-        who: Who needs them, for messages, as users write it.
-        make: How one is made.
+        variable: The variable's name; its keys are separated by commas or white space.
+        who: The serializer's name for messages, as users write it.
+        make: A function that makes a key.
 
     Raises:
-        ConfigurationError: There are none, or they are no list.
+        ConfigurationError: There are no keys, or the value is not a list.
     """
     if isinstance(keys, (str, bytes)):
         raise ConfigurationError(f"{who}: keys is a {type(keys).__name__}; give a list of keys, even of one")
@@ -45,18 +45,18 @@ def _encoded(key: str | bytes, number: int, who: str) -> bytes:
 
 
 def counted(number: int) -> str:
-    """How many keys there are, which is all that is ever said of them."""
+    """Return how many keys there are, as text; messages never say more about keys."""
     return "1 key" if number == 1 else f"{number} keys"
 
 
 _PURPOSE = b"pqcore key id 1\0"
 _MARK = re.compile(rb"key:([0-9a-f]{8}):")
 MARK_SIZE = 13
-"""Bytes of a mark."""
+"""The number of bytes of a mark."""
 
 
 def key_id(key: bytes) -> str:
-    """Return the id of a key: eight hexadecimal digits of a hash, which tell nothing else of the key.
+    """Return the id of a key: eight hexadecimal digits of a hash, which reveal nothing else about the key.
 
     Args:
         key: The bytes of the key.
@@ -65,21 +65,21 @@ def key_id(key: bytes) -> str:
 
 
 def add_marks(ids: Sequence[str], raw: bytes) -> bytes:
-    """Return bytes with a mark for each of these keys before them."""
+    """Return bytes with a mark for each of these keys in front."""
     return b"".join([b"key:%s:" % each.encode() for each in ids]) + raw if ids else raw
 
 
 def take_mark(raw: bytes) -> tuple[str | None, bytes]:
-    """Return the id in the mark that bytes begin with, and what is behind the mark; None without a mark.
+    """Return the id in the mark at the beginning of bytes, and the bytes after it; None if there is no mark.
 
-    A row that was written in SQL may have text where bytes belong: text has no mark.
+    A row written in SQL may have text in place of bytes; text has no mark.
     """
     found = None if isinstance(raw, str) else _MARK.match(raw)
     return (None, raw) if found is None else (found[1].decode(), raw[MARK_SIZE:])
 
 
 def read_marks(raw: bytes) -> tuple[str, ...]:
-    """Return the ids in all marks that bytes begin with."""
+    """Return the ids in all marks at the beginning of bytes."""
     ids: list[str] = []
     while True:
         found, raw = take_mark(raw)

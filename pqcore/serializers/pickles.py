@@ -1,4 +1,4 @@
-"""Pickle, as text."""
+"""Pickle as text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pqcore.serializers.plain_json import json_encode
 
 
 def pickle_dumps(value: object) -> str:
-    """Pickle to text that JSON can hold, as pq 1.9.1 does: protocol 0, one character a byte."""
+    """Pickle to text that JSON can hold, as pq 1.9.1 does: protocol 0, one character for each byte."""
     return pickle.dumps(value, 0).decode("latin-1")
 
 
 def pickle_loads(text: str) -> Any:
-    """Undo `pickle_dumps`.  Runs whatever the pickle says: only for rows that you wrote."""
+    """Undo `pickle_dumps`. Unpickling runs whatever code the pickle names, so use it only for rows that you wrote."""
     return pickle.loads(text.encode("latin-1"))  # noqa: S301 - asked for by name
 
 
 class Pickle:
-    """Pickle within a JSON string: any Python object, for rows that only trusted code can write."""
+    """Pickle in a JSON string: it stores any Python object, for rows that only trusted code can write."""
 
     name = "pickle"
     binary = False

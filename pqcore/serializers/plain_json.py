@@ -10,32 +10,33 @@ from typing import Any
 
 from pqcore.serializers.storable import MOST_NESTED, fields_of, refuse_colliding_keys, refuse_deep
 
-_encoder = json.JSONEncoder(allow_nan=False)  # one for all: json.dumps would make one a call
+_encoder = json.JSONEncoder(allow_nan=False)  # one encoder for all calls, because json.dumps would make one for each
 _make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-"""Makes what `json.JSONEncoder.iterencode` encodes with, without the functions that it defines in each call; None where
-Python has no accelerator in C."""
+"""The function that makes the encoder of `json.JSONEncoder.iterencode`, without the functions defined in each call;
+None if Python has no C accelerator."""
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
 _find_key = re.compile(r'"(?:-?[0-9][^"]*|true|false|null)":').search
-"""Finds a key that may stand for one that is no string."""
+"""Finds a key that may have been another type than a string."""
 _find_end_of_key = re.compile(r'":(?<=[0-9el]":)(?:(?<=[0-9]":)|(?<="true":)|(?<="null":)|(?<="false":))').search
-"""Finds at least the end of each such key, in half the time: the search is for two characters."""
+"""Finds at least the end of each such key, in half the time, because the search is for two characters."""
 
 
 def json_encode(value: object) -> str:
-    """Encode to JSON text; unlike `json.dumps`, refuse what JSON has not, and what could not be read again.
+    """Encode to JSON text; unlike `json.dumps`, refuse values that JSON lacks, and text that cannot be decoded again.
 
     Raises:
-        TypeError: It has a value or a key that JSON has not.
-        ValueError: It has NaN or infinity, keys that are the same in JSON, or is nested too deeply.
-        RecursionError: It is nested too deeply for Python.
+        TypeError: The data has a value or a key that JSON lacks.
+        ValueError: The data has NaN or infinity, keys that are equal in JSON, or too many levels.
+        RecursionError: The data has too many levels for Python.
     """
-    if _make_encoder is None or isinstance(value, str):  # for text the encoder has a way of its own
+    if _make_encoder is None or isinstance(value, str):  # the encoder has a separate way for text
         raw = _encoder.encode(value)
     else:
         escape = json.encoder.encode_basestring_ascii
-        # The first finds circles: one for each call, as an error leaves entries in it.
+        # The first argument finds circular references; each call needs a new one, because an error leaves entries in
+        # it.
         encode = _make_encoder({}, _encoder.default, escape, None, ": ", ", ", False, False, False)
         raw = "".join(encode(value, 0))
     if len(raw) > 2 * MOST_NESTED or _find_end_of_key(raw) is not None:
@@ -44,22 +45,22 @@ def json_encode(value: object) -> str:
 
 
 def check_json(value: object, raw: str) -> None:
-    """Refuse data of which JSON text loses a part, or which readers may fail at.
+    """Refuse data of which JSON text loses a part, or that readers may fail to decode.
 
     Args:
-        value: What was encoded.
-        raw: What came of it.
+        value: The encoded data.
+        raw: The resulting text.
 
     Raises:
-        ValueError: It is such data.
+        ValueError: The data is refused.
     """
     refuse_deep(raw)
-    if _find_key(raw) is not None:  # only such a key may stand for one that is no string
+    if _find_key(raw) is not None:  # only such a key may have been another type than a string
         refuse_colliding_keys(value, _encoder.encode, json.loads)
 
 
 def json_decode(text: str) -> Any:
-    """Decode JSON text as `json.loads` does, which first looks for blanks around it: what we store has none."""
+    """Decode JSON text like `json.loads`, which first looks for white space around it; stored text has none."""
     try:
         value, end = _scan(text, 0)
     except (StopIteration, TypeError):
@@ -86,14 +87,14 @@ _finite = json.JSONEncoder(allow_nan=False, default=fields_of, skipkeys=True)
 
 
 def refuse_not_finite(value: object, raw: bytes) -> None:
-    """Refuse what a fast encoder has made a ``null`` of: NaN and infinity.
+    """Refuse NaN and infinity, which a fast encoder has written as ``null``.
 
     Args:
-        value: What was encoded: what JSON has, dataclasses, and leaves of any type.
-        raw: What came of it; without a ``null``, there is nothing to look for.
+        value: The encoded data: values that JSON has, dataclasses, and leaves of any type.
+        raw: The resulting text; without a ``null``, there is nothing to check.
 
     Raises:
-        ValueError: There is one.
+        ValueError: The data has such a value.
     """
     if b"null" in raw:
         _finite.encode(value)

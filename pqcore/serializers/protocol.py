@@ -1,4 +1,4 @@
-"""What a serializer is."""
+"""The protocol of serializers."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from typing import Any, Protocol
 
 
 class Serializer(Protocol):
-    """Two functions and a name.
+    """Two methods and a name.
 
-    It may have further attributes, which are looked for by name:
+    A serializer may have more attributes, which are read by name:
 
-    ``stored_as``: What rows are marked with, if not with the name: the format, where
-    several serializers read the same.  ``safe``: False if decoding may run code.
-    ``authenticates``: True if it reads only what somebody wrote who has a key; its
-    queue then reads no plain JSON either, unless told to.  ``valid_json``: True if `dumps`
-    always gives one value of JSON, which `put_many` then sends as it is.  ``key_ids``: The ids of
-    the keys that it holds, the first of which writes; then `dumps` begins with a mark of that key
-    (`Wrapper` does so by itself).  ``rekey``: Called with what was stored; returns the same data
-    under the first key.  ``quick``: True if some kilobytes are read and written as fast as JSON; a worker
-    then calls it in its event loop, and else in threads.  A subclass states ``quick`` again.
+    ``stored_as``: The mark of its rows, if it is not the name: the format, if several serializers read the same format.
+    ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key; the
+    queue then refuses plain JSON, too, unless told otherwise. ``valid_json``: True if `dumps` always returns one JSON
+    value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys, the first of which writes; `dumps`
+    must then begin with a mark of that key (`Wrapper` does so itself). ``rekey``: A function that takes stored data,
+    and returns the same data under the first key. ``quick``: True if it handles some kilobytes as fast as JSON; a
+    worker then calls it in its event loop, and otherwise in threads. A subclass must state ``quick`` again.
 
     Attributes:
-        name: As users write it, in ``pq["apples/msgpack"]``.
+        name: The name that users write, as in ``pq["apples/msgpack"]``.
         binary: Whether `dumps` returns bytes; otherwise JSON text.
     """
 
@@ -29,22 +27,22 @@ class Serializer(Protocol):
     binary: bool
 
     def dumps(self, value: Any) -> str | bytes:
-        """Encode; raises whatever it likes for what it cannot encode."""
+        """Encode data; raise any exception for data that cannot be encoded."""
 
     def loads(self, raw: Any) -> Any:
         """Decode what `dumps` returned."""
 
 
 LONGEST_NAME = 200
-"""Characters of a serializer's name, at most: each row is marked with it."""
+"""The largest number of characters of a serializer's name, which marks each of its rows."""
 
 
 def fault_of(serializer: object, *, writes: bool = True) -> str:
-    """Return why something is no serializer, and what to do; empty if it is one.
+    """Return why an object is not a serializer, and what to do; empty if it is one.
 
     Args:
-        serializer: What was given for a serializer: an object, or a class that is registered to be constructed later.
-        writes: Whether it has to encode data, too.
+        serializer: The object given as a serializer: an instance, or a class that is registered for later construction.
+        writes: Whether it must also encode data.
     """
     kind = serializer if isinstance(serializer, type) else type(serializer)
     what = f"the class {kind.__qualname__}" if kind is serializer else f"a {kind.__qualname__}"
@@ -65,7 +63,7 @@ def fault_of(serializer: object, *, writes: bool = True) -> str:
 
 
 def is_wrapper(serializer: object) -> bool:
-    """Return whether something is a class of serializers that wrap others: a subclass of `Wrapper`."""
+    """Return whether an object is a class of serializers that wrap others: a subclass of `Wrapper`."""
     return isinstance(serializer, type) and bool(getattr(serializer, "wraps_another", False))
 
 
@@ -74,13 +72,13 @@ def _is_plain(name: str) -> bool:
 
 
 def stored_name(serializer: Serializer) -> str:
-    """What rows are marked with that a serializer writes, and by which it knows those it can read."""
+    """Return the mark of a serializer's rows, by which it recognizes the rows that it can read."""
     name: str = getattr(serializer, "stored_as", serializer.name)
     return name
 
 
 def written_under(serializer: object) -> tuple[str, ...]:
-    """Return the ids of the keys that a serializer writes under, the outermost first; empty if it has no keys."""
+    """Return the ids of the keys with which a serializer writes, the outermost first; empty if it has no keys."""
     own: tuple[str, ...] = tuple(getattr(serializer, "key_ids", ()))[:1]
     inner = getattr(serializer, "inner", None)
     return own if inner is None else own + written_under(inner)
@@ -94,10 +92,10 @@ def held_keys(serializer: object) -> frozenset[str]:
 
 
 def is_quick(serializer: Serializer | None) -> bool:
-    """Return whether a serializer's own class says that it takes no longer than JSON."""
+    """Return whether a serializer's own class declares that it is as fast as JSON."""
     return bool(vars(type(serializer)).get("quick", False)) and bool(getattr(serializer, "quick", False))
 
 
 def authenticates(serializer: Serializer | None) -> bool:
-    """Whether a serializer reads only what somebody wrote who has a key."""
+    """Return whether a serializer reads only data from holders of a key."""
     return bool(getattr(serializer, "authenticates", False))

@@ -1,4 +1,4 @@
-"""Pickle with a signature: nothing is unpickled that was not written by somebody who has the key."""
+"""Signed pickles: only data from holders of the key is unpickled."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pqcore.hookspecs import hookimpl
 from pqcore.serializers.keys import add_marks, counted, find_keys, key_id, take_mark
 
 VARIABLE = "PQCORE_PICKLE_KEYS"
-SHORTEST_KEY = 32  # bytes: as long as the digest
-PROTOCOL = 5  # of Python 3.8 and later, so that all that pqcore runs on can read it
+SHORTEST_KEY = 32  # bytes; as long as the digest
+PROTOCOL = 5  # the protocol since Python 3.8, which every Python that pqcore supports can read
 
 _SIZE = 32
-_PURPOSE = b"pqcore signed-pickle 1\0"  # so that no signature made for something else is one here
+_PURPOSE = b"pqcore signed-pickle 1\0"  # prevents signatures made for another purpose from being accepted here
 _MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
 class SignedPickle:
-    """Pickle as bytes, after a mark of the key and their HMAC-SHA256: any Python object.
+    """Pickle as bytes, after a mark of the key and an HMAC-SHA256; it stores any Python object.
 
-    The signature is checked before anything is unpickled.  It does not say for which
-    job it was made: who can write rows can copy one.
+    The signature is checked before anything is unpickled. The signature does not name the job, so anybody who can write
+    rows can copy a signed pickle.
 
     Args:
-        keys: The first signs; any is good for reading.  At least 32 bytes each.  Without
-            them, those of the environment variable PQCORE_PICKLE_KEYS, divided by commas.
+        keys: The keys; the first signs, and all can verify. Each key has at least 32 bytes. By default, the keys in the
+            environment variable PQCORE_PICKLE_KEYS, separated by commas.
 
     Raises:
         ConfigurationError: There is no key, or one is too short.
@@ -45,7 +45,7 @@ class SignedPickle:
             if len(key) < SHORTEST_KEY:
                 msg = f"SignedPickle: key {number} has {len(key)} bytes; give {SHORTEST_KEY} or more, from {_MAKE}"
                 raise ConfigurationError(msg)
-        # Begun with the key, and copied for each use: the key itself is not kept where it could be shown.
+        # These objects are started with the key and copied for each use, so that the key itself is kept nowhere.
         self._signers = [hmac.new(key, _PURPOSE, "sha256") for key in found]
         self.key_ids = [key_id(key) for key in found]
 
@@ -56,10 +56,10 @@ class SignedPickle:
         return pickle.loads(self._verified(raw))  # noqa: S301 - written by somebody who has the key
 
     def rekey(self, raw: bytes) -> bytes:
-        """Return the same pickle, signed with the first key; it is not unpickled.
+        """Return the same pickle, signed with the first key, without unpickling it.
 
         Args:
-            raw: What `dumps` returned, with whatever key.
+            raw: The result of `dumps`, with any key.
         """
         return self._signed(self._verified(raw))
 
@@ -76,7 +76,8 @@ class SignedPickle:
                 f"{'' if mark is None or signers else f', {mark}'} "
                 f"(add that to {VARIABLE}, or to SignedPickle(keys=[...])); it was not unpickled"
             )
-            # A mark says under which key: the bytes of one that is held were altered, as were those that are too few.
+            # The mark names the key: if that key is held, the bytes were altered; bytes that are too short were
+            # altered, too.
             elsewhere = not signers or (mark is None and len(rest) > _SIZE)
             raise KeyNotHeld(msg) if elsewhere else ValueError(msg)
         return bytes(pickled)
@@ -93,5 +94,5 @@ def _signature(signer: hmac.HMAC, pickled: bytes) -> bytes:
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `SignedPickle`."""
+    """Register `SignedPickle`."""
     register(SignedPickle)

@@ -1,4 +1,4 @@
-"""What is refused before it is stored, as it could not be read again, or would come back as something else."""
+"""Checks that refuse data which could not be decoded again, or would come back changed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_NESTED = 500
-"""Levels of lists and dicts in JSON: a reader may fail at more, as Python's own limit of recursion is 1,000."""
+"""Levels of lists and dicts in JSON; readers may fail at more, because Python's own recursion limit is 1,000."""
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 def refuse_deep(raw: str) -> None:
-    """Refuse JSON text that is nested more than `MOST_NESTED` levels deep.
+    """Refuse JSON text with more than `MOST_NESTED` levels.
 
     Raises:
-        ValueError: It is.
+        ValueError: The text has more levels.
     """
     if len(raw) <= 2 * MOST_NESTED:
         return
@@ -27,7 +27,7 @@ def refuse_deep(raw: str) -> None:
     for neighbours in ("}, {", "},{", "], [", "],["):
         if opened <= MOST_NESTED:
             return
-        # Of lists and dicts that follow one another, one is on the way to the deepest. What strings add is taken off.
+        # Of adjacent lists and dicts, only one leads to the deepest level. The count in strings is subtracted.
         opened -= raw.count(neighbours)
     if opened > MOST_NESTED and _is_deep(raw):
         raise too_deep(MOST_NESTED)
@@ -36,7 +36,7 @@ def refuse_deep(raw: str) -> None:
 def _is_deep(raw: str) -> bool:
     text = raw.encode("utf-8", "surrogatepass")
     brackets = _STRING.sub(b"", text).translate(_AS_LISTS, _OTHERS)
-    for _ in range(MOST_NESTED):  # each time the innermost level goes
+    for _ in range(MOST_NESTED):  # each round removes the innermost level
         brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return False
@@ -44,14 +44,14 @@ def _is_deep(raw: str) -> bool:
 
 
 def refuse_deep_data(data: object, most: int) -> None:
-    """Refuse data that are nested more than ``most`` levels deep, before a library looks at them.
+    """Refuse data with more than ``most`` levels, before a library looks at it.
 
     Raises:
-        ValueError: They are.
+        ValueError: The data has more levels.
     """
     level: dict[int, object] = {id(data): data}
     for _ in range(most + 1):
-        # By identity: what is there twice, or holds itself, is looked at one time in each level.
+        # By identity: an object that occurs twice, or contains itself, is checked once in each level.
         below: dict[int, object] = {}
         for one in level.values():
             if isinstance(one, dict):
@@ -68,20 +68,20 @@ def refuse_deep_data(data: object, most: int) -> None:
 
 
 def too_deep(most: int) -> ValueError:
-    """Return the error for data that are nested too deeply."""
+    """Return the error for data with too many levels."""
     return ValueError(f"it is nested more than {most} levels deep, and readers may fail at it: store it flat")
 
 
 def refuse_colliding_keys(value: object, encode: Callable[[Any], str | bytes], decode: Callable[[Any], Any]) -> None:
-    """Refuse dicts of which two keys are one when they are written: ``{1: "a", "1": "b"}`` in JSON.
+    """Refuse dicts with two keys that become one when encoded: ``{1: "a", "1": "b"}`` in JSON.
 
     Args:
-        value: What was encoded.
-        encode: Encodes it.
-        decode: Decodes what came of it.
+        value: The encoded data.
+        encode: A function that encodes data.
+        decode: A function that decodes the result.
 
     Raises:
-        ValueError: There is one.
+        ValueError: There is such a dict.
     """
     left = [value]
     while left:
@@ -110,7 +110,7 @@ def _refuse_colliding(
 
 
 def fields_of(value: object) -> dict[str, Any] | None:
-    """Return the fields of a dataclass; None for anything else."""
+    """Return the fields of a dataclass; None for any other object."""
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return None

@@ -1,4 +1,4 @@
-"""CBOR, by cbor2."""
+"""CBOR, by the package cbor2."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pqcore.serializers.extras import library
 from pqcore.serializers.storable import refuse_deep_data
 
 MOST_NESTED = 300
-"""Levels of what cbor2 is given: it reads 400."""
+"""The largest number of levels given to cbor2, which reads 400."""
 
 
 class Cbor2:
-    """CBOR, by cbor2: what JSON has, and bytes, sets, decimals, UUIDs, large integers, datetimes with a zone.
+    """CBOR, by cbor2: JSON's values, and bytes, sets, decimals, UUIDs, large integers, datetimes with a time zone.
 
     Args:
-        default: Called by cbor2 with its encoder and what it cannot encode.
-        tag_hook: Called by cbor2 for tags that it does not know.
+        default: A function that cbor2 calls with its encoder and a value that it cannot encode.
+        tag_hook: A function that cbor2 calls for unknown tags.
 
     Raises:
-        SerializerNotInstalled: There is no cbor2.
+        SerializerNotInstalled: cbor2 is not installed.
     """
 
     name = "cbor2"
@@ -38,9 +38,9 @@ class Cbor2:
         self.quick = default is None and tag_hook is None
 
     def dumps(self, value: Any) -> bytes:
-        refuse_deep_data(value, MOST_NESTED)  # before cbor2 looks at it, which may end the process
+        refuse_deep_data(value, MOST_NESTED)  # before cbor2 looks at it, which may crash the process
         raw: bytes = self._dumps(value, default=self._default)
-        self.loads(raw)  # what could not be read again is not written
+        self.loads(raw)  # data that could not be decoded again is not stored
         return raw
 
     def loads(self, raw: Any) -> Any:
@@ -49,5 +49,5 @@ class Cbor2:
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `Cbor2`."""
+    """Register `Cbor2`."""
     register(Cbor2)

@@ -1,4 +1,4 @@
-"""MessagePack, by msgpack."""
+"""MessagePack, by the package msgpack."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pqcore.serializers.storable import MOST_NESTED, refuse_deep_data
 
 
 class Msgpack:
-    """MessagePack, by msgpack: what JSON has, bytes, and datetimes with a zone, which come back in UTC.
+    """MessagePack, by msgpack: JSON's values, bytes, and datetimes with a time zone, which come back in UTC.
 
     Args:
-        default: Called for what msgpack cannot encode; returns something that it can.
+        default: A function that msgpack calls for a value that it cannot encode; it returns one that msgpack can.
 
     Raises:
-        SerializerNotInstalled: There is no msgpack.
+        SerializerNotInstalled: msgpack is not installed.
     """
 
     name = "msgpack"
@@ -34,14 +34,14 @@ class Msgpack:
         raw: bytes = self._pack(value, default=self._default, datetime=True)
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
-        self.loads(raw)  # what could not be read again, as a tuple for a key, is not written
+        self.loads(raw)  # data that could not be decoded again, such as a tuple as a key, is not stored
         return raw
 
     def loads(self, raw: Any) -> Any:
-        return self._unpack(raw, timestamp=3, strict_map_key=False)  # 3: as datetimes
+        return self._unpack(raw, timestamp=3, strict_map_key=False)  # 3 means datetimes
 
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `Msgpack`."""
+    """Register `Msgpack`."""
     register(Msgpack)

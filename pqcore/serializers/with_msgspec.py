@@ -1,4 +1,4 @@
-"""JSON and MessagePack by msgspec, of any data or of one type."""
+"""JSON and MessagePack by msgspec, for any data or for one type."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Msgspec:
     def _encoded(self, value: Any) -> bytes:
         raw: bytes = self._encode(value)
         if self._type is not Any:
-            self._decode(raw)  # msgspec checks types when it reads: what could not be read is not written
+            self._decode(raw)  # msgspec checks types when it decodes, so data that could not be decoded is not stored
         return raw
 
     def loads(self, raw: Any) -> Any:
@@ -45,20 +45,20 @@ class _Msgspec:
 
 
 class MsgspecJson(_Msgspec):
-    """JSON, by msgspec: of what JSON has, or of one type.
+    """JSON, by msgspec, for JSON's values or for one type.
 
     Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
 
     Args:
-        type: What comes back: a ``msgspec.Struct``, a dataclass, a ``TypedDict``, a union of
-            those, whatever msgspec knows.  Data that does not fit is refused, by ``put``, and
-            when a row is read.  Without it, any data.
-        strict: False to convert where types differ: ``"1"`` for an int.
-        enc_hook: Called for what msgspec cannot encode.
-        dec_hook: Called with a type that msgspec does not know, and the value.
+        type: The type of decoded data: a ``msgspec.Struct``, a dataclass, a ``TypedDict``, a union of those, or any
+            type that msgspec knows. Data that does not fit is refused, both by ``put`` and when a row is read. Without
+            a type, any data is accepted.
+        strict: False to convert between types, such as ``"1"`` for an int.
+        enc_hook: A function that is called for a value that msgspec cannot encode.
+        dec_hook: A function that is called with a type that msgspec does not know, and the value.
 
     Raises:
-        SerializerNotInstalled: There is no msgspec.
+        SerializerNotInstalled: msgspec is not installed.
     """
 
     stored_as = "json"
@@ -77,18 +77,18 @@ class MsgspecJson(_Msgspec):
 
 
 class MsgspecMsgpack(_Msgspec):
-    """MessagePack, by msgspec: with bytes and datetimes, or of one type.
+    """MessagePack, by msgspec: with bytes and datetimes, or for one type.
 
-    Rows are those of `Msgpack`.
+    Rows have the format of `Msgpack`.
 
     Args:
-        type: As for `MsgspecJson`.
-        strict: As for `MsgspecJson`.
-        enc_hook: As for `MsgspecJson`.
-        dec_hook: As for `MsgspecJson`.
+        type: See `MsgspecJson`.
+        strict: See `MsgspecJson`.
+        enc_hook: See `MsgspecJson`.
+        dec_hook: See `MsgspecJson`.
 
     Raises:
-        SerializerNotInstalled: There is no msgspec.
+        SerializerNotInstalled: msgspec is not installed.
     """
 
     name = "msgspec-msgpack"
@@ -102,12 +102,12 @@ class MsgspecMsgpack(_Msgspec):
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
         if self._type is Any:
-            self._decode(raw)  # what could not be read again, as a list for a key, is not written
+            self._decode(raw)  # data that could not be decoded again, such as a list as a key, is not stored
         return raw
 
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `MsgspecJson` and `MsgspecMsgpack`."""
+    """Register `MsgspecJson` and `MsgspecMsgpack`."""
     register(MsgspecJson)
     register(MsgspecMsgpack)

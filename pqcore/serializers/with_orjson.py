@@ -1,4 +1,4 @@
-"""JSON, by orjson."""
+"""JSON, by the package orjson."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pqcore.serializers.storable import refuse_colliding_keys
 
 
 class Orjson:
-    """JSON, by orjson: also of dataclasses, datetimes, UUIDs and enums, which come back as JSON has them.
+    """JSON, by orjson; also for dataclasses, datetimes, UUIDs and enums, which come back as JSON values.
 
     Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
 
     Args:
-        default: Called for what orjson cannot encode; returns something that it can.
+        default: A function that orjson calls for a value that it cannot encode; it returns one that orjson can.
         option: orjson's options, such as ``orjson.OPT_NON_STR_KEYS``.
 
     Raises:
-        SerializerNotInstalled: There is no orjson.
+        SerializerNotInstalled: orjson is not installed.
     """
 
     name = "orjson"
@@ -49,5 +49,5 @@ class Orjson:
 
 @hookimpl
 def pqcore_register_serializers(register: Callable[[Any], None]) -> None:
-    """Bring `Orjson`."""
+    """Register `Orjson`."""
     register(Orjson)

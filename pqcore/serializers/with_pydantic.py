@@ -1,4 +1,4 @@
-"""JSON of one type, by pydantic."""
+"""JSON of one type, by the package pydantic."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pqcore.serializers.storable import refuse_colliding_keys
 class PydanticJson:
     """JSON of a type that pydantic knows: a model, a dataclass, a ``TypedDict``, a union of those.
 
-    Rows are plain JSON, by aliases, without computed fields.  NaN and infinity are
-    refused, unless a model has them as strings.  What does not fit the type is refused,
-    by ``put``, and when a row is read; the message tells where, and not the values.
+    Rows are plain JSON, with aliases as keys, and without computed fields. NaN and infinity are refused, unless a model
+    writes them as strings. Data that does not fit the type is refused, both by ``put`` and when a row is read; the
+    message names the place, but no values.
 
     Args:
-        type: What comes back.
+        type: The type of decoded data.
 
     Raises:
-        SerializerNotInstalled: There is no pydantic.
+        SerializerNotInstalled: pydantic is not installed.
     """
 
     name = "pydantic"
@@ -38,7 +38,8 @@ class PydanticJson:
     def dumps(self, value: Any) -> str:
         value = self._checked(self._adapter.validate_python, value)
         raw: bytes = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings=False)
-        # A model is not checked again when it is given, nor when it was changed: what could not be read is not written.
+        # pydantic does not check a given model again, even if it was changed, so this decodes the data once to check
+        # it.
         self._checked(self._adapter.validate_json, raw)
         if b"null" in raw or b"NaN" in raw or b"Infinity" in raw:
             plain = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
@@ -56,7 +57,8 @@ class PydanticJson:
             return validate(value)
         except self._invalid as exc:
             problems = exc.errors(include_url=False, include_context=False, include_input=False)
-        # Outside of the except clause: pydantic's own error, with the values, is to be in no traceback.
+        # Raised outside the except clause, because pydantic's own error, which has the values, must not be in any
+        # traceback.
         told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the data'}: {each['msg']}" for each in problems)
         raise ValueError(f"it is no {getattr(self._type, '__qualname__', self._type)}: {told}")
 
@@ -69,12 +71,12 @@ def _refuse_constant(name: str) -> None:
 
 
 def _refuse_lost_numbers(value: Any, written: Any) -> None:
-    """Refuse NaN and infinity of which pydantic made a null, as it does unless a model says otherwise."""
+    """Refuse NaN and infinity that pydantic wrote as null, as it does unless a model says otherwise."""
     if isinstance(value, float) and written is None:
         _refuse_constant(str(value))
     if isinstance(value, dict) and isinstance(written, dict):
         value, written = value.values(), written.values()
     elif isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or not isinstance(written, list):
         return
-    for each, one in zip(value, written, strict=False):  # a type may be written in a way of its own
+    for each, one in zip(value, written, strict=False):  # a type may define its own encoding
         _refuse_lost_numbers(each, one)

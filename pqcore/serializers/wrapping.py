@@ -1,4 +1,4 @@
-"""Serializers around other serializers: ``'json+zstd+fernet'``, from the inside out."""
+"""Serializers around other serializers, such as ``'json+zstd+fernet'``, from the innermost to the outermost."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pqcore.serializers.protocol import Serializer, authenticates, fault_of, sto
 
 
 class Wrapper:
-    """Does something to the bytes that another serializer writes.
+    """A serializer that transforms the bytes which another serializer writes.
 
-    Subclasses have a `layer` and implement `wrap` and `unwrap`.  One that is registered by name
-    is constructed with the inner serializer alone.
+    Subclasses define a `layer`, and implement `wrap` and `unwrap`. A wrapper that is registered by name is constructed
+    with only the inner serializer.
 
-    One that has keys sets `key_ids` when it is constructed.  Then what is stored begins with a mark of the first key,
-    which `wrap` and `unwrap` do not see.  `PQ.encodings` counts rows by the mark.
+    A wrapper with keys sets `key_ids` when it is constructed. Stored data then begins with a mark of the first key,
+    which `wrap` and `unwrap` do not see. `PQ.encodings` counts rows by this mark.
 
     Args:
-        inner: The serializer that is wrapped, or its name; JSON by default.
+        inner: The inner serializer, or its name; JSON by default.
 
     Raises:
-        ConfigurationError: ``inner`` is no serializer, or a name that cannot be used.
+        ConfigurationError: ``inner`` is not a serializer, or names one that cannot be used.
         SerializerNotInstalled: A library is missing.
 
     Attributes:
-        layer: What is added to the inner one's name.
-        inner: The serializer that is wrapped.
-        key_ids: The ids of the keys that it holds (`pqcore.serializers.key_id`); the first one writes.
+        layer: The text that is added to the inner serializer's name.
+        inner: The inner serializer.
+        key_ids: The ids of the wrapper's keys (`pqcore.serializers.key_id`); the first key writes.
     """
 
     layer: ClassVar[str]
@@ -59,10 +59,10 @@ class Wrapper:
         return self.inner.loads(inner if self.inner.binary else inner.decode())
 
     def rekey(self, raw: bytes) -> bytes:
-        """Return the same data under the keys that write now; what is wrapped is not decoded.
+        """Return the same data under the keys that write now, without decoding the inner data.
 
         Args:
-            raw: What `dumps` returned, under whatever key.
+            raw: The result of `dumps`, under any key.
         """
         inner = self._unwrapped(raw)
         if self._inner_keys:
@@ -71,10 +71,12 @@ class Wrapper:
         return self._wrapped(inner)
 
     def unwrap_under(self, raw: bytes, key: str) -> bytes:
-        """Undo `wrap` for bytes whose mark names a key that is held; one that tries all of its keys needs no more.
+        """Undo `wrap` for bytes whose mark names a key that is held.
+
+        A wrapper that tries all its keys need not override this.
 
         Args:
-            raw: What `wrap` returned.
+            raw: The result of `wrap`.
             key: The id of the key.
         """
         return self.unwrap(raw)
@@ -85,7 +87,8 @@ class Wrapper:
 
     def _wrapped(self, raw: bytes) -> bytes:
         marks = list(self.key_ids[:1])
-        for _ in range(self._inner_keys):  # the marks of all layers stand before the outermost, where SQL sees them
+        # the marks of all layers come before the outermost data, where SQL can read them
+        for _ in range(self._inner_keys):
             mark, raw = take_mark(raw)
             marks += [] if mark is None else [mark]
         return add_marks(marks, self.wrap(raw))
@@ -98,18 +101,18 @@ class Wrapper:
         for _ in range(self._inner_keys):
             mark, raw = take_mark(raw)
             marks += [] if mark is None else [mark]
-        if own is None:  # written before there were marks, or by another program
+        if own is None:  # written before marks existed, or by another program
             return add_marks(marks, self.unwrap(raw))
         if own not in self.key_ids:
             raise self.refused_key(own)
         return add_marks(marks, self.unwrap_under(raw, own))
 
     def wrap(self, raw: bytes) -> bytes:
-        """What is stored for these bytes."""
+        """Return the bytes to store for these bytes."""
         raise NotImplementedError
 
     def unwrap(self, raw: bytes) -> bytes:
-        """Undo `wrap`; raises whatever it likes for what `wrap` did not return."""
+        """Undo `wrap`; raise any exception for bytes that `wrap` did not return."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
