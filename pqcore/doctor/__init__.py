@@ -1,1 +1,1 @@
-"""The checks of ``pqcore doctor``, by what they look at; `pqcore.doctor.examine` runs them all."""
+"""The checks of ``pqcore doctor``, grouped by subject; `pqcore.doctor.examine` runs them all."""

@@ -1,4 +1,4 @@
-"""Checks of what waits and does not move: jobs that nobody takes, leases that ran out, dead letters."""
+"""Checks for jobs that do not move: jobs that nobody takes, leases that ran out, dead letters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pqcore.operations.worker_registry import list_workers_of
 from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
 
 OLD = 300.0
-"""Seconds for which a job has been ready, and nobody took it, before the doctor says so."""
+"""Seconds for which a job may be ready without being taken, before the doctor reports it."""
 OVERDUE = 60.0
-"""Seconds for which a lease has run out, until somebody should have taken the job again."""
+"""Seconds after the end of a lease within which a consumer should have taken the job again."""
 COUNTED = 10_000
-"""Leases that ran out are counted up to this number."""
+"""The largest number of expired leases that are counted."""
 
 
 async def check_backlog(context: CheckContext) -> list[Finding]:
-    """Check for jobs that have been ready for long, above all where no worker of their queue is alive."""
+    """Check for jobs that have been ready for long, above all if no worker of their queue is alive."""
     rows = await context.s.execute(context.s.sql.stats_all)
     old = [(queue, ready, age) for queue, ready, _, _, age, _ in rows if queue is not None and (age or 0.0) > OLD]
     details = {"queues": [{"queue": queue, "ready": ready, "oldest": age} for queue, ready, age in old]}
@@ -52,7 +52,7 @@ SELECT q_name, count(*), max(age) FROM (
 
 
 async def check_leases(context: CheckContext) -> list[Finding]:
-    """Check for leases that ran out, of whose jobs nobody took care."""
+    """Check for expired leases whose jobs nobody took again."""
     rows = await context.ask("expired_leases", _EXPIRED, overdue=OVERDUE)
     details = {"queues": [{"queue": queue, "leases": number, "seconds": age} for queue, number, age in rows]}
     if not rows:
@@ -67,7 +67,7 @@ async def check_leases(context: CheckContext) -> list[Finding]:
 
 
 async def check_expiry(context: CheckContext) -> list[Finding]:
-    """Check how long finished rows and dead letters are kept, and whether somebody deletes what is older."""
+    """Check how long finished rows and dead letters are kept, and whether a worker deletes expired ones."""
     found = await list_expiry_of(context.s)
     details = {"expiry": [asdict(one) for one in found]}
     if not any(one.seconds is not None for one in found):

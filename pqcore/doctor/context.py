@@ -1,4 +1,4 @@
-"""The table and the session that the checks of an examination ask."""
+"""The table and the session with which checks run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pqcore.doctor.findings import Finding
 from pqcore.operations.activity import STORED
 from pqcore.operations.schema_info import ask
 
-# Of partitions the sums; the options are those of the one that has the fewest.
+# For partitions, the sums; the options are those of the partition that has the fewest.
 _FIGURES = f"""
 WITH stored AS (
   SELECT c.oid, c.reloptions, c.relpages FROM pg_class AS c WHERE c.oid IN {STORED}
@@ -30,22 +30,22 @@ FROM stored AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid"""
 
 
 class TableRow(NamedTuple):
-    """The columns of the statement that describes the table; of partitions the sums.
+    """The columns of the statement that describes the table; for partitions, the sums.
 
     Attributes:
-        autovacuum: The server's setting.
-        track_counts: The server's setting.
+        autovacuum: The server's setting ``autovacuum``.
+        track_counts: The server's setting ``track_counts``.
         options: The storage options of the table, each as ``name=value``.
-        live: How many live rows the server counts.
-        dead: How many dead rows.
-        changed: How many rows changed since the table was analyzed.
-        vacuumed: Seconds since the table was vacuumed; None if it never was.
-        analyzed: Seconds since the table was analyzed; None if it never was.
-        vacuums: How often the table was vacuumed.
-        main_size: Bytes of the table itself.
-        table_size: Bytes of the table with what is stored out of line.
-        index_size: Bytes of the indexes.
-        pages: How many pages the planner thinks that the table has.
+        live: The number of live rows, by the server's statistics.
+        dead: The number of dead rows.
+        changed: The number of rows that changed since the last ANALYZE.
+        vacuumed: Seconds since the last VACUUM; None if there was none.
+        analyzed: Seconds since the last ANALYZE; None if there was none.
+        vacuums: The number of times the table was vacuumed.
+        main_size: The size of the table itself, in bytes.
+        table_size: The size of the table with its out-of-line values (TOAST), in bytes.
+        index_size: The size of the indexes, in bytes.
+        pages: The number of pages that the planner assumes.
     """
 
     autovacuum: str
@@ -65,12 +65,12 @@ class TableRow(NamedTuple):
 
 @dataclass
 class CheckContext:
-    """The table and the session that the checks ask.
+    """The table and the session with which checks run.
 
     Attributes:
         engine: The engine.
-        s: A session, in no transaction.
-        queues: Whose takes are explained; empty for those with most jobs.
+        s: A session without an open transaction.
+        queues: The queues whose takes are explained; empty for those with the most jobs.
         read_only: Whether no notification may be sent.
     """
 
@@ -81,22 +81,22 @@ class CheckContext:
     _table: TableRow | None = None
 
     async def table(self) -> TableRow:
-        """The figures of the table; asked for once."""
+        """Return the description of the table, which is read once."""
         if self._table is None:
             [row] = await self.ask("table", _FIGURES)
             self._table = TableRow._make(row)
         return self._table
 
     async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
-        """Run a statement that only reads, with the names of the tables put in; see `schema_info.ask`."""
+        """Run a statement that only reads, with the names of the tables inserted; see `schema_info.ask`."""
         return await ask(self.engine, self.s, name, template, **values)
 
     def bare(self, name: str) -> str:
-        """An identifier as the catalogues have it, of one that is quoted, and maybe qualified with the schema."""
+        """Return an identifier without quotes and schema, as the catalogues have it."""
         quoted = self.engine.names.substitutions()[name]
         prefix = "" if self.engine.names.schema is None else self.engine.names.beside("x")[: -len('"x"')]
         return quoted.removeprefix(prefix)[1:-1].replace('""', '"')
 
 
 Check: TypeAlias = Callable[[CheckContext], Awaitable[Sequence[Finding]]]
-"""A check: returns what it found."""
+"""A check, which returns its findings."""

@@ -1,8 +1,7 @@
-"""Whether a table and its server are as a queue needs them: what ``pqcore doctor`` asks, and how it judges.
+"""The examination of a table and its server by ``pqcore doctor``, and its judgement.
 
-Nothing is changed, and nothing is taken: what is not a question to the catalogues runs in a transaction that is
-read-only, or is a notification on a channel of its own.  A question that the server does not answer, as the role
-may not ask it, is a finding like the others.
+Nothing is changed, and no job is taken. Queries run in a read-only transaction; the only other statement is a
+notification on a separate channel. If the role may not ask something, that is a finding like the others.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ from pqcore.doctor.table_checks import (
 from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError
 
 LIMIT = 10.0
-"""Seconds that each statement of a check may take: it could wait for a lock that somebody holds."""
+"""Seconds that each statement of a check may take, because it could wait for another session's lock."""
 
 
 async def examine(engine: Engine, queues: Sequence[str] = (), *, read_only: bool = False) -> list[Finding]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
-        engine: Where; it is asked over two connections.
-        queues: Whose takes are explained; by default those with most jobs.
-        read_only: Whether to send no notification; all else reads only anyway.
+        engine: The engine; the checks use two connections.
+        queues: The queues whose takes are explained; by default those with the most jobs.
+        read_only: Whether to send no notification; everything else only reads in any case.
 
     Raises:
-        ConfigurationError: The DSN is none.
+        ConfigurationError: The DSN cannot be read.
     """
     found: list[Finding] = []
 

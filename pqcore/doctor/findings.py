@@ -1,4 +1,4 @@
-"""What an examination found."""
+"""The findings of an examination."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Level: TypeAlias = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """A finding about one subject.
 
     Attributes:
-        check: What was looked at; the same word in every version.
-        level: ``ok``; ``warning``: it works, and could be better, or nobody could look; ``problem``: it does
-            not work as it should.
-        message: What is the case.
-        advice: What to do; empty if nothing.
-        details: The figures, for programs.
+        check: The name of the check, which is the same in every version.
+        level: ``ok``. ``warning``: it works but could be better, or it could not be checked. ``problem``: it does not
+            work as it should.
+        message: A description of the finding.
+        advice: The action to take; empty if none is needed.
+        details: The numbers, for programs.
     """
 
     check: str

@@ -1,4 +1,4 @@
-"""Checks of what lies in the tables: lost batches, jobs that are put off, pauses, ticks, and encoded data."""
+"""Checks of the content of the tables: lost batches, postponed jobs, pauses, ticks, and encoded data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pqcore.serializers import held_keys, written_under
 from pqcore.sql.fragments import IS_DEFERRED, IS_READY
 
 EXAMINED = 1_000_000
-"""Rows of each table whose encoding is looked at, about: those that were put first."""
+"""About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
 QUEUES_NAMED = 3
-"""Queues that a finding names, at most."""
+"""The largest number of queues that a finding names."""
 
 
 async def check_batches(context: CheckContext) -> list[Finding]:
@@ -41,7 +41,7 @@ async def check_batches(context: CheckContext) -> list[Finding]:
     return [Finding("batches", "warning", message, advice, details)]
 
 
-# Only rows that wait, and no more than are needed to say so: finished ones are not read.
+# Only waiting rows are read, and no more than the message needs; finished rows are not read.
 _PUT_OFF = f"""
 SELECT q_name, error->>'type', count(*), min(error->>'message') FROM (
   {
@@ -70,7 +70,7 @@ async def check_put_off(context: CheckContext) -> list[Finding]:
 
 
 async def check_pauses(context: CheckContext) -> list[Finding]:
-    """Check for pauses in force, which somebody may have forgotten."""
+    """Check for pauses in force, which an operator may have forgotten."""
     rows = await context.ask(
         "pauses",
         "SELECT q_name, name, extract(epoch FROM statement_timestamp() - changed_at)::float8,"
@@ -91,7 +91,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:
-    """Check for last ticks ahead of the server's clock, which ran ahead when they were put."""
+    """Check for last ticks ahead of the server's clock; the clock was ahead when they were put."""
     rows = await context.ask(
         "ticks_ahead",
         "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"
@@ -111,7 +111,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
 
 
 async def check_encodings(context: CheckContext) -> list[Finding]:
-    """Check for data of serializers that this process does not have, or under keys that it does not hold."""
+    """Check for data of serializers that this process lacks, or under keys that it does not hold."""
     counted = await count_part(context.s, EXAMINED)
     kinds = {(one.serializer, one.key) for one in counted}
     serializers = {name: _serializer(name) for name, _ in kinds if name}
@@ -142,7 +142,7 @@ async def check_encodings(context: CheckContext) -> list[Finding]:
 
 
 def _serializer(name: str) -> object:
-    """Return the serializer that reads what is stored under a name, or the error that says why there is none."""
+    """Return the serializer for a stored name, or the error that explains why there is none."""
     try:
         return plugins.serializer(name)
     except PQError as exc:

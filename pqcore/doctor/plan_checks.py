@@ -13,11 +13,11 @@ from pqcore.doctor.findings import Finding, Level
 from pqcore.sql.statement import Query, plain
 
 FEW_PAGES = 32
-"""Pages of 8 kB: of a table of no more, which it has from the start, a scan costs next to nothing."""
+"""Pages of 8 kB; scanning a table of this size, which it has from the start, costs almost nothing."""
 FEW_ROWS = 100
-"""Entries of an index: to sort as many costs next to nothing, so they need not be read in order."""
+"""Index entries; sorting this number costs almost nothing, so they need not be read in order."""
 QUEUES = 3
-"""Queues whose takes are explained, those with most jobs first, if none is named."""
+"""How many queues' takes are explained, those with the most jobs first, if the caller names none."""
 _WHOLE = """
 SELECT part.relname::text, whole.relname::text FROM (
   SELECT to_regclass(:table_name::text)::oid AS oid
@@ -27,7 +27,7 @@ JOIN pg_class AS part ON part.oid = tree.relid JOIN pg_class AS whole ON whole.o
 
 
 async def check_plans(context: CheckContext) -> list[Finding]:
-    """Check the plans of the statements that take jobs, custom and generic ones."""
+    """Check the custom and the generic plans of the statements that take jobs."""
     queues = list(context.queues)
     if not queues:
         rows = await context.s.execute(context.s.sql.stats_all)
@@ -35,7 +35,7 @@ async def check_plans(context: CheckContext) -> list[Finding]:
         most = sorted(numbers, key=lambda number: number[0], reverse=True)
         queues = [queue for _, queue in most[:QUEUES] if queue is not None] or ["pqcore doctor"]
     pages = (await context.table()).pages
-    # What is named in a plan is a partition, or an index of one.
+    # A plan names a partition, or an index of one.
     whole = {str(part): str(name) for part, name in await context.ask("partitions", _WHOLE)}
     found: list[Finding] = []
     takes = [context.s.sql.fetch("ordered", "keep", 1), context.s.sql.fetch("ordered", "lease", 1)]
@@ -52,9 +52,9 @@ async def check_plans(context: CheckContext) -> list[Finding]:
 
 
 async def _explained(s: Session, query: Query, values: Mapping[str, object], mode: str) -> Any:
-    """The plan of a statement, as a server-side prepared statement has it; it is not run.
+    """Return the plan of a statement as a prepared statement has it, without running it.
 
-    In a transaction that is read-only, so that even an EXPLAIN ANALYZE would take nothing.
+    The transaction is read-only, so that even EXPLAIN ANALYZE would take nothing.
     """
     name = f"pqcore_doctor_{uuid.uuid4().hex}"
     arguments = [_literal(value) for value in query.given(values)]
@@ -111,7 +111,7 @@ def _judged(
 
 
 def _in_order(node: Any) -> bool:
-    """Whether a node reads an index in its order, or so few of its entries that to sort them costs as much."""
+    """Return whether a node reads an index in its order, or so few entries that sorting them costs as much."""
     if node["Node Type"] == "Bitmap Index Scan":
         return bool(node["Plan Rows"] <= FEW_ROWS)
     return node["Node Type"] in ("Index Scan", "Index Only Scan")

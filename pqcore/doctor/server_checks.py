@@ -1,4 +1,4 @@
-"""Checks of the server, and of the way there."""
+"""Checks of the server, and of the connection to it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pqcore.errors import PQError
 from pqcore.sql.statement import plain
 
 OLDEST_SERVER = 130_000
-"""``server_version_num`` of the first PostgreSQL that pqcore works with."""
+"""The ``server_version_num`` of the oldest PostgreSQL that pqcore works with."""
 LONG, TOO_LONG = 60.0, 900.0
-"""Seconds that a snapshot may be held, before it is worth a warning, and before it is a problem."""
+"""Seconds after which a snapshot is a warning, and after which it is a problem."""
 CLOCKS = 2.0
 """Seconds by which the clocks may differ."""
 HEADROOM, NO_HEADROOM = 0.8, 0.95
-"""Of the connections that the server takes: the part in use that is a warning, and a problem."""
+"""The parts of the server's connections in use from which there is a warning, and a problem."""
 LISTEN_PATIENCE = 10.0
-"""Seconds in which a notification is to arrive."""
+"""Seconds within which a notification must arrive."""
 MUCH_UNREAD, TOO_MUCH_UNREAD = 0.1, 0.5
-"""Of the server's queue of notifications: the part in use that is a warning, and a problem."""
+"""The parts of the server's notification queue in use from which there is a warning, and a problem."""
 
 
 async def check_server(context: CheckContext) -> list[Finding]:
-    """Check the version of the server, whether it can be written to, and the default isolation."""
+    """Check the version of the server, whether it takes writes, and the default isolation level."""
     [[text, number, standby, read_only, isolation]] = await context.ask(
         "server",
         "SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),"
@@ -60,7 +60,7 @@ async def check_server(context: CheckContext) -> list[Finding]:
 
 
 async def check_durability(context: CheckContext) -> list[Finding]:
-    """Check the settings on which it depends whether committed jobs survive a crash."""
+    """Check the settings that decide whether committed jobs survive a crash."""
     [[fsync, pages, commit]] = await context.ask(
         "durability",
         "SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit')",
@@ -95,7 +95,7 @@ async def check_connections(context: CheckContext) -> list[Finding]:
         ("the database", of_database, for_database),
         ("the role", of_role, for_role),
     ):
-        if limit < 0:  # none
+        if limit < 0:  # no limit
             continue
         details = {"of": what, "used": number, "limit": limit}
         level: Level = "problem" if number >= NO_HEADROOM * limit else "warning" if number >= HEADROOM * limit else "ok"
@@ -107,7 +107,7 @@ async def check_connections(context: CheckContext) -> list[Finding]:
 
 
 async def check_clock(context: CheckContext) -> list[Finding]:
-    """Check how far this machine's clock and the server's are apart."""
+    """Check the difference between this machine's clock and the server's."""
     apart, trip = 0.0, float("inf")
     for _ in range(3):
         before = time.time()
@@ -125,7 +125,7 @@ async def check_clock(context: CheckContext) -> list[Finding]:
     return [Finding("clock", "ok", message, details=details)]
 
 
-# Sessions of any database: what one of them has not read, the server keeps for all.
+# Sessions of any database, because the server keeps entries until every listening session has read them.
 _IN_TRANSACTION = """
 SELECT pid, coalesce(application_name, ''), datname::text, extract(epoch FROM clock_timestamp() - xact_start)::float8
 FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND datname IS NOT NULL
@@ -133,7 +133,7 @@ ORDER BY xact_start LIMIT 1"""
 
 
 async def check_notifications(context: CheckContext) -> list[Finding]:
-    """Check how full the server's queue of notifications is."""
+    """Check how full the server's notification queue is."""
     if Capability.LISTEN in context.engine.dialect.missing:
         return []
     [[usage]] = await context.s.execute(context.s.sql.notification_usage)
@@ -202,10 +202,9 @@ _PID = plain("pid", "SELECT pg_backend_pid()")
 
 
 async def _is_moved(s: Session, other: Session) -> bool:
-    """Whether statements of a connection reach several sessions of the server's, or those of two the same one.
+    """Return whether one connection's statements reach several server sessions, or two connections' the same one.
 
-    The one that was used last is given to whoever comes next, or it is the next one's turn; and none is given while
-    somebody has a transaction open on it.
+    A pooler lends the session that was used last, or the next in turn, but none with an open transaction.
     """
 
     async def pid(session: Session) -> int:

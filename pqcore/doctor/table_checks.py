@@ -1,4 +1,4 @@
-"""Checks of the tables: schema version, rights, indexes, trigger, autovacuum and bloat."""
+"""Checks of the tables: schema version, privileges, indexes, trigger, autovacuum and bloat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pqcore.operations.activity import STORED
 from pqcore.schema import security, sequences
 
 BLOATED = 64 * 2**20
-"""Bytes: a table or index that is smaller is not called bloated."""
+"""Bytes; a smaller table or index is never reported as bloated."""
 TABLES_OF_JOBS = (
     "table",
     "archive",
@@ -53,7 +53,7 @@ async def check_schema_version(context: CheckContext) -> list[Finding]:
     try:
         found = await schema.version(context.s, names)
     except AccessDenied as exc:
-        if exc.sqlstate is not None:  # the server's own: the role lacks a right
+        if exc.sqlstate is not None:  # the server's own error: the role lacks a privilege
             raise
         return [Finding("schema", "problem", str(exc), "see row_security")]
     details = {"version": found, "latest": schema.latest()}
@@ -110,7 +110,7 @@ def _table_names(context: CheckContext) -> dict[str, object]:
 
 
 def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
-    """The statements of the migrations that name something, as they would be run now."""
+    """Return the statements of the migrations that name an object, as they would run now."""
     places = context.engine.names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
     return [
         " ".join(statement.format_map(places).split())
@@ -121,7 +121,7 @@ def _statements_with(context: CheckContext, placeholder: str, *, concurrently: b
 
 
 async def check_indexes(context: CheckContext) -> list[Finding]:
-    """Check whether all indexes are there, and valid."""
+    """Check whether all indexes exist and are valid."""
     rows = await context.ask(
         "indexes",
         "SELECT c.relname::text, i.indisvalid AND i.indisready, i.indisprimary,"
@@ -256,7 +256,8 @@ async def check_bloat(context: CheckContext) -> list[Finding]:
     )
     details = {"live": live, "dead": dead, "table": whole, "indexes": indexes}
     found = []
-    # A row has at most 2 kB in the table itself, the rest is elsewhere; so a page has four at least.
+    # A row has at most 2 kB in the table itself, because longer values are stored elsewhere; so a page holds at least
+    # four rows.
     if main > BLOATED and main > 8_192 * max(live + dead, 1):
         message = f"the table takes {_size(main)} for {live} rows: most of its pages are empty"
         advice = f"VACUUM FULL {context.engine.names} while nothing runs, or pg_repack"
@@ -277,4 +278,4 @@ def _size(number: float) -> str:
         if number < 10_240 or unit == "GB":
             return f"{number:.0f} {unit}"
         number /= 1_024
-    return ""  # not reached
+    return ""  # never reached

@@ -1,7 +1,7 @@
 """Metrics, traces, errors and logs: plugins for OpenTelemetry, Prometheus, Sentry and structured logging.
 
-None is imported unless asked for, by `instrument` or by its module; none registered costs nothing.
-See docs/instruments.md.
+An instrument is imported only on request, by `instrument` or by its module; without instruments there is no cost. See
+docs/instruments.md.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from pqcore.errors import ConfigurationError, PluginError
 from pqcore.plugins import plugins
 
 GROUP = "pqcore.instruments"
-"""The group of entry points: names, and what makes the instrument, which can be called without arguments."""
+"""The entry point group of instruments; each entry point names an object that makes the instrument when called without
+arguments."""
 
 _lock = threading.Lock()
 _options: dict[str, dict[str, Any]] = {}
 
 
 def instrument(name: str, /, **options: Any) -> object:
-    """Make an instrument and register it, once a process; it hears of workers that start later, and of all puts.
+    """Make an instrument and register it, once in each process; it observes workers that start later, and all puts.
 
-    Called again for the same name, it gives the instrument that there is.
+    A second call with the same name returns the existing instrument.
 
     Args:
-        name: ``opentelemetry``, ``prometheus``, ``sentry``, ``logging``, or another's entry point.
-        **options: As its class takes them.
+        name: ``opentelemetry``, ``prometheus``, ``sentry``, ``logging``, or the name of another entry point.
+        **options: Options of the instrument's class.
 
     Returns:
         The instrument.
 
     Raises:
-        PluginError: There is none of the name, or it cannot be imported.
-        ConfigurationError: It is registered with other options than these.
+        PluginError: No instrument has this name, or it cannot be imported.
+        ConfigurationError: The instrument is registered with other options.
     """
     with _lock:
         known: object = plugins.manager.get_plugin(name)
@@ -50,7 +51,7 @@ def instrument(name: str, /, **options: Any) -> object:
 
 
 def instrument_names() -> list[str]:
-    """The names of all installed instruments; imports nothing."""
+    """Return the names of all installed instruments; import nothing."""
     return sorted({point.name for point in importlib.metadata.entry_points(group=GROUP)})
 
 

@@ -1,4 +1,4 @@
-"""A record for each event of a job, through structlog or the standard library."""
+"""Log records for the events of jobs, through structlog or the standard library."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _FIELDS = ("job_id", "queue", "task", "attempt")
 class Logging:
     """A structured record for each event: ``job started``, ``succeeded``, ``failed``, ``retried``, ``dead``...
 
-    With ``job_id``, ``queue``, ``task`` and ``attempt``, and what the event has to tell; with the standard
-    library they are attributes of the record (``extra=``).  The worker's own lines on how jobs
-    fail (the logger ``pqcore.tasks.jobs``) are turned off: these take their place.
+    A record has ``job_id``, ``queue``, ``task`` and ``attempt``, and more values of the event. With the standard
+    library they are attributes of the record (``extra=``). The worker's own lines about failed jobs (the logger
+    ``pqcore.tasks.jobs``) are turned off, because these records replace them.
 
     Args:
-        structlog: Whether structlog is used; by default if it has been configured by the first event.
+        structlog: Whether to use structlog; by default it is used if it has been configured before the first event.
         name: The logger's name.
-        levels: Levels that are not those of `LEVELS`, by event.
-        traceback: Whether records of failures have the traceback.
-        bind: Whether what is logged within a job's function has the job's fields too: with structlog
-            by its context variables, else where a handler has a `JobFilter`.
+        levels: The levels that differ from `LEVELS`, by event.
+        traceback: Whether records of failures include the traceback.
+        bind: Whether log records within a job's function get the job's fields, too: through structlog's context
+            variables, or through a `JobFilter` of a handler.
 
     Raises:
-        ConfigurationError: structlog is asked for and not installed, or a level is of no event.
+        ConfigurationError: structlog is requested but not installed, or a level is for an unknown event.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Logging:
             logger.log(level, "%s %s", event, text, extra={"event": event, **fields}, exc_info=error)
 
     def _uses_structlog(self) -> bool:
-        if self._structlog is None:  # settled late: programs may configure it after this is made
+        if self._structlog is None:  # decided late, because programs may configure it after this object is made
             module = sys.modules.get("structlog")
             self._structlog = module is not None and bool(module.is_configured())
         return self._structlog
@@ -158,13 +158,13 @@ class Logging:
 
 
 class JobFilter(logging.Filter):
-    """For a handler: what is logged within a job's function gets the job's fields; elsewhere they are None.
+    """A filter for handlers: records within a job's function get the job's fields; elsewhere the fields are None.
 
-    So a format may have ``%(job_id)s``, ``%(queue)s``, ``%(task)s`` and ``%(attempt)s``.
+    So a format may include ``%(job_id)s``, ``%(queue)s``, ``%(task)s`` and ``%(attempt)s``.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields that the record lacks; True."""
+        """Add the fields that the record lacks; return True."""
         bound = _bound.get()
         for name in _FIELDS:
             if not hasattr(record, name):

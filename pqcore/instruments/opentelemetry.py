@@ -1,4 +1,4 @@
-"""Spans around put and run, by OpenTelemetry's conventions for messaging.
+"""Spans around puts and runs, by OpenTelemetry's conventions for messaging.
 
 https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
 """
@@ -23,15 +23,17 @@ SCHEMA = "https://opentelemetry.io/schemas/1.33.0"
 
 
 class OpenTelemetry:
-    """A producer's span around each put, a consumer's around each run, the first's context travelling in the headers.
+    """A producer span around each put, and a consumer span around each run.
+
+    Headers carry the context from one to the other.
 
     Args:
-        tracer_provider: Whose spans; the global one's if not given, set before or after.
-        propagator: What writes the context into a job's headers and reads it; the global one if not given.
-        relation: How a run's span belongs to that of the put, to which it has a link in any case.
-            ``"child"``: as its child, so that both are in one trace; unless there is a span around the
-            worker already, which stays the parent. ``"link"``: by the link alone, in a trace of its own.
-            The conventions allow the first where a span is of a single message, as ours always is.
+        tracer_provider: The provider of the spans; by default the global one, which may be set before or after.
+        propagator: The propagator that writes the context into a job's headers and reads it; by default the global one.
+        relation: The relation of a run's span to the put's span; a link between them exists in any case. ``"child"``:
+            the run's span is a child, so that both are in one trace, unless a span around the worker is already the
+            parent. ``"link"``: only the link, with a separate trace for the run. The conventions allow ``"child"`` for
+            spans of a single message, as pqcore's spans always are.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class OpenTelemetry:
         self._propagator = propagator
         self._child = relation == "child"
 
-    @hookimpl(tryfirst=True)  # before those that add to the same header: baggage
+    @hookimpl(tryfirst=True)  # before plugins that add to the same header, such as baggage
     @contextmanager
     def pqcore_around_put(self, event: PutEvent) -> Iterator[None]:
         propagator = self._propagator or propagate.get_global_textmap()
@@ -59,7 +61,7 @@ class OpenTelemetry:
         }
         if event.task:
             attributes["code.function.name"] = event.task
-        # A context that the caller gave is the job's: it is linked to, not replaced.
+        # A context that the caller gave belongs to the job: the span links to it, and does not replace it.
         given = _span_context(propagator.extract(event.headers, context.Context()))
         kind = SpanKind.PRODUCER if given is None else SpanKind.CLIENT
         links = [] if given is None else [Link(given)]
@@ -99,7 +101,7 @@ class OpenTelemetry:
         if job.raw_headers is not None:
             propagator = self._propagator or propagate.get_global_textmap()
             around = trace.get_current_span(ambient)
-            sent = propagator.extract(job.headers, ambient)  # with its baggage
+            sent = propagator.extract(job.headers, ambient)  # including its baggage
             creation = trace.get_current_span(sent)
             if creation is not around and creation.get_span_context().is_valid:
                 links.append(Link(creation.get_span_context()))

@@ -1,4 +1,4 @@
-"""How a run ended, as seen from around it, before the worker has decided anything."""
+"""The end of a run as seen by the code around it, before the worker has decided the outcome."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Verdict: TypeAlias = Literal["succeeded", "failed", "timeout", "snoozed", "disca
 
 
 def verdict(event: JobEvent, error: BaseException) -> Verdict:
-    """What an exception of a job's function means; only ``failed`` and ``timeout`` are errors."""
+    """Return what an exception of a job's function means; only ``failed`` and ``timeout`` are errors."""
     if isinstance(error, (asyncio.CancelledError, JobCancelled)):
         return _stopped()
     if isinstance(error, Snooze):
@@ -26,12 +26,12 @@ def verdict(event: JobEvent, error: BaseException) -> Verdict:
 
 
 def is_error(found: Verdict) -> bool:
-    """Whether it is one."""
+    """Return whether an exception is an error."""
     return found in ("failed", "timeout")
 
 
 def declared(path: str) -> bool:
-    """Whether a path is that of a declared task, of which there are not many: what rows name may be anything."""
+    """Return whether a path belongs to a declared task; paths in rows may be anything, but declared tasks are few."""
     return TaskDeclarations.declared_task(path) is not None
 
 

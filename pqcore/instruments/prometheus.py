@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: how many jobs are put, run and how they end, how long they wait and take."""
+"""Metrics for Prometheus: the numbers of jobs put and run, their outcomes, and how long they wait and run."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from pqcore.instruments.outcome import declared
 logger = logging.getLogger("pqcore")
 
 PORT = "PQCORE_PROMETHEUS_PORT"
-"""The environment variable for the port, where no code can give it."""
+"""The environment variable for the port, for programs whose code cannot give it."""
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
-"""Seconds: jobs wait and take longer than web requests do."""
+"""Seconds; jobs wait and run longer than web requests do."""
 
 
 class Prometheus:
     """Counters, histograms and a gauge, by queue and task.
 
-    A task that is not declared here has the label ``other``: rows may name anything, and each
-    label is a series of its own.
+    A task that is not declared here has the label ``other``: rows may name anything, and each label value is a separate
+    time series.
 
     Args:
-        port: Where the client's HTTP server is to answer; by default what PQCORE_PROMETHEUS_PORT
-            says, and none without it.
-        address: On which address.
-        registry: Where the metrics are registered; the client's own if not given.
-        buckets: Of both histograms, in seconds.
+        port: The port of the client's HTTP server; by default the value of PQCORE_PROMETHEUS_PORT, and no server
+            without it.
+        address: The address of the HTTP server.
+        registry: The registry of the metrics; by default the client's own.
+        buckets: The buckets of both histograms, in seconds.
 
     Raises:
-        ConfigurationError: The port is none, or taken.
+        ConfigurationError: The port is invalid, or in use.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Prometheus:
 
     @property
     def port(self) -> int | None:
-        """Where its HTTP server answers; None without one."""
+        """Return the port of the HTTP server; None without a server."""
         return None if self._server is None else int(self._server.server_port)
 
     def close(self) -> None:
-        """Take the metrics out of the registry, and end the HTTP server."""
+        """Remove the metrics from the registry, and stop the HTTP server."""
         for metric in self._metrics:
             self._home.unregister(metric)
         if self._server is not None:
@@ -139,11 +139,11 @@ class Prometheus:
     def _ended(self, event: JobEvent, outcome: str) -> None:
         labels = _labels(event)
         self._child(self._finished, *labels, outcome).inc()
-        if event.duration:  # else it was not run
+        if event.duration:  # otherwise the function was not run
             self._child(self._took, *labels).observe(event.duration)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        # The client's own look-up takes a lock and checks the labels each time.
+        # The client's own lookup takes a lock and checks the labels each time.
         key = (metric, labels)
         child = self._children.get(key)
         if child is None:

@@ -1,4 +1,4 @@
-"""Sentry: transactions of jobs that continue the trace of who put them, and the exceptions that they failed with.
+"""Sentry: transactions for jobs, which continue the trace of their puts, and the exceptions of failed jobs.
 
 https://docs.sentry.io/platforms/python/tracing/instrumentation/custom-instrumentation/queues-module/
 """
@@ -32,7 +32,7 @@ _STATUS: dict[Verdict, str] = {
 
 @dataclass
 class _Kept:
-    """What is needed to report a run's failure once it is over."""
+    """The data that is kept to report a run's failure after the run."""
 
     scope: sentry_sdk.Scope
     trace: dict[str, Any]
@@ -40,16 +40,16 @@ class _Kept:
 
 
 class Sentry:
-    """Transactions and exceptions of jobs, each in an isolation scope of its own.
+    """Transactions and exceptions of jobs, each in its own isolation scope.
 
-    It uses the SDK as it is set up: call `sentry_sdk.init` before jobs are run.  Users' arguments are not sent.
+    The instrument uses the SDK as configured: call `sentry_sdk.init` before jobs run. Arguments of users' functions are
+    not sent.
 
     Args:
-        failures: Which exceptions are sent: ``"final"``, those after which a job is not tried
-            again, or ``"each"``.
+        failures: Which exceptions are sent: ``"final"`` for those after which a job is not retried, or ``"each"``.
 
     Raises:
-        ConfigurationError: ``failures`` is neither.
+        ConfigurationError: ``failures`` has another value.
     """
 
     def __init__(self, failures: Literal["final", "each"] = "final") -> None:
@@ -57,12 +57,13 @@ class Sentry:
             msg = f"failures is {failures!r}; choose 'final' or 'each'"
             raise ConfigurationError(msg)
         self._each = failures == "each"
-        ignore_logger(job_logger.name)  # the SDK makes events of what is logged: there would be two of each
+        ignore_logger(job_logger.name)  # the SDK makes events of log records, so each failure would be sent twice
 
     @hookimpl
     @contextmanager
     def pqcore_around_put(self, event: PutEvent) -> Iterator[None]:
-        within = sentry_sdk.get_current_span() is not None  # without a transaction there is nothing to add a span to
+        # without a transaction, a span could not be added to anything
+        within = sentry_sdk.get_current_span() is not None
         name = event.task or event.queue
         with sentry_sdk.start_span(op="queue.publish", name=name, origin=ORIGIN) if within else nullcontext() as span:
             _inject(event.headers)
@@ -107,7 +108,7 @@ class Sentry:
             else:
                 span.set_status(_STATUS["succeeded"])
             finally:
-                span.__exit__(None, None, None)  # which takes any exception for an error, a Snooze too
+                span.__exit__(None, None, None)  # a span takes any exception for an error, even a Snooze
 
     @hookimpl
     def pqcore_job_failed(self, event: JobEvent) -> None:
@@ -120,7 +121,7 @@ class Sentry:
 
     @hookimpl
     def pqcore_job_dropped(self, event: JobEvent) -> None:
-        if event.reason == "failed":  # taken with get, and not to be tried again
+        if event.reason == "failed":  # taken with `get`, and not to be retried
             _capture(event)
 
 
@@ -130,7 +131,7 @@ def _inject(headers: dict[str, Any]) -> None:
     traceparent, baggage = sentry_sdk.get_traceparent(), sentry_sdk.get_baggage()
     if traceparent:
         headers["sentry-trace"] = traceparent
-        if baggage:  # others may have put theirs there
+        if baggage:  # other code may have put its baggage there
             headers["baggage"] = f"{headers['baggage']},{baggage}" if headers.get("baggage") else baggage
 
 
@@ -143,9 +144,9 @@ def _mark(scope: sentry_sdk.Scope, event: JobEvent) -> None:
 
 
 def _capture(event: JobEvent) -> None:
-    """Send what a job failed with, in the scope that it ran in; a message if it died without an exception."""
+    """Send the exception of a job in the scope of its run; send a message if the job died without an exception."""
     kept = event.notes.get("sentry")
-    if kept is None:  # it was not run
+    if kept is None:  # the job was not run
         with sentry_sdk.isolation_scope() as scope:
             _mark(scope, event)
             sentry_sdk.capture_message(f"job {event.job.id} of {event.queue!r} is dead: {event.reason}", "error")
