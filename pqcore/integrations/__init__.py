@@ -1,1 +1,1 @@
-"""pqcore inside of frameworks; each module needs the library that it is named after."""
+"""Integrations of pqcore into frameworks; each module needs the library that it is named after."""

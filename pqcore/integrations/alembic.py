@@ -1,6 +1,6 @@
 """pqcore's tables in the migrations of Alembic: `upgrade_queue` and `downgrade_queue`, in place of ``op.create_table``.
 
-Both take part in the transaction of the migration, and are written out by ``alembic upgrade --sql``.
+Both join the migration's transaction, and ``alembic upgrade --sql`` writes their statements out.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from pqcore.sql.identifiers import TableName
 
 
 def upgrade_queue(table: str = "queue", schema: str | None = None) -> None:
-    """Make a queue's tables, or bring them up to what the installed pqcore needs; to be called in ``upgrade``.
+    """Make a queue's tables, or migrate them to the version of the installed pqcore; call this in ``upgrade``.
 
-    Does nothing where they are up to date. Indexes of a table that has rows are built while it is locked, unless it
-    is called within ``op.get_context().autocommit_block()``.
+    The function does nothing if the tables are up to date. Indexes of a table with rows are built while the table is
+    locked, unless the call is within ``op.get_context().autocommit_block()``.
 
     Args:
-        table: As for `pqcore.PQ`.
-        schema: As for `pqcore.PQ`; made if it is not there.
+        table: See `pqcore.PQ`.
+        schema: See `pqcore.PQ`; the schema is made if it does not exist.
 
     Raises:
-        SchemaTooNew: A newer pqcore made them.
+        SchemaTooNew: A newer pqcore made the tables.
     """
     _run(create, TableName(table, schema))
 
 
 def downgrade_queue(table: str = "queue", schema: str | None = None) -> None:
-    """Drop a queue's tables, jobs included; to be called in ``downgrade``, where ``upgrade`` has made them.
+    """Drop a queue's tables, including jobs; call this in ``downgrade``, if ``upgrade`` has made the tables.
 
     Args:
-        table: As for `pqcore.PQ`.
-        schema: As for `pqcore.PQ`; it is left.
+        table: See `pqcore.PQ`.
+        schema: See `pqcore.PQ`; the schema is not dropped.
     """
     _run(drop, TableName(table, schema))
 

@@ -1,12 +1,12 @@
-"""Queues for code on trio, or on anyio whichever loop it runs on: a blocking `PQ`, in threads.
+"""Queues for code on trio, or on anyio with any event loop: a blocking `PQ` in threads.
 
     pq = ThreadedPQ(PQ("postgresql://localhost/app"))
     await pq["emails"].put({"to": "ann@example.com"})
     job = await pq["emails"].get()
 
-psycopg's and asyncpg's asynchronous connections are asyncio's, so `pqcore.AsyncPQ` is too. Each call here is a call of
-the blocking face, in one of anyio's worker threads. One that writes is let finish if its task is cancelled. One that
-waits for a job is broken off, and what it took at that moment is put back.
+The asynchronous connections of psycopg and asyncpg need asyncio, and so does `pqcore.AsyncPQ`. Each call here calls the
+blocking face in a worker thread of anyio. A writing call finishes even if its task is cancelled. A call that waits for
+a job is aborted, and a job that it took at that moment is put back.
 """
 
 # ruff: noqa: ASYNC109 - the arguments are those of the blocking face
@@ -56,7 +56,7 @@ T = TypeVar("T")
 def _awaited(
     method: Callable[Concatenate[Queue, P], T],
 ) -> Callable[Concatenate[ThreadedQueue, P], Coroutine[Any, Any, T]]:
-    """A method of `Queue`, called in a thread."""
+    """Return a method of `Queue` that is called in a thread."""
 
     @functools.wraps(method)
     async def call(self: ThreadedQueue, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -80,14 +80,14 @@ class ThreadedJob(AsyncJob):
 
 
 class ThreadedQueue:
-    """A `pqcore.Queue`, awaited; its methods are described there.
+    """A `pqcore.Queue` whose methods are awaited; `pqcore.Queue` documents them.
 
     Args:
         blocking: The queue.
 
     Attributes:
-        blocking: The queue, for what is called in a thread of your own.
-        name: Its name.
+        blocking: The queue, for calls in your own threads.
+        name: The name of the queue.
     """
 
     def __init__(self, blocking: Queue) -> None:
@@ -136,7 +136,7 @@ class ThreadedQueue:
         timeout: float | None = None,
         wait: float | None = None,
     ) -> ThreadedJob | None:
-        """Take a job for a time; see `Queue.lease`."""
+        """Lease a job; see `Queue.lease`."""
         length, patience = lease_terms(duration, timeout, wait)
         rows = await self._take(1, block=block, timeout=patience, lease=length)
         return ThreadedJob(self, rows[0], leased=True) if rows else None
@@ -150,13 +150,13 @@ class ThreadedQueue:
         timeout: float | None = None,
         wait: float | None = None,
     ) -> list[ThreadedJob]:
-        """Take up to ``n`` jobs for a time; see `Queue.lease_many`."""
+        """Lease up to ``n`` jobs; see `Queue.lease_many`."""
         length, patience = lease_terms(duration, timeout, wait)
         rows = await self._take(n, block=block, timeout=patience, lease=length)
         return [ThreadedJob(self, row, leased=True) for row in rows]
 
     async def peek(self, n: int = 1) -> list[ThreadedJob]:
-        """The next ``n`` jobs that are due; see `Queue.peek`."""
+        """Return the next ``n`` due jobs without taking them; see `Queue.peek`."""
         rows = await run_sync(call_sync, fetch.peek, self.blocking.engine, self.blocking, n)
         return [ThreadedJob(self, row) for row in rows]
 
@@ -178,7 +178,7 @@ class ThreadedQueue:
         await run_sync(functools.partial(self.blocking.bury, cast("Any", job), error, connection=connection))
 
     async def extend(self, job: ThreadedJob, duration: str | float | timedelta) -> None:
-        """Make a lease end ``duration`` from now; see `Queue.extend`."""
+        """Set the end of a lease to ``duration`` from now; see `Queue.extend`."""
         await run_sync(self.blocking.extend, cast("Any", job), duration)
 
     async def move(
@@ -189,13 +189,14 @@ class ThreadedQueue:
         return await run_sync(self.blocking.move, other, ids, most)
 
     async def in_transaction(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in a thread, within ``with queue as cursor``: all that it does is committed, or nothing.
+        """Call a function in a thread within ``with queue as cursor``, so that all its changes are committed or none.
 
-        There it uses ``queue.blocking``, and other blocking queues of the same `PQ`, as a transaction is of its thread.
+        The function must use ``queue.blocking``, and other blocking queues of the same `PQ`, because a transaction
+        belongs to its thread.
 
         Args:
-            function: Called with the cursor first; no coroutine function.
-            *args: Given to it after that.
+            function: The function, which gets the cursor as its first argument; it must not be a coroutine function.
+            *args: More arguments for the function.
         """
 
         def work() -> T:
@@ -215,13 +216,13 @@ class ThreadedQueue:
 
 
 class ThreadedPQ:
-    """A `pqcore.PQ`, awaited.
+    """A `pqcore.PQ` whose methods are awaited.
 
     Args:
-        pq: The blocking one; of `pqcore.tasks` too. It stays usable in threads of your own.
+        pq: The blocking `PQ`, which may also be one of `pqcore.tasks`. It stays usable in your own threads.
 
     Attributes:
-        blocking: The blocking one.
+        blocking: The blocking `PQ`.
     """
 
     def __init__(self, pq: PQ) -> None:
@@ -241,11 +242,11 @@ class ThreadedPQ:
         return await run_sync(self.blocking.expiry)
 
     def queue(self, name: str, **options: Any) -> ThreadedQueue:
-        """A queue with options of its own; see `PQ.queue`."""
+        """Return a queue with options of its own; see `PQ.queue`."""
         return ThreadedQueue(self.blocking.queue(name, **options))
 
     async def stats(self) -> Any:
-        """What waits, a queue; see `PQ.stats`."""
+        """Return the number of jobs in each queue, by state; see `PQ.stats`."""
         return await run_sync(self.blocking.stats)
 
     async def workers(self) -> list[WorkerInfo]:
@@ -253,11 +254,11 @@ class ThreadedPQ:
         return await run_sync(self.blocking.workers)
 
     async def encodings(self) -> list[Encoding]:
-        """Count the data of all queues by place, serializer and key; see `PQ.encodings`."""
+        """Count the stored data of all queues by place, serializer and key; see `PQ.encodings`."""
         return await run_sync(self.blocking.encodings)
 
     async def reencode(self, *queues: ThreadedQueue | str, **options: Any) -> Reencoded:
-        """Re-encode data that are not as their queue writes them now; see `PQ.reencode`."""
+        """Re-encode data that differs from what its queue writes now; see `PQ.reencode`."""
         named = [queue if isinstance(queue, str) else queue.blocking for queue in queues]
         return await run_sync(functools.partial(self.blocking.reencode, *named, **options))
 
@@ -281,11 +282,11 @@ class ThreadedPQ:
 
 
 class _BrokenOffError(Exception):
-    """Raised where an attempt waits, once it is to wait no more."""
+    """The error that is raised where an aborted attempt waits."""
 
 
 class _Attempt:
-    """A get that can be broken off: the engine that it runs on, but that it stops waiting when told to."""
+    """A get that can be aborted: it acts as its engine, but stops waiting when told to."""
 
     def __init__(self, queue: Queue, n: int, **options: Any) -> None:
         self._engine: Engine = queue.engine
@@ -308,7 +309,7 @@ class _Attempt:
         undo: Callable[[T], Awaitable[None]] | None = None,
         **options: Any,
     ) -> T:
-        """See `Engine.run`; remembers how what was taken is put back."""
+        """See `Engine.run`; this also remembers how to put taken jobs back."""
 
         async def noted(session: Session) -> T:
             self._session = session
@@ -328,21 +329,21 @@ class _Attempt:
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""
-        if not self._over:  # if that changes now, the ticket is no longer good, and it returns at once
+        if not self._over:  # if that changes now, the ticket is void, and the call returns immediately
             await self._engine.wait_for_jobs(queue, ticket, seconds, poll_interval)
         if self._over:
             raise _BrokenOffError
 
     async def made(self) -> Sequence[Row]:
-        """Take rows, in a thread; if cancelled, put them back.
+        """Take rows in a thread; if the task is cancelled, put them back.
 
-        Threads that wait are not counted among those that anyio has for calls, lest none be left for a put.
+        Waiting threads do not count towards anyio's limit of threads, so that a put always finds a thread.
         """
         try:
             return await run_sync(self._work, abandon_on_cancel=True, limiter=CapacityLimiter(1))
         except Exception:
             raise
-        except BaseException:  # cancelled; with the native means of asyncio, too
+        except BaseException:  # a cancellation, also by asyncio's own means
             if self._break_off():
                 with CancelScope(shield=True):
                     await run_sync(self._put_back, limiter=CapacityLimiter(1))
@@ -361,7 +362,7 @@ class _Attempt:
             self._ended.set()
 
     def _break_off(self) -> bool:
-        """Have it wait no more; whether it was begun."""
+        """Make the attempt stop waiting; return whether it had begun."""
         with self._lock:
             self._over = True
         self._engine.wake(self._queue.channel)
@@ -375,5 +376,5 @@ class _Attempt:
         if self._undo is not None:
             try:
                 call_sync(self._undo)
-            except PQError:  # the cancellation is not to be hidden by it
+            except PQError:  # the error must not hide the cancellation
                 logger.exception("what was taken from %r for a task that was cancelled is lost", self._queue.name)

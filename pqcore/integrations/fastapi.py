@@ -1,4 +1,4 @@
-"""FastAPI: a lifespan that looks after a PQ, and queues as dependencies.
+"""FastAPI: a lifespan that manages a PQ, and queues as dependencies.
 
 pq = AsyncPQ("postgresql://localhost/app")
 app = FastAPI(lifespan=lifespan(pq))
@@ -39,20 +39,24 @@ Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
 def lifespan(
     pq: AsyncPQ | PQ, *, worker: Worker | None = None, create: bool = False, inner: Lifespan | None = None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
-    """A lifespan for ``FastAPI(lifespan=...)``: it is there for `queue`, and closes the PQ's connections at the end.
+    """Return a lifespan for ``FastAPI(lifespan=...)``.
+
+    It provides the PQ to `queue`, and closes the PQ's connections at the end.
 
     It closes only connections that the PQ opened itself, not a connection or pool that the PQ was given. The
     application can be started again, as tests do.
 
     Args:
-        pq: Whose queues the application uses.
-        worker: Run beside the application, in its process and event loop, from start to end; then it takes no more
-            jobs, and those that run have its ``grace`` to end.
+        pq: The PQ whose queues the application uses.
+        worker: A worker to run in the application's process and event loop, from start to end. At the end it takes no
+            more jobs, and running jobs have its ``grace`` to finish.
         create: Whether to make or migrate the table when the application starts.
-        inner: A lifespan of your own, within: what it opens is open for the worker too. What it yields is state.
+        inner: Another lifespan to run inside this one: the worker can use what it opens. The value that it yields
+            becomes the application's state.
 
     Raises:
-        Exception: (at the end) What the worker ended with before its time, as for a missing table. It was logged then.
+        Exception: (at the end) The error with which the worker ended early, such as a missing table. The error was
+            logged when it happened.
     """
 
     @asynccontextmanager
@@ -71,7 +75,7 @@ def lifespan(
 
 
 def get_pq(connection: HTTPConnection) -> Any:
-    """The application's `AsyncPQ` or `PQ`; a dependency.
+    """Return the application's `AsyncPQ` or `PQ`; a dependency.
 
     Raises:
         ConfigurationError: The application does not run within `lifespan`.
@@ -84,12 +88,12 @@ def get_pq(connection: HTTPConnection) -> Any:
 
 
 def queue(name: str) -> Callable[[HTTPConnection], Any]:
-    """A dependency: the queue of this name, of the application's PQ.
+    """Return a dependency: the queue with this name, of the application's PQ.
 
     ``Annotated[AsyncQueue, Depends(queue("emails"))]``; a `Queue` if the lifespan has a blocking `PQ`.
 
     Args:
-        name: As for ``pq[name]``.
+        name: See ``pq[name]``.
     """
 
     def dependency(connection: HTTPConnection) -> Any:
@@ -102,7 +106,7 @@ def queue(name: str) -> Callable[[HTTPConnection], Any]:
 async def _running(worker: Worker) -> AsyncIterator[None]:
     running = asyncio.create_task(worker.run(), name="pqcore-worker")
     running.add_done_callback(_log_failure)
-    await asyncio.sleep(0)  # it has begun, and can be stopped
+    await asyncio.sleep(0)  # the worker has started, and can be stopped
     try:
         yield
     finally:

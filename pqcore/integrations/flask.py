@@ -1,4 +1,4 @@
-"""Flask: an extension that is the application's PQ, and ``flask pqcore``.
+"""Flask: an extension that serves as the application's PQ, and the command ``flask pqcore``.
 
 pq = PQCore()
 
@@ -39,23 +39,23 @@ from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ
 
 EXTENSION = "pqcore"
-"""The name under which an application has it: ``app.extensions["pqcore"]``."""
+"""The extension's name in an application: ``app.extensions["pqcore"]``."""
 _OPTIONS = ("backend", "max_connections", "pool_timeout", "answer_timeout", "prepared")
-"""Options of `PQ` that are the application's to say: ``PQCORE_BACKEND``..."""
+"""Options of `PQ` that the application's configuration sets: ``PQCORE_BACKEND``..."""
 _TARGET = f"{__name__}:worker_pq"
 
 
 class PQCore(PQ):
-    """The `pqcore.tasks.PQ` of whichever application is current; of the only one, where none is.
+    """The `pqcore.tasks.PQ` of the current application, or of the only application if none is current.
 
-    Queues can be named and tasks declared before there is an application.
+    Queues can be named and tasks declared before an application exists.
 
     Args:
-        app: An application to begin with, as for `init_app`.
-        table: As for `pqcore.PQ`.
-        schema: As for `pqcore.PQ`.
-        queue_class: As for `pqcore.PQ`.
-        **options: Set as attributes of the queues; see `QueueSettings`.
+        app: A first application; see `init_app`.
+        table: See `pqcore.PQ`.
+        schema: See `pqcore.PQ`.
+        queue_class: See `pqcore.PQ`.
+        **options: Settings of all queues; see `QueueSettings`.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class PQCore(PQ):
         queue_class: type[core.Queue] | None = None,
         **options: Any,
     ) -> None:
-        # Not PQ's own: that would need to know the database.
+        # This replaces PQ's own constructor, which would need to know the database.
         self._engines: WeakKeyDictionary[Flask, Engine] = WeakKeyDictionary()
         self._begin(_AppEngine(self, TableName(table, schema)), queue_class, options)
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Have an application use it, by its configuration; connections are opened when needed.
+        """Connect an application by its configuration; connections are opened when needed.
 
         Args:
-            app: With ``PQCORE_DSN``; and if wanted ``PQCORE_BACKEND``, ``PQCORE_MAX_CONNECTIONS``,
-                ``PQCORE_POOL_TIMEOUT`` and ``PQCORE_PREPARED``, as for `pqcore.PQ`.
+            app: The application, with ``PQCORE_DSN`` and optionally ``PQCORE_BACKEND``, ``PQCORE_MAX_CONNECTIONS``,
+                ``PQCORE_POOL_TIMEOUT`` and ``PQCORE_PREPARED``; see `pqcore.PQ`.
 
         Raises:
-            ConfigurationError: There is no DSN, an option is wrong, or the application has a `PQCore` already.
+            ConfigurationError: There is no DSN, an option is invalid, or the application already has a `PQCore`.
         """
         if EXTENSION in app.extensions:
             raise ConfigurationError(f"the application {app.name!r} has a PQCore already: init_app is called once")
@@ -98,7 +98,7 @@ class PQCore(PQ):
         app.cli.add_command(_command)
 
     def current_engine(self) -> Engine:
-        """The engine of the current application, or of the only one.
+        """Return the engine of the current application, or of the only one.
 
         Raises:
             ConfigurationError: No application is current, or it was not given to `init_app`.
@@ -120,11 +120,11 @@ class PQCore(PQ):
 
 
 class _AppEngine(Engine):
-    """Stands for the engine of the application, as queues are made before there is one.
+    """A stand-in for the application's engine, because queues are made before an application exists.
 
     Attributes:
         extension: The extension, which finds the engine of the current application.
-        names: The table, which is the same for all.
+        names: The table, which is the same for all applications.
     """
 
     __slots__ = ("extension", "names")
@@ -133,7 +133,8 @@ class _AppEngine(Engine):
         self.extension = extension
         self.names = names
 
-    def __getattr__(self, name: str) -> Any:  # what is not in __dict__, which is empty unless a test has filled it
+    # called for names that are not in __dict__, which is empty unless a test has filled it
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.extension.current_engine(), name)
@@ -154,12 +155,14 @@ def _current() -> Flask:
 
 
 def worker_pq() -> PQCore:
-    """What ``flask pqcore worker`` works for: the application's `PQCore`; each job is run in a context of its own.
+    """Return the `PQCore` for ``flask pqcore worker``: that of the application.
+
+    Each job runs in an application context of its own.
 
     Raises:
-        ConfigurationError: The application has none.
+        ConfigurationError: The application has no `PQCore`.
     """
-    # Without a context it is in a process that a supervisor has started.
+    # Without a context, this is a process that a supervisor has started.
     app = _current() if has_app_context() else ScriptInfo(os.environ.get("FLASK_APP")).load_app()
     extension: PQCore | None = app.extensions.get(EXTENSION)
     if extension is None:
@@ -170,7 +173,7 @@ def worker_pq() -> PQCore:
 
 
 class _InContext:
-    """Runs jobs in contexts of an application."""
+    """A plugin that runs jobs in contexts of an application."""
 
     def __init__(self, app: Flask) -> None:
         self._app = app
@@ -198,7 +201,7 @@ def _command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 def _completed(ctx: click.Context, arguments: list[str]) -> list[str]:
-    """The command line with what the application knows: where the table is, and whose queues a worker has."""
+    """Return the command line with the table and the queues of the application."""
     from pqcore.cli.app import app as root
 
     command: click.Command | None = root

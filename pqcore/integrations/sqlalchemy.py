@@ -1,6 +1,6 @@
 """SQLAlchemy: a `PQ` from an engine, and pqcore's tables in a MetaData.
 
-To put in the transaction of a session nothing of this is needed: ``queue.put(data, connection=session)``.
+A put in the transaction of a session needs nothing of this: ``queue.put(data, connection=session)``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pqcore.schema.metadata import DeclaredColumn, DeclaredTable, declared_table
 from pqcore.sql.identifiers import TableName, fit
 from pqcore.tasks import PQ, AsyncPQ
 
-# An engine's
+# A PQ for an engine
 
 _NOT_OF_THE_SERVER = frozenset(
     {
@@ -52,7 +52,7 @@ _NOT_OF_THE_SERVER = frozenset(
         "timeout",
     }
 )
-"""Arguments of drivers that say how to use a connection, and not where it leads."""
+"""Drivers' arguments that affect the use of a connection, but not its destination."""
 _ASYNCPG_DSN = ("host", "port", "user", "password", "database", "ssl", "server_settings")
 
 
@@ -61,18 +61,19 @@ def pq_for_engine(engine: AsyncEngine, **options: Any) -> AsyncPQ: ...
 @overload
 def pq_for_engine(engine: sqlalchemy.Engine, **options: Any) -> PQ: ...
 def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ | AsyncPQ:
-    """A `pqcore.tasks.PQ`, or for an AsyncEngine an `AsyncPQ`, on the database and over the driver of an engine.
+    """Return a `pqcore.tasks.PQ`, or for an AsyncEngine an `AsyncPQ`, for the database and driver of an engine.
 
-    It has connections of its own, opened when needed with the engine's arguments: those of its URL, of
-    ``connect_args``, and what handlers of ``do_connect`` add to them at this moment.
+    The PQ opens its own connections when needed, with the engine's arguments: those of its URL, of ``connect_args``,
+    and those that handlers of ``do_connect`` add at this moment.
 
     Args:
         engine: The engine.
-        **options: As for `pqcore.PQ`.
+        **options: Options of `pqcore.PQ`.
 
     Raises:
-        ConfigurationError: It is not an engine. Or the engine is none of PostgreSQL's, its driver is none of pqcore's,
-            it opens connections by a function of its own (``creator``), or an argument of its cannot be passed on.
+        ConfigurationError: The argument is not an engine. Or the engine is not for PostgreSQL, pqcore has no backend
+            for its driver, it opens connections with its own function (``creator``), or one of its arguments cannot be
+            passed on.
     """
     if not isinstance(engine, (sqlalchemy.Engine, AsyncEngine)):
         found = "its engine" if dsn_text(engine) is None else "PQ(url)"
@@ -93,14 +94,17 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
 
 
 class _ToldError(Exception):
-    """Raised in place of connecting, with the arguments that were to be used."""
+    """An error that is raised in place of connecting, with the arguments for the connection."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.arguments = arguments
 
 
 def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
-    """What the engine would connect with. Only what connects is given all of it: so it is made to, and stopped."""
+    """Return the arguments with which the engine would connect.
+
+    Only the driver's function gets all of them, so the engine starts to connect, and is stopped there.
+    """
     asking = threading.get_ident()
 
     def tell(dialect: Any, record: Any, positional: list[Any], named: dict[str, Any]) -> None:
@@ -112,7 +116,7 @@ def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
         engine.pool.recreate().connect().invalidate()
     except _ToldError as told:
         arguments = dict(told.arguments)
-    except Exception as exc:  # whatever a function of the user's raises
+    except Exception as exc:  # any exception of a user's function
         raise ConfigurationError(_CREATOR) from exc
     else:
         raise ConfigurationError(_CREATOR)
@@ -189,7 +193,7 @@ _DSN: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "asyncpg": _asyncpg_dsn,
 }
 
-# In a MetaData
+# Tables in a MetaData
 
 _TYPES: dict[str, Callable[[], Any]] = {
     "bigserial": sqlalchemy.BigInteger,
@@ -206,26 +210,26 @@ _TYPES: dict[str, Callable[[], Any]] = {
 
 
 def include_in(metadata: sqlalchemy.MetaData, table: str = "queue", schema: str | None = None) -> sqlalchemy.Table:
-    """Put a queue's tables into a MetaData, as `pqcore.PQ.create` makes them.
+    """Add a queue's tables to a MetaData, as `pqcore.PQ.create` makes them.
 
-    So Alembic's autogenerate finds them as they should be, and neither drops nor changes them. ``create_all`` makes
-    all of the queue, triggers too, and ``drop_all`` leaves nothing of it.
+    So Alembic's autogenerate finds the tables unchanged, and neither drops nor changes them. ``create_all`` makes the
+    whole queue, including triggers, and ``drop_all`` drops all of it.
 
     Args:
-        metadata: Where; a declarative base's is ``Base.metadata``.
-        table: As for `pqcore.PQ`.
-        schema: As for `pqcore.PQ`; None stands for the search path, also where the MetaData has a schema.
+        metadata: The MetaData; a declarative base's is ``Base.metadata``.
+        table: See `pqcore.PQ`.
+        schema: See `pqcore.PQ`; None means the search path, even if the MetaData has a schema.
 
     Returns:
-        The queue's own table, for queries of yours.
+        The queue's own table, for your queries.
 
     Raises:
-        ConfigurationError: The MetaData has a table of one of these names.
+        ConfigurationError: The MetaData already has a table with one of these names.
     """
     names = TableName(table, schema)
     declared = declared_tables(names)
     prefix = "" if names.schema is None else names.schema + "."
-    record = prefix + declared[-1].name  # which all queues of a schema share
+    record = prefix + declared[-1].name  # all queues of a schema share this table
     taken = [each.name for each in declared if prefix + each.name in metadata.tables and prefix + each.name != record]
     if taken:
         raise ConfigurationError(
@@ -242,12 +246,12 @@ def include_in(metadata: sqlalchemy.MetaData, table: str = "queue", schema: str 
 def leave_out(
     table: str = "queue", schema: str | None = None, also: Callable[..., bool] | None = None
 ) -> Callable[..., bool]:
-    """A filter for Alembic that does not see a queue's tables, for those who have `pqcore.PQ.create` look after them.
+    """Return a filter for Alembic that hides a queue's tables, if `pqcore.PQ.create` manages them.
 
     Args:
-        table: As for `pqcore.PQ`.
-        schema: As for `pqcore.PQ`.
-        also: A filter of your own, asked about all else.
+        table: See `pqcore.PQ`.
+        schema: See `pqcore.PQ`.
+        also: Your own filter, which is called for all other names.
 
     Returns:
         The ``include_name`` of Alembic's ``context.configure``.
@@ -319,7 +323,7 @@ def _complete(
     tables: Any = (),
     **_: Any,
 ) -> None:
-    """Have pqcore make what a MetaData does not know of: triggers, storage parameters, the record."""
+    """Let pqcore make what a MetaData does not know: triggers, storage parameters, the record of versions."""
     created = _keys(tables)
     if created & keys:
         run_on(connection, create_anew if key in created else create, names)

@@ -1,6 +1,6 @@
-"""Makes, migrates and drops pqcore's tables through connections of SQLAlchemy's, in their transactions.
+"""Making, migrating and dropping pqcore's tables through SQLAlchemy's connections, in their transactions.
 
-So what is done is logged as SQLAlchemy logs, over any driver, and in ``AsyncConnection.run_sync`` too.
+So SQLAlchemy logs the statements, over any driver, and ``AsyncConnection.run_sync`` works, too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Operation: TypeAlias = Callable[[Session, TableName], Awaitable[None]]
 
 
 async def create(session: Session, names: TableName) -> None:
-    """Make the tables, or bring them up to the latest version."""
+    """Make the tables, or migrate them to the latest version."""
     await schema.create(session, names, BlockingRuntime().sleep)
 
 
 async def create_anew(session: Session, names: TableName) -> None:
-    """Complete tables that were made without pqcore just now, whatever was recorded of others of that name."""
+    """Complete tables that were just made without pqcore, whatever versions were recorded for their names."""
     await schema.forget(session, names)
     await create(session, names)
 
@@ -37,24 +37,25 @@ async def create_anew(session: Session, names: TableName) -> None:
 def run_on(connection: sqlalchemy.Connection, operation: Operation, names: TableName) -> None:
     """Run an operation of `pqcore.schema` on a connection.
 
-    In its transaction, which it begins as every statement does; where it commits by itself (AUTOCOMMIT), as
-    `pqcore.PQ.create` does on a connection of its own.
+    The operation joins the connection's transaction, which it begins as every statement does. If the connection commits
+    by itself (AUTOCOMMIT), the operation works like `pqcore.PQ.create` on its own connection.
 
     Raises:
-        PQError: What the operation raises.
+        PQError: The operation raised the error.
     """
     session = cast("Session", _OnConnection(connection))
     run_sync(cast("Any", operation(session, names)))
 
 
 class _OnConnection:
-    """What `pqcore.schema` needs of a session, on a connection of SQLAlchemy's."""
+    """The methods of a session that `pqcore.schema` needs, on a SQLAlchemy connection."""
 
     def __init__(self, connection: sqlalchemy.Connection) -> None:
-        self._connection = connection.execution_options(no_parameters=True)  # a % is a %
+        self._connection = connection.execution_options(no_parameters=True)  # so that a % is literal
         self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
         self._begun = False
-        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")  # its words are of no table
+        # the dialect's words do not depend on a table
+        self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")
         self.defaults = Defaults()
 
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Any:
@@ -74,7 +75,7 @@ class _OnConnection:
         return not self._connection.invalidated
 
     async def direct(self) -> bool:
-        return True  # who makes tables through a pooler does it in a transaction
+        return True  # a program that makes tables through a pooler does so in a transaction
 
     async def begin_own(self) -> None:
         self._run("BEGIN ISOLATION LEVEL READ COMMITTED", "begin")

@@ -1,6 +1,6 @@
-"""Finds the driver's connection inside of SQLAlchemy's and Django's objects, for ``put(connection=)``.
+"""Finding the driver's connection inside objects of SQLAlchemy and Django, for ``put(connection=)``.
 
-They are told by the names of their classes, so neither is imported.
+The objects are recognized by the names of their classes, so neither library is imported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pqcore.hookspecs import hookimpl
 
 @hookimpl(trylast=True)
 def pqcore_unwrap(target: Any) -> Any:
-    """What is inside of a session or connection of SQLAlchemy's, pooled ones included, or of Django's."""
-    claimed = target.__class__.__mro__  # by a proxy, as of Werkzeug's, which has another type
+    """Return the object inside a session or connection of SQLAlchemy, including pooled ones, or of Django."""
+    claimed = target.__class__.__mro__  # the class that a proxy reports, such as one of Werkzeug, whose type differs
     names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in (*type(target).__mro__, *claimed)}
     if names & {"sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session"}:
         return target.connection()
@@ -30,13 +30,13 @@ def pqcore_unwrap(target: Any) -> Any:
             _hand_over(target)
         return target.connection.driver_connection
     if "sqlalchemy.PoolProxiedConnection" in names:
-        # An asynchronous engine's begins transactions in a way of its own: the driver's connection is in none before.
+        # An asynchronous engine begins transactions in its own way: before that, the driver's connection is in none.
         return target.driver_connection if target.dbapi_connection is target.driver_connection else None
     # Django's caches have proxies of the same class.
     if "django.BaseDatabaseWrapper" in names or (
         "django.ConnectionProxy" in names and hasattr(target, "ensure_connection")
     ):
-        # Opens the connection, and Django's transaction with it, if need be.
+        # This opens the connection, and if necessary Django's transaction.
         target.ensure_connection()
         refuse_broken_atomic(target)
         return target.connection
@@ -44,10 +44,10 @@ def pqcore_unwrap(target: Any) -> Any:
 
 
 def refuse_broken_atomic(connection: Any) -> None:
-    """Refuse a connection of Django's whose atomic block can only be rolled back, as Django refuses queries there.
+    """Raise for a Django connection whose atomic block can only be rolled back, as Django refuses queries there.
 
     Raises:
-        TransactionAborted: Django rolls the block back when the block ends, even if the server could commit it.
+        TransactionAborted: Django will roll the block back at its end, even if the server could commit it.
     """
     if connection.needs_rollback:
         msg = (
@@ -58,17 +58,18 @@ def refuse_broken_atomic(connection: Any) -> None:
 
 
 def _hand_over(connection: Any) -> None:
-    """Let the caller's next ``begin()`` have the transaction that was begun for a statement of ours.
+    """Let the caller's next ``begin()`` take over the transaction that was begun for pqcore's statement.
 
-    SQLAlchemy begins a transaction before each of its statements, so that ``commit()`` and ``rollback()`` end it.
-    A statement that is sent past SQLAlchemy needs the same. But SQLAlchemy refuses ``begin()`` in a transaction,
-    and a caller who has run nothing on the connection does not expect that.
+    SQLAlchemy begins a transaction before each of its statements, so that ``commit()`` and ``rollback()`` end it. A
+    statement that bypasses SQLAlchemy needs the same. But SQLAlchemy refuses ``begin()`` in a transaction, and a caller
+    that has run nothing on the connection does not expect that.
     """
-    connection.begin = partial(_begin, ref(connection))  # weak: an unclosed connection is freed without a cycle
+    # a weak reference, so that an unclosed connection is freed without a cycle
+    connection.begin = partial(_begin, ref(connection))
 
 
 def _begin(held: ref[Any]) -> Any:
-    connection: Any = held()  # is there, as its method was called
+    connection: Any = held()  # the object exists, because its method was called
     del connection.begin
     transaction = connection.get_transaction()
     return connection.begin() if transaction is None else transaction
@@ -80,7 +81,7 @@ async def _begun_async(connection: Any) -> Any:
         _hand_over(connection.sync_connection)
     driver = (await connection.get_raw_connection()).driver_connection
     if connection.dialect.driver == "asyncpg" and not driver.is_in_transaction():
-        # SQLAlchemy tells asyncpg to begin with the first statement that it sends itself. Ours
-        # is sent past SQLAlchemy, so an empty one goes first; it costs a round trip per transaction.
+        # SQLAlchemy makes asyncpg begin a transaction with the first statement that SQLAlchemy itself sends. pqcore's
+        # statement bypasses SQLAlchemy, so an empty one goes first; it costs one round trip per transaction.
         await connection.exec_driver_sql("SELECT 1")
     return driver

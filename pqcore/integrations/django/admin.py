@@ -1,4 +1,4 @@
-"""Jobs and dead letters in Django's admin: to be looked at, and changed by pqcore's operations alone."""
+"""Jobs and dead letters in Django's admin: everyone can look at them, but only pqcore's operations change them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pqcore.operations.admin import count_queues
 from pqcore.operations.list_jobs import UNFINISHED, path_in
 
 HEAD = 300
-"""Characters of the data in which a list looks for the path of a function."""
+"""The number of characters of the data in which a list searches for the path of a function."""
 LONGEST = 100_000
-"""Characters of data that are shown."""
+"""The largest number of characters of data that are shown."""
 
 
 class QueueFilter(admin.SimpleListFilter):
-    """By queue: those in which something waits, or lies dead."""
+    """A filter by queue, for queues with waiting jobs or dead letters."""
 
     title = "queue"
     parameter_name = "queue"
@@ -40,7 +40,7 @@ class QueueFilter(admin.SimpleListFilter):
 
 
 class StateFilter(admin.SimpleListFilter):
-    """By state."""
+    """A filter by state."""
 
     title = "state"
     parameter_name = "state"
@@ -53,7 +53,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class RowAdmin(admin.ModelAdmin):
-    """What both have in common: nothing can be added, changed or deleted but by the actions."""
+    """The common part of both admin classes: only the actions can change or delete rows, and none can be added."""
 
     search_fields = ("id",)
     search_help_text = "A job's id."
@@ -84,11 +84,11 @@ class RowAdmin(admin.ModelAdmin):
         return self._may(request, "view") or self._may(request, "change")
 
     def has_operate_permission(self, request: Any) -> bool:
-        """Whether jobs may be run again."""
+        """Return whether the user may run jobs again."""
         return self._may(request, "change")
 
     def has_remove_permission(self, request: Any) -> bool:
-        """Whether they may be deleted."""
+        """Return whether the user may delete jobs."""
         return self._may(request, "delete")
 
     def _may(self, request: Any, verb: str) -> bool:
@@ -96,36 +96,36 @@ class RowAdmin(admin.ModelAdmin):
 
     @admin.display(description="attempts", ordering="attempts")
     def attempts(self, row: Any) -> int:
-        """How often it was run."""
+        """Return how often the job was run."""
         return int(row.attempts)
 
     @admin.display(description="function")
     def task(self, row: Any) -> str:
-        """The path of its function, if it is a call of one."""
+        """Return the path of the job's function, if the job is a call of one."""
         return path_in(row.head) or ""
 
     @admin.display(description="data")
     def stored(self, row: Any) -> Any:
-        """Its data: JSON; of other serializers what they are."""
+        """Return the job's data if it is JSON; for other serializers, a description."""
         if row.payload is not None:
             return f"{len(row.payload):,} bytes of {row.serializer}"
         return _block(json.dumps(row.data, indent=2, ensure_ascii=False))
 
     @admin.display(description="headers")
     def beside(self, row: Any) -> Any:
-        """What travels with it."""
+        """Return the job's headers."""
         return _block(json.dumps(row.headers, indent=2, ensure_ascii=False)) if row.headers else ""
 
     @admin.display(description="last error")
     def last_error(self, row: Any) -> Any:
-        """The last exception, with its traceback."""
+        """Return the last exception, with its traceback."""
         error = row.error or {}
         return _block(error.get("traceback") or ": ".join(filter(None, map(error.get, ("type", "message")))))
 
     def _each(
         self, request: Any, rows: Iterable[Any], done: str, operation: Callable[[DjangoQueue, int], object]
     ) -> None:
-        """Do something with each row; say with how many, and note it in the admin's log."""
+        """Apply a function to each row, report the number of rows, and record it in the admin's log."""
         changed = left = 0
         for row in rows:
             if operation(row.queue, row.pk):
@@ -159,24 +159,27 @@ class JobAdmin(RowAdmin):
 
     @admin.display(description="state", ordering="state")
     def state(self, row: Any) -> str:
-        """Where it is. Of a job that waits to be admitted, the keys tell whether it could be now."""
+        """Return the job's state.
+
+        For a job that waits for admission, the keys show whether it could be admitted now.
+        """
         if row.state != "parked":
             return str(row.state)
         try:
             return str(row.queue.status(row.pk))
-        except JobNotFound:  # it has ended meanwhile
+        except JobNotFound:  # the job has ended meanwhile
             return "done"
 
     @admin.action(description="Run selected jobs now: scheduled ones, and done ones again", permissions=["operate"])
     def retry(self, request: Any, rows: Any) -> None:
-        """Make them due now."""
+        """Make jobs due now."""
         self._each(request, rows, "made due now", lambda queue, job_id: queue.retry(job_id))
 
     @admin.action(
         description="Cancel selected jobs: delete those that wait, stop those that run", permissions=["remove"]
     )
     def cancel(self, request: Any, rows: Any) -> None:
-        """Delete those that wait; ask workers to stop those that run."""
+        """Delete waiting jobs, and ask workers to stop running ones."""
         self._each(request, rows, "cancelled", lambda queue, job_id: queue.cancel(job_id, running=True))
 
 
@@ -195,10 +198,10 @@ class DeadLetterAdmin(RowAdmin):
 
     @admin.action(description="Run selected jobs again, with a clean record", permissions=["operate"])
     def revive(self, request: Any, rows: Any) -> None:
-        """Make jobs of them again."""
+        """Turn dead letters into jobs again."""
         self._each(request, rows, "put again", lambda queue, job_id: queue.dead.retry(job_id))
 
     @admin.action(description="Delete selected dead letters for good", permissions=["remove"])
     def purge(self, request: Any, rows: Any) -> None:
-        """Delete them."""
+        """Delete dead letters."""
         self._each(request, rows, "deleted", lambda queue, job_id: queue.dead.purge(job_id))

@@ -14,7 +14,7 @@ class PQCoreConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks, and what is around the runs of jobs."""
+        """Register the checks, and the plugin for runs of jobs."""
         from pqcore.integrations.django import checks, stale_connections
 
         checks.register_all()

@@ -1,4 +1,4 @@
-"""System checks: whether the settings can be used, and whether the tables are there and up to date."""
+"""System checks: whether the settings are valid, and whether the tables exist and are up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pqcore.operations import schema_info
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """What is wrong with ``PQCORE``, without asking a database."""
+    """Return what is wrong with ``PQCORE``, without querying a database."""
     found: list[CheckMessage] = []
     try:
         for alias in configured():
@@ -28,7 +28,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """What is wrong with the tables of the databases that are to be looked at."""
+    """Return what is wrong with the tables of the given databases."""
     found: list[CheckMessage] = []
     if not databases or check_settings():
         return found
@@ -54,7 +54,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
 
 
 def _works_on(alias: str) -> bool:
-    """Whether a newer table can be worked with, as it says."""
+    """Return whether this pqcore can use a newer table, according to the table's record."""
     try:
         run_sync(schema_info.is_current(pqs[alias].engine))
     except SchemaTooNew:
@@ -63,6 +63,6 @@ def _works_on(alias: str) -> bool:
 
 
 def register_all() -> None:
-    """Have Django run them: of the tables only where databases are named, as `migrate` does."""
+    """Register the checks with Django; tables are checked only if databases are named, as `migrate` does."""
     register(check_settings)
     register(check_tables, Tags.database)

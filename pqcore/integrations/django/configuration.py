@@ -1,4 +1,4 @@
-"""The setting ``PQCORE``: which tables there are, in which databases."""
+"""The setting ``PQCORE``, which names the tables and their databases."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _TAKEN |= {"answer_timeout", "queue_class"}
 
 @dataclass(frozen=True)
 class TableConfiguration:
-    """A table, as ``PQCORE`` has it under an alias.
+    """The configuration of a table under an alias in ``PQCORE``.
 
     Attributes:
-        alias: The alias.
+        alias: The alias of the table.
         database: The alias of its database, in ``DATABASES``.
         names: The table.
-        prepared: Whether statements may be prepared; None for what the database's settings say of poolers.
-        options: Of all queues; see `pqcore.settings.QueueSettings`.
-        queues: Of single queues, by name.
+        prepared: Whether statements may be prepared; None to follow what the database's settings say about poolers.
+        options: Settings of all queues; see `pqcore.settings.QueueSettings`.
+        queues: Settings of single queues, by name.
     """
 
     alias: str
@@ -38,10 +38,10 @@ class TableConfiguration:
 
 
 def configured() -> dict[str, TableConfiguration]:
-    """All tables, by alias; without the setting, the table ``queue`` in the database ``default``.
+    """Return all tables by alias; without the setting, the table ``queue`` in the database ``default``.
 
     Raises:
-        ConfigurationError: The setting is not as it is to be.
+        ConfigurationError: The setting is invalid.
     """
     setting: Any = getattr(settings, "PQCORE", {"default": {}})
     if not isinstance(setting, Mapping) or not all(isinstance(entry, Mapping) for entry in setting.values()):

@@ -1,4 +1,4 @@
-"""Django's connections, lent to pqcore; and the DSN that leads where they lead."""
+"""Django's connections, lent to pqcore, and the DSN for the same database."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pqcore.errors import ConfigurationError
 from pqcore.integrations.unwrap import refuse_broken_atomic
 
 _DRIVERS = {"autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold", "row_factory"}
-"""Parameters of a driver's ``connect`` that are none of libpq's."""
+"""Parameters of a driver's ``connect`` that do not belong to libpq."""
 
 
 class DjangoConnections(ConnectionProvider):
-    """The connections of a database of Django's: one a thread, in the transaction that Django has open there.
+    """The connections of a Django database: one for each thread, in the transaction that Django has open there.
 
     Args:
-        alias: Of the database, in ``DATABASES``.
+        alias: The alias of the database, in ``DATABASES``.
 
     Raises:
-        ConfigurationError: There is no such database, or it is not PostgreSQL.
+        ConfigurationError: The database does not exist, or is not PostgreSQL.
     """
 
     def __init__(self, alias: str) -> None:
@@ -44,13 +44,13 @@ class DjangoConnections(ConnectionProvider):
 
     @property
     def behind_a_pooler(self) -> bool:
-        """Whether the settings have what Django asks for where a pooler changes servers between transactions."""
+        """Return whether the settings are those that Django requires behind a pooler in transaction mode."""
         return bool(connections[self.alias].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS"))
 
     def lend(self, wrap: Callable[[object], Session]) -> Session:
         connection = connections[self.alias]
         if connection.connection is not None and connection.connection.closed and not connection.in_atomic_block:
-            connection.close()  # lost: Django has not noticed yet, and would go on with it
+            connection.close()  # the connection is lost, but Django has not noticed, and would continue to use it
         try:
             connection.ensure_connection()
         except Error as exc:
@@ -64,9 +64,9 @@ class DjangoConnections(ConnectionProvider):
 
     def failed(self, session: Session) -> None:
         connection = connections[self.alias]
-        connection.errors_occurred = True  # Django looks at the connection before the next request
+        connection.errors_occurred = True  # makes Django check the connection before the next request
         if session.read_only and not connection.in_atomic_block:
-            connection.close()  # a new one may lead to the server that takes writes
+            connection.close()  # a new connection may lead to the server that takes writes
 
     def dsn(self) -> str:
         connection = connections[self.alias]

@@ -1,4 +1,4 @@
-"""Jobs and dead letters of the table ``default``, to be looked at: unmanaged models that are not to be written to."""
+"""Read-only, unmanaged models for jobs and dead letters of the table ``default``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pqcore.integrations.django.queues import DjangoQueue, pqs
 
 
 def _table(suffix: str = "") -> str:
-    return configured()["default"].names.related(suffix)  # quoted, which Django takes as it is
+    return configured()["default"].names.related(suffix)  # quoted, and Django uses the name unchanged
 
 
 def _refuse(what: str) -> NoReturn:
@@ -24,14 +24,14 @@ def _refuse(what: str) -> NoReturn:
 
 
 class StoredJSON(models.Field):
-    """A column of PostgreSQL's type ``json``, which the driver reads by itself."""
+    """A column of PostgreSQL's type ``json``, which the driver decodes itself."""
 
     def db_type(self, connection: Any) -> str:
         return "json"
 
 
 class Moment(models.DateTimeField):
-    """A time; None where it is none that Python can express, as the end of the lease of a job that is parked."""
+    """A time; None if Python cannot express it, such as the end of a parked job's lease."""
 
     def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
         bounds = "BETWEEN timestamptz '0002-01-01 00:00+00' AND timestamptz '9999-12-30 00:00+00'"
@@ -39,27 +39,27 @@ class Moment(models.DateTimeField):
 
 
 class ReadOnlyQuerySet(models.QuerySet):
-    """A query that writes nothing."""
+    """A query set that writes nothing."""
 
     def update(self, **kwargs: Any) -> NoReturn:
-        """Refuse.
+        """Raise, because rows are read-only.
 
         Raises:
-            ConfigurationError: Always; so do the others.
+            ConfigurationError: Always raised; the other methods raise it, too.
         """
         _refuse("update()")
 
     def delete(self) -> NoReturn:
-        """Refuse."""
+        """Raise, because rows are read-only."""
         _refuse("delete()")
 
     def bulk_create(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse."""
+        """Raise, because rows are read-only."""
         _refuse("bulk_create()")
 
 
 class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Rows of the database that the table is in, unless another is named; with their ``attempts``."""
+    """Rows of the database that has the table, unless another is named; with their ``attempts``."""
 
     def get_queryset(self) -> Any:
         found = super().get_queryset()
@@ -68,7 +68,7 @@ class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignor
 
 
 class JobManager(RowManager):
-    """Jobs with their ``state``, one of those that `pqcore.Queue.jobs` knows."""
+    """Jobs with their ``state``, which is one that `pqcore.Queue.jobs` knows."""
 
     def get_queryset(self) -> Any:
         due = Coalesce("schedule_at", "enqueued_at")
@@ -84,7 +84,7 @@ class JobManager(RowManager):
 
 
 class Row(models.Model):
-    """What the table and that of dead letters have in common."""
+    """The common fields of the queue's table and the table of dead letters."""
 
     PERMISSIONS: ClassVar = ("view", "change", "delete")
 
@@ -110,24 +110,24 @@ class Row(models.Model):
 
     @property
     def queue(self) -> DjangoQueue:
-        """Its queue, through which it can be changed."""
+        """Return the job's queue, through which the job can be changed."""
         return pqs["default"].queue(self.queue_name, serializer="json")
 
     def save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse.
+        """Raise, because rows are read-only.
 
         Raises:
-            ConfigurationError: Always; so does `delete`.
+            ConfigurationError: Always raised; `delete` raises it, too.
         """
         _refuse("save()")
 
     def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse."""
+        """Raise, because rows are read-only."""
         _refuse("delete()")
 
 
 class Job(Row):
-    """A job: one that waits, is scheduled, parked or leased; or is done, as far as its row is kept."""
+    """A job that waits, is scheduled, parked or leased; or a done job whose row is kept."""
 
     finished_at = Moment("finished", db_column="dequeued_at", null=True)
     leased_until = Moment(null=True)

@@ -1,4 +1,4 @@
-"""The operation of Django's migrations that makes pqcore's table, and brings it up to date."""
+"""The operation for Django's migrations that makes pqcore's table, or migrates it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pqcore.schema.offline import write_down
 
 
 def unmanaged(model: Any) -> CreateModel:
-    """What tells Django's migrations of a model of which they are to make no table."""
+    """Return the state of a model for which Django's migrations make no table."""
     meta = model._meta
     options = {
         "managed": False,
@@ -32,16 +32,16 @@ def unmanaged(model: Any) -> CreateModel:
 
 
 class MigrateTables(Operation):
-    """Make the tables of ``PQCORE`` that are in the database being migrated, or bring them up to date.
+    """Make the tables of ``PQCORE`` in the database that is being migrated, or migrate them.
 
-    It runs pqcore's own migrations, to the version that the installed pqcore needs, on the migration's connection. In
-    an atomic migration they are part of its transaction, and a table with rows is locked while its indexes are built;
-    in another they are what `pqcore migrate` is, and hold nobody up. Undone, it drops the tables with all jobs, if
-    ``creates``; else it does nothing.
+    The operation runs pqcore's own migrations on the migration's connection, up to the version that the installed
+    pqcore needs. In an atomic migration, they are part of its transaction, and a table with rows is locked while its
+    indexes are built. In a non-atomic one, they work like `pqcore migrate`, and block nobody. The reverse operation
+    drops the tables with all jobs if ``creates`` is true; otherwise it does nothing.
 
     Args:
-        version: The schema version that there is to be at least.
-        creates: Whether it is the first, with which the tables come and go.
+        version: The lowest schema version that the tables must have afterwards.
+        creates: Whether this is the first migration, which makes and drops the tables.
     """
 
     reduces_to_sql = True
@@ -52,14 +52,14 @@ class MigrateTables(Operation):
         self.creates = creates
 
     def state_forwards(self, app_label: str, state: Any) -> None:
-        """Nothing that Django's models know changes."""
+        """Change nothing, because Django's models do not change."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         for table in _tables(schema_editor):
             if not schema_editor.collect_sql:
                 run_sync(admin.create(pqs[table.alias].engine))
             elif self.creates:
-                # What is run depends on the table that is there; this is what makes one where there is none.
+                # The statements depend on the existing table; these are the statements that make a new one.
                 _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))
             else:
                 schema_editor.collected_sql.append(f"-- pqcore migrate --table {table.names.table}: see its --sql")
@@ -76,7 +76,7 @@ class MigrateTables(Operation):
 
     @property
     def migration_name_fragment(self) -> str:
-        """What a migration with it is called."""
+        """Return the name for a migration with this operation."""
         return f"pqcore_{self.version}"
 
 
@@ -93,7 +93,7 @@ async def _drop(engine: Any) -> None:
 
 
 async def _no_sleep(_: float) -> None:
-    """Wait for nobody: nothing is locked."""
+    """Do not wait, because nothing is locked."""
 
 
 def _write_down(schema_editor: Any, work: Callable[[Session], Awaitable[object]]) -> None:

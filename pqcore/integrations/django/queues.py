@@ -19,14 +19,14 @@ from pqcore.tasks import PQ, Queue
 
 
 class DjangoQueue(Queue):
-    """A queue whose jobs are put and taken on Django's connection of the running thread.
+    """A queue that puts and takes jobs on Django's connection of the running thread.
 
-    In ``transaction.atomic()`` they are part of that.  ``with queue as cursor`` is ``atomic()``, with a cursor of
-    Django's.
+    Within ``transaction.atomic()``, they are part of that transaction. ``with queue as cursor`` is like ``atomic()``,
+    with a cursor of Django.
     """
 
     database: str
-    """The alias of its database."""
+    """The alias of the queue's database."""
 
     def __enter__(self) -> Any:
         block = transaction.atomic(using=self.database)
@@ -51,7 +51,7 @@ _open = threading.local()
 
 
 def _blocks() -> list[tuple[Any, Any]]:
-    """The blocks that are open in the running thread, each with its cursor."""
+    """Return the open blocks of the running thread, each with its cursor."""
     blocks: list[tuple[Any, Any]] = _open.__dict__.setdefault("blocks", [])
     return blocks
 
@@ -59,13 +59,14 @@ def _blocks() -> list[tuple[Any, Any]]:
 class DjangoPQ(PQ):
     """The queues of one table, over Django's connections.
 
-    Threads share it; each uses Django's connection of its own.  A `pqcore.worker.Worker` opens connections of its own.
+    Threads may share the object; each uses its own connection of Django. A `pqcore.worker.Worker` opens its own
+    connections.
 
     Args:
-        configuration: The table, and what its queues are set to.
+        configuration: The table, and the settings of its queues.
 
     Raises:
-        ConfigurationError: The database is not PostgreSQL, or an option is none.
+        ConfigurationError: The database is not PostgreSQL, or an option is invalid.
     """
 
     queue_class = DjangoQueue
@@ -83,11 +84,11 @@ class DjangoPQ(PQ):
             **configuration.options,
         )
         self.lender = lender
-        for name in configuration.queues:  # a bad option is to fail here
+        for name in configuration.queues:  # a bad option must fail here
             self.queue(name)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> DjangoQueue:
-        """A queue with options of its own, beside those that ``QUEUES`` has for it."""
+        """Return a queue with options of its own, in addition to those in ``QUEUES``."""
         plain, suffix = split_queue_name(name) if serializer is None else (name, None)
         chosen = {**self.configuration.queues.get(plain, {}), **options}
         of_settings = chosen.pop("serializer", None)
@@ -105,7 +106,7 @@ class DjangoPQ(PQ):
 
 
 class _PQs:
-    """The tables of ``PQCORE``, by alias; each is made when it is first asked for."""
+    """The tables of ``PQCORE``, by alias; each is made on first use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -127,7 +128,7 @@ class _PQs:
         return iter(configured())
 
     def forget(self, *, setting: str, **_: object) -> None:
-        """Make them anew, where a test has other settings."""
+        """Forget the tables, because a test has changed the settings."""
         if setting in ("PQCORE", "DATABASES"):
             with self._lock:
                 self._made.clear()
@@ -139,13 +140,13 @@ setting_changed.connect(pqs.forget)
 
 
 def queue(name: str, using: str = "default") -> DjangoQueue:
-    """A queue: the same object each time, so that periodic tasks that are declared on it are known to workers.
+    """Return a queue: always the same object, so that workers know the periodic tasks that are declared on it.
 
     Args:
-        name: Its name.
-        using: The alias of its table in ``PQCORE``.
+        name: The name of the queue.
+        using: The alias of the queue's table in ``PQCORE``.
 
     Raises:
-        ConfigurationError: There is no such alias, or the settings are wrong.
+        ConfigurationError: The alias does not exist, or the settings are invalid.
     """
     return pqs[using][name]

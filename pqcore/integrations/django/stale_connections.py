@@ -1,4 +1,4 @@
-"""What is around the run of a job: connections of Django's that are too old are closed, as around a request."""
+"""Closing Django's connections that are too old, before and after each run of a job, as around a request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pqcore.tasks import TaskDeclarations
 
 
 def _renew() -> None:
-    reset_queries()  # which are kept where DEBUG is on
+    reset_queries()  # Django keeps the queries if DEBUG is on
     _close_old()
 
 
 def _close_old() -> None:
-    """Close what `close_old_connections` would, unless a job is run within a transaction, as in a test."""
+    """Close what `close_old_connections` would, unless a job runs within a transaction, as in a test."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
@@ -30,7 +30,7 @@ def _close_old() -> None:
 
 @contextmanager
 def renewed() -> Iterator[None]:
-    """Around a call that is made in this thread."""
+    """Return a context manager for a call in this thread."""
     _renew()
     try:
         yield
@@ -39,31 +39,31 @@ def renewed() -> Iterator[None]:
 
 
 class Connections:
-    """A plugin: for functions in threads in their thread, for coroutine functions where `sync_to_async` runs."""
+    """A plugin that works in the function's thread, or for coroutine functions where `sync_to_async` runs."""
 
     @hookimpl
     def pqcore_around_run(self, event: JobEvent) -> AbstractContextManager[None] | None:
-        """Around a function in a thread."""
+        """Close old connections around a function in a thread."""
         return None if _in_a_loop() else renewed()
 
     @hookimpl
     def pqcore_job_started(self, event: JobEvent) -> Awaitable[None] | None:
-        """Before a coroutine function."""
+        """Close old connections before a coroutine function."""
         return sync_to_async(_renew)() if _awaited(event) else None
 
     @hookimpl
     def pqcore_job_succeeded(self, event: JobEvent) -> Awaitable[None] | None:
-        """After it."""
+        """Close old connections after the coroutine function."""
         return sync_to_async(_close_old)() if _awaited(event) else None
 
     @hookimpl
     def pqcore_job_failed(self, event: JobEvent) -> Awaitable[None] | None:
-        """Likewise."""
+        """Close old connections after the coroutine function."""
         return sync_to_async(_close_old)() if _awaited(event) else None
 
 
 def _awaited(event: JobEvent) -> bool:
-    """Whether the job's function is a coroutine function, and awaited by a worker."""
+    """Return whether the job's function is a coroutine function that a worker awaits."""
     return _in_a_loop() and inspect.iscoroutinefunction(TaskDeclarations.handler_registry.get(event.task))
 
 
@@ -76,10 +76,10 @@ def _in_a_loop() -> bool:
 
 
 PLUGIN = Connections()
-"""The plugin, which there is one of."""
+"""The only instance of the plugin."""
 
 
 def register() -> None:
-    """Register the plugin, once a process."""
+    """Register the plugin, once in each process."""
     if not plugins.manager.is_registered(PLUGIN):
         plugins.register(PLUGIN, "pqcore.integrations.django")

@@ -1,9 +1,9 @@
-"""A backend of Django's own tasks (`django.tasks`, of Django 6; before that of the package ``django-tasks``).
+"""A backend for Django's own tasks (`django.tasks` of Django 6, or the package ``django-tasks`` before that).
 
     TASKS = {"default": {"BACKEND": "pqcore.integrations.django.tasks.PQCoreBackend"}}
 
-A task is put on Django's connection, so it is committed with what was written in the same transaction. It is a job
-that calls `run` or `arun`, which find the task by its path: a row names nothing that is not a task.
+A task is put on Django's connection, so it is committed together with other writes of the transaction. The job calls
+`run` or `arun`, which find the task by its path and accept nothing but tasks.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 
 
 class _Absent:
-    """Stands in for each class of `django.tasks` where there is none.
+    """A stand-in for each class of `django.tasks` where the package is missing.
 
-    So the module can be imported. Our worker, Celery and others import the module ``tasks`` of every app.
+    It lets this module be imported without the package. pqcore's worker, Celery and other programs import the module
+    ``tasks`` of every app.
     """
 
     def __init__(self, *arguments: object, **named: object) -> None:
@@ -74,22 +75,26 @@ TaskResult, TaskResultStatus = base.TaskResult, base.TaskResultStatus
 _json = _module("django.utils.json" if _ROOT == "django.tasks" else "django_tasks.utils")
 
 KEEP_RESULT = "7d"
-"""For how long a result is kept, unless ``OPTIONS`` say so."""
+"""How long a result is kept, unless ``OPTIONS`` sets another time."""
 FIRST_EXPECTED = datetime(2000, 1, 1, tzinfo=timezone.utc)
-"""What a priority of 0 has as ``expected_at``; each step is a day. No job that is expected really is in between."""
+"""The ``expected_at`` of priority 0; each step of priority is one day. No job with a real expectation lies in between.
+"""
 _CALL_OPTIONS = ("keep_result", "max_retries", "retry_in", "timeout")
 _STATUS = {"leased": "RUNNING", "dead": "FAILED", "done": "SUCCESSFUL"}
 
 
 class ResultId(str):
-    """The id of a result that `enqueue` returned. It is of one job alone, though another may get the id of the job."""
+    """The id of a result, as `enqueue` returned it.
+
+    It belongs to one job alone, even if another job gets the same id later.
+    """
 
     __slots__ = ("job_id",)
     job_id: JobId
 
     @classmethod
     def of(cls, queue: str, job_id: JobId) -> ResultId:
-        """The id of the result of a job."""
+        """Return the id of the result of a job."""
         made = cls(f"{queue}:{int(job_id)}")
         made.job_id = JobId(job_id)  # without the queue, so that a result can be pickled
         made.job_id.epoch = job_id.epoch
@@ -97,10 +102,10 @@ class ResultId(str):
 
 
 class PQCoreBackend(backends.BaseTaskBackend):
-    """Puts tasks as jobs, and finds their results.
+    """A backend that puts tasks as jobs, and finds their results.
 
-    ``OPTIONS``: ``using`` (the alias in ``PQCORE``), ``keep_result``, ``max_retries``, ``retry_in``, ``timeout``; the
-    last four as for `pqcore.tasks.TaskOptions`.
+    ``OPTIONS``: ``using`` (the alias in ``PQCORE``), ``keep_result``, ``max_retries``, ``retry_in``, ``timeout``;
+    `pqcore.tasks.TaskOptions` documents the last four.
     """
 
     supports_defer = True
@@ -115,14 +120,14 @@ class PQCoreBackend(backends.BaseTaskBackend):
 
     @property
     def pq(self) -> DjangoPQ:
-        """The table."""
+        """Return the `PQ` of the table."""
         return pqs[self.options.get("using", "default")]
 
     def validate_task(self, task: Any) -> None:
-        """Refuse a task that cannot be run, as it is declared.
+        """Raise for a task that cannot be run as it is declared.
 
         Raises:
-            InvalidTask: Django refuses it, or its function has ``yield``, so that a call runs nothing.
+            InvalidTask: Django refuses the task, or its function has ``yield``, so that a call runs nothing.
         """
         super().validate_task(task)
         try:
@@ -134,7 +139,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
         """Put a task, in the transaction that Django has open.
 
         Raises:
-            PQError: It could not be put.
+            PQError: The task could not be put.
         """
         self.validate_task(task)
         result = self.result(task, "", TaskResultStatus.READY, args, kwargs, enqueued_at=now())
@@ -156,16 +161,16 @@ class PQCoreBackend(backends.BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """What is known of a task that was put.
+        """Return what is known of a task that was put.
 
         Raises:
-            TaskResultDoesNotExist: Nothing: it never was, or its result is not kept any more.
+            TaskResultDoesNotExist: The task never existed, or its result is not kept any more.
         """
         name, _, number = str(result_id).rpartition(":")
         if not name or not number.isdecimal() or len(number) > 18:
             raise TaskResultDoesNotExist(result_id)
         try:
-            queue = self.pq.queue(name)  # not kept, as those of any id would be
+            queue = self.pq.queue(name)  # not cached, because ids may name any queue
         except (InvalidName, UnknownSerializer) as exc:
             raise TaskResultDoesNotExist(result_id) from exc
         job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
@@ -177,11 +182,12 @@ class PQCoreBackend(backends.BaseTaskBackend):
             if job is not None and job.state != "done":
                 return self._unfinished(result_id, job, queue.decode_row(job.id, job.serializer, job.raw))
             return self._finished(result_id, queue.result(job_id, timeout=0))
-        except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:  # or another kind of job
+        # or the id belongs to another kind of job
+        except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:
             raise TaskResultDoesNotExist(result_id) from exc
 
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
-        """What is wrong with the settings."""
+        """Return what is wrong with the settings."""
         try:
             TaskOptions(**self.call_options)
             self.pq  # noqa: B018 - made here
@@ -220,14 +226,14 @@ class PQCoreBackend(backends.BaseTaskBackend):
         return result
 
     def task(self, call: Mapping[str, Any], queue: str, run_after: datetime | None) -> Any:
-        """The task that a job calls, as it was put."""
+        """Return the task that a job calls, as it was put."""
         task = _find(call["task"])
         return task.using(priority=call["priority"], queue_name=queue, run_after=run_after, backend=self.alias)
 
     def result(
         self, task: Any, result_id: str, status: Any, args: Sequence[Any], kwargs: Mapping[str, Any], **known: Any
     ) -> Any:
-        """A result; what is not known of it is None, or empty."""
+        """Return a result; unknown values are None or empty."""
         nothing: dict[str, Any] = dict.fromkeys(("enqueued_at", "started_at", "finished_at", "last_attempted_at"))
         nothing |= {"errors": [], "worker_ids": []}
         given = {"task": task, "id": result_id, "status": status, "args": list(args), "kwargs": dict(kwargs)}
@@ -235,7 +241,10 @@ class PQCoreBackend(backends.BaseTaskBackend):
 
 
 def run(job_id: int, /, **call: Any) -> dict[str, Any]:
-    """Run a task that is a function; what is kept of it.  A receiver that fails at its end has it not run again."""
+    """Run a task that is a function, and return what is kept of it.
+
+    If a signal's receiver fails at the end, the task does not run again.
+    """
     execution = _Execution(job_id, call)
     signals.task_started.send(execution.sender, task_result=execution.result)
     try:
@@ -265,14 +274,16 @@ async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
 
 
 class ResultNotJsonError(BaseException):
-    """The task ran, and returned what JSON cannot hold: it has failed, as Django has it, and is not run again.
+    """The task ran and returned a value that JSON cannot hold.
 
-    No `Exception`, as those are tried again.
+    By Django's rules it has failed, and it does not run again.
+
+    The class is not an `Exception`, because those are retried.
     """
 
 
 class _Execution:
-    """A task that runs, and the result that signals and the task itself are told of."""
+    """A running task, with the result for signals and for the task itself."""
 
     def __init__(self, job_id: int, call: Mapping[str, Any]) -> None:
         context = current()
@@ -297,7 +308,7 @@ class _Execution:
             self.arguments.insert(0, base.TaskContext(task_result=self.result))
 
     def succeeded(self, value: Any) -> dict[str, Any]:
-        """Note that it returned; what is kept of that."""
+        """Record that the function returned, and return what is kept of its result."""
         result = self.result
         try:
             kept = _json.normalize_json(value)
@@ -310,7 +321,7 @@ class _Execution:
         return {"value": kept, "call": dict(self._call), "queue": queue, "worker_ids": ids, **times}
 
     def failed(self, error: BaseException) -> bool:
-        """Note that it raised; whether the job has failed for good, as whatever runs the job decides."""
+        """Record that the function raised; return whether the job has failed for good, as its runner decides."""
         failure = failure_of(self._context, error)
         if failure is None:
             return False
@@ -336,10 +347,10 @@ def _backend(alias: str) -> Any:
 
 
 def _find(path: str) -> Any:
-    """The task of this path.
+    """Return the task with a path.
 
     Raises:
-        TypeError: What is there is no task: it is not run.
+        TypeError: The path does not name a task, so nothing is run.
     """
     found = import_string(path)
     if not isinstance(found, base.Task):

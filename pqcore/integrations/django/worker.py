@@ -1,9 +1,9 @@
-"""What workers of a Django project name as target: a table of ``PQCORE``, by its alias.
+"""Targets for workers of a Django project: each table of ``PQCORE``, by its alias.
 
     pqcore worker pqcore.integrations.django.worker:default --queues emails
 
-Importing it sets Django up, and imports the modules ``tasks`` of all apps, so that what they declare is known. It is
-what ``manage.py pqcore worker`` has a worker's processes import.
+Importing this module sets Django up, and imports the modules ``tasks`` of all apps, so that their tasks are known. The
+processes of ``manage.py pqcore worker`` import it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table, and the models that look at it."""
+"""The migration that makes the table, and the models for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pqcore.integrations.django.operations import MigrateTables, unmanaged
 
 
 class Migration(migrations.Migration):
-    """Not atomic: a table that has rows is brought up to date while it is used."""
+    """A non-atomic migration, so that a table with rows is migrated while it is in use."""
 
     initial = True
     atomic = False

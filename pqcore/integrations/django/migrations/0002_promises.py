@@ -1,4 +1,4 @@
-"""A table says which code works on it."""
+"""The migration that records which code can use a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pqcore.integrations.django.operations import MigrateTables
 
 
 class Migration(migrations.Migration):
-    """Not atomic: see the first."""
+    """A non-atomic migration; see 0001_table."""
 
     atomic = False
     dependencies = [("pqcore", "0001_table")]

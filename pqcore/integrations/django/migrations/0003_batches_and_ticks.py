@@ -1,4 +1,4 @@
-"""Batches have a secret, ticks the expression that they are of, and results the time at which their job was put."""
+"""The migration that gives batches a secret token, ticks their expression, and results the time of the job's put."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pqcore.integrations.django.operations import MigrateTables
 
 
 class Migration(migrations.Migration):
-    """Not atomic: see the first."""
+    """A non-atomic migration; see 0001_table."""
 
     atomic = False
     dependencies = [("pqcore", "0002_promises")]

@@ -1,4 +1,4 @@
-"""Priorities, and the tables of keys, rules and workers."""
+"""The migration that adds priorities, and the tables of keys, rules and workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pqcore.integrations.django.operations import MigrateTables
 
 
 class Migration(migrations.Migration):
-    """Not atomic: see the first."""
+    """A non-atomic migration; see 0001_table."""
 
     atomic = False
     dependencies = [("pqcore", "0003_batches_and_ticks")]

@@ -1,4 +1,4 @@
-"""A trigger that takes less time over statements whose rows are all of one queue."""
+"""The migration that makes the trigger faster for statements whose rows all belong to one queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pqcore.integrations.django.operations import MigrateTables
 
 
 class Migration(migrations.Migration):
-    """Not atomic: see the first."""
+    """A non-atomic migration; see 0001_table."""
 
     atomic = False
     dependencies = [("pqcore", "0004_admission")]

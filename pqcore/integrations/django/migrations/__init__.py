@@ -1,1 +1,1 @@
-"""Django's migrations, one a schema version since the first that had any."""
+"""Django's migrations, one for each schema version since the first Django migration."""

@@ -1,1 +1,1 @@
-"""``manage.py pqcore``."""
+"""The command ``manage.py pqcore``."""

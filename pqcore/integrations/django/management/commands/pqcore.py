@@ -1,4 +1,4 @@
-"""``manage.py pqcore``: any command of pqcore's, on a table of ``PQCORE``."""
+"""The command ``manage.py pqcore``, which runs any command of pqcore on a table of ``PQCORE``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Command(BaseCommand):
         super().run_from_argv(argv)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run it.
+        """Run the command.
 
         Raises:
             CommandError: The settings are wrong, or the command line is not installed.
@@ -69,7 +69,7 @@ class Command(BaseCommand):
 
 
 def _without_djangos(arguments: Sequence[str]) -> list[str]:
-    """What is left without options that Django has read already, wherever they stand."""
+    """Return the arguments without the options that Django has already read, wherever they are."""
     left: list[str] = []
     given = iter(arguments)
     for argument in given:
@@ -81,13 +81,16 @@ def _without_djangos(arguments: Sequence[str]) -> list[str]:
 
 
 def _table_options(pq: DjangoPQ) -> dict[str, Any]:
-    """What pqcore's commands are told of the table; the password stands in no command line, and in no environment."""
+    """Return the options that tell pqcore's commands about the table.
+
+    No command line or environment contains the password.
+    """
     names = pq.configuration.names
     return {"dsn": pq.lender.dsn(), "backend": pq.lender.backend, "table": names.table, "schema": names.schema}
 
 
 def _defaults(context: Any, group: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of options, by command, for those that are about a table."""
+    """Return the default options about the table, by command."""
     found: dict[str, Any] = {}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -100,9 +103,9 @@ def _defaults(context: Any, group: Any, values: Mapping[str, Any]) -> dict[str, 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """That of the command: processes that it starts find the project as this one did.
+    """Return the environment of the command, with which its processes find the project as this one did.
 
-    Without PQCORE_DSN, which says where the table is to those who have no settings.
+    PQCORE_DSN is left out, because it names the table for processes without settings.
     """
     said = dict(os.environ)
     own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
@@ -116,14 +119,14 @@ def _environment() -> Iterator[None]:
 
 
 def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
-    """Those of a worker: without a target the table's queues, all that ``QUEUES`` has unless they are named."""
+    """Return the arguments of a worker: without a target, the queues of the table, by default all in ``QUEUES``."""
     import click
 
     from pqcore.cli.worker import worker
 
     try:
         context = worker.make_context("worker", list(arguments), resilient_parsing=True)
-    except click.ClickException:  # said by the command itself
+    except click.ClickException:  # the command itself has printed the message
         return arguments
     if context.params["targets"]:
         return arguments
