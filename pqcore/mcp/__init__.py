@@ -1,7 +1,7 @@
-"""A Model Context Protocol server, by which a program that talks to language models reads and changes queues.
+"""A Model Context Protocol server, through which programs that use language models read and change queues.
 
 See docs/mcp.md. Only `pqcore.mcp.server` imports the SDK.
 """
 
 LIMIT = 4_000
-"""Characters of a job's data, headers, error message and traceback that are shown, each, by default."""
+"""The default limit of characters for each of these: a job's data, headers, error message and traceback."""

@@ -1,4 +1,4 @@
-"""What tools answer: without secrets, and cut where it is too long."""
+"""The answers of tools, without secrets, and shortened if they are too long."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from pqcore.errors import ConfigurationError
 from pqcore.mcp import LIMIT
 
 MARGIN = 1_000
-"""Characters that are read beyond the limit, so that a secret at the end is whole, and found, before it is cut."""
+"""Characters that are read beyond the limit, so that a secret at the end is complete, and recognized, before the text
+is cut."""
 DEEPEST = 100
-"""Levels of objects and lists that are shown: deeper ones are more than what writes answers can follow."""
+"""The largest number of levels of objects and lists that are shown; writers of answers could not follow more."""
 _NAMES = frozenset(
     {"queue", "state", "task", "reason", "place", "serializer", "check", "level", "was", "outcome", "to"}
 )
-"""Fields that are shown as they are: names, by which a queue is asked for again."""
+"""Fields that are shown unchanged: names with which a client asks for a queue again."""
 
 
 class Redactor:
-    """Makes answers of what was read: JSON without secrets, cut where it is too long.
+    """A maker of answers: JSON without secrets, shortened if it is too long.
 
     Args:
-        engine: The engine of the table, whose DSN is a secret.
-        hide_data: Whether to leave out the data of jobs, and what errors say, which may quote the data.
-        limit: Characters of a job's data that are shown, and of its headers, error message and traceback.
+        engine: The engine of the table, whose DSN is secret.
+        hide_data: Whether to leave out the data of jobs, and texts of errors, which may quote the data.
+        limit: The largest number of characters shown of each: a job's data, headers, error message and traceback.
 
     Attributes:
-        reach: Characters of a job's data that are worth reading.
+        reach: The number of characters of a job's data that are worth reading.
 
     Raises:
         ConfigurationError: The limit is not a number of at least 1.
@@ -46,14 +47,14 @@ class Redactor:
         self._hide_data = hide_data
 
     def redact(self, text: str) -> str:
-        """Return a text without the DSN, the password in the DSN, and libpq's PGPASSWORD."""
+        """Return a text without the DSN, the DSN's password, and libpq's PGPASSWORD."""
         text = self._engine.redact(text)
         if password := os.environ.get("PGPASSWORD"):
             text = text.replace(password, "***")
         return text
 
     def document(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an object of JSON without secrets; its field ``cut`` lists the fields that were cut."""
+        """Return a JSON object without secrets; its field ``cut`` lists the fields that were cut."""
         found = {name: value if name in _NAMES else self._shown(value) for name, value in fields.items()}
         if self._hide_data:
             return _without_data(found)
@@ -61,10 +62,10 @@ class Redactor:
         return {**found, "cut": cut} if cut else found
 
     def explanation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return why a job does not run, as `document` does; without texts that may quote the data, if they are hidden.
+        """Return why a job does not run, like `document`; without texts that may quote the data, if data is hidden.
 
         Args:
-            fields: As `pqcore.json_views.explanation` gives them.
+            fields: The fields, as from `pqcore.json_views.explanation`.
         """
         found = self.document(fields)
         if self._hide_data:
@@ -74,7 +75,7 @@ class Redactor:
         return found
 
     def documents(self, each: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return an object for each, as `document` does."""
+        """Return a list of objects, each like `document`."""
         return [self.document(fields) for fields in each]
 
     def _shown(self, value: Any, depth: int = 0) -> Any:
@@ -96,7 +97,7 @@ class Redactor:
             return False
         if name == "error":
             message, traceback = value.get("message") or "", value.get("traceback") or ""
-            # The end of a traceback says what was raised, and where.
+            # The end of a traceback shows the exception and its place.
             shorter = {"message": message[: self._limit], "traceback": traceback[-self._limit :]}
             found[name] = {**value, **{part: text for part, text in shorter.items() if part in value}}
             return len(message) > self._limit or len(traceback) > self._limit
@@ -108,14 +109,14 @@ class Redactor:
 
 
 def _without_data(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a job without its data, and a job or rule without what may quote data."""
+    """Return a job without its data, and a job or rule without texts that may quote data."""
     for name in ("data", "payload", "headers", "group", "dedup_key"):
         found.pop(name, None)
     if found.get("error"):
         found["error"] = {"type": found["error"].get("type")}
     if found.get("parked_on"):
         found["parked_on"] = found["parked_on"].partition(":")[0]
-    if found.get("kind") in ("limit", "rate", "weight"):  # a rule, whose name may be made of a job's arguments
+    if found.get("kind") in ("limit", "rate", "weight"):  # a rule, whose name may contain arguments of a job
         found["name"] = None
     elif found.get("kind") == "pause" and not found["name"].startswith("task:"):
         found["name"] = found["name"].partition(":")[0]

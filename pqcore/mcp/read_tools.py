@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class ReadTools:
-    """The tools; the model is told their docstrings.
+    """The tools; the model reads their docstrings.
 
     Args:
-        runner: Runs operations on the table.
-        redactor: Makes the answers.
+        runner: The runner of operations on the table.
+        redactor: The maker of answers.
     """
 
     def __init__(self, runner: PQRunner, redactor: Redactor) -> None:
@@ -32,11 +32,12 @@ class ReadTools:
         self._redactor = redactor
 
     async def list_queues(self, queue: QueueName | None = None) -> dict[str, Any]:
-        """List the queues, with how many jobs each has.
+        """List the queues, with the number of jobs in each state.
 
-        `ready` are due and wait for a worker, `scheduled` are not due yet, `leased` are being worked on, `parked` wait
-        for a place under a limit or for their turn in a group, `dead` failed for good. `oldest` is for how many
-        seconds the oldest ready job has been due. A queue with none of these is not listed, unless named.
+        `ready` jobs are due and wait for a worker. `scheduled` jobs are not due yet. `leased` jobs are being run.
+        `parked` jobs wait for a place under a limit, or for their turn in a group. `dead` jobs failed for good.
+        `oldest` is the number of seconds for which the oldest ready job has been due. A queue without any of these jobs
+        is listed only if it is named.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(admin.count_queues, settings)
@@ -59,8 +60,8 @@ class ReadTools:
     ) -> dict[str, Any]:
         """List jobs of a queue by state, without their data.
 
-        Those that wait come in the order in which they will be taken, those that are done or dead the latest first.
-        A filter that fits few jobs of a large queue is slow.
+        Waiting jobs come in the order in which they will be taken; done and dead jobs come latest first. A filter that
+        matches few jobs of a large queue is slow.
         """
         found = await self._runner.call(
             list_jobs.list_by_state,
@@ -74,22 +75,23 @@ class ReadTools:
         return {"jobs": self._redactor.documents(map(json_views.stored, found)), "more": len(found) == limit}
 
     async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
-        """Show all that is stored of one job, wherever it is: its state, times, data, and the last traceback.
+        """Show all that is stored of one job in any state: its state, times, data, and the last traceback.
 
-        Fields that are listed in `cut` are not whole. Data that is not JSON is not decoded; `payload` has it in base64.
+        Fields that are listed in `cut` are incomplete. Data that is not JSON is not decoded; `payload` has it in
+        base64.
         """
         settings = None if queue is None else self._runner.queue(queue)
         job = await self._runner.call(list_jobs.get_full_job, job_id, settings, self._redactor.reach)
         fields = {**json_views.whole(job), "size": job.size}
         if isinstance(job.raw, str) and job.size > self._redactor.reach and fields["data"] is None:
-            fields["data"] = job.raw  # the beginning of it, which is no JSON
+            fields["data"] = job.raw  # the beginning of the data, which is not JSON
         return self._redactor.document(fields)
 
     async def explain_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
-        """Tell why a job does not run: each cause in a sentence, with the action that would free the job of it.
+        """Tell why a job does not run: each cause in a sentence, with the action that removes the cause.
 
-        The most important cause comes first. Without causes, nothing keeps the job from running. `position` is how
-        many jobs are before it. `notes` do not keep it from running.
+        The most important cause comes first. Without causes, nothing keeps the job from running. `position` is the
+        number of jobs before it. `notes` do not keep the job from running.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(explain.explain, job_id, settings)
@@ -98,7 +100,7 @@ class ReadTools:
     async def peek_jobs(
         self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="How many, at most.")] = 5
     ) -> dict[str, Any]:
-        """Show the next jobs of a queue that are due, in order, with their data; they stay where they are."""
+        """Show the next due jobs of a queue, in order, with their data, without taking them."""
         settings = self._runner.queue(queue)
         rows = await self._runner.call(fetch.peek, settings, limit)
         jobs = (json_views.taken(BaseJob(settings, row), settings.name) for row in rows)
@@ -109,9 +111,9 @@ class ReadTools:
     ) -> dict[str, Any]:
         """List the jobs of a queue that failed for good, the latest first, each with its error and traceback.
 
-        `reason` says why: `failed` (no retries left), `crashed` (its workers died of it), `expired` (its deadline had
-        passed), `invalid` (it could not be read), `unreadable` (no worker had its serializer or key).
-        `total` is how many there are. `show_job` shows the data of one.
+        `reason` is the cause: `failed` (no retries left), `crashed` (running the job killed its workers), `expired`
+        (the deadline had passed), `invalid` (the data is damaged), `unreadable` (no worker had the serializer or key).
+        `total` is the number of dead letters. `show_job` shows the data of one.
         """
         settings = self._runner.queue(queue)
         rows = await self._runner.call(dead_letters.list_latest, settings, limit)
@@ -123,8 +125,8 @@ class ReadTools:
     async def list_workers(self, queue: QueueName | None = None) -> dict[str, Any]:
         """List the workers, with the queues and tasks (paths of functions) of each.
 
-        `alive` says whether a worker has renewed its row within the last minute. A worker that is not has died, or
-        cannot reach the server. `app.emails.*` stands for all functions of a module.
+        `alive` tells whether a worker has renewed its row within the last minute. A worker that is not alive has died,
+        or cannot reach the server. `app.emails.*` stands for all functions of a module.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(worker_registry.list_workers, settings)
@@ -133,9 +135,9 @@ class ReadTools:
     async def list_rules(self, queue: QueueName) -> dict[str, Any]:
         """List the rules that operators have set for a queue: limits, rates, weights of shares, and pauses.
 
-        Each has a `kind` and a `name`. Of a limit, `number` is how many jobs under it run concurrently. Of a rate,
-        `number` jobs may begin in `period` seconds. Of a pause, `name` is `queue`, or `task:`, `limit:` or `group:`
-        and a name; it ends at `until`, or when it is resumed.
+        Each has a `kind` and a `name`. For a limit, `number` is how many jobs under it may run concurrently. For a
+        rate, `number` jobs may begin in `period` seconds. For a pause, `name` is `queue`, or `task:`, `limit:` or
+        `group:` and a name; the pause ends at `until`, or when it is resumed.
         """
         settings = self._runner.queue(queue)
         found = await self._runner.call(rules.list_rules, settings)
@@ -144,9 +146,9 @@ class ReadTools:
     async def list_limits(self, queue: QueueName) -> dict[str, Any]:
         """List the limits and groups of a queue that are in use.
 
-        `places` is how many jobs may run concurrently; `rule` is what an operator has set for it, `newest` what the
-        newest put says, `rate` how many jobs may begin in a time. `running` has the ids of the jobs that run under it,
-        and `waiting` how many jobs wait for it.
+        `places` is how many jobs may run concurrently. `rule` is the number that an operator has set, and `newest` that
+        of the newest put. `rate` is how many jobs may begin in a period. `running` has the ids of the jobs that run
+        under the limit or group, and `waiting` the number of waiting jobs.
         """
         settings = self._runner.queue(queue)
         found = await self._runner.call(limits.list_limits, settings)
@@ -159,10 +161,10 @@ class ReadTools:
             Field(max_length=10, description="Explain the takes of these; without it, of the three with most jobs."),
         ] = None,
     ) -> dict[str, Any]:
-        """Look for what is wrong with the table, its server, or the way there, and say what to do.
+        """Look for problems of the table, its server, or the connection, and say what to do.
 
-        Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. Statements are
-        explained, and not run.
+        Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. Statements are only
+        explained, not run.
         """
         names = [self._runner.queue(name).name for name in queues or ()]
         found = await self._runner.call(examine, names)

@@ -1,4 +1,4 @@
-"""The MCP server: its tools, and its transports."""
+"""The MCP server, with its tools and transports."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def mcp_server(
     """Return a server for the queues of one table.
 
     Args:
-        pq: The queues. Operations of a `PQ` run in threads. The caller closes it.
-        hide_data: Whether to leave out the data of jobs, and what errors say, which may quote the data.
-        limit: Characters of a job's data that are shown, and of its headers, error message and traceback.
-        changes: Whether there are tools that change jobs and rules.
-        token: The token that clients must send over HTTP, at least 16 characters; None if they send none.
+        pq: The PQ with the queues. Operations of a blocking `PQ` run in threads. The caller must close it.
+        hide_data: Whether to leave out the data of jobs, and texts of errors, which may quote the data.
+        limit: The largest number of characters shown of each: a job's data, headers, error message and traceback.
+        changes: Whether to offer tools that change jobs and rules.
+        token: The token that clients must send over HTTP, at least 16 characters; None if they need none.
 
     Raises:
         ConfigurationError: The limit is not a number of at least 1, or the token is too short.
@@ -107,14 +107,14 @@ def mcp_server(
         log_level="WARNING",
         subscriptions=False,
         token_verifier=None if token is None else _Token(token),
-        # Tokens are given out by hand: there is no such place, and nobody is sent there.
+        # Tokens are handed out by the operator, so this address does not exist, and no client is sent there.
         auth=None if token is None else AuthSettings(issuer_url=_NOWHERE, resource_server_url=None),
         tools=tools,
     )
 
 
 def _tool(redactor: Redactor, answer: Answer, title: str, **hints: bool) -> Tool:
-    """Make a tool that refuses arguments it does not know: a misspelt one would widen what the tool acts on."""
+    """Make a tool that refuses unknown arguments, because a misspelt one would widen the tool's effect."""
 
     @functools.wraps(answer)
     async def answered(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class _Arguments(ArgModelBase):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Refuse unknown arguments, and name those that exist: pydantic's own message does not."""
+        """Raise for unknown arguments, and name the existing ones, which pydantic's own message does not."""
         known = sorted(cls.model_fields)
         if unknown := sorted(given.keys() - known):
             raise PydanticCustomError(
@@ -155,15 +155,15 @@ class _Arguments(ArgModelBase):
         return given
 
 
-# Over HTTP
+# Serving over HTTP
 
 SHORTEST_TOKEN = 16
-"""Characters: what is shorter can be guessed."""
+"""The smallest number of characters of a token; a shorter one can be guessed."""
 _NOWHERE: Any = "https://pqcore.invalid"
 
 
 class _Token:
-    """Accepts clients that send the token."""
+    """A verifier that accepts clients which send the token."""
 
     def __init__(self, token: str) -> None:
         if len(token) < SHORTEST_TOKEN:
@@ -183,7 +183,7 @@ def listening_address(text: str, token: str | None) -> tuple[str, int]:
     """Return the host and port of an address, ``HOST:PORT``.
 
     Raises:
-        ConfigurationError: It is not an address; or other machines can reach it, and there is no token.
+        ConfigurationError: The text is not an address; or other machines can reach the address, and there is no token.
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -197,13 +197,13 @@ def listening_address(text: str, token: str | None) -> tuple[str, int]:
 
 
 def http_server(server: MCPServer[Any], host: str, port: int) -> uvicorn.Server:
-    """Return what serves an MCP server over HTTP, at `PATH`.
+    """Return an HTTP server for an MCP server, at `PATH`.
 
     Args:
         server: The server.
-        host: The address to listen on. On a loopback address, the server answers only requests that name one, so a page
-            in a browser cannot send any.
-        port: Of the host; 0 for any that is free.
+        host: The address to listen on. On a loopback address, the server answers only requests that name a loopback
+            address, so that a page in a browser cannot send any.
+        port: The port of the host; 0 for any free port.
     """
     security = None
     if is_loopback(host):

@@ -1,4 +1,4 @@
-"""The arguments of tools: their types, and their descriptions for the model."""
+"""The arguments of tools, with their types and their descriptions for the model."""
 
 from __future__ import annotations
 

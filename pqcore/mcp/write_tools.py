@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class WriteTools:
-    """The tools; the model is told their docstrings.
+    """The tools; the model reads their docstrings.
 
     Args:
-        runner: Runs operations on the table.
-        redactor: Makes the answers.
+        runner: The runner of operations on the table.
+        redactor: The maker of answers.
     """
 
     def __init__(self, runner: PQRunner, redactor: Redactor) -> None:
@@ -50,9 +50,11 @@ class WriteTools:
             str | None, Field(description="A key that one unfinished job of the queue has at a time.")
         ] = None,
     ) -> dict[str, Any]:
-        """Put a job into a queue; gives its id. In a queue of tasks, a worker will run what it says.
+        """Put a job into a queue, and return its id.
 
-        If the dedup key is taken, nothing is put, and the id is that of the job that has it.
+        In a queue of tasks, a worker will run the function that the data names.
+
+        If another job has the dedup key, nothing is put, and the answer has the id of that job.
         """
         settings = self._runner.queue(queue)
         value = json_views.read(data, "data")
@@ -62,10 +64,10 @@ class WriteTools:
         return self._redactor.document({"id": job_id, "queue": settings.name})
 
     async def retry_jobs(self, queue: QueueName, job_ids: JobIds) -> dict[str, Any]:
-        """Make jobs due now that are dead, done, or scheduled for later; they keep their ids.
+        """Make dead, done or scheduled jobs due now; they keep their ids.
 
-        Those that were dead or done are run once more, with what follows from them. Others are left as they are:
-        `was` says in which state each was, `none` that it is not there.
+        Dead or done jobs run once more, with their follow-ups. Other jobs are not changed. `was` has the former state
+        of each job; `none` means that the job does not exist.
         """
         settings = self._runner.queue(queue)
         outcomes = [await self._runner.call(retry.retry, settings, job_id) for job_id in dict.fromkeys(job_ids)]
@@ -83,10 +85,10 @@ class WriteTools:
             Field(description="Only those that died for this reason."),
         ],
     ) -> dict[str, Any]:
-        """Make jobs due now of all dead letters of a queue that died for one reason; they keep their ids.
+        """Make all dead letters of a queue with one reason due now; they keep their ids.
 
-        `unreadable` ones were put off for a week by workers without the serializer or key: they can be retried once
-        the right workers are deployed.
+        Workers without the serializer or key postponed `unreadable` jobs for a week: retry them after the right workers
+        are deployed.
         """
         settings = self._runner.queue(queue)
         retried = await self._runner.call(dead_letters.revive, settings, None, reason)
@@ -98,9 +100,9 @@ class WriteTools:
         job_id: JobId,
         running: Annotated[bool, Field(description="If it is being worked on, ask its worker to stop it.")] = False,
     ) -> dict[str, Any]:
-        """Delete a job that waits, or, with `running`, ask the worker of one that runs to stop it.
+        """Delete a waiting job, or, with `running`, ask the worker of a running job to stop it.
 
-        `outcome` is `deleted`, `asked` (to stop), or `none`: it did neither.
+        `outcome` is `deleted`, `asked` (to stop), or `none` (neither).
         """
         settings = self._runner.queue(queue)
         outcome = "none"
@@ -124,9 +126,9 @@ class WriteTools:
             int | None, Field(ge=1, description="With `all_jobs`: how many, at most: those that are due first.")
         ] = None,
     ) -> dict[str, Any]:
-        """Move jobs that wait, are scheduled or parked to another queue; they keep their ids, times and records.
+        """Move waiting, scheduled or parked jobs to another queue; they keep their ids, times and records.
 
-        Those that are being worked on stay, and so do those whose dedup key is taken there.
+        Running jobs stay, and so do jobs whose dedup key is taken in the other queue.
         """
         _say_which(job_ids, all_jobs=all_jobs)
         if job_ids and limit is not None:
@@ -143,7 +145,9 @@ class WriteTools:
         limit: PausedLimit | None = None,
         group: PausedGroup | None = None,
     ) -> dict[str, Any]:
-        """Have no job of a queue begin, or of one task, limit or group of it. Jobs that run go on, and puts too.
+        """Let no job of a queue begin, or no job of one task, limit or group.
+
+        Running jobs continue, and puts are accepted.
 
         Give at most one of `task`, `limit` and `group`; without any, the whole queue is paused.
         """
@@ -159,7 +163,10 @@ class WriteTools:
         limit: PausedLimit | None = None,
         group: PausedGroup | None = None,
     ) -> dict[str, Any]:
-        """End a pause of a queue, or of one task, limit or group of it. `resumed` says whether there was one."""
+        """End a pause of a queue, or of one task, limit or group of it.
+
+        `resumed` tells whether there was such a pause.
+        """
         settings = self._runner.queue(queue)
         resumed = await self._runner.call(rules.resume, settings, task=task, limit=limit, group=group)
         what = {"task": task, "limit": limit, "group": group}
@@ -171,9 +178,9 @@ class WriteTools:
         name: LimitName,
         places: Annotated[int | None, Field(description="How many; null to remove the rule.")],
     ) -> dict[str, Any]:
-        """Set how many jobs under a limit run concurrently, whatever number they were put with.
+        """Set how many jobs under a limit may run concurrently, overriding the numbers given with puts.
 
-        Without such a rule the number of the newest put counts.
+        Without such a rule, the number of the newest put counts.
         """
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_limit, settings, name, places)
@@ -187,7 +194,7 @@ class WriteTools:
             str | None, Field(description="Jobs and a time: '10/s', '600/min', '100/5m'; null to remove the rule.")
         ],
     ) -> dict[str, Any]:
-        """Set how many jobs under a limit may begin in a time."""
+        """Set how many jobs under a limit may begin in a period."""
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_rate, settings, name, rate)
         return self._redactor.document({"queue": settings.name, "name": name, "rate": rate})
@@ -198,7 +205,7 @@ class WriteTools:
         share: Annotated[str, Field(description="The share; '' is that of jobs which name none.")],
         weight: Annotated[float | None, Field(description="A number above 0; null to remove the rule, for 1.")],
     ) -> dict[str, Any]:
-        """Set the weight of a share: with 3, it gets three times the jobs of another share while both have some."""
+        """Set the weight of a share: with 3, it gets three times the jobs of another share, while both have jobs."""
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_weight, settings, share, weight)
         return self._redactor.document({"queue": settings.name, "share": share, "weight": weight})
@@ -210,7 +217,7 @@ class WriteTools:
             Age, Field(description="Those finished at least this long ago, as in '14d'; '0s' for all.")
         ],
     ) -> dict[str, Any]:
-        """Delete the rows of jobs that are done, kept or archived, for good. Jobs that wait, and dead letters, stay."""
+        """Delete the rows of done jobs, kept or archived, permanently. Waiting jobs and dead letters stay."""
         settings = self._runner.queue(queue)
         purged = await self._runner.call(admin.purge, settings, older_than)
         return self._redactor.document({"queue": settings.name, "purged": purged})
