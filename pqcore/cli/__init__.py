@@ -1,7 +1,7 @@
 """The command line, ``pqcore``; see docs/command-line.md.
 
-A command lives in a module of its group, which `pqcore.cli.app` lists; what commands
-have in common is in `pqcore.cli.options` and `pqcore.cli.output`.
+A command is in a module of its group, which `pqcore.cli.app` lists; common parts are in `pqcore.cli.options` and
+`pqcore.cli.output`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None, *, name: str = "pqcore") -> int:
-    """Run the command line, and end the process if threads would keep it from ending.
+    """Run the command line, and end the process even if threads would keep it alive.
 
     Args:
-        arguments: Of the command line; None for those of this process.
-        name: What the program is called in messages.
+        arguments: The arguments of the command line; None for those of this process.
+        name: The program's name in messages.
 
     Returns:
-        The exit code: 0 for success, 1 for failure, 2 where the command line, or what it names, is wrong.
+        The exit code: 0 for success, 1 for failure, 2 if the command line, or an object that it names, is wrong.
     """
     try:
         import click

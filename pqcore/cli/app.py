@@ -38,13 +38,13 @@ GROUPS = {
     "Servers": (web, mcp),
     "Drivers and plugins": (plugins, serializers, new_backend, bench),
 }
-"""Modules of commands under the headings of the help; each has a tuple ``COMMANDS``."""
+"""Modules of commands under the headings of the help; each module has a tuple ``COMMANDS``."""
 CONNECT_TIMEOUT = "10"
-"""Seconds after which libpq gives a host up that does not answer, unless PGCONNECT_TIMEOUT says otherwise."""
+"""Seconds after which libpq gives up a host that does not answer, unless PGCONNECT_TIMEOUT is set."""
 
 
 class App(click.Group):
-    """Shows commands under headings, and pqcore's errors as messages."""
+    """A group that shows commands under headings, and pqcore's errors as messages."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, modules in GROUPS.items():

@@ -1,4 +1,4 @@
-"""``pqcore bench``: how fast it is, on this machine, over any backend that is installed."""
+"""The command ``pqcore bench``: benchmarks on this machine, over any installed backend."""
 
 from __future__ import annotations
 

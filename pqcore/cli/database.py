@@ -1,4 +1,4 @@
-"""The database that a command works on."""
+"""The database that a command uses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_DSN = "postgresql://"
-"""Says nothing: drivers take all of it from libpq's PG* variables."""
+"""An empty DSN: drivers take everything from libpq's PG* variables."""
 CONNECTIONS = 2
-"""Connections of a command, at most."""
+"""The largest number of connections of a command."""
 
 
 def resolved(dsn: str) -> str:
-    """Return the DSN for the driver, and have error messages leave out what ``--dsn`` gave."""
+    """Return the DSN for the driver, and make error messages leave out the DSN that ``--dsn`` gave."""
     if dsn != DEFAULT_DSN:
         remember(click.get_current_context(), dsn)
-    elif service := os.environ.get("PGSERVICE"):  # which libpq reads, and asyncpg only in a DSN
+    elif service := os.environ.get("PGSERVICE"):  # libpq reads this variable; asyncpg reads a service only in a DSN
         return with_options(DEFAULT_DSN, service=service)
     else:
         remember_none(click.get_current_context())
@@ -37,8 +37,8 @@ class Database(BlockingRunner):
     """A table, and the operations on it, for a command.
 
     Args:
-        dsn: As the command was given it.
-        **options: As for `PQ`.
+        dsn: The DSN that the command was given.
+        **options: Options of `PQ`.
 
     Attributes:
         pq: A `PQ`, or an `AsyncPQ` if the backend has only an asynchronous face.
@@ -50,23 +50,23 @@ class Database(BlockingRunner):
 
     @property
     def table(self) -> str:
-        """The table's quoted name."""
+        """Return the table's quoted name."""
         return str(self.engine.names)
 
     @property
     def backend(self) -> str:
-        """The name of the backend."""
+        """Return the name of the backend."""
         return self.engine.spec.name
 
     def queue(self, name: str, **options: Any) -> QueueSettings:
-        """Return a queue, as ``pq[name]``; or with options of its own."""
+        """Return a queue, as ``pq[name]`` does, or one with options of its own."""
         return self.pq.queue(name, **options) if options else self.pq[name]
 
     def queue_of(self, job_id: int, name: str | None) -> QueueSettings:
-        """Return the queue that is named, or else that of a job, wherever the job is.
+        """Return the named queue, or else the queue of a job in any state.
 
         Raises:
-            JobNotFound: No queue is named, and there is no such job.
+            JobNotFound: The command names no queue, and the job does not exist.
         """
         if name is None:
             name = self.call(list_jobs.get_full_job, job_id, None, 0).queue

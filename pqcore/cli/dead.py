@@ -1,4 +1,4 @@
-"""``pqcore dead``: dead letters."""
+"""The commands ``pqcore dead``: dead letters."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 def _chosen(
     database: Database, ids: tuple[int, ...], everything: bool, queue: str | None
 ) -> list[tuple[QueueSettings, tuple[int, ...] | None]]:
-    """Return the queues that are meant, each with its dead letters that are; None for all.
+    """Return the queues in question, each with the ids of its dead letters; None for all dead letters.
 
     Raises:
-        click.UsageError: Neither ids are given nor all are meant, or both, or all of no queue.
-        JobNotFound: There is no job of an id.
+        click.UsageError: Neither ids nor "all" are given, or both, or "all" without a queue.
+        JobNotFound: No job has one of the ids.
     """
     if bool(ids) == everything:
         raise click.UsageError("give IDs, or --all")

@@ -1,4 +1,4 @@
-"""``pqcore doctor``: whether the table and its server are as a queue needs them."""
+"""The command ``pqcore doctor``, which checks the table and its server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def doctor(
     database: Database, queues: tuple[str, ...], read_only: bool, modules: tuple[str, ...], as_json: bool
 ) -> None:
     """Look for what is wrong with the table, the server, or the way there, and say what to do."""
-    from pqcore.cli.targets import import_modules  # which imports tasks
+    from pqcore.cli.targets import import_modules  # imports the module of tasks
 
     import_modules(modules)
     names = [database.queue(name).name for name in queues]

@@ -1,4 +1,4 @@
-"""``pqcore reencode``: how data are encoded and under which keys, and re-encoding them."""
+"""The command ``pqcore reencode``: shows how data is encoded and under which keys, and re-encodes it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reencode(
     as_json: bool,
 ) -> None:
     """Re-encode the data of queues, after a key or a serializer has changed, wherever they lie."""
-    from pqcore.cli.targets import import_modules  # which imports tasks
+    from pqcore.cli.targets import import_modules  # imports the module of tasks
 
     import_modules(modules)
     if only_count:

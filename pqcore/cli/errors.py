@@ -1,4 +1,4 @@
-"""How commands fail."""
+"""Errors of commands, and their messages."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ class CommandFailed(click.ClickException):
 
 
 class Undecided(click.ClickException):
-    """Some of what was measured has no verdict, and nothing failed: exit code 3."""
+    """Some measurements allow no conclusion, and nothing failed: exit code 3."""
 
     exit_code = 3
 
 
 class UsageError(click.ClickException):
-    """The command line, or what it names, is wrong: exit code 2."""
+    """The command line, or an object that it names, is wrong: exit code 2."""
 
     exit_code = 2
 
 
 def remember(context: click.Context, dsn: str) -> None:
-    """Have a DSN, and the password in it, left out of messages."""
+    """Leave a DSN, and the password in it, out of messages."""
     context.meta[_DSN] = dsn
 
 
 def remember_none(context: click.Context) -> None:
-    """Have messages of a server that cannot be reached say that none was named."""
+    """Make messages about an unreachable server say that the command named no server."""
     context.meta[_UNSAID] = True
 
 
 def explained(context: click.Context, error: PQError) -> click.ClickException:
-    """An error of pqcore's, as a command shows it: without a traceback, and without a password."""
+    """Return an error of pqcore as a command shows it: without a traceback, and without a password."""
     text = str(error)
     if dsn := context.meta.get(_DSN):
         text = redact(text, dsn)

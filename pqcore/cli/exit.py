@@ -1,4 +1,4 @@
-"""The end of the process, which functions that still run in threads are not to hold up."""
+"""The end of the process, even if functions still run in threads."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from logging import getLogger
 logger = getLogger("pqcore")
 
 LINGER = 1.0
-"""Seconds that threads are given to end by themselves."""
+"""Seconds that threads get to end by themselves."""
 AT_EXIT = 5.0
-"""Seconds that what was registered with `atexit` may take, if the interpreter cannot end as usual."""
+"""Seconds that functions registered with `atexit` may take, if the interpreter cannot end as usual."""
 
 
 def leave(code: int) -> int:
-    """End the process at once if functions still run in threads; else return the exit code.
+    """End the process immediately if functions still run in threads; otherwise return the exit code.
 
-    The interpreter would wait for those that are no daemons, and take itself apart under those that are.
+    The interpreter would wait for threads that are not daemons, and would shut down underneath those that are.
     """
     names = _lingering()
     if not names:
@@ -31,13 +31,13 @@ def leave(code: int) -> int:
     last.start()
     last.join(AT_EXIT)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or a pipe that nobody reads
+        with suppress(OSError, ValueError, AttributeError):  # the stream is closed, or nobody reads the pipe
             stream.flush()
     os._exit(code)
 
 
 def _lingering() -> list[str]:
-    """The names of such threads that do not end soon."""
+    """Return the names of threads that do not end soon."""
     deadline = time.monotonic() + LINGER
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]
     others = [each for each in others if not each.daemon or each.name.startswith("pqcore-job")]

@@ -1,4 +1,4 @@
-"""``pqcore status``, ``show``, ``explain``, ``retry`` and ``cancel``: single jobs."""
+"""The commands ``pqcore status``, ``show``, ``explain``, ``retry`` and ``cancel``: single jobs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def explain(database: Database, job_id: int, queue: str | None, as_json: bool) -
 
 
 def _lines(cause: Cause) -> str:
-    """What frees a job of a cause, and the cause's code, below the cause."""
+    """Return the lines below a cause: its remedy, and its code."""
     return f"     {cause.action}  [{cause.code}]"
 
 
@@ -141,7 +141,7 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_js
     for job_id in dict.fromkeys(job_ids):
         try:
             settings = database.queue_of(job_id, queue)
-        except JobNotFound as exc:  # the others are retried
+        except JobNotFound as exc:  # the other jobs are retried
             left += 1
             if as_json:
                 emit({"id": job_id, "queue": None, "was": "none", "retried": False})

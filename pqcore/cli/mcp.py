@@ -1,4 +1,4 @@
-"""``pqcore mcp``: a server of the Model Context Protocol."""
+"""The command ``pqcore mcp``: a server of the Model Context Protocol."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def mcp(
         pq, hide_data=no_data, limit=data_limit, changes=allow_changes, token=None if where is None else token or None
     )
     if where is None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # else Ctrl-C would wait for what reads stdin, which does not end
+        # otherwise Ctrl-C would wait for the reader of stdin, which does not end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         asyncio.run(_served(pq, server.run_stdio_async()))
     else:
         asyncio.run(_served(pq, http_server(server, *where).serve()))

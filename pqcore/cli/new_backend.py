@@ -1,4 +1,4 @@
-"""``pqcore new-backend``: a project to write a backend in."""
+"""The command ``pqcore new-backend``: a project for writing a backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pqcore.plugins import plugins
 
 MODES = {"blocking": ("blocking",), "async": ("async",), "both": ("blocking", "async")}
 LONGEST = 30
-"""Characters of a backend's name, at most; it comes back in names of files and packages."""
+"""The largest number of characters of a backend's name, which is also used in names of files and packages."""
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -67,10 +67,10 @@ def new_backend(name: str, mode: str, driver: str | None, directory: Path | None
 
 
 def _check_name(name: str) -> None:
-    """Refuse a name that would make a bad package, or hide one that is there.
+    """Raise for a name that makes an invalid package, or that hides an existing one.
 
     Raises:
-        UsageError: It would.
+        UsageError: The name is refused.
     """
     if not _NAME.fullmatch(name):
         advice = "lower-case letters and digits, beginning with a letter, parts joined by hyphens, as in 'my-driver'"
@@ -88,12 +88,12 @@ def _package(name: str) -> str:
 
 
 def render(name: str, mode: str, driver: str) -> dict[str, str]:
-    """The texts of a project, by their paths in it.
+    """Return the texts of a project, by their paths in it.
 
     Args:
-        name: The backend's name, known to be good.
+        name: The backend's name, already checked.
         mode: A key of `MODES`.
-        driver: The module that the driver is imported as; it need not be installed.
+        driver: The name with which the driver is imported; the driver need not be installed.
     """
     package = _package(name)
     faces = [Face(each, name, package, driver) for each in MODES[mode]]
@@ -114,7 +114,7 @@ def render(name: str, mode: str, driver: str) -> dict[str, str]:
 
 
 def _pyproject(name: str, package: str, driver: str) -> str:
-    """The example's, with the names and the driver of the project."""
+    """Return the example's pyproject.toml, with the names and the driver of the project."""
     text = example().renamed("pyproject.toml", name, package)
     text = re.sub(r"(?m)^(license|license-files|filterwarnings) = .*\n", "", text)
     text = _set(text, "description", f'"{driver} as a backend of pqcore"')
@@ -135,7 +135,7 @@ line-length = 120
 
 
 def _set(text: str, name: str, value: str) -> str:
-    """A text in which a name is set to another value."""
+    """Return a text in which a name is set to another value."""
     return re.sub(rf"(?m)^{name} = .*$", lambda _: f"{name} = {value}", text)
 
 
@@ -149,7 +149,7 @@ def _readme(name: str, package: str, driver: str, faces: Sequence[Face]) -> str:
 
 
 def _distributions(driver: str) -> list[str]:
-    """What pip has to install: for a driver that is not there a guess, for one of the standard library nothing."""
+    """Return what pip must install: a guess for a driver that is missing, and nothing for the standard library."""
     if driver in sys.stdlib_module_names:
         return ["pqcore"]
     known = importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")]
@@ -160,8 +160,8 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
     """Write a project.
 
     Raises:
-        FileExistsError: The folder has something in it, or is none; nothing was written.
-        OSError: It cannot be written.
+        FileExistsError: The folder is not empty, or is a file; nothing was written.
+        OSError: The project cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""Options and types that commands have in common."""
+"""Options and types that several commands use."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pqcore.times import seconds, typed
 
 
 def duration(text: str | float) -> float:
-    """The type of an option that is a time: seconds, or a number and a unit.
+    """Return the type of an option that is a duration: seconds, or a number and a unit.
 
     Raises:
-        click.BadParameter: It is none.
+        click.BadParameter: The text cannot be read.
     """
     length: str | float = text
     with suppress(ValueError):
@@ -36,7 +36,7 @@ def duration(text: str | float) -> float:
 
 
 def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
-    """A point in time, or a distance from now."""
+    """Return a point in time, or a distance from now."""
     try:
         return typed(text)
     except InvalidTimeSpec as exc:
@@ -73,14 +73,14 @@ _DATABASE = (
 
 
 def database_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say where the table is: ``dsn``, ``backend``, ``table`` and ``schema``."""
+    """Give a command the options for the table: ``dsn``, ``backend``, ``table`` and ``schema``."""
     for option in reversed(_DATABASE):
         function = option(function)
     return function
 
 
 def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say where the table is; it is called with a `Database`, open until it returns."""
+    """Give a command the options for the table; the command gets a `Database`, which is open until it returns."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, dsn: str, backend: str | None, table: str, schema: str | None, **kwargs: Any) -> Any:
@@ -104,10 +104,10 @@ import_option = click.option(
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless told not to; where there is nobody to be asked, refuse.
+    """Ask for confirmation, unless told not to; if nobody can be asked, refuse.
 
     Raises:
-        UsageError: Neither is there a terminal, nor was ``--yes`` given.
+        UsageError: There is no terminal, and ``--yes`` was not given.
         click.Abort: The answer was no.
     """
     if yes:

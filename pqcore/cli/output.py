@@ -1,4 +1,4 @@
-"""What commands write: JSON for programs, tables for people."""
+"""The output of commands: JSON for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import click
 from pqcore.cli.errors import CommandFailed
 
 LONGEST_MESSAGE = 200
-"""Characters of an error's message in a table."""
+"""The largest number of characters of an error's message in a table."""
 
 
 @contextmanager
 def _to_stdout() -> Iterator[None]:
-    """What cannot be written is an error in a line; a reader that has gone is click's to deal with.
+    """Report a failed write as an error of one line; click handles a reader that has gone.
 
     Raises:
-        CommandFailed: Of what was written not all has arrived.
+        CommandFailed: Not all of the output arrived.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def _to_stdout() -> Iterator[None]:
 
 
 def emit(fields: dict[str, Any]) -> None:
-    """Write a JSON object, on a line of its own."""
+    """Write a JSON object on one line."""
     with _to_stdout():
         click.echo(json.dumps(fields, default=_jsonable))
 
@@ -47,7 +47,7 @@ def _jsonable(value: Any) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; columns of numbers are told by an ``>`` before their names."""
+    """Write a table; ``>`` before a column's name marks a column of numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -58,20 +58,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(shown(value)) for value in row))
-    # Where it is not a terminal, lines are as long as they are: a program, or a pager, reads them.
+    # Outside a terminal, lines keep their full length, because a program or a pager reads them.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000)
     with _to_stdout():
         console.print(made)
 
 
 def write(text: str) -> None:
-    """Write text; what a terminal would take for commands is made visible."""
+    """Write text, and make visible what a terminal would take for commands."""
     with _to_stdout():
         click.echo(printable(text))
 
 
 def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> None:
-    """Write what is known of a job, a line each, and the traceback of its last error; what is empty is left out."""
+    """Write the facts about a job, one on each line, and the traceback of its last error; leave out empty facts."""
     for name, value in facts.items():
         if value:
             write(f"  {name + ':':<12}{value}")
@@ -80,7 +80,7 @@ def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> No
 
 
 def described(error: Mapping[str, str]) -> str:
-    """The last error of a job, on a line of its own."""
+    """Return the last error of a job, on one line."""
     if not error:
         return ""
     first = error.get("message", "").partition("\n")[0]
@@ -88,7 +88,7 @@ def described(error: Mapping[str, str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a table."""
+    """Return a value for a table."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -97,9 +97,9 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """A text from elsewhere, safe to be shown.
+    """Return a text from elsewhere that is safe to show.
 
-    Control characters other than line ends and tabs are spelt out, and so is what stdout's encoding has no bytes for.
+    Control characters other than line ends and tabs are escaped, and so are characters that stdout's encoding lacks.
     """
     missing = unencodable(text)
     return "".join(

@@ -1,4 +1,4 @@
-"""``pqcore backends``, ``plugins`` and ``conformance``: what is installed, and whether it does what it should."""
+"""The commands ``pqcore backends``, ``plugins`` and ``conformance``: installed plugins, and whether they work."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pqcore.plugins import SERIALIZERS, plugins
 from pqcore.serializers.protocol import is_wrapper
 
 GROUPS = (BACKENDS, SERIALIZERS, INSTRUMENTS, PLUGINS)
-"""The groups of entry points, as docs/plugins.md has them."""
+"""The entry point groups, as in docs/plugins.md."""
 
 
 def _driver(spec: BackendSpec) -> dict[str, str | None]:
-    """The versions of the modules that a backend needs; None of those that are not installed."""
+    """Return the versions of the modules that a backend needs; None for modules that are not installed."""
     owners = importlib.metadata.packages_distributions()
     found: dict[str, str | None] = {}
     for module in spec.requires:
@@ -46,7 +46,7 @@ def _driver(spec: BackendSpec) -> dict[str, str | None]:
 
 
 def _why_not(spec: BackendSpec) -> str | None:
-    """Why a backend cannot be used; None if it can."""
+    """Return why a backend cannot be used; None if it can."""
     try:
         plugins.make(spec, prepared=True)
     except PQError as exc:
@@ -104,7 +104,7 @@ def backends(as_json: bool) -> None:
 
 
 def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
-    """Load a plugin as pqcore would; why that cannot be done, or None."""
+    """Load a plugin as pqcore would; return why that fails, or None."""
     try:
         if group in (BACKENDS, PLUGINS):
             error = plugins.fault(group, point.name)
@@ -113,7 +113,7 @@ def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
             registered = plugins.registered_serializer(point.name)
             if registered is None:
                 return f"it brings no serializer {point.name!r}"
-            with suppress(ConfigurationError):  # it needs a key, say: the plugin is all right
+            with suppress(ConfigurationError):  # the plugin works, but needs for example a key
                 plugins.serializer(f"json+{point.name}" if is_wrapper(registered) else point.name)
         else:
             loaded = point.load()
@@ -208,14 +208,14 @@ def conformance(
     with tempfile.TemporaryDirectory(prefix="pqcore-conformance-") as folder:
         path = report or str(Path(folder) / "report")
         command = [sys.executable, "-m", "pytest", "--pyargs", "pqcore.testing.suite"]
-        # The suite as it was shipped: without what a project's own settings add to the command line.
+        # The suite runs unchanged: without what a project's own settings add to the command line.
         command += ["--override-ini", "addopts=", f"--pqcore-backend={backend}", f"--pqcore-report={path}", *arguments]
         done = subprocess.run(  # noqa: S603 - this interpreter
             command, env=variables, stdout=sys.stderr if as_json else None, check=False
         )
         if as_json and (document := Path(path + ".json")).exists():
             click.echo(document.read_text("utf-8"), nl=False)
-    if done.returncode == 4:  # pytest's for a wrong command line
+    if done.returncode == 4:  # pytest's exit code for a wrong command line
         raise UsageError("pytest does not know these arguments, or found no such tests")
     if done.returncode != 0:
         raise CommandFailed(printable(f"{backend} does not conform, or the run ended before that was known: see above"))

@@ -1,4 +1,4 @@
-"""``pqcore put``, ``get``, ``peek``, ``list``, ``purge`` and ``move``: the jobs of a queue."""
+"""The commands ``pqcore put``, ``get``, ``peek``, ``list``, ``purge`` and ``move``: the jobs of a queue."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def _lines(stream: Iterator[str]) -> Iterator[Any]:
 
 
 def _input() -> Any:
-    """The standard input, as text.
+    """Return the standard input as a stream of text.
 
     Raises:
-        UsageError: It is a terminal, or closed.
+        UsageError: The standard input is a terminal, or closed.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no data: give it as an argument, as in '{\"n\": 1}', or on standard input")
@@ -141,7 +141,7 @@ def put(
 
 
 def _on_a_line(raw: str) -> str:
-    """JSON text on one line, with what cannot be shown written as JSON escapes; it stands for the same value."""
+    """Return JSON text on one line, with characters that cannot be shown as JSON escapes; the value is the same."""
     missing = unencodable(raw)
     return "".join(
         " "
@@ -165,7 +165,7 @@ def _show(job: BaseJob, queue: str, *, as_json: bool) -> None:
 async def _take(
     engine: Engine, settings: QueueSettings, n: int, wait: float, deliver: Callable[[BaseJob], None]
 ) -> int:
-    """Take jobs in a transaction that is committed once they are written: what nobody could read comes back."""
+    """Take jobs in a transaction that is committed after they are written, so that unread jobs return to the queue."""
     await engine.enter({})
     done = False
     try:
@@ -229,7 +229,7 @@ def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
 
 
 def _until(job: list_jobs.StoredJob) -> Any:
-    """The time that matters of a job in its state."""
+    """Return the time that matters for a job in its state."""
     if job.state in ("done", "dead"):
         return job.finished_at
     if job.state == "leased":

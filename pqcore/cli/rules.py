@@ -1,4 +1,7 @@
-"""``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``: rules, while all runs."""
+"""The commands ``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``.
+
+Rules, set while workers run.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from pqcore.operations import rules as operations
 from pqcore.operations.limits import list_limits
 
 NONE = "none"
-"""What is written in place of a value to remove a rule."""
+"""The word that users write in place of a value to remove a rule."""
 
 
 def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say what a pause is of."""
+    """Give a command the options for the object of a pause."""
     for option in (
         click.option("--group", metavar="NAME", help="Only jobs of this group, for workers and leases."),
         click.option("--limit", metavar="NAME", help="Only jobs under this limit, for workers and leases."),
@@ -32,7 +35,7 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _named(queue: str, what: dict[str, str | None]) -> str:
-    """What a pause is of, in words."""
+    """Return the object of a pause, in words."""
     for kind, name in what.items():
         if name is not None:
             return f"{kind} {name!r} of {queue!r}"
@@ -88,7 +91,7 @@ def _set(
 
 
 def _number(kind: type[int | float]) -> Callable[..., Any]:
-    """Make the callback of an argument that is a number, or `NONE`."""
+    """Return the callback of an argument that is a number, or `NONE`."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str) -> float | None:
         if text == NONE:

@@ -1,4 +1,4 @@
-"""The command that says which serializers there are."""
+"""The command ``pqcore serializers``, which lists serializers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The skeleton of a backend: the example of a backend, with the contract's methods to be written.
+"""The skeleton of a backend: the example's project, with the contract's methods left to write.
 
-What a project consists of is copied from the example, under other names.  Methods, and what each has to do, come from
-the contract itself: `pqcore.backend`, and `pqcore.benchmarks.baseline.BareLoop`.  Bodies that hold for every driver
-come from the example.
+The project's files are copied from the example, under other names. The methods and their docstrings come from the
+contract itself: `pqcore.backend`, and `pqcore.benchmarks.baseline.BareLoop`. Bodies that suit every driver come from
+the example.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 KEPT = ("cursor", "wrap", "close_connection")
-"""Methods whose bodies in the example hold for every driver."""
+"""Methods whose bodies in the example suit every driver."""
 NOT_YET = "not written yet"
 _INIT = {
     "Session": """def __init__(self, connection: Any, *, prepared: bool) -> None:
@@ -43,13 +43,13 @@ _BARE_INIT = """def __init__(self, statements: Statements, batch: int, connectio
 
 @dataclass(frozen=True)
 class Face:
-    """A backend of one mode, to be written.
+    """A backend of one mode that is still to be written.
 
     Attributes:
         mode: ``"blocking"`` or ``"async"``.
         name: The backend's name.
         package: The package's name.
-        driver: The module of the driver.
+        driver: The name of the driver's module.
     """
 
     mode: str
@@ -63,17 +63,17 @@ class Face:
 
     @property
     def module(self) -> str:
-        """The module of the session and the backend."""
+        """The name of the module with the session and the backend."""
         return "aio" if self.is_async else "backend"
 
     @property
     def bare(self) -> str:
-        """The module of the bare loop."""
+        """The name of the module with the bare loop."""
         return "bare_aio" if self.is_async else "bare"
 
     @property
     def constant(self) -> str:
-        """The name of its `BackendSpec`."""
+        """The name of the face's `BackendSpec`."""
         return self.mode.upper()
 
 
@@ -81,11 +81,11 @@ class Example:
     """The example of a backend.
 
     Args:
-        folder: Where its project is.
+        folder: The folder of the example's project.
 
     Attributes:
         name: The backend's name.
-        package: Its package.
+        package: The name of the package.
     """
 
     def __init__(self, folder: Traversable) -> None:
@@ -94,16 +94,16 @@ class Example:
         self.package = f"pqcore_{self.name.replace('-', '_')}"
 
     def text(self, path: str) -> str:
-        """Return the text of one of its files."""
+        """Return the text of one of the example's files."""
         return str(self._folder.joinpath(*path.split("/")).read_text("utf-8"))
 
     def renamed(self, path: str, name: str, package: str) -> str:
-        """Return the text of one of its files, with other names."""
+        """Return the text of one of the example's files, with other names."""
         return self.text(path).replace(self.package, package).replace(self.name, name)
 
     @cached_property
     def methods(self) -> Mapping[str, str]:
-        """The source of the methods in `KEPT`."""
+        """Return the source of the methods in `KEPT`."""
         source = self.text(f"{self.package}/backend.py")
         return {
             node.name: dedent(ast.get_source_segment(source, node, padded=True) or "")
@@ -115,14 +115,14 @@ class Example:
 
     @cached_property
     def session_class(self) -> str:
-        """The name of its session's class."""
+        """Return the name of the example's session class."""
         found: list[str] = re.findall(r"(?m)^class (\w+Session)\b", self.text(f"{self.package}/backend.py"))
         return found[0]
 
 
 @lru_cache(maxsize=1)
 def example() -> Example:
-    """Return the example: a part of the package where pqcore is installed, a folder next to it in a checkout."""
+    """Return the example: a part of the package if pqcore is installed, a folder next to it in a checkout."""
     package = files("pqcore")
     installed = package / "example_backend"
     if installed.is_dir():
@@ -151,14 +151,14 @@ def session_module(face: Face) -> str:
 
 
 def _about_session(contract: ast.Module) -> str:
-    """What the contract says of sessions of either kind."""
+    """Return the contract's text about sessions of either kind."""
     [protocol] = [node for node in contract.body if isinstance(node, ast.ClassDef) and node.name == "DriverSession"]
     paragraphs = (ast.get_docstring(protocol) or "").split("\n\n")
     return "One connection.\n\n" + indent(paragraphs[1], "    ") + "\n    "
 
 
 def _members(face: Face, contract: ast.Module, protocol: str, name: str) -> Iterator[str]:
-    """The source of the methods of a class: those of the contract that none may leave out."""
+    """Return the source of a class's methods: the methods of the contract that are not optional."""
     yield _INIT[name]
     awaited = {node.name for node in _functions(contract, f"Async{protocol}") if isinstance(node, ast.AsyncFunctionDef)}
     for node in _functions(contract, protocol):
@@ -187,7 +187,7 @@ def _docstring(said: str) -> str:
 
 
 def _body(source: str) -> str:
-    """The body of a function, without its docstring."""
+    """Return the body of a function, without its docstring."""
     [function] = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     body = function.body[1:] if ast.get_docstring(function) else function.body
     lines = source.splitlines(keepends=True)[body[0].lineno - 1 :]
@@ -245,7 +245,7 @@ def bare_module(face: Face) -> str:
 
 
 def plugin_module(faces: Sequence[Face]) -> str:
-    """Return the source of what a backend declares: the example's, with what is not written yet."""
+    """Return the source of a backend's declaration: the example's, without what is not written yet."""
     source = example().text(f"{example().package}/plugin.py")
     tree = ast.parse(source)
     [(assigned, call)] = [
@@ -263,7 +263,7 @@ def plugin_module(faces: Sequence[Face]) -> str:
 
 
 def _spec(face: Face, fields: Sequence[str]) -> str:
-    """The declaration of one face, with the fields that the example has, and those that the author must fill in."""
+    """Return the declaration of one face, with the example's fields, and those that the author must fill in."""
     missing = "".join(f'        Capability.{each.name}: "{NOT_YET}",\n' for each in Capability)
     values = {
         "name": f'"{face.name}"',

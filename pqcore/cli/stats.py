@@ -1,4 +1,4 @@
-"""``pqcore stats`` and ``pqcore top``: what waits, now and as it changes."""
+"""The commands ``pqcore stats`` and ``pqcore top``: the numbers of jobs, now and as they change."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHORTEST = 0.1
-"""Seconds between two frames, at least."""
+"""The shortest time between two frames, in seconds."""
 _COLUMNS = ("queue", ">ready", ">scheduled", ">leased", ">parked", ">dead", ">oldest")
 
 
 def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]:
-    """What each queue has, by name: those in which something waits, or lies dead."""
+    """Return the numbers of each queue that has waiting jobs or dead letters, by name."""
     settings = None if queue is None else database.queue(queue)
     found = database.call(admin.count_queues, settings)
     return {name: json_views.figures(name, each) for name, each in found.items()}
@@ -76,14 +76,14 @@ def stats(database: Database, queue: str | None, as_json: bool) -> None:
 
 @dataclass
 class _Frame:
-    """What `top` shows at one time."""
+    """The content that `top` shows at one time."""
 
     at: datetime
     clock: float
     queues: dict[str, dict[str, Any]]
     activity: Activity
     puts: float | None
-    """A second, since the last frame."""
+    """Puts per second since the last frame."""
 
     def document(self) -> dict[str, Any]:
         return {
@@ -159,9 +159,9 @@ def top(database: Database, queue: str | None, interval: float, once: bool, as_j
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[float], bool]]:
-    """Handle SIGINT and SIGTERM; gives a function that waits for some seconds, and returns whether one has come.
+    """Handle SIGINT and SIGTERM; yield a function that waits for some seconds, and returns whether one has come.
 
-    The handler writes to a socket. An event of `threading` has a lock, which may be held where the handler runs.
+    The handler writes to a socket. A `threading.Event` would need a lock, which may be held when the handler runs.
     """
     stopped, stopping = socket.socketpair()
 
@@ -210,7 +210,7 @@ def _follow(
         if not once:
             follow(line)
         return
-    # Not redirected: the stdout that rich puts in place knows no encoding, which `shown` asks for.
+    # stdout is not redirected, because rich's replacement has no encoding, which `shown` needs.
     with Live(
         _rendered(frame, name), console=Console(), screen=True, auto_refresh=False, redirect_stdout=False
     ) as live:

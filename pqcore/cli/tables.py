@@ -1,4 +1,4 @@
-"""``pqcore create``, ``migrate``, ``adopt`` and ``expiry``: the table, and how long it keeps rows."""
+"""The commands ``pqcore create``, ``migrate``, ``adopt`` and ``expiry``: the table, and how long it keeps rows."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _make(
 
 
 def _kept(text: str | float | None) -> float | None:
-    """The type of an option that is a time, or ``none``."""
+    """Return the type of an option that is a duration, or ``none``."""
     return None if text is None or text == "none" else duration(text)
 
 

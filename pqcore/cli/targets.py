@@ -1,4 +1,4 @@
-"""``module:attribute``, as the command line names queues."""
+"""Targets: ``module:attribute``, with which the command line names queues."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pqcore.tasks.registry import TaskDeclarations
 
 
 def look_here() -> None:
-    """Have modules found in the current directory, before others, however the interpreter was started."""
+    """Make modules in the current directory importable, before others, however the interpreter was started."""
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - a string is wanted
         sys.path.insert(0, here)
 
 
 def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[str]) -> list[Any]:
-    """The queues that the command line names.
+    """Return the queues that the command line names.
 
     Args:
-        targets: ``module:attribute`` each.
-        names: Of the queues that are meant where a target is a `PQ`.
-        modules: Imported beside.
+        targets: The targets, each ``module:attribute``.
+        names: The names of the queues to use if a target is a `PQ`.
+        modules: More modules to import.
 
     Raises:
-        UsageError: Something of it is not there, or is no queue.
+        UsageError: A target does not exist, or is not a queue.
     """
     import_modules(modules)
     queues: list[Any] = []
@@ -51,10 +51,10 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
 
 
 def import_modules(modules: Sequence[str]) -> None:
-    """Import what ``--import`` names.
+    """Import the modules that ``--import`` names.
 
     Raises:
-        UsageError: One is not there, or cannot be imported.
+        UsageError: A module does not exist, or cannot be imported.
     """
     if modules:
         look_here()
@@ -79,7 +79,8 @@ def _find(target: str) -> Any:
         return found()
     except Exception as exc:
         if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
-            raise UsageError(f"{target} cannot be called without arguments: {exc}") from None  # raised by the call
+            # the call itself raised this
+            raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
         raise UsageError(f"{target} failed: {_told(exc)}") from exc
 
 
@@ -99,7 +100,7 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(
             f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
         )
-    if not module.strip(".") or module.startswith("."):  # importlib takes it for a relative name
+    if not module.strip(".") or module.startswith("."):  # importlib would take it for a relative name
         raise UsageError(f"{where}: {module!r} is no name of a module")
     try:
         return importlib.import_module(module)
@@ -110,10 +111,10 @@ def _import(module: str, where: str) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """What an error of the user's code says, and the line that raised it."""
+    """Return the message of an error in the user's code, and the line that raised it."""
     text = f"{type(error).__name__}: {error}"
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    if isinstance(error, SyntaxError) or len(frames) < 2:  # which names its line; or raised here
+    if isinstance(error, SyntaxError) or len(frames) < 2:  # the error names its own line, or was raised here
         return text
     last = frames[-1]
     return f"{text}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line or ''}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""``pqcore web``: a web page that shows queues and jobs."""
+"""The command ``pqcore web``: a web page that shows queues and jobs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pqcore.net import is_loopback
 from pqcore.web import web_app
 
 PORT = 8642
-"""Where it is served, if not told otherwise."""
+"""The default port."""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-"""The names that a browser on this machine calls it by."""
+"""The names with which a browser on this machine addresses the page."""
 GRACE = 5
 """Seconds that running requests get to finish after a stop signal."""
 
@@ -100,7 +100,7 @@ def web(
     config = uvicorn.Config(
         app,
         log_level="warning",
-        access_log=False,  # it would show the token, and the names of queues
+        access_log=False,  # an access log would show the token, and the names of queues
         lifespan="on",
         root_path=root_path.rstrip("/"),
         server_header=False,
@@ -108,7 +108,7 @@ def web(
     )
     server = Server(config)
     with _bound(host, port) as bound:
-        for number in (signal.SIGINT, signal.SIGTERM):  # it is stopped by them, and ends well
+        for number in (signal.SIGINT, signal.SIGTERM):  # these signals stop the server in order
             signal.signal(number, lambda *_: None)
         click.echo(f"serving on {_where(host, bound.getsockname()[1])}; stop with Ctrl-C", err=True)
         server.run(sockets=[bound])

@@ -1,4 +1,4 @@
-"""``pqcore worker``: runs the jobs of queues."""
+"""The command ``pqcore worker``, which runs the jobs of queues."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.getLogger("pqcore.tasks")
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 MARGIN = 10.0
-"""Seconds that a supervised worker gets to stop beside the grace period, and the time that an answer may take."""
+"""Seconds that a supervised worker gets to stop, in addition to the grace period and the time for an answer."""
 UNWIND = 1.0
-"""Seconds that coroutines have to end once cancelled at the end."""
+"""Seconds that coroutines get to end after they are cancelled at the end."""
 
 
 def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -158,7 +158,7 @@ def worker(
     if supervised is not None:
         from pqcore.worker.supervisor import ParentPipe
 
-        parent_pipe = ParentPipe(supervised)  # before anything else: what follows imports users' modules
+        parent_pipe = ParentPipe(supervised)  # made first, because later steps import users' modules
     from pqcore.cli.targets import load_queues, look_here
     from pqcore.worker import Worker
 
@@ -166,7 +166,7 @@ def worker(
     new_loop = _loop_factory(uvloop=uvloop)
     names = [name.strip() for each in queues for name in each.split(",") if name.strip()]
     found = load_queues(targets, names, modules)
-    for name in instruments:  # after users' modules, which may have turned it on with options
+    for name in instruments:  # after users' modules, which may have turned the instrument on with options
         _enable(name)
     run_worker(Worker(*found, **options), new_loop, parent_pipe)
 
@@ -174,7 +174,7 @@ def worker(
 def run_worker(
     worker: Worker, new_loop: Callable[[], asyncio.AbstractEventLoop], parent_pipe: ParentPipe | None = None
 ) -> None:
-    """Run a worker on a loop of its own; unlike `asyncio.run`, without waiting for what does not end."""
+    """Run a worker on a new event loop; unlike `asyncio.run`, do not wait for tasks that never end."""
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -190,10 +190,10 @@ def run_worker(
 
 
 def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], worker: Worker) -> None:
-    """Run a loop until a worker has ended, though something in it raises what ends an event loop.
+    """Run a loop until a worker has ended, even if code in the loop raises an exception that ends event loops.
 
-    Signals raise nothing while the worker runs: a SystemExit or KeyboardInterrupt that leaves the loop comes from a
-    task or callback that a job began.  asyncio has told it to whatever awaits the task.
+    Signals raise nothing while the worker runs. So a SystemExit or KeyboardInterrupt that leaves the loop comes from a
+    task or callback that a job started; asyncio has already reported it to the task's waiter.
     """
     while True:
         try:
@@ -213,7 +213,7 @@ async def _run(worker: Worker, parent_pipe: ParentPipe | None) -> None:
     worker.interrupts_handled = True
     loop = asyncio.get_running_loop()
     running = loop.create_task(worker.run())
-    await asyncio.sleep(0)  # it has begun, and can be stopped
+    await asyncio.sleep(0)  # the worker has started, and can be stopped
     told = 0
 
     def stop(level: int) -> None:
@@ -240,7 +240,7 @@ def _loop_factory(*, uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _enable(name: str) -> None:
-    """Turn an instrument on, unless the user's module did."""
+    """Turn an instrument on, unless the user's module has done so."""
     try:
         instrument(name)
     except PQError as exc:
@@ -250,7 +250,7 @@ def _enable(name: str) -> None:
 
 
 def _again(ctx: click.Context) -> Sequence[str]:
-    """The command that runs this worker once more, as one process."""
+    """Return the command that runs this worker again, as a single process."""
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     command = [sys.executable, *flags, "-m", "pqcore", "worker", *ctx.params["targets"]]
     for parameter in ctx.command.params:

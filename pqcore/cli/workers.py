@@ -1,4 +1,4 @@
-"""``pqcore workers``: the workers that run."""
+"""The command ``pqcore workers``, which lists the running workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pqcore.cli.output import emit, table, write
 from pqcore.operations.worker_registry import list_workers
 
 _SHOWN = 5
-"""Tasks of a worker that a table names; ``--json`` has all."""
+"""The largest number of a worker's tasks in a table; ``--json`` shows all."""
 
 
 @click.command()

@@ -1,12 +1,11 @@
-"""A demonstration: several processes, three drivers, workers killed at work, and a proof.
+"""A demonstration: several processes, three drivers, workers killed during jobs, and a proof.
 
     python -m pqcore.demo
 
-Producers and consumers, each a process, move jobs through one queue over
-psycopg2, psycopg and asyncpg.  A job names a file; whoever takes it hashes the
-file and stores the hash in the transaction that took the job.  In the middle a
-consumer of each driver is killed while it holds a job.  At the end SQL over the
-tables shows whether every job was done exactly once.
+Producers and consumers, each a process, move jobs through one queue over psycopg2, psycopg and asyncpg. A job names a
+file; a consumer hashes the file, and stores the hash in the transaction that took the job. In the middle, one consumer
+of each driver is killed while it holds a job. At the end, SQL over the tables shows whether every job was done exactly
+once.
 
-``workers`` is the part to read for how a queue is used; the rest is stage.
+Read ``workers`` to see how a queue is used; the other modules only organize the demonstration.
 """

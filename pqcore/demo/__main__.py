@@ -1,4 +1,4 @@
-"""``python -m pqcore.demo``; see the package."""
+"""The entry point of ``python -m pqcore.demo``; see the package."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pqcore.demo.tables import demo_schema, write_books
 from pqcore.demo.worker_processes import WorkerProcesses
 
 LEAST = 100
-"""Jobs: with fewer, a worker that is to be killed might find none to hold."""
+"""The smallest number of jobs: with fewer, a worker that will be killed might find no job to hold."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration.
 
     Args:
-        arguments: Of the command line; None for those of this process.
+        arguments: The arguments of the command line; None for those of this process.
 
     Returns:
-        0 if every job was done exactly once; 1 if not, or if something failed; 130 on Ctrl-C.
+        The exit code: 0 if every job was done exactly once; 1 if not, or after an error; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # to clean up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
     try:
         return 0 if demonstrate(options.jobs, options.directory, options.dsn, options.seed, options.picture) else 1
     except (DemoError, PQError, OSError) as error:
@@ -49,18 +49,18 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
     """Move jobs, and show whether each was done exactly once.
 
     Args:
-        jobs: How many.
-        directory: As for `choose_files`.
+        jobs: The number of jobs.
+        directory: See `choose_files`.
         dsn: The database; None for an embedded server.
-        seed: As for `choose_files`.
-        picture: A file for a picture of what was shown.
+        seed: See `choose_files`.
+        picture: A file for a picture of the output.
 
     Returns:
-        Whether each was.
+        Whether every job was done exactly once.
 
     Raises:
-        DemoError: A worker failed, nothing happened for too long, or there are no files.
-        PQError: A driver or the embedded server is missing, or did not start.
+        DemoError: A worker failed, no message came for too long, or there are no files.
+        PQError: A driver or the embedded server is missing, or the server did not start.
     """
     began = time.monotonic()
     directory, paths = choose_files(directory, jobs, seed)
@@ -86,12 +86,12 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
 
 
 def _open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
-    """Choose how to show: live only on a terminal or for a picture, and with rich."""
+    """Choose a board: a live one only on a terminal or for a picture, and if rich is installed."""
     if importlib.util.find_spec("rich") is None:
         if painted:
             raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
     elif painted or sys.stdout.isatty():
-        from pqcore.demo.live_display import LiveBoard  # which needs rich
+        from pqcore.demo.live_display import LiveBoard  # this module needs rich
 
         return LiveBoard(tally, painted=painted)
     return PlainBoard(tally)
@@ -106,7 +106,7 @@ def _start_server(stack: ExitStack, board: PlainBoard) -> str:
 
 
 def _require_drivers() -> None:
-    """Fail here, with advice, if a driver is missing; nothing is connected yet."""
+    """Fail here, with advice, if a driver is missing; no connection is open yet."""
     for driver in DRIVERS:
         (AsyncPQ if driver == "asyncpg" else PQ)("postgresql:///", backend=driver)
 

@@ -1,4 +1,4 @@
-"""How the demonstration is shown: lines, or a live table where there are a terminal and rich."""
+"""The output of the demonstration: lines, or a live table if there are a terminal and rich."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EVERY = 1.0
-"""Seconds between lines on the progress, at least."""
+"""The shortest time between lines about the progress, in seconds."""
 
 
 @dataclass
 class Tally:
-    """How far it is.
+    """The progress of the demonstration.
 
     Attributes:
-        jobs: How many must be moved.
-        drivers: Their names.
-        put, done, alive, killed: Jobs and workers, by driver.
-        began: When the workers were told to go, by the monotonic clock.
+        jobs: The number of jobs to move.
+        drivers: The names of the drivers.
+        put, done, alive, killed: The numbers of jobs and workers, by driver.
+        began: When the workers were told to start, by the monotonic clock.
         ended: When the last job was done.
     """
 
@@ -35,7 +35,7 @@ class Tally:
     ended: float | None = None
 
     def rate(self, driver: str | None = None) -> float:
-        """Jobs done a second, by one driver or all."""
+        """Return the jobs done per second, by one driver or all."""
         if self.began is None:
             return 0.0
         done = self.done.total() if driver is None else self.done[driver]
@@ -44,12 +44,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table to show: text to the left, numbers to the right.
+    """A table to show: text is left-aligned, numbers are right-aligned.
 
     Attributes:
-        title: Above it.
-        columns: Their names.
-        rows: As many cells in each.
+        title: The title above the table.
+        columns: The names of the columns.
+        rows: The rows, each with one cell for each column.
     """
 
     title: str
@@ -65,15 +65,15 @@ class PlainBoard:
         self._next = 0.0
 
     def live(self) -> AbstractContextManager[object]:
-        """Within this context the board shows the tally's changes by itself, if it can."""
+        """Within this context, the board shows changes of the tally by itself, if it can."""
         return nullcontext()
 
     def note(self, text: str) -> None:
-        """Say that something happened."""
+        """Report an event."""
         print(text, flush=True)
 
     def refresh(self) -> None:
-        """Say how far it is, if that was not said just now."""
+        """Report the progress, unless it was reported just before."""
         tally, now = self.tally, time.monotonic()
         if tally.began is None or now < self._next:
             return
@@ -85,7 +85,7 @@ class PlainBoard:
         )
 
     def paint(self, file: Path) -> None:
-        """Write a picture of what was shown, if it was asked for before."""
+        """Write a picture of the output, if one was requested at the start."""
 
     def show(self, sheet: Sheet) -> None:
         """Show a table."""

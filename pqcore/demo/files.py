@@ -15,16 +15,16 @@ def choose_files(directory: Path | None, number: int, seed: int) -> tuple[Path, 
     """Choose files at random, some more than once.
 
     Args:
-        directory: Where they lie, also in subfolders; None for the Python
-            sources of the standard library.
-        number: How many.
-        seed: The same one chooses the same files.
+        directory: The directory that is searched, with its subfolders; None for the Python sources of the standard
+            library.
+        number: The number of files.
+        seed: The seed of the random choice; an equal seed chooses the same files.
 
     Returns:
         The directory, and paths relative to it.
 
     Raises:
-        DemoError: There is no readable file.
+        DemoError: The directory has no readable file.
     """
     if directory is None:
         directory = Path(sysconfig.get_path("stdlib"))
@@ -33,7 +33,7 @@ def choose_files(directory: Path | None, number: int, seed: int) -> tuple[Path, 
         directory = directory.resolve()
         found = list(directory.rglob("*"))
     names = sorted(str(path.relative_to(directory)) for path in found if path.is_file() and os.access(path, os.R_OK))
-    names = [name for name in names if name.isprintable()]  # what is not UTF-8 cannot be stored either
+    names = [name for name in names if name.isprintable()]  # names that are not UTF-8 cannot be stored either
     if not names:
         raise DemoError(f"no readable files in {directory}")
     return directory, random.Random(seed).choices(names, k=number)

@@ -1,4 +1,4 @@
-"""The live board, drawn by rich; imported only where rich is."""
+"""The live board, drawn by rich; this module is imported only if rich is installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LiveBoard(PlainBoard):
     def __init__(self, tally: Tally, *, painted: bool = False) -> None:
         super().__init__(tally)
         self._console = Console()
-        # A second console sees what is printed, and the table once, not each of its frames.
+        # A second console records the printed lines, and the table once instead of each of its frames.
         self._canvas = Console(record=True, file=io.StringIO(), width=96) if painted else None
         self._caught = False
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=8)
@@ -30,20 +30,20 @@ class LiveBoard(PlainBoard):
         return self._live
 
     def note(self, text: str) -> None:
-        """Say that something happened."""
+        """Report an event."""
         self._print(text, style="red" if text.startswith("killed") else "")
 
     def refresh(self) -> None:
-        """Catch the table for the picture when half is done; on the terminal rich draws by its own clock."""
+        """Record the table for the picture when half of the jobs are done; rich draws the terminal by its own clock."""
         if self._canvas is not None and not self._caught and self.tally.done.total() * 2 >= self.tally.jobs:
             self._caught = True
             self._canvas.print(self._draw())
 
     def paint(self, file: Path) -> None:
-        """Write a picture of what was shown, as SVG."""
+        """Write a picture of the output, as SVG."""
         if self._canvas is not None:
             svg = self._canvas.export_svg(title="make demo")
-            file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # fonts of a distant host
+            file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # removes fonts from a remote host
 
     def _print(self, shown: RenderableType, style: str = "") -> None:
         for console in (self._console, self._canvas):

@@ -1,7 +1,7 @@
-"""What the conductor and its workers say to each other, over one pipe a worker.
+"""The messages between the conductor and its workers, over one pipe for each worker.
 
-A pipe of its own for each: a worker killed in the middle of anything disturbs
-nobody else, and a conductor that is gone is noticed, as its end closes.
+Each worker has its own pipe, so a worker that is killed affects no other. A worker notices that the conductor is gone,
+because its end of the pipe closes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ class DemoError(Exception):
 
 
 class Stopped(Exception):
-    """A worker is to end, or its conductor is gone; undoes the transaction that it leaves."""
+    """The worker must end, or its conductor is gone; the exception rolls back the transaction that it leaves."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is to be.
+    """The description of a worker.
 
     Attributes:
-        name: Unique, such as ``asyncpg consumer 2``.
+        name: A unique name, such as ``asyncpg consumer 2``.
         driver: The backend's name.
-        dsn: The database.
+        dsn: The DSN of the database.
         schema: The schema of all tables.
-        directory: Where the files lie.
-        halves: What a producer puts at each `Order.GO`: paths of files.  A
-            consumer has none.
+        directory: The directory of the files.
+        halves: The paths of files that a producer puts at each `Order.GO`. A consumer has none.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Task:
 
 
 class Order(enum.Enum):
-    """What the conductor says."""
+    """The orders of the conductor."""
 
     GO = "start to work, or go on"
     HOLD = "with your next job, stop before the commit"
@@ -57,7 +56,7 @@ class Order(enum.Enum):
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker is connected and waits for `Order.GO`."""
+    """A worker is connected, and waits for `Order.GO`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class StopRequested:
-    """A worker has ended as it should; said by the pipe's closing."""
+    """A worker has ended as it should; the closing of its pipe says so."""
 
 
 Message: TypeAlias = Ready | Put | RolledBack | Done | Holding | Failed | StopRequested
@@ -105,7 +104,7 @@ Message: TypeAlias = Ready | Put | RolledBack | Done | Holding | Failed | StopRe
 class WorkerPipe:
     """A worker's end of the pipe.
 
-    Every method raises `Stopped` when the worker is to end.
+    Every method raises `Stopped` when the worker must end.
     """
 
     def __init__(self, pipe: Connection[Message, Order]) -> None:
@@ -119,7 +118,7 @@ class WorkerPipe:
             raise Stopped from None
 
     def has_order(self) -> bool:
-        """Whether `order` would return, or raise, at once."""
+        """Return whether `order` would return, or raise, immediately."""
         return self._pipe.poll()
 
     def order(self) -> Order:

@@ -1,4 +1,4 @@
-"""The proof: what must hold if every job was done exactly once, in SQL over the tables."""
+"""The proof: conditions that hold if every job was done exactly once, in SQL over the tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pqcore.demo.display import Sheet
 from pqcore.demo.files import sha256
 
-# Each gives the number that must be, and the number that is.
+# Each query returns the expected number, and the actual number.
 CHECKS = {
     "jobs put: different ids": "SELECT %(jobs)s, count(DISTINCT job_id) FROM demo_put",
     "jobs in the queue's table": "SELECT %(jobs)s, count(*) FROM queue JOIN demo_put ON job_id = id",
@@ -60,21 +60,21 @@ GROUP BY result.driver ORDER BY result.driver
 
 
 def hash_anew(directory: Path, paths: Iterable[str]) -> list[tuple[str, str]]:
-    """Hash each file once more."""
+    """Hash each file again."""
     return [(path, sha256(directory / path)) for path in sorted(set(paths))]
 
 
 def check_all(connection: Any, jobs: int, undone: int, killed: int) -> tuple[list[Sheet], bool]:
-    """Check everything.
+    """Run all checks.
 
     Args:
-        connection: A psycopg connection that finds the tables.
-        jobs: How many were to be moved.
-        undone: How many orders were rolled back.
-        killed: How many workers were to be killed.
+        connection: A psycopg connection whose search path has the tables.
+        jobs: The expected number of moved jobs.
+        undone: The number of orders that were rolled back.
+        killed: The expected number of killed workers.
 
     Returns:
-        What was found, and whether all of it is as it must be.
+        The results, and whether all of them are as expected.
     """
     expected = {"jobs": jobs, "undone": undone, "killed": killed}
     rows: list[tuple[str, int, int, str]] = []

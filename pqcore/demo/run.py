@@ -1,4 +1,4 @@
-"""The course of the demonstration: who is told what, and when."""
+"""The course of the demonstration: which worker gets which order, and when."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pqcore.demo.worker_processes import Member, WorkerProcesses
 
 DRIVERS = ("psycopg2", "psycopg", "asyncpg")
 CONSUMERS = 2
-"""Of each driver; and one producer."""
+"""The number of consumers of each driver; each driver also has one producer."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be moved, and where.
+    """The jobs to move, and the place to move them.
 
     Attributes:
-        dsn: The database.
+        dsn: The DSN of the database.
         schema: The schema of all tables.
-        directory: Where the files lie.
+        directory: The directory of the files.
         paths: One for each job.
     """
 
@@ -36,14 +36,14 @@ class Plan:
 class Run:
     """One run of the demonstration.
 
-    All start together.  When a third of the jobs is done, one consumer of each
-    driver is told to hold its next job, and only then the producers to put the
-    second half: so there are jobs to hold.  Each holder is killed and replaced.
+    All workers start together. When a third of the jobs is done, one consumer of each driver is told to hold its next
+    job. Only then are the producers told to put the second half, so that there are jobs to hold. Each holder is killed
+    and replaced.
 
     Args:
-        processes: The workers, none yet.
-        plan: What is to be moved.
-        board: Shows how it goes.
+        processes: The workers, of which none has started yet.
+        plan: The plan of the jobs.
+        board: The board that shows the progress.
     """
 
     def __init__(self, processes: WorkerProcesses, plan: Plan, board: PlainBoard) -> None:
@@ -60,10 +60,10 @@ class Run:
         """Run to the end.
 
         Returns:
-            What the workers told.
+            The numbers and events that the workers reported.
 
         Raises:
-            DemoError: A worker failed, or nothing happened for too long.
+            DemoError: A worker failed, or no message came for too long.
         """
         for place, driver in enumerate(DRIVERS):
             paths = self._plan.paths[place :: len(DRIVERS)]
@@ -89,7 +89,7 @@ class Run:
             self.books.undone.append((message.job,))
         elif isinstance(message, Ready):
             self._waiting -= 1
-            if self._tally.began is not None:  # a replacement
+            if self._tally.began is not None:  # a replacement worker
                 self._processes.order([member], Order.GO)
         elif isinstance(message, Holding):
             self._replace(member, message.job)

@@ -1,6 +1,6 @@
-"""The tables: what the workers write, and the books that the conductor keeps.
+"""The tables: the results that workers write, and the conductor's own records.
 
-All lie in a schema of their own, which is dropped at the end.
+All are in one schema, which is dropped at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pqcore import PQ
 from pqcore.demo.messages import DemoError
 
-# No constraint keeps a second result of a job out: it would be seen.
+# No constraint refuses a second result of a job, so that it would be seen.
 TABLES = """
 CREATE TABLE demo_results (
   job_id bigint, path text, sha256 text, worker text, driver text,
@@ -34,13 +34,13 @@ CREATE TABLE demo_files (path text, sha256 text)
 
 @dataclass
 class Books:
-    """What the workers told, kept apart from what they wrote.
+    """The workers' reports, stored separately from what the workers wrote.
 
     Attributes:
-        put: Of each job that was put: id, path, driver, whether with an order.
-        undone: Jobs whose putting was rolled back.
-        held: Jobs in the hands of a worker when it was killed, with its name.
-        files: Path and hash of each file, computed anew.
+        put: For each job that was put: id, path, driver, and whether it came with an order.
+        undone: Jobs whose put was rolled back.
+        held: Jobs that a worker held when it was killed, with the worker's name.
+        files: The path and the hash of each file, computed again.
     """
 
     put: list[tuple[int, str, str, bool]] = field(default_factory=list)
@@ -50,17 +50,17 @@ class Books:
 
 
 def insert_result(schema: str) -> str:
-    """The statement that stores a job's result."""
+    """Return the statement that stores a job's result."""
     return f"INSERT INTO {schema}.demo_results (job_id, path, sha256, worker, driver) VALUES (%s, %s, %s, %s, %s)"
 
 
 def insert_order(schema: str) -> str:
-    """The statement that stores an order."""
+    """Return the statement that stores an order."""
     return f"INSERT INTO {schema}.demo_orders (job_id, path, driver) VALUES (%s, %s, %s)"
 
 
 def numbered(sql: str) -> str:
-    """Write a statement's placeholders as asyncpg wants them."""
+    """Return a statement with placeholders in asyncpg's form."""
     count = itertools.count(1)
     return re.sub("%s", lambda _: f"${next(count)}", sql)
 
@@ -70,10 +70,10 @@ def demo_schema(dsn: str) -> Iterator[tuple[Any, str]]:
     """Make the tables, and drop them at the end.
 
     Yields:
-        A psycopg connection that finds them without their schema, and the schema.
+        A psycopg connection that finds the tables without their schema, and the schema.
 
     Raises:
-        DemoError: The server cannot be reached, or refuses.
+        DemoError: The server cannot be reached, or refuses the statements.
     """
     schema = f"pqcore_demo_{secrets.token_hex(4)}"
     psycopg: Any = importlib.import_module("psycopg")
@@ -90,13 +90,13 @@ def demo_schema(dsn: str) -> Iterator[tuple[Any, str]]:
     finally:
         try:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
-        except psycopg.Error as error:  # which is not to hide another
+        except psycopg.Error as error:  # this error must not hide another
             print(f"schema {schema} is left behind: {error}", file=sys.stderr)
         connection.close()
 
 
 def write_books(connection: Any, books: Books) -> None:
-    """Store the books beside what the workers wrote."""
+    """Store the conductor's records next to the workers' results."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany("INSERT INTO demo_put VALUES (%s, %s, %s, %s)", books.put)
         cursor.executemany("INSERT INTO demo_undone VALUES (%s)", books.undone)

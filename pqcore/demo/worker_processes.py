@@ -1,4 +1,4 @@
-"""The workers' processes: started, listened to, killed, and none left behind."""
+"""The workers' processes: starting them, reading their messages, killing them, and leaving none behind."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pqcore.demo.messages import DemoError, Failed, Message, Order, StopRequeste
 from pqcore.demo.workers import work
 
 PATIENCE = 60.0
-"""Seconds without a word from anybody after which the demonstration is given up."""
+"""Seconds without any message after which the demonstration is given up."""
 FAREWELL = 5.0
 """Seconds that a process may take to end."""
 
 
 @dataclass(eq=False)
 class Member:
-    """One worker's process, and our end of its pipe."""
+    """A worker's process, and the conductor's end of its pipe."""
 
     task: Task
     process: BaseProcess
@@ -33,12 +33,12 @@ class Member:
 
 @final
 class WorkerProcesses:
-    """All workers.  At the end of the ``with`` block none is left, whatever happened in it."""
+    """All worker processes. At the end of the ``with`` block, none of them is left, whatever happened in the block."""
 
     def __init__(self) -> None:
         self.members: list[Member] = []
         self._spawn = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # it is started with signals of its own
+        resource_tracker.ensure_running()  # so that it starts with its own signal handling
 
     def __enter__(self) -> WorkerProcesses:
         return self
@@ -58,7 +58,8 @@ class WorkerProcesses:
         """Start a worker."""
         ours, theirs = self._spawn.Pipe()
         process = self._spawn.Process(target=work, args=(task, theirs), name=task.name, daemon=True)
-        # Ctrl-C reaches every process of the terminal. Workers are born deaf to it: we end them.
+        # Ctrl-C reaches every process of the terminal. Workers ignore it from the start, because the conductor ends
+        # them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
@@ -68,7 +69,7 @@ class WorkerProcesses:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def order(self, members: list[Member], order: Order) -> None:
-        """Give an order; a worker that is gone will be noticed by `messages`."""
+        """Send an order; `messages` will notice a worker that is gone."""
         for member in members:
             with contextlib.suppress(OSError):
                 member.pipe.send(order)
@@ -79,10 +80,10 @@ class WorkerProcesses:
         self._bury(member, expected=-signal.SIGKILL)
 
     def messages(self) -> Iterator[tuple[Member, Message]]:
-        """What the workers say, until all have left.
+        """Yield the messages of the workers, until all have ended.
 
         Raises:
-            DemoError: A worker failed, or nobody said anything for `PATIENCE` seconds.
+            DemoError: A worker failed, or no message came for `PATIENCE` seconds.
         """
         while self.members:
             by_pipe: dict[object, Member] = {member.pipe: member for member in self.members}

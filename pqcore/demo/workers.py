@@ -1,4 +1,4 @@
-"""The producers and consumers: how pqcore is used, blocking and asynchronous."""
+"""The producers and consumers: examples of using pqcore, blocking and asynchronous."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from pqcore.demo.tables import insert_order, insert_result, numbered
 
 QUEUE = "files"
 BATCH = 50
-"""Jobs that a producer puts in a row."""
+"""The number of jobs that a producer puts in succession."""
 ORDERS = 10
-"""So many of a batch with an order each, the others at once."""
+"""The number of jobs of a batch that are put with an order each; the others are put together."""
 IDLE = 0.25
 """Seconds that a consumer waits for a job before it looks for orders."""
 
 
 class Cancelled(Exception):
-    """The customer thought better of it."""
+    """The customer cancelled the order."""
 
 
 def work(task: Task, pipe: Connection[Message, Order]) -> None:
-    """Be a worker; the whole life of its process."""
+    """Run a worker for the whole life of its process."""
     worker_pipe = WorkerPipe(pipe)
     with suppress(Stopped):
         try:
@@ -57,11 +57,11 @@ def work(task: Task, pipe: Connection[Message, Order]) -> None:
 
 
 def produce(task: Task, worker_pipe: WorkerPipe) -> None:
-    """Put jobs: some together with an order, in one transaction; the others many at once."""
+    """Put jobs: some each with an order in one transaction, the others with put_many."""
     sql = insert_order(task.schema)
     with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
-        queue.count()  # connects
+        queue.count()  # opens the connection
         worker_pipe.tell(Ready())
         for orders, others in _batches(task, worker_pipe):
             for path in orders:
@@ -96,12 +96,12 @@ def consume(task: Task, worker_pipe: WorkerPipe) -> None:
                 cursor.execute(sql, _result(task, job))
                 if hold:
                     worker_pipe.tell(Holding(job.id))
-                    worker_pipe.order()  # in vain
+                    worker_pipe.order()  # waits in vain for an order
             worker_pipe.tell(Done())
 
 
 async def produce_async(task: Task, worker_pipe: WorkerPipe) -> None:
-    """`produce`, awaited."""
+    """Put jobs like `produce`, but awaited."""
     sql = numbered(insert_order(task.schema))
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
@@ -124,7 +124,7 @@ async def produce_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
-    """`consume`, awaited."""
+    """Do jobs like `consume`, but awaited."""
     sql = numbered(insert_result(task.schema))
     hold = False
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
@@ -146,7 +146,7 @@ async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 def _batches(task: Task, worker_pipe: WorkerPipe) -> Iterator[tuple[list[str], list[str]]]:
-    """What to put: paths with an order each, and paths without; each half after an order to go on."""
+    """Yield what to put: paths with an order each, and paths without; each half begins after an order to continue."""
     for half in task.halves:
         worker_pipe.order()
         for begin in range(0, len(half), BATCH):
