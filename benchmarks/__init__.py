@@ -1,5 +1,5 @@
-"""The benchmarks: how fast pqcore is, beside its drivers, beside pgbench, and beside itself as it was.
+"""The benchmarks: the speed of pqcore compared with its drivers, with pgbench, and with other builds of itself.
 
-Installed as ``pqcore.benchmarks``, so that ``pqcore bench --backend mydriver`` measures any backend that
-is installed.  See docs/benchmarks.md.
+The package is installed as ``pqcore.benchmarks``, so that ``pqcore bench --backend mydriver`` measures any installed
+backend. See docs/benchmarks.md.
 """

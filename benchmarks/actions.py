@@ -1,4 +1,4 @@
-"""What is done in a turn: each warms up, awaits ``go``, and works for some seconds, or until nothing is left to do."""
+"""The actions of a turn: each warms up, awaits ``go``, and works for some seconds, or until nothing is left to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .load_generators import Client, ClientReport, Go, clock
 from .operations import DATA
 
 WARM = 10
-"""Operations before those that count: drivers prepare a statement after some."""
+"""Operations before those that count, because some drivers prepare a statement only after a few runs."""
 
 
 async def put(client: Client, go: Go, *, seconds: float) -> ClientReport:
-    """Put one after the other."""
+    """Put jobs one after the other."""
     queue, done = client.queue(), ClientReport()
     for _ in range(WARM):
         done.put.append(await queue.put(DATA))
@@ -29,7 +29,7 @@ async def put(client: Client, go: Go, *, seconds: float) -> ClientReport:
 
 
 async def put_many(client: Client, go: Go, *, seconds: float, size: int) -> ClientReport:
-    """Put batches of jobs while there is time, at least one."""
+    """Put batches of jobs until the time is over, at least one."""
     queue, done = client.queue(), ClientReport()
     done.put += await queue.put_many([DATA] * WARM)
     await go()
@@ -65,7 +65,7 @@ async def _take(queue: Any, done: ClientReport) -> bool:
 
 
 async def get_in_transaction(client: Client, go: Go, *, seconds: float) -> ClientReport:
-    """Take one after the other, each in a transaction."""
+    """Take jobs one after the other, each in a transaction."""
     queue, done = client.queue(), ClientReport()
 
     async def one() -> bool:
@@ -82,7 +82,7 @@ async def get_in_transaction(client: Client, go: Go, *, seconds: float) -> Clien
 
 
 async def one_by_one(client: Client, go: Go, *, seconds: float, operation: str) -> ClientReport:
-    """Do one of `concurrent_calls.CALLS` again and again, and note how long each call took."""
+    """Repeat one of `concurrent_calls.CALLS`, and record how long each call took."""
     call, done = call_of(client.queue(), operation), ClientReport()
     jobs = done.put if operation == "put" else done.taken
     jobs += [job for _ in range(WARM) if (job := await call()) is not None]
@@ -102,7 +102,7 @@ async def one_by_one(client: Client, go: Go, *, seconds: float, operation: str) 
 
 
 async def _in_batches(some: Callable[[], Awaitable[int]], done: ClientReport, go: Go, seconds: float) -> ClientReport:
-    """Do so again and again, the first time untimed, until the time is over or nothing is left."""
+    """Repeat a call, the first time untimed, until the time is over or nothing is left."""
     await some()
     await go()
     deadline = clock() + seconds
@@ -144,7 +144,7 @@ async def lease_many(client: Client, go: Go, *, seconds: float, size: int) -> Cl
 
 
 async def get_in_order(client: Client, go: Go, *, seconds: float) -> ClientReport:
-    """Take one after the other, and see that none is wanted later than the next."""
+    """Take jobs one after the other, and check that their expectations are in order."""
     queue, done = client.queue(), ClientReport()
     last: Any = None
 
@@ -170,14 +170,14 @@ async def get_in_order(client: Client, go: Go, *, seconds: float) -> ClientRepor
 
 
 async def over_queues(client: Client, go: Go, *, seconds: float, number: int) -> ClientReport:
-    """Put a job and take one, each time over another of many queues."""
+    """Put a job and take one, each time on another of many queues."""
     queues = [client.queue(f"jobs-{index}") for index in range(number)]
     done = ClientReport()
     at = 0
 
     async def one() -> None:
         nonlocal at
-        at = (at + 7919) % number  # a prime: it comes to all of them
+        at = (at + 7919) % number  # a prime, so that the steps reach all queues
         done.put.append(await queues[at].put(DATA))
         if not await _take(queues[at], done):
             msg = f"there was a job in {queues[at].name}, and it was not found"
@@ -193,16 +193,16 @@ async def over_queues(client: Client, go: Go, *, seconds: float, number: int) ->
     return done
 
 
-# Waiting for jobs. Those that put them are paced by the clock, not by those that take them.
+# Waiting for jobs. The clock, and not the consumers, sets the pace of the producers.
 
 END: dict[str, Any] = {"end": True}
 
 
 async def produce(client: Client, go: Go, *, seconds: float, rate: float) -> ClientReport:
-    """Put jobs at a fixed rate, or with rate 0 as fast as it goes; the last says that it is the last.
+    """Put jobs at a fixed rate, or with rate 0 as fast as possible; the last job is marked as the last.
 
-    Each holds the time at which it was put; of one that was put late, as the one before took too long,
-    the time at which it was due.
+    Each job holds the time of its put. If the put was late because the previous one took too long, it holds the time at
+    which the put was due.
     """
     queue, done = client.queue(), ClientReport()
     await go()
@@ -220,9 +220,9 @@ async def produce(client: Client, go: Go, *, seconds: float, rate: float) -> Cli
 
 
 async def consume(client: Client, go: Go, *, patience: float) -> ClientReport:
-    """Take jobs as they come, and note how long each took from its being put; until the last."""
+    """Take jobs as they come, until the last one, and record the time from each job's put."""
     queue, done = client.queue(), ClientReport()
-    await queue.get(timeout=0.01)  # it listens
+    await queue.get(timeout=0.01)  # the queue starts to listen
     await go()
     last = clock()
     while clock() < last + patience:

@@ -1,7 +1,7 @@
-"""Jobs under limits, and workers that run them: with pqcore's public names alone, as other builds are measured so, too.
+"""Jobs under limits, and workers that run them, with only public names of pqcore, for other builds.
 
-All workers of one measurement run in this process, each over a `PQ` of its own, so that one clock and one `Load` see
-all starts and ends.
+All workers of one measurement run in this process, each over its own `PQ`, so that one clock and one `Load` record all
+starts and ends.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from .load_generators import ClientReport, clock
 from .worker_calls import CHUNK
 
 LIMIT = "tenant"
-"""The name of the limit, or the beginning of the names of several."""
+"""The name of the limit, or the prefix of several names."""
 PAUSES = (0.02, 0.06)
-"""The least and the most seconds between two samples."""
+"""The shortest and the longest pause between two samples, in seconds."""
 Limits: TypeAlias = Mapping[str, int]
 
 
 class LoadNotFinished(Exception):
-    """The jobs did not all run within the time that they were given."""
+    """The jobs did not all run within the given time."""
 
 
 @dataclass
 class Load:
-    """What the workers of this process do, as the jobs themselves see it.
+    """A record of the workers' work in this process, as the jobs see it.
 
     Attributes:
-        slots: The slots of all workers together.
-        running: Jobs that run now.
-        most: The most jobs that ran together.
-        taken: Ids of the jobs that began.
-        times: When each of them began.
-        marks: The text that each of them was put with.
-        freed: When a slot was free first since `watch`; infinite if none was.
+        slots: The number of slots of all workers together.
+        running: The number of jobs that run now.
+        most: The largest number of jobs that ran concurrently.
+        taken: The ids of the jobs that have started.
+        times: When each of these jobs started.
+        marks: The text that each of these jobs was put with.
+        freed: When a slot was first free after `watch`; infinite if none was.
         expected: The number of ended jobs at which `all` is set.
-        ended: Jobs that have ended.
+        ended: The number of jobs that have ended.
     """
 
     slots: int = 0
@@ -59,7 +59,7 @@ class Load:
     all: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self, job_id: int, mark: str) -> None:
-        """Note the start of a job."""
+        """Record the start of a job."""
         self.running += 1
         self.most = max(self.most, self.running)
         self.taken.append(job_id)
@@ -67,7 +67,7 @@ class Load:
         self.marks.append(mark)
 
     def end(self) -> None:
-        """Note the end of a job."""
+        """Record the end of a job."""
         self.running -= 1
         self.ended += 1
         self.freed = min(self.freed, clock())
@@ -75,11 +75,11 @@ class Load:
             self.all.set()
 
     def watch(self) -> None:
-        """Note from now on when a slot is free."""
+        """From now on, record when a slot is free."""
         self.freed = clock() if self.running < self.slots else math.inf
 
     def report(self, began: float, put: Sequence[int] = ()) -> ClientReport:
-        """Return what was done since a time."""
+        """Return the work since a time."""
         return ClientReport(began, clock(), self.ended, put=[*put], taken=[*self.taken], times=[*self.times])
 
 
@@ -87,7 +87,7 @@ _load = Load()
 
 
 async def held(job_id: int, seconds: float, mark: str = "") -> None:
-    """Hold a slot for some seconds; for none, do nothing."""
+    """Hold a slot for some seconds; for zero seconds, do nothing."""
     load = _load
     load.begin(job_id, mark)
     try:
@@ -98,13 +98,13 @@ async def held(job_id: int, seconds: float, mark: str = "") -> None:
 
 
 async def asked(job_id: int) -> None:
-    """Note the start of the other tenant's job."""
+    """Record the start of the other tenant's job."""
     _sample.start(job_id)
 
 
 @dataclass
 class _Sample:
-    """The other tenant's job that is waited for."""
+    """A job of the other tenant that is waited for."""
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = 0.0
@@ -123,7 +123,7 @@ _sample = _Sample()
 
 
 def limits_of(places: int, keys: int = 1) -> Callable[[float, str], Limits]:
-    """Return the function of a call's arguments that gives the limits of a task; no limits for no places."""
+    """Return the function that makes a task's limits from a call's arguments; without places, there are no limits."""
 
     def limits(seconds: float, mark: str = "") -> Limits:
         return {f"{LIMIT}-{mark}" if keys > 1 else LIMIT: places} if places else {}
@@ -132,26 +132,26 @@ def limits_of(places: int, keys: int = 1) -> Callable[[float, str], Limits]:
 
 
 def declare(queue: Any, function: Any, tenant: str | None = None, **options: Any) -> Any:
-    """Return a task of a queue; its jobs have a share of their own where this build knows shares."""
+    """Return a task of a queue; if this build supports shares, its jobs have a separate share."""
     if tenant is not None and knows_shares(queue):
         options["tenant"] = tenant
     return queue.task(**options)(function)
 
 
 def knows_shares(queue: Any) -> bool:
-    """Return whether this build knows shares of tenants."""
+    """Return whether this build supports shares of tenants."""
     return "tenant" in inspect.signature(queue.put).parameters
 
 
 async def put_held(task: Any, queue: Any, number: int, seconds: float, keys: int = 1, first: int = 0) -> list[int]:
-    """Put jobs that hold a slot: one after the other under each of the keys, or if there are more, some for each key.
+    """Put jobs that hold a slot: one for each key in turn, or some for each key if there are more jobs.
 
     Args:
-        task: What `declare` returned for `held`.
-        queue: Its queue.
-        number: How many jobs.
-        seconds: For how long each holds its slot.
-        keys: How many keys there are.
+        task: The result of `declare` for `held`.
+        queue: The queue of the task.
+        number: The number of jobs.
+        seconds: How long each job holds its slot.
+        keys: The number of keys.
         first: The number of the first key.
 
     Returns:
@@ -160,14 +160,14 @@ async def put_held(task: Any, queue: Any, number: int, seconds: float, keys: int
     calls = [task.call(seconds, str((first + index) % keys)) for index in range(min(keys, number))]
     if keys == 1 or number < 2 * keys:
         return await put_in_turn(queue, calls, number)
-    ids: list[int] = []  # jobs put together that name the same limits are one statement
+    ids: list[int] = []  # jobs with the same limits that are put together share a statement
     for index, call in enumerate(calls):
         ids += await put_in_turn(queue, [call], number * (index + 1) // keys - number * index // keys)
     return ids
 
 
 async def put_in_turn(queue: Any, calls: Sequence[Any], number: int) -> list[int]:
-    """Put some calls, one after the other and again from the first, up to a number; return the ids."""
+    """Put calls in turn, up to a number; return the ids."""
     ids: list[int] = []
     for start in range(0, number, CHUNK):
         ids += await put(queue, [calls[index % len(calls)] for index in range(start, min(start + CHUNK, number))])
@@ -175,12 +175,12 @@ async def put_in_turn(queue: Any, calls: Sequence[Any], number: int) -> list[int
 
 
 async def put(queue: Any, calls: Sequence[Any]) -> list[int]:
-    """Put calls over either face, without holding up the loop; return the ids."""
+    """Put calls over either face, without blocking the loop; return the ids."""
     return [int(each) for each in await called(queue.put_calls, *calls)]
 
 
 async def called(method: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a method of a queue over either face, without holding up the loop; return its result."""
+    """Call a method of a queue over either face, without blocking the loop; return its result."""
     if inspect.iscoroutinefunction(method):
         return await method(*arguments)
     return await asyncio.to_thread(method, *arguments)
@@ -191,14 +191,14 @@ async def called(method: Callable[..., Any], *arguments: Any) -> Any:
 
 @asynccontextmanager
 async def workers(queues: Sequence[Any], load: Load, **options: Any) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Have a worker run over each queue, which must have its tasks; at the end all are stopped and have ended."""
+    """Run a worker for each queue, which must have its tasks; at the end, stop all workers and wait for them."""
     global _load
     _load = load
     made = [Worker(queue, **options) for queue in queues]
     load.slots = sum(worker.concurrency for worker in made)
     running = [asyncio.ensure_future(worker.run()) for worker in made]
     try:
-        await asyncio.sleep(0)  # they begin: a worker that has not cannot be stopped
+        await asyncio.sleep(0)  # the workers start; one that has not started cannot be stopped
         yield running
     finally:
         for worker in made:
@@ -207,10 +207,10 @@ async def workers(queues: Sequence[Any], load: Load, **options: Any) -> AsyncIte
 
 
 async def run_until(queues: Sequence[Any], number: int, patience: float, **options: Any) -> tuple[ClientReport, Load]:
-    """Have workers run until a number of jobs have ended.
+    """Run workers until a number of jobs have ended.
 
     Raises:
-        LoadNotFinished: They have not within ``patience`` seconds.
+        LoadNotFinished: The jobs have not ended within ``patience`` seconds.
     """
     load = Load(expected=number)
     began = clock()
@@ -226,9 +226,9 @@ async def run_until(queues: Sequence[Any], number: int, patience: float, **optio
 
 
 def speed(times: Sequence[float], places: int) -> float:
-    """Return the starts per second of jobs, of which ``places`` begin together.
+    """Return the starts per second of jobs, of which ``places`` start together.
 
-    The first ones are left out, as the seconds of a worker's own start are.
+    The first jobs are left out, because the worker's own start takes seconds.
     """
     places = min(places, len(times) - 1)
     return (len(times) - places) / max(times[-1] - times[0], 1e-9)
@@ -239,13 +239,13 @@ def speed(times: Sequence[float], places: int) -> float:
 
 @dataclass(frozen=True)
 class Backlog:
-    """A tenant's jobs.
+    """The jobs of a tenant.
 
     Attributes:
-        task: What `declare` returned for `held`.
-        number: How many wait.
-        seconds: For how long each holds its slot.
-        keys: How many limits they are under.
+        task: The result of `declare` for `held`.
+        number: How many jobs wait.
+        seconds: How long each job holds its slot.
+        keys: The number of limits that the jobs are under.
     """
 
     task: Any
@@ -257,21 +257,21 @@ class Backlog:
 async def sample_starts(
     queues: Sequence[Any], backlog: Backlog, *, samples: int, patience: float, **options: Any
 ) -> tuple[ClientReport, int]:
-    """Have workers run a tenant's backlog, and put a job of another tenant from time to time.
+    """Run workers on a tenant's backlog, and put jobs of another tenant from time to time.
 
-    The workers start `STARTS` times, as what a worker keeps in memory of the backlog is part of what is measured.
-    What has ended of the backlog is put again, so that it keeps its length.
+    The workers start `STARTS` times, because the memory that a worker builds up about the backlog is part of the
+    measurement. Jobs of the backlog that have ended are put again, so that the backlog keeps its length.
 
     Args:
-        queues: A queue for each worker, which have the backlog's task. The first one is put over, too.
+        queues: A queue for each worker; all have the backlog's task. Jobs are put through the first one.
         backlog: The tenant's jobs.
-        samples: Jobs of the other tenant, at most.
-        patience: Seconds that all samples may take. The first job that has not started by then counts as started.
-        options: Of `Worker`.
+        samples: The largest number of jobs of the other tenant.
+        patience: Seconds for all samples. The first job that has not started by then counts as started.
+        options: Options of `Worker`.
 
     Returns:
-        What was done, with the seconds until the other tenant's jobs started as its times, each counted from the
-        moment at which the job was put and a slot was free; and how many of the jobs did not start.
+        The work, whose times are the seconds until the other tenant's jobs started, each counted from when the job was
+        put and a slot was free; and how many jobs did not start.
     """
     global _sample
     _sample = sample = _Sample()
@@ -312,11 +312,11 @@ async def sample_starts(
 
 
 STARTS = 4
-"""Starts of the workers, between which the samples are divided."""
+"""How often the workers start; the samples are divided between the starts."""
 
 
 async def _busy(load: Load, number: int, end: float) -> None:
-    """Wait until a number of jobs have begun, or until a time."""
+    """Wait until a number of jobs have started, or until a time."""
     while len(load.taken) < number and clock() < end:  # noqa: ASYNC110 - jobs tell nobody
         await asyncio.sleep(0.01)
 
@@ -324,14 +324,14 @@ async def _busy(load: Load, number: int, end: float) -> None:
 async def feed(
     queues: Sequence[Any], calls: Sequence[Any], feeding: Any, seconds: float, **options: Any
 ) -> ClientReport:
-    """Have workers run for some seconds from their first job on, and put jobs so that they always have some.
+    """Run workers for some seconds from their first job on, and put jobs so that they always have some.
 
     Args:
-        queues: A queue for each worker, which have their tasks.
-        calls: What is put, again and again, in turn.
-        feeding: The queue over which they are put.
-        seconds: How long.
-        options: Of `Worker`.
+        queues: A queue for each worker, with its tasks.
+        calls: The calls to put, repeatedly and in turn.
+        feeding: The queue through which they are put.
+        seconds: How long to run.
+        options: Options of `Worker`.
     """
     load, began = Load(), clock()
     ids = await put_in_turn(feeding, calls, FED)
@@ -345,11 +345,11 @@ async def feed(
 
 
 FED = 4 * CHUNK
-"""Jobs that wait, at most, while workers are fed."""
+"""The largest number of waiting jobs while workers are fed."""
 
 
 async def run_for(queues: Sequence[Any], seconds: float, patience: float, **options: Any) -> tuple[ClientReport, Load]:
-    """Have workers run for some seconds from their first job on, which must begin within ``patience`` seconds."""
+    """Run workers for some seconds from their first job on, which must start within ``patience`` seconds."""
     load, began = Load(), clock()
     async with workers(queues, load, **options):
         await _busy(load, 1, began + patience)
@@ -358,7 +358,7 @@ async def run_for(queues: Sequence[Any], seconds: float, patience: float, **opti
 
 
 def parts_of(load: Load, marks: Sequence[str], seconds: float) -> dict[str, float]:
-    """Return what part of the jobs that began within some seconds of the first has each of the marks."""
+    """Return which part of the jobs that started within some seconds of the first has each mark."""
     number = sum(time <= load.times[0] + seconds for time in load.times)
     began = load.marks[:number]
     return {mark: began.count(mark) / number for mark in marks}

@@ -1,4 +1,4 @@
-"""Workloads of jobs under limits: how soon others start, how fast they go, under an old snapshot, and by shares."""
+"""Workloads of jobs under limits: when other jobs start, how fast limited jobs run, old snapshots, and shares."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ from .summary import percentile
 from .workloads import Common, Metric, Options, Variant
 
 CONCURRENCY = 20
-"""Slots of a worker, as by default."""
+"""The default number of slots of a worker."""
 PLACES = 2
-"""Jobs that may run together under a limit."""
+"""The number of jobs that may run concurrently under a limit."""
 HELD = 0.2
 """Seconds that a job of a tenant's backlog holds its slot."""
 HELD_SHORTLY = 0.02
-"""Seconds that a job holds its slot where a limit's own speed is measured."""
+"""Seconds that a job holds its slot when a limit's own speed is measured."""
 HELD_BY_SHARES = 0.01
 """Seconds that a job of a tenant with a weight holds its slot."""
 WEIGHTS = {"light": 1, "middling": 2, "heavy": 5}
 """The tenants of `Shares`, and their weights."""
 PATIENCE = 100.0
-"""Seconds that the jobs of one turn may take, where a limit's own speed is measured."""
+"""Seconds that the jobs of one turn may take when a limit's own speed is measured."""
 
 
 class LimitNotKept(Exception):
-    """More jobs ran together than may, or jobs of a group out of order."""
+    """More jobs ran concurrently than allowed, or jobs of a group ran out of order."""
 
 
 @dataclass(frozen=True)
 class OtherTenant(Common):
-    """A tenant's jobs wait under a limit; then a job of another tenant comes.
+    """One tenant's jobs wait under a limit, and then a job of another tenant arrives.
 
-    Its seconds are counted from the moment at which a slot is free, beside a short backlog and beside a long one.
+    Its seconds count from the moment at which a slot is free, with a short and with a long backlog.
     """
 
     name: str = "other_tenant"
@@ -133,7 +133,10 @@ def _latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Limited(Common):
-    """A limit, or a group, is the bottleneck: beside what it allows, and beside the same jobs without it."""
+    """A limit or a group is the bottleneck.
+
+    The rate is compared with what it allows, and with the same jobs without it.
+    """
 
     name: str = "limited"
     title: str = "a worker's jobs under a limit, beside the lower of places / duration and the speed without a limit"
@@ -187,7 +190,7 @@ class Limited(Common):
     def _run(
         self, bench: Bench, table: Table, contender: Contender, chosen: dict[str, Any]
     ) -> tuple[Measurement, float]:
-        """Have a worker run jobs; what came of it, and rows written for each."""
+        """Let a worker run jobs; return the results, and the rows written for each job."""
         number, places, keys = chosen["number"], chosen["places"], chosen["keys"]
         of_task: dict[str, Any] = {"group": "group"} if chosen["group"] else {"limits": limits_of(places, keys)}
         together = min(places * keys or CONCURRENCY, CONCURRENCY)
@@ -242,7 +245,7 @@ def _limited(
 
 @dataclass(frozen=True)
 class LimitedHorizon(Common):
-    """No-op jobs under a limit while a session holds an old snapshot, for which no dead row may be removed."""
+    """Empty jobs under a limit while a session holds an old snapshot, for which no dead row may be removed."""
 
     name: str = "limited_horizon"
     title: str = "a worker's no-op jobs under a limit, while another session holds an old snapshot"
@@ -295,11 +298,11 @@ class LimitedHorizon(Common):
 
 
 PARTS = 10
-"""Parts into which a curve of rates over time is divided."""
+"""The number of parts into which a curve of rates over time is divided."""
 
 
 def _rates(times: Sequence[float], seconds: float) -> dict[str, list[float]]:
-    """The rate in each part of the time, from the first start on."""
+    """Return the rate in each part of the time, from the first start on."""
     width = seconds / PARTS
     began = times[0]
     counts = [0] * PARTS
@@ -314,7 +317,7 @@ def _rates(times: Sequence[float], seconds: float) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Shares(Common):
-    """Tenants with weights, of whom each has more jobs than can run: what part of the runs each gets."""
+    """Weighted tenants, each with more jobs than can run, and the part of the runs that each gets."""
 
     name: str = "shares"
     title: str = "the parts of the runs that tenants get, beside the parts of their weights"
@@ -369,12 +372,12 @@ class Shares(Common):
         return observe(table, lambda: _over(contender, table.place, 1, work), values, filled=filled)
 
 
-# What these have in common
+# Common functions
 
 
 @contextmanager
 def _fresh(bench: Bench, contender: Contender) -> Iterator[Table]:
-    """Make a table, and drop it: another's keys would remember jobs that are gone."""
+    """Make a table, and drop it at the end, because another table's keys would remember jobs that are gone."""
     table = bench.table(contender)
     try:
         yield table
@@ -385,7 +388,7 @@ def _fresh(bench: Bench, contender: Contender) -> Iterator[Table]:
 def _over(
     contender: Contender, place: Location, number: int, work: Callable[[Sequence[Any]], Awaitable[Any]], **options: Any
 ) -> Any:
-    """Do something with a queue of each of some `PQ`, in a loop."""
+    """Run a function with a queue of each of some `PQ`, in a loop."""
 
     async def done() -> Any:
         made = [contender.open(place, **options) for _ in range(number)]
@@ -399,7 +402,7 @@ def _over(
 
 
 def _together(turns: Sequence[Measurement], values: dict[str, float]) -> Measurement:
-    """One turn that consists of several: it has the values that are given, all losses, and the rest of the last one."""
+    """Return one turn made of several: with the given values, all losses, and the rest of the last turn."""
     return replace(
         turns[-1],
         values=values,

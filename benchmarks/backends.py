@@ -1,4 +1,4 @@
-"""Who is measured: the backends that are installed, over the queue that each gives."""
+"""The backends to measure: the installed ones, each with a queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHODS = ("put", "put_many", "get", "get_many", "lease", "lease_many", "ack_man
 
 @dataclass(frozen=True)
 class Location:
-    """Where the table is."""
+    """The place of the table."""
 
     dsn: str
     schema: str
@@ -30,11 +30,11 @@ class Location:
 
 @dataclass(frozen=True)
 class Contender:
-    """A backend, by name, so that a process can be told of it.
+    """A backend by name, in a form that can be sent to a process.
 
     Attributes:
-        label: What it is called in the report.
-        name, mode: The backend.
+        label: The label of the backend in the report.
+        name, mode: The name and the mode of the backend.
     """
 
     label: str
@@ -50,27 +50,27 @@ class Contender:
         return self.mode == "blocking"
 
     def open(self, place: Location, **options: Any) -> Any:
-        """A `PQ` or `AsyncPQ` of its own connections; call it where it is used, in thread or loop."""
+        """Return a new `PQ` or `AsyncPQ`; call this in the thread or loop that uses it."""
         face: Any = PQ if self.blocking else AsyncPQ
         options = {"retention": "delete", **options}
         return face(place.dsn, backend=self.name, schema=place.schema, table=place.table, **options)
 
     def run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine that uses only what this kind of backend gives: stepped, or in a loop."""
+        """Run a coroutine that uses only awaitables of this kind of backend: step it, or run it in a loop."""
         return run_sync(make()) if self.blocking else asyncio.run(make())
 
 
 def contenders(names: Sequence[str] = ()) -> list[Contender]:
-    """The backends of these names, in both of their modes; without names, all whose driver is installed.
+    """Return the backends with these names, in both modes; without names, all whose drivers are installed.
 
     Raises:
-        UnknownBackend, PluginError: There is none of a name, or its plugin is broken.
-        BackendNotInstalled: The driver of one that was named is missing.
+        UnknownBackend, PluginError: No backend has a name, or its plugin is broken.
+        BackendNotInstalled: The driver of a named backend is missing.
     """
     specs = plugins.backend_specs()
     for name in names:
         if name not in {spec.name for spec in specs}:
-            plugins.backend_spec(name, "blocking")  # says what is wrong with it
+            plugins.backend_spec(name, "blocking")  # raises the reason why it is broken
     chosen = []
     for spec in specs:
         if names and spec.name not in names:
@@ -90,9 +90,9 @@ def contenders(names: Sequence[str] = ()) -> list[Contender]:
 
 
 class Stepped:
-    """A blocking queue with its methods made coroutine functions, which never suspend: workloads are written once.
+    """A blocking queue whose methods are coroutine functions that never suspend, so that workloads are written once.
 
-    It costs a tenth of a microsecond a call.
+    It costs a tenth of a microsecond for each call.
     """
 
     def __init__(self, queue: Any) -> None:
@@ -114,7 +114,7 @@ async def _called(method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def awaitable(contender: Contender, pq: Any, name: str) -> Any:
-    """A queue of the `PQ`, to be awaited."""
+    """Return a queue of the `PQ` that can be awaited."""
     return Stepped(pq[name]) if contender.blocking else pq[name]
 
 

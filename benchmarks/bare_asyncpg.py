@@ -1,4 +1,4 @@
-"""The bare loops over asyncpg."""
+"""The bare loops for asyncpg."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .statements import Statements, values
 
 
 class BareAsyncpg(BareLoop):
-    """Prepared statements, fetched."""
+    """The bare loop with prepared statements and fetch."""
 
     how = "asyncpg, prepared statements"
     bulk = ("COPY", "COPY of text", "the statement")
@@ -25,7 +25,7 @@ class BareAsyncpg(BareLoop):
         names = ("put", "put_many", "get", "get_many", "lease", "ack")
         prepared = [await self.connection.prepare(getattr(self.statements, name).sql) for name in names]
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = prepared
-        # asyncpg's prepare sends Flush and no Sync: until the next one the statement's transaction holds its locks.
+        # asyncpg's prepare sends Flush and no Sync, so the statement's transaction holds its locks until the next Sync.
         await self.connection.execute("SELECT 1")
 
     async def put(self) -> None:

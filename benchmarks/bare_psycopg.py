@@ -1,4 +1,4 @@
-"""The bare loops over psycopg 3, blocking and asynchronous."""
+"""The bare loops for psycopg 3, blocking and asynchronous."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .statements import Statements, values
 
 
 class _Encoded(BareLoop):
-    """Statements as psycopg's raw cursors take them."""
+    """Statements in the form for psycopg's raw cursors."""
 
     bulk = ("COPY", "COPY by rows", "the statement")
 
@@ -26,7 +26,7 @@ class _Encoded(BareLoop):
 
 
 class BarePsycopg(SwitchesAutocommit, _Encoded):
-    """A raw cursor in autocommit, statements prepared."""
+    """The bare loop with a raw cursor in autocommit mode and prepared statements."""
 
     how = "psycopg, a raw cursor, prepared"
 
@@ -70,7 +70,7 @@ class BarePsycopg(SwitchesAutocommit, _Encoded):
 
 
 class BareAsyncPsycopg(_Encoded):
-    """The same, awaited."""
+    """The asynchronous bare loop with a raw cursor in autocommit mode and prepared statements."""
 
     how = "psycopg, a raw cursor awaited, prepared"
 

@@ -1,4 +1,4 @@
-"""The bare loops over psycopg2."""
+"""The bare loops for psycopg2."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .statements import Statements, values
 
 
 class BarePsycopg2(SwitchesAutocommit, BareLoop):
-    """PREPARE and EXECUTE by hand, on a plain cursor in autocommit."""
+    """The bare loop with PREPARE and EXECUTE by hand, on a plain cursor in autocommit mode."""
 
     how = "psycopg2, EXECUTE of a prepared statement"
     bulk = ("COPY", "the statement", "execute_values")

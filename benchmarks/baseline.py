@@ -1,9 +1,8 @@
-"""Bare loops: what a good user of a driver writes who runs the statements without pqcore.
+"""Bare loops: the code of a skilled user of a driver who runs the statements without pqcore.
 
-Each begins with the same Python data as pqcore's caller does and ends with the data decoded, on the
-same table, with the same texts of SQL, prepared, and on the same connection: it matters much on which core
-its server process happens to run.  ``put_many`` goes the fastest way that the driver has, found out at the
-start of a run, and returns no ids.
+Each starts with the same Python data as pqcore's caller, and ends with the decoded data. It uses the same table, the
+same SQL texts, prepared, and the same connection, because the core on which a server process runs matters much.
+``put_many`` uses the driver's fastest way, which is determined at the start of a run, and returns no ids.
 
 A backend names its bare loop in its spec (`pqcore.backend.BackendSpec.bare_loop`).
 """
@@ -24,29 +23,30 @@ from .statements import Statements, expect, values
 __all__ = ["COLUMNS", "DATA", "MANY", "QUEUE", "BareLoop", "Statements", "SwitchesAutocommit", "values"]
 
 COLUMNS = "q_name, serializer, data"
-"""Of the table, in the order in which `BareLoop.text` has them."""
+"""The columns of the table, in the order that `BareLoop.text` uses."""
 
 
 class BareLoop:
-    """The bare loop of a driver: its user's code without pqcore, an operation a method.
+    """The bare loop of a driver: a user's code without pqcore, with one method for each operation.
 
-    A subclass runs the statements through the driver itself, never through the backend's session, and gives the ids
-    of what it took to `keep`. Over an asynchronous driver the methods are coroutine functions.
+    A subclass runs the statements through the driver itself, never through the backend's session, and passes the taken
+    rows to `keep`. For an asynchronous driver, the methods are coroutine functions.
 
     Args:
-        statements: The texts of the statements, for the table that is measured.
-        batch: Jobs that one ``put_many`` puts.
+        statements: The texts of the statements, for the measured table.
+        batch: The number of jobs in one ``put_many``.
         connection: The driver's connection, the ``connection`` of the backend's session.
 
     Attributes:
-        statements: As given.
-        batch: As given.
-        connection: As given.
-        how: How the driver is used, in a few words, for the report; the driver's name comes before the first comma.
-        targets: What the backend is held to, where that is not `pqcore.benchmarks.bounds.TARGETS`: ``{"put": 0.8}``.
-        bulk: The ways that the driver has to put many jobs together. The fastest one is found at the start.
+        statements: The argument.
+        batch: The argument.
+        connection: The argument.
+        how: A short description of how the driver is used, for the report; the driver's name comes before the first
+            comma.
+        targets: The backend's targets, if they differ from `pqcore.benchmarks.bounds.TARGETS`: ``{"put": 0.8}``.
+        bulk: The driver's ways to put many jobs together. The fastest one is determined at the start.
         chosen: The way that ``put_many`` uses.
-        taken: Ids of the jobs that were taken.
+        taken: The ids of the jobs that were taken.
         queue: The parameters of ``get`` and ``get_many``.
         lease: The parameters of ``lease``.
         copy: The COPY statement that puts jobs.
@@ -71,7 +71,7 @@ class BareLoop:
         self.chosen = self.bulk[0]
 
     def prepare(self) -> Any:
-        """Prepare the statements that the driver prepares by hand; a coroutine over async drivers."""
+        """Prepare the statements that the driver does not prepare itself; a coroutine for asynchronous drivers."""
         return None
 
     def put(self) -> Any:
@@ -79,7 +79,7 @@ class BareLoop:
         raise NotImplementedError
 
     def put_many(self) -> Any:
-        """Put ``batch`` jobs in the way that ``chosen`` names; no ids are needed.
+        """Put ``batch`` jobs in the way named by ``chosen``; no ids are needed.
 
         The statement takes ``values(statements.put_many, items=self.items())``; `copy` and `text` are for COPY.
         """
@@ -102,35 +102,35 @@ class BareLoop:
         raise NotImplementedError
 
     def replan(self) -> Any:
-        """Run ``DISCARD PLANS``, so that both sides plan for the table as it has become."""
+        """Run ``DISCARD PLANS``, so that both sides plan for the present table."""
         raise NotImplementedError
 
     def enter(self, operation: str) -> Any:
-        """Bring the connection into the mode that an operation wants; a coroutine over async drivers."""
+        """Set the connection to the mode that an operation needs; a coroutine for asynchronous drivers."""
         return None
 
     def leave(self, operation: str) -> Any:
-        """Bring the connection back into the mode in which pqcore keeps it."""
+        """Set the connection back to the mode in which pqcore keeps it."""
         return None
 
     def text(self) -> str:
-        """Return the rows of a batch, as COPY reads them."""
+        """Return the rows of a batch in the format of COPY."""
         line = f"{QUEUE}\tjson\t"
         encoded = (json.dumps(DATA).replace("\\", "\\\\") for _ in range(self.batch))
         return "".join([f"{line}{data}\n" for data in encoded])
 
     def held(self, rows: Any) -> tuple[Any, ...]:
-        """Return the parameters of the statement ``ack``, for the rows that ``lease`` returned."""
-        from pqcore.sql.statement import as_array  # not in every build that `compare_builds` measures
+        """Return the parameters of the statement ``ack`` for the rows that ``lease`` returned."""
+        from pqcore.sql.statement import as_array  # some builds that `compare_builds` measures lack it
 
         return as_array([row[0] for row in rows]), as_array([row[4] for row in rows]), QUEUE
 
     def items(self) -> str:
-        """Return a batch, as the statement ``put_many`` takes it."""
+        """Return a batch in the form for the statement ``put_many``."""
         return f"[{','.join([json.dumps(DATA) for _ in range(self.batch)])}]"
 
     def keep(self, rows: Any) -> None:
-        """Note the ids of the rows that were taken, and decode their data.
+        """Record the ids of the rows that were taken, and decode their data.
 
         Args:
             rows: The rows that the statement returned.
@@ -141,7 +141,10 @@ class BareLoop:
 
 
 class SwitchesAutocommit:
-    """Of drivers that have an attribute for it: a transaction begins by itself only where that is measured."""
+    """A mixin for drivers with an attribute for autocommit.
+
+    A transaction begins by itself only where that is measured.
+    """
 
     connection: Any
 
@@ -153,7 +156,7 @@ class SwitchesAutocommit:
 
 
 def loop_class(contender: Contender) -> type[BareLoop] | None:
-    """Return the class of a backend's bare loop; None where its spec names none.
+    """Return the class of a backend's bare loop; None if its spec names none.
 
     Raises:
         ConfigurationError: The spec names a class that cannot be imported.
@@ -171,7 +174,7 @@ def loop_class(contender: Contender) -> type[BareLoop] | None:
 
 
 async def opened(contender: Contender, statements: Statements, batch: int, session: Any) -> BareLoop | None:
-    """Return the bare loop of a backend, over the connection of one of its sessions; None where its spec names none.
+    """Return the bare loop of a backend, over the connection of one of its sessions; None if its spec names none.
 
     Raises:
         ConfigurationError: The spec names a class that cannot be imported.

@@ -1,4 +1,4 @@
-"""What each operation is held to, beside a bare loop over the driver."""
+"""The targets of each operation, compared with a bare loop over the driver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS: Mapping[str, float] = {
     "lease_ack": 0.85,
     "worker": 0.25,
 }
-"""The least speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
+"""The lowest speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
 CPU: Mapping[str, float] = {
     "put": 2.0,
     "get": 2.3,
@@ -29,23 +29,23 @@ CPU: Mapping[str, float] = {
     "lease_ack": 2.2,
     "worker": 8.0,
 }
-"""The most time of the client's processor per job, as a multiple of a bare loop's; see docs/benchmarks.md.
+"""The largest CPU time of the client per job, as a multiple of a bare loop's; see docs/benchmarks.md.
 
-Each is a third more than the most that was measured over any driver with both processors busy.
+Each is a third more than the largest value measured over any driver with both processors busy.
 """
 WIRE: Mapping[str, float] = dict.fromkeys(TARGETS, 0.0)
-"""How many round trips, statements and commits per call are allowed beyond the bare loop's; of a worker, per job.
+"""How many more round trips, statements and commits per call (for a worker, per job) than the bare loop are allowed.
 
-A worker leases with the statement that acknowledges: it makes one statement for 20 jobs, and the bare loop two. On a
-busy machine its jobs do not end together, so it makes more.
+A worker leases with the statement that acknowledges: it runs one statement for 20 jobs, and the bare loop two. On a
+busy machine its jobs do not end together, so it runs more statements.
 """
 
 
 def targets_of(contender: Contender) -> dict[str, float]:
-    """Return what a backend is held to: `TARGETS`, and what its bare loop says instead (`BareLoop.targets`).
+    """Return a backend's targets: `TARGETS`, overridden by its bare loop (`BareLoop.targets`).
 
     Raises:
-        ConfigurationError: The bare loop cannot be imported, or its targets are none.
+        ConfigurationError: The bare loop cannot be imported, or its targets are invalid.
     """
     kind = loop_class(contender)
     own = {} if kind is None else kind.targets

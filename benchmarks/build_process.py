@@ -1,8 +1,8 @@
-"""One of two builds that are measured side by side: a process that does what comes through its standard input.
+"""The process of one of two builds that are compared: it executes requests from its standard input.
 
-Each line is an object of JSON, and each answer too. The public methods of `BuildProcess` say what can be asked. Both
-builds are measured by the same code, this one: see `compare_builds`. So this module, and what it imports of the
-benchmarks, use pqcore's public names alone: the other build may have been laid out otherwise.
+Each request is a line with a JSON object, and so is each answer. The public methods of `BuildProcess` are the possible
+requests. This code measures both builds: see `compare_builds`. So this module, and the benchmark modules that it
+imports, use only public names of pqcore, because the other build may have other modules.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .worker_calls import drain, noop, per_job, put_calls
 
 T = TypeVar("T")
 PATIENCE = 100.0
-"""Seconds that the jobs under a limit may take, which is less than an answer may."""
+"""Seconds that jobs under a limit may take, which is less than the time for an answer."""
 
 
 class BuildProcess:
-    """What one process measures: an operation over a backend, in slices, over one `PQ` at a time."""
+    """The measurements of one process: an operation over a backend, in slices, over one `PQ` at a time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -39,11 +39,11 @@ class BuildProcess:
         self._crowds: list[tuple[Any, Callers, Turn]] = []
 
     def backends(self, names: list[str]) -> dict[str, Any]:
-        """Return the labels of the backends of these names; of all that are installed, if there are none."""
+        """Return the labels of the backends with these names, or of all installed ones if no name is given."""
         return {"backends": [each.label for each in contenders(names)]}
 
     def open(self, backend: str, dsn: str, schema: str, table: str) -> dict[str, Any]:
-        """Create a table over a backend, given by its label."""
+        """Create a table over a backend, which is named by its label."""
         [self._contender] = [each for each in contenders() if each.label == backend]
         self._place = Location(dsn, schema, table)
         self._run(self._create())
@@ -59,12 +59,12 @@ class BuildProcess:
             await closed(self._contender, pq)
 
     def memory(self, backend: str, dsn: str, schema: str, table: str, operation: str, number: int) -> dict[str, float]:
-        """Do something once; return the memory of this process, which has done nothing before."""
+        """Run one operation, and return the memory of this process, which has done nothing before."""
         [contender] = [each for each in contenders() if each.label == backend]
         return measured(contender, Location(dsn, schema, table), operation, number)
 
     def begin(self, operation: str) -> dict[str, Any]:
-        """Connect, to do an operation; the table is empty."""
+        """Connect for an operation; the table is empty."""
         self._name = operation
         self._taken: list[int] = []
         self._put: list[int] = []
@@ -78,11 +78,11 @@ class BuildProcess:
         return {}
 
     def slice(self, ahead: int, number: int) -> dict[str, Any]:
-        """Do an operation some times, or have a worker do the jobs of some; return the seconds that it took.
+        """Run an operation a number of times, or let a worker run the jobs; return the seconds that it took.
 
         Args:
-            ahead: Calls before those that are timed; none for a worker.
-            number: Calls that are timed.
+            ahead: Calls before the timed ones; zero for a worker.
+            number: The number of timed calls.
         """
         if self._name == "worker":
             return {"seconds": self._loop.run_until_complete(self._worked(number * OPERATIONS["worker"].jobs))}
@@ -102,7 +102,7 @@ class BuildProcess:
         return per_job(done, OPERATIONS["worker"].jobs) * number
 
     async def _limited(self, number: int) -> float:
-        """Return the seconds of jobs under a limit, from the first ones' start to the last one's."""
+        """Return the seconds of jobs under a limit, from the first start to the last."""
         self._put += await put_held(self._task, self._pq[QUEUE], number, 0.0)
         done, _ = await run_until([self._pq[QUEUE]], number, PATIENCE)
         self._taken += done.taken
@@ -117,12 +117,12 @@ class BuildProcess:
     # Concurrent callers
 
     def gather(self, operation: str, callers: int, connections: int | None) -> dict[str, Any]:
-        """Connect for concurrent callers, which have turns from then on.
+        """Connect for concurrent callers, which then take turns.
 
         Args:
             operation: One of `concurrent_calls.CALLS`.
-            callers: How many.
-            connections: Connections that they share at most; None for the default of `PQ`.
+            callers: The number of callers.
+            connections: The largest number of connections that they share; None for the default of `PQ`.
         """
         options = {} if connections is None else {"max_connections": connections}
         pq = self._contender.open(self._place, **options)
@@ -130,10 +130,10 @@ class BuildProcess:
         return {}
 
     def turn(self, crowd: int, seconds: float, *, timed: bool) -> dict[str, Any]:
-        """Have the callers that were gathered as number ``crowd`` call for some seconds.
+        """Let the callers that were gathered as number ``crowd`` call for some seconds.
 
         Returns:
-            The calls that returned in that time, and the jobs that were put or taken.
+            The number of calls that returned in that time, and of the jobs that were put or taken.
         """
         _, callers, all_turns = self._crowds[crowd]
         turn = self._run(callers.turn(seconds))
@@ -143,7 +143,7 @@ class BuildProcess:
         return {"in_time": turn.in_time, "jobs": len(turn.jobs)}
 
     def disperse(self) -> dict[str, Any]:
-        """Disconnect all; return the ids of the jobs that they put or took, and p50 and p99 of each crowd's calls."""
+        """Disconnect all callers; return the ids of their jobs, and p50 and p99 of each crowd's calls."""
         crowds, self._crowds = self._crowds, []
         for pq, _, _ in crowds:
             self._run(closed(self._contender, pq))
@@ -155,9 +155,9 @@ class BuildProcess:
 
 
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what anybody prints is no answer
+    os.dup2(2, 1)  # other output must not be taken for an answer
     process = BuildProcess()
     print(json.dumps({"version": pqcore.__version__, "file": pqcore.__file__}), file=answers, flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Processes of builds of pqcore: this one, and another that it is compared with."""
+"""Processes of builds of pqcore: of this build, and of another that it is compared with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ main()
 
 
 class BuildFailed(PQError):
-    """A build could not do what it was asked for."""
+    """A build could not answer a request."""
 
 
 Interpreter: TypeAlias = tuple[Sequence[str], dict[str, str]]
@@ -62,7 +62,7 @@ class Build:
             raise
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer to a question; see `build_process.BuildProcess`.
+        """Return the answer to a request; see `build_process.BuildProcess`.
 
         Raises:
             BuildFailed: The build raised an error, ended, or did not answer for `PATIENCE` seconds.
@@ -80,7 +80,7 @@ class Build:
         return answer
 
     def open(self, backend: str, place: Location) -> None:
-        """Have the build make its table, and work on that over a backend."""
+        """Let the build make its table over a backend, and use that table."""
         self.ask("open", backend=backend, dsn=place.dsn, schema=place.schema, table=place.table)
 
     def _hear(self) -> dict[str, Any]:
@@ -113,12 +113,12 @@ class Build:
 
 @contextmanager
 def own_tables(contender: Contender, dsn: str, number: int) -> Iterator[list[Table]]:
-    """Give tables that are still to be made, one for each build, in schemas of their own; drop them at the end.
+    """Yield new tables, one for each build, in separate schemas; drop them at the end.
 
     Args:
-        contender: Looks at them.
-        dsn: The server.
-        number: How many.
+        contender: The backend that inspects the tables.
+        dsn: The DSN of the server.
+        number: The number of tables.
     """
     schemas = [schema_name(f"{os.getpid()}_{index}_{time.time_ns() % 10**9}") for index in range(number)]
     server_observer = Observer(contender, dsn)
@@ -132,13 +132,13 @@ def own_tables(contender: Contender, dsn: str, number: int) -> Iterator[list[Tab
 
 
 def interpreters(other: Path) -> list[Interpreter]:
-    """Return what runs the other build, and this one.
+    """Return the commands that run the other build, and this one.
 
     Args:
         other: A Python interpreter, a virtual environment, or a checkout.
 
     Raises:
-        ConfigurationError: It is none of these.
+        ConfigurationError: The path is none of these.
     """
     here = [str(Path(place).absolute()) for place in sys.path]
     own = own_interpreter()
@@ -154,17 +154,17 @@ def interpreters(other: Path) -> list[Interpreter]:
 
 
 def own_interpreter() -> Interpreter:
-    """Return what runs this build."""
+    """Return the command that runs this build."""
     here = [str(Path(place).absolute()) for place in sys.path]
     return [sys.executable], {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
 
 
 @contextmanager
 def started(interpreter: Interpreter) -> Iterator[Build]:
-    """Give a process of a build for the length of a block.
+    """Yield a process of a build, for the length of a block.
 
     Raises:
-        ConfigurationError: It cannot be started.
+        ConfigurationError: The process cannot be started.
     """
     command, variables = interpreter
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +179,6 @@ def started(interpreter: Interpreter) -> Iterator[Build]:
 
 @contextmanager
 def builds_of(pythons: Sequence[Interpreter]) -> Iterator[list[Build]]:
-    """Give a process of each build for the length of a block; see `interpreters`."""
+    """Yield a process of each build, for the length of a block; see `interpreters`."""
     with ExitStack() as stack:
         yield [stack.enter_context(started(python)) for python in pythons]

@@ -1,4 +1,4 @@
-"""The colours of charts: a backend has the same one in each chart, and from report to report."""
+"""The colours of charts: a backend has the same colour in all charts and reports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KNOWN: Mapping[str, str] = {
     "psycopg2": "#2ca02c",
     "asyncpg": "#ff7f0e",
 }
-"""Of pgbench, and of the backends that pqcore brings."""
+"""The colours of pgbench, and of the backends that pqcore brings."""
 OTHERS = ("#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#393b79", "#637939", "#843c39", "#7b4173")
-"""Of the backends of others: each begins to look for a free one at a place that its name gives."""
+"""Colours for other backends: a backend's name determines where the search for a free colour begins."""
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each label, no two alike."""
+    """Return a different colour for each label."""
     chosen: dict[str, str] = {}
     for label in sorted(set(labels)):
         number = zlib.crc32(label.encode())
@@ -39,7 +39,7 @@ def of_report(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hue(number: int, taken: Iterable[str]) -> str:
-    """Return a colour that is not taken yet, for the many backends for which none is listed."""
+    """Return a colour that is not used yet, after all listed ones are used."""
     used = set(taken)
     while True:
         parts = colorsys.hls_to_rgb(number % 360 / 360, 0.35 + number % 7 * 0.05, 0.7)

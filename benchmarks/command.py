@@ -1,4 +1,4 @@
-"""What ``pqcore bench`` does, once its command line is read."""
+"""The execution of ``pqcore bench``, after its command line was parsed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Outcome", "main", "named"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """The outcome of a command.
 
     Attributes:
-        failures: Why it failed, each by name.
-        undecided: The targets on which there is no verdict, each with the reason.
-        judged: How many targets there are.
+        failures: The reasons for a failure, each by name.
+        undecided: The targets without a verdict, each with the reason.
+        judged: The number of targets.
     """
 
     failures: list[Failure] = field(default_factory=list)
@@ -55,10 +55,10 @@ def main(
     compare: tuple[str, str] | None = None,
     against: str | None = None,
 ) -> Outcome:
-    """Do it, and return how it ended.
+    """Run the benchmarks, and return the outcome.
 
     Raises:
-        ConfigurationError: What was asked for cannot be.
+        ConfigurationError: The request is invalid.
     """
     rules = Rules.chosen(scale or "default", judged, fail_under)
     terminal = Terminal(rules)
@@ -91,7 +91,7 @@ def main(
     if html_file and importlib.util.find_spec("plotly") is None:
         msg = "--html needs plotly: pip install 'pqcore[bench]'"
         raise ConfigurationError(msg)
-    for file in filter(None, (json_file, html_file)):  # not to fail at the end
+    for file in filter(None, (json_file, html_file)):  # so that an unwritable file fails now, and not at the end
         Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
     options = Options(presets.SCALES[scale or "default"], concurrency, processes, soak)
     try:
@@ -151,7 +151,7 @@ def _concurrent(
     dsn: str | None,
     judged: bool | None,
 ) -> list[Failure]:
-    """Compare two builds with concurrent callers; a quick run judges no target, unless it is told to."""
+    """Compare two builds with concurrent callers; a quick run judges no target, unless told to."""
     whole = concurrent_builds.CONCURRENT in names
     request = concurrent_builds.Request(
         other,

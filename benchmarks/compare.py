@@ -1,4 +1,4 @@
-"""Two reports beside one another: what changed, by more than chance, and whether that fails a gate."""
+"""The comparison of two reports: which figures changed by more than chance, and whether that fails a gate."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Verdict: TypeAlias = Literal["pass", "FALLS SHORT", "undecided", "not judged"]
 
 @dataclass(frozen=True)
 class Change:
-    """One number of both reports.
+    """A figure of both reports.
 
     Attributes:
-        scenario, variant, backend, metric: Which.
-        unit: Of what.
+        scenario, variant, backend, metric: The identity of the figure.
+        unit: The unit of the figure.
         before, after: The medians.
-        ratio: How many times as good it has become; below 1 it is worse.
+        ratio: How many times better it has become; below 1 it is worse.
         low, high: A 95 % interval of the ratio.
-        rounds: How often it was measured, in the report that has fewer.
-        yardstick: What was measured beside it in each round, and takes the speed of the machine out of the ratio;
-            "" for nothing: then there is no verdict on it.
+        rounds: How often it was measured, in the report with fewer rounds.
+        yardstick: The measurement next to it in each round, which removes the speed of the machine from the ratio; ""
+            if there is none, and so no verdict.
     """
 
     scenario: str
@@ -50,12 +50,12 @@ class Change:
 
     @property
     def name(self) -> str:
-        """The backend, and what of it was measured."""
+        """The backend, and the name of the figure."""
         return _name(self.backend, self.scenario, self.variant)
 
     @property
     def kind(self) -> Kind:
-        """Whether it changed by more than chance."""
+        """Whether the figure changed by more than chance."""
         if self.rounds < FEWEST:
             return "undecided"
         if self.low > 1:
@@ -63,7 +63,7 @@ class Change:
         return "worse" if self.high < 1 else "the same"
 
     def verdict(self, least: float) -> Verdict:
-        """Return whether it has become worse than ``least`` times as good: then its whole interval is below."""
+        """Return whether the figure has become worse than ``least`` times as good: its whole interval is below."""
         if not self.yardstick:
             return "not judged"
         if self.rounds < FEWEST:
@@ -75,13 +75,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed.
+    """The differences between two reports.
 
     Attributes:
-        changes: Of what is in both.
-        new: Names of what is in the second alone.
-        differences: Of the environments.
-        broken: What failed in the second, is missing there, or lost jobs.
+        changes: The changes of figures in both reports.
+        new: The names of figures that only the second report has.
+        differences: The differences of the environments.
+        broken: Parts of the second report that failed, are missing, or lost jobs.
     """
 
     changes: list[Change]
@@ -90,7 +90,7 @@ class Comparison:
     broken: list[Failure] = field(default_factory=list)
 
     def failures(self, least: float) -> list[Failure]:
-        """Return what makes a gate fail: what is broken, and what is worse than ``least`` times as good."""
+        """Return why a gate fails: broken parts, and figures worse than ``least`` times as good."""
         return self.broken + [
             Failure(
                 change.name,
@@ -102,7 +102,7 @@ class Comparison:
         ]
 
     def undecided(self, least: float) -> list[str]:
-        """Return why there is no verdict on something that has a yardstick."""
+        """Return why a figure with a yardstick has no verdict."""
         found = []
         for change in self.changes:
             if change.verdict(least) != "undecided":
@@ -120,7 +120,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a report.
 
     Raises:
-        ConfigurationError: The file cannot be read, is no report, or has another format than `FORMAT`.
+        ConfigurationError: The file cannot be read, is not a report, or has another format than `FORMAT`.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ def _name(backend: str, scenario: str, variant: str) -> str:
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Each figure of a report, but for those of pgbench: it is the yardstick."""
+    """Yield the figures of a report, without those of pgbench, which is the yardstick."""
     for row in report[TARGETS]:
         key = (TARGETS, row["operation"], row["backend"])
         if "ratio" in row:
@@ -176,7 +176,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[Key, dict[str, Any]]]:
 def _change(key: Key, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
     one, other, yardstick = new, old, ""
     before, after = old.get("beside", ("", None)), new.get("beside", ("", None))
-    if before[0] == after[0] != "":  # a bare loop that puts many in another way is another yardstick
+    if before[0] == after[0] != "":  # a bare loop that puts many jobs in another way is another yardstick
         yardstick, one, other = after[0], after[1], before[1]
     higher = old.get("better", "higher") == "higher"
     ratio = Ratio.of(one, other) if higher else Ratio.of(other, one)
@@ -194,7 +194,7 @@ def _change(key: Key, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
 
 
 def _broken(old: Mapping[Key, Any], report: Mapping[str, Any]) -> Iterator[Failure]:
-    """What failed in the second report, is missing there, or lost jobs."""
+    """Return the parts of the second report that failed, are missing, or lost jobs."""
     stopped = {row["label"] for row in report["backends"] if "error" in row}
     for row in report["backends"]:
         if "error" in row:
@@ -221,7 +221,7 @@ def _broken(old: Mapping[Key, Any], report: Mapping[str, Any]) -> Iterator[Failu
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """What was not the same, so that the figures are hardly to be compared."""
+    """Return differences that make the figures hard to compare."""
     old, new = before["environment"], after["environment"]
     for name in ("processor", "cpus", "platform", "python"):
         if old.get(name) != new.get(name):

@@ -1,9 +1,9 @@
-"""Two builds of pqcore side by side, in one run: what `pqcore bench --against` does.
+"""The comparison of two builds of pqcore in one run, by `pqcore bench --against`.
 
-Two runs that are minutes apart meet a machine in two states. Here each build has a process of its own, on one
-server, and the two run an operation in turns of some milliseconds. The order changes from turn to turn. In each round
-both connect again, as it matters on which core a connection's server process comes to run. A round gives one ratio:
-the median over its turns.
+Two runs minutes apart find the machine in different states. Here each build has its own process on one server, and both
+run an operation in turns of some milliseconds. The order changes from turn to turn. In each round both connect again,
+because the core on which a connection's server process runs matters. A round gives one ratio: the median over its
+turns.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from .targets import AHEAD
 from .verdicts import Failure
 
 ROUNDS = 20
-"""Rounds, if the command line does not say otherwise."""
+"""The default number of rounds."""
 TURNS = 12
 """Turns of each build in a round."""
 SLICE = 0.02
-"""Seconds of a turn, about."""
+"""The approximate length of a turn, in seconds."""
 WORKER_TURNS = 4
-"""Turns of each build in a round of a worker: they are long, as it has to start."""
+"""Turns of each build in a round of a worker; they are long, because the worker must start."""
 WORKER_CALLS = 25
-"""Calls of a worker's turn, at least."""
+"""The smallest number of calls in a worker's turn."""
 LIMITED_TURNS = 2
 """Turns of each build in a round of jobs under a limit."""
 LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
-"""Jobs of such a turn, by scale."""
+"""The number of jobs in such a turn, by scale."""
 MEMORY_ROUNDS = 3
-"""Rounds of what is measured in MB, at most: it hardly varies."""
+"""The largest number of rounds for figures in MB, which hardly vary."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is compared.
+    """The request for a comparison.
 
     Attributes:
-        other: Where the other build is: a Python interpreter, a virtual environment, or a checkout.
-        backends: Names of backends; all that both builds have, if there are none.
+        other: The path of the other build: a Python interpreter, a virtual environment, or a checkout.
+        backends: The names of backends; if empty, all that both builds have.
         operations: Keys of `OF_BUILDS`, and `MEMORY`.
         scale: The name of the scale.
         rounds: How often each operation is measured.
-        dsn: A server; None for an embedded one.
+        dsn: The DSN of a server; None for an embedded one.
     """
 
     other: Path
@@ -69,14 +69,14 @@ class Request:
 
 @dataclass
 class Cell:
-    """One operation over one backend.
+    """The results of one operation over one backend.
 
     Attributes:
-        backend, operation: Which.
-        unit: Of what is measured: jobs per second, or MB of memory.
-        rounds: The figures of the other build and of this one, and how many times as good this one is.
-        error: Why there are no more.
-        lost: Jobs that this build lost, or gave twice.
+        backend, operation: The backend and the operation.
+        unit: The unit of the figures: jobs per second, or MB of memory.
+        rounds: The figures of the other build and of this one, and how many times better this one is.
+        error: The reason why there are no more rounds.
+        lost: The number of jobs that this build lost, or gave twice.
     """
 
     backend: str
@@ -88,10 +88,10 @@ class Cell:
 
 
 def compare(request: Request, listener: Listener) -> Comparison:
-    """Measure two builds side by side.
+    """Measure two builds in one run.
 
     Raises:
-        ConfigurationError: There is no build where the other one is said to be.
+        ConfigurationError: The path of the other build has no build.
         BuildFailed: A build's process ended.
     """
     pythons = interpreters(request.other)
@@ -117,7 +117,7 @@ def compare(request: Request, listener: Listener) -> Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    """A build, and the table that it works on."""
+    """A build, and the table that it uses."""
 
     build: Build
     table: Table
@@ -171,7 +171,7 @@ def _memory(request: Request, pythons: Sequence[Interpreter], backend: str, dsn:
 
 
 def _over(python: Interpreter, contender: Contender, table: Table, need: Need, cell: Cell) -> float:
-    """Return the MB that a fresh process had at most, over what it had before."""
+    """Return the largest memory, in MB, that a new process had above its initial memory."""
     try:
         fill(python, contender, table, need)
         with started(python) as build:
@@ -184,7 +184,7 @@ def _over(python: Interpreter, contender: Contender, table: Table, need: Need, c
 
 
 class _Part:
-    """What one build does in a round."""
+    """The work of one build in a round."""
 
     def __init__(self, side: _Side, operation: str, backlog: int) -> None:
         self._build = side.build
@@ -198,14 +198,14 @@ class _Part:
         self.seconds = [self.slice(number) / number for _ in range(2)][1]
 
     def slice(self, number: int) -> float:
-        """Return the seconds of some calls, for which the jobs, or the room, are there."""
+        """Return the seconds of some calls, for which there are enough jobs or room."""
         if self._stock is not None:
             self._stock.prepare(self._ahead + number)
             self._stock.use(self._ahead + number)
         return float(self._build.ask("slice", ahead=self._ahead, number=number)["seconds"])
 
     def end(self) -> int:
-        """Have the build disconnect; return how many jobs were lost, or came twice."""
+        """Disconnect the build; return how many jobs were lost, or given twice."""
         done = self._build.ask("end")
         if self._stock is not None:
             return sum(self._stock.losses(done["taken"])) + len(self._stock.take_missing())
@@ -214,7 +214,7 @@ class _Part:
 
 
 def _round(sides: Sequence[_Side], cell: Cell, number: int, scale: str) -> None:
-    """Have both builds connect, run an operation in turns, and disconnect."""
+    """Let both builds connect, run an operation in turns, and disconnect."""
     try:
         parts = [_Part(side, cell.operation, SCALES[scale].backlog) for side in sides]
         turns, calls = _sizes(cell.operation, scale, max(part.seconds for part in parts))
@@ -233,7 +233,7 @@ def _round(sides: Sequence[_Side], cell: Cell, number: int, scale: str) -> None:
 
 
 def _sizes(operation: str, scale: str, seconds: float) -> tuple[int, int]:
-    """Return how many turns there are, and how many calls in each; by the seconds that a call takes."""
+    """Return the number of turns and the number of calls in each, for a given time of a call."""
     if operation == LIMITED:
         return LIMITED_TURNS, LIMITED_JOBS[scale] // OF_BUILDS[LIMITED].jobs
     turns, least = (WORKER_TURNS, WORKER_CALLS) if operation == "worker" else (TURNS, 1)

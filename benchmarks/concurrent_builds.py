@@ -1,7 +1,7 @@
-"""Two builds of pqcore with concurrent callers, side by side: ``pqcore bench --against BUILD --scenario concurrent``.
+"""The comparison of two builds with concurrent callers: ``pqcore bench --against BUILD --scenario concurrent``.
 
-The other build has its turns with several numbers of connections, and is judged at its best of them. This one has
-the number that `PQ` has by default. Each round gives one ratio: the median over its turns.
+The other build has turns with several numbers of connections, and is judged at the best of them. This build uses the
+default number of `PQ`. Each round gives one ratio: the median over its turns.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from .text_tables import Grid, number
 from .verdicts import Failure, Verdict
 
 CONCURRENT = "concurrent"
-"""What ``--scenario`` calls it; ``concurrent:put`` is one operation of it."""
+"""The scenario's name on the command line; ``concurrent:put`` is one operation of it."""
 NAMES = (CONCURRENT, *(f"{CONCURRENT}:{name}" for name in CALLS))
 CONNECTIONS = (1, 10, 20, 64)
-"""Connections of the other build, which is judged at its best of them."""
+"""Numbers of connections of the other build, which is judged at the best of them."""
 ROUNDS = FEWEST
-"""Rounds, if the command line does not say otherwise."""
+"""The default number of rounds."""
 TURNS = 6
 """Turns of each side in a round."""
 SECONDS = {"quick": 0.05, "default": 0.2, "full": 0.5}
-"""Of a turn of several callers, by scale."""
+"""The length of a turn of several callers in seconds, by scale."""
 ALONE = 0.02
 """Seconds of a turn of one caller."""
 COMMITS = 40
-"""Rows that are inserted one by one in each round, to tell how long a commit takes."""
+"""Rows that are inserted one by one in each round, to measure how long a commit takes."""
 PUT, TAKEN = {"async": 10.0, "blocking": 5.0}, {"async": 5.0, "blocking": 3.0}
 FEW = {"async": 2.0, "blocking": 1.3}
 
 
 def target_of(operation: str, mode: str, callers: int) -> float:
-    """Return how many times as fast as the other build this one has to be.
+    """Return how many times as fast as the other build this one must be.
 
     Args:
         operation: One of `CALLS`.
-        mode: The backend's.
-        callers: How many.
+        mode: The backend's mode.
+        callers: The number of callers.
     """
     if callers == 1:
         return 0.98
@@ -60,16 +60,16 @@ def target_of(operation: str, mode: str, callers: int) -> float:
 
 @dataclass(frozen=True)
 class Request:
-    """What is compared.
+    """The request for a comparison.
 
     Attributes:
-        other: Where the other build is, as for `compare_builds.Request`.
-        backends: Names of backends; all that both builds have, if there are none.
+        other: The path of the other build; see `compare_builds.Request`.
+        backends: The names of backends; if empty, all that both builds have.
         operations: Some of `CALLS`.
         scale: The name of the scale.
-        rounds: How often.
-        dsn: A server; None for an embedded one.
-        callers: Numbers of callers.
+        rounds: The number of rounds.
+        dsn: The DSN of a server; None for an embedded one.
+        callers: The numbers of callers.
     """
 
     other: Path
@@ -83,12 +83,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Round:
-    """What came of a round.
+    """The results of a round.
 
     Attributes:
         before, after: Jobs per second of the other build at its best, and of this one.
-        ratio: How many times as fast this one was: the median over the turns.
-        connections: With how many the other build was at its best.
+        ratio: How many times as fast this build was: the median over the turns.
+        connections: The number of connections at which the other build was best.
         p50, p99: Seconds of a call, of the other build at its best and of this one.
     """
 
@@ -102,13 +102,13 @@ class Round:
 
 @dataclass
 class Cell:
-    """One operation over one backend by one number of callers.
+    """The results of one operation over one backend with one number of callers.
 
     Attributes:
-        backend, mode, operation, callers: Which.
-        rounds: What came of it.
-        error: Why there are no more.
-        lost: Jobs that this build lost, or gave twice.
+        backend, mode, operation, callers: The identity of the results.
+        rounds: The results of the rounds.
+        error: The reason why there are no more rounds.
+        lost: The number of jobs that this build lost, or gave twice.
     """
 
     backend: str
@@ -134,7 +134,7 @@ class Cell:
         return _verdict([found.ratio for found in self.rounds], self.target)
 
     def verdict_on_p99(self) -> Verdict:
-        """Return the verdict on the slowest hundredth of calls, which is judged where callers are many."""
+        """Return the verdict on the slowest hundredth of calls, which is judged for large numbers of callers."""
         if self.error or not self.rounds:
             return "failed"
         if self.callers < max(CALLERS):
@@ -153,13 +153,13 @@ def _verdict(ratios: Sequence[float], least: float) -> Verdict:
 
 @dataclass
 class Found:
-    """What came of a comparison.
+    """The results of a comparison.
 
     Attributes:
-        cells: All that was measured.
-        builds: Where the other build and this one are.
-        commits: Seconds of a commit of one row, in each round.
-        broken: What this build has not.
+        cells: All measurements.
+        builds: The paths of the other build and of this one.
+        commits: The seconds of a commit of one row, in each round.
+        broken: What this build lacks.
     """
 
     cells: list[Cell]
@@ -168,7 +168,7 @@ class Found:
     broken: list[Failure] = field(default_factory=list)
 
     def failures(self, *, judged: bool) -> list[Failure]:
-        """Return what failed; with ``judged``, also what falls short of its target."""
+        """Return what failed; with ``judged``, also what misses its target."""
         found = [*self.broken]
         for cell in self.cells:
             if cell.error:
@@ -185,10 +185,10 @@ class Found:
 
 
 def compare(request: Request, listener: Listener) -> Found:
-    """Measure two builds side by side.
+    """Measure two builds in one run.
 
     Raises:
-        ConfigurationError: There is no build where the other one is said to be.
+        ConfigurationError: The path of the other build has no build.
         BuildFailed: A build's process ended.
     """
     commits: list[float] = []
@@ -205,7 +205,7 @@ def compare(request: Request, listener: Listener) -> Found:
 def _backend(
     request: Request, builds: Sequence[Build], contender: Contender, dsn: str, listener: Listener, commits: list[float]
 ) -> list[Cell]:
-    """Measure all over one backend."""
+    """Measure everything over one backend."""
     cells = [
         Cell(contender.label, contender.mode, operation, callers)
         for operation in request.operations
@@ -240,7 +240,7 @@ class _Side:
     """The callers of one build, over one number of connections.
 
     Attributes:
-        connections: How many; None for the default.
+        connections: The number of connections; None for the default.
         rates: Jobs per second, turn by turn.
     """
 
@@ -252,7 +252,7 @@ class _Side:
         self._stock = stock
 
     def turn(self, seconds: float, *, timed: bool = True) -> None:
-        """Have a turn."""
+        """Run a turn."""
         self._stock.prepare()
         done = self._build.ask("turn", crowd=self._crowd, seconds=seconds, timed=timed)
         self._stock.use(done["jobs"])
@@ -273,7 +273,7 @@ class _Jobs:
         table.empty()
 
     def prepare(self) -> None:
-        """See that there are more jobs than a turn takes."""
+        """Make sure that there are more jobs than a turn takes."""
         if self._takes and self._left < 3 * self._most + self._backlog:
             more = max(self._backlog, 6 * self._most) * 2
             self._table.fill(more)
@@ -281,19 +281,19 @@ class _Jobs:
             self._filled += more
 
     def use(self, number: int) -> None:
-        """Note how many a turn took."""
+        """Record how many jobs a turn took."""
         self._most = max(self._most, number)
         self._left -= number
 
     def lost(self, jobs: Sequence[int]) -> int:
-        """Return how many were lost, or came twice, given the ids of all that were put or taken."""
+        """Return how many jobs were lost, or given twice, from the ids of all that were put or taken."""
         distinct, there = len(set(jobs)), self._table.count()
         wanted = self._filled - distinct if self._takes else distinct
         return abs(wanted - there) + len(jobs) - distinct
 
 
 def _round(builds: Sequence[Build], tables: Sequence[Table], cell: Cell, scale: str, round_number: int) -> None:
-    """Have both builds connect, their callers call in turns, and disconnect."""
+    """Let both builds connect, their callers call in turns, and disconnect."""
     seconds = ALONE if cell.callers == 1 else SECONDS[scale]
     counts = [n for n in CONNECTIONS if n <= cell.callers]
     if counts[-1] < cell.callers:
@@ -306,7 +306,7 @@ def _round(builds: Sequence[Build], tables: Sequence[Table], cell: Cell, scale: 
             crowd = len(sides) if index == 0 else 0
             sides.append(_Side(builds[index], crowd, connections, stocks[index]))
         for side in sides:
-            side.turn(max(seconds, 0.1), timed=False)  # connects, and warms up
+            side.turn(max(seconds, 0.1), timed=False)  # this connects, and warms up
         for turn in range(TURNS):
             for side in sides if (turn + round_number) % 2 else sides[::-1]:
                 side.turn(seconds)
@@ -335,7 +335,7 @@ def _round(builds: Sequence[Build], tables: Sequence[Table], cell: Cell, scale: 
 
 
 def grid(found: Found, *, judged: bool) -> Grid:
-    """Return what came of a comparison as a table of text."""
+    """Return the results of a comparison as a table of text."""
     took = 1000 * median(found.commits) if found.commits else 0.0
     made = Grid(
         f"concurrent callers; a commit of one row takes {took:.2f} ms",

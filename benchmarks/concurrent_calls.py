@@ -1,6 +1,8 @@
-"""Callers that call one operation concurrently, over one `PQ`: threads of a blocking backend, tasks of an async one.
+"""Callers that call one operation concurrently over one `PQ`.
 
-`compare_builds` has other builds of pqcore call them, too: nothing here is imported but pqcore's public names.
+Threads of a blocking backend, tasks of an asynchronous one.
+
+Other builds of pqcore run this module for `compare_builds`, so it imports only public names of pqcore.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ from .load_generators import PATIENCE, clock
 from .operations import DATA, QUEUE
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, int | None]]
-"""Does the operation once; the id of its job, or None if there was no job."""
+"""A function that runs the operation once; it returns the id of its job, or None if there was no job."""
 CALLS = ("put", "get", "lease")
 """The operations."""
 CALLERS = (1, 8, 64)
-"""How many call concurrently."""
+"""The numbers of concurrent callers."""
 
 
 @dataclass
 class Turn:
-    """What callers did in some seconds.
+    """The calls of some seconds.
 
     Attributes:
-        jobs: Ids of the jobs that they put or took.
-        in_time: How many of the calls returned before the time was over.
-        times: Seconds of each call.
+        jobs: The ids of the jobs that were put or taken.
+        in_time: How many calls returned before the time was over.
+        times: The seconds of each call.
     """
 
     jobs: list[int] = field(default_factory=list)
@@ -41,11 +43,11 @@ class Turn:
 
 
 def call_of(queue: Any, operation: str) -> Call:
-    """Return a function that does one of `CALLS` once.
+    """Return a function that runs one of `CALLS` once.
 
     Args:
-        queue: A queue that is awaited.
-        operation: Which.
+        queue: A queue whose methods are awaited.
+        operation: The operation.
     """
 
     async def put() -> int | None:
@@ -68,13 +70,13 @@ def call_of(queue: Any, operation: str) -> Call:
 
 
 class Callers:
-    """Some callers of an operation.
+    """Concurrent callers of an operation.
 
     Args:
         contender: The backend of the `PQ`.
         pq: The `PQ` that they share.
         operation: One of `CALLS`.
-        number: How many call concurrently.
+        number: The number of concurrent callers.
     """
 
     def __init__(self, contender: Contender, pq: Any, operation: str, number: int) -> None:
@@ -83,7 +85,7 @@ class Callers:
         self._number = number
 
     async def turn(self, seconds: float) -> Turn:
-        """Have all call, one call after the other each, until the time is over or no job is left."""
+        """Let all callers call repeatedly, until the time is over or no job is left."""
         if not self._blocking:
             until = clock() + seconds
             return _together(await asyncio.gather(*(self._again_and_again(until) for _ in range(self._number))))

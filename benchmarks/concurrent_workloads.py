@@ -1,4 +1,4 @@
-"""Workloads of callers that call one operation concurrently, over the connections that a `PQ` has by default."""
+"""Workloads of concurrent callers of one operation, over a `PQ`'s default number of connections."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CONNECTIONS = 10
 
 @dataclass(frozen=True)
 class Concurrent(Common):
-    """One operation by more and more callers of one process.
+    """One operation with increasing numbers of callers in one process.
 
     Attributes:
         operation: One of `concurrent_calls.CALLS`.
-        title, metrics: As for `Workload`.
+        title, metrics: See `Workload`.
     """
 
     operation: str

@@ -1,4 +1,4 @@
-"""Coroutines that never suspend: the benchmarks' own, as builds differ in what they call it."""
+"""Coroutines that never suspend: the benchmarks' own function, because builds differ in its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends, and return its result.
 
     Raises:
-        PQError: It suspended.
+        PQError: The coroutine suspended.
     """
     try:
         coroutine.send(None)

@@ -1,4 +1,4 @@
-"""What was measured on: the machine, the versions, the server and its settings, and whether it is durable."""
+"""The environment of the measurements: the machine, the versions, the server and its settings, and its durability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .backends import Contender
 from .observer import Observer
 
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
-"""What a server is set to that loses nothing that it said was committed."""
+"""The settings of a server that loses nothing it reported as committed."""
 SETTINGS = (
     *DURABLE,
     "shared_buffers",
@@ -34,13 +34,13 @@ _FAITHFUL = {*DURABLE.values(), "local", "remote_write", "remote_apply"}
 
 @contextmanager
 def server(dsn: str | None) -> Iterator[tuple[str, str]]:
-    """A server: the one given, or a durable embedded one.
+    """Yield a server: the given one, or a durable embedded one.
 
     Yields:
-        Its DSN, and where it came from.
+        The server's DSN, and its origin.
 
     Raises:
-        ConfigurationError: None was given, and there are no programs for an embedded one.
+        ConfigurationError: No server was given, and the programs for an embedded one are missing.
     """
     if dsn is not None:
         yield dsn, "given"
@@ -59,14 +59,14 @@ def server(dsn: str | None) -> Iterator[tuple[str, str]]:
 
 
 def programs() -> list[Path]:
-    """Folders in which PostgreSQL's programs may be."""
+    """Return folders that may contain PostgreSQL's programs."""
     found = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return found
 
 
 def describe(server_observer: Observer, origin: str, chosen: Sequence[Contender]) -> dict[str, Any]:
-    """The environment, as the report has it."""
+    """Return the environment, in the form for the report."""
     return {
         "pqcore": pqcore.__version__,
         "commit": _commit(),
@@ -86,7 +86,7 @@ def describe(server_observer: Observer, origin: str, chosen: Sequence[Contender]
 
 
 def doubts(environment: dict[str, Any]) -> list[str]:
-    """What makes the figures worth less: a server that may lose what it committed."""
+    """Return what makes the figures less reliable: a server that may lose committed data."""
     settings = environment["server"]["settings"]
     found = [
         f"{name} is {settings.get(name)}: the server may lose what it said was committed, and is faster for it"
@@ -114,7 +114,7 @@ def _versions(contender: Contender) -> Iterator[tuple[str, str]]:
 
 
 def _commit() -> str | None:
-    """The commit of the repository that pqcore is imported from, if it is."""
+    """Return the commit of the repository that pqcore is imported from, if there is one."""
     root = Path(pqcore.__file__).parents[1]
     if not (root / ".git").exists() or not (root / "pyproject.toml").exists():
         return None
@@ -140,7 +140,7 @@ def _processor() -> str:
 
 
 def _file_system(origin: str) -> str | None:
-    """The kind of file system that an embedded server's data lie in."""
+    """Return the kind of file system that holds an embedded server's data."""
     folder = Path(origin.partition(" in ")[2])
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""A report as a page of HTML, with charts: one file, which needs no network."""
+"""A report as one HTML page with charts, which needs no network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ h2 { margin-top: 2em; }
 
 
 def html_page(report: Mapping[str, Any], rules: Rules) -> str:
-    """The page.
+    """Return the page.
 
     Raises:
         ImportError: plotly is not installed.

@@ -1,4 +1,4 @@
-"""Workloads in which jobs are waited for: how soon they are picked up, and how it goes in the long run."""
+"""Workloads that wait for jobs: how soon jobs are picked up, and how this develops in a long run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .summary import percentile
 from .workloads import Common, Metric, Options, Variant
 
 IDLE = 50.0
-"""Jobs a second that leave a queue idle."""
+"""The number of jobs per second that leaves a queue idle."""
 PATIENCE = 30.0
-"""Seconds without a job after which a consumer that is owed one gives up."""
+"""Seconds without a job after which a consumer that expects one gives up."""
 LATENCY = (Metric("p50", "ms", "lower"), Metric("p99", "ms", "lower"))
 
 
 def latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
-    """Return p50 and p99 of what clients timed, in milliseconds."""
+    """Return p50 and p99 of the clients' times, in milliseconds."""
     times = [1000 * time for done in reports for time in done.times]
     return {"p50": percentile(times, 0.5), "p99": percentile(times, 0.99)}
 
@@ -34,13 +34,13 @@ def _pair(seconds: float, rate: float) -> list[ClientRole]:
 
 @dataclass(frozen=True)
 class Pickup(Common):
-    """From the call of put in one process to the return of get in another.
+    """The time from the call of put in one process to the return of get in another.
 
     Attributes:
-        name: As for `Workload`.
-        title: Likewise.
-        metrics: Likewise.
-        capacity: Of each contender, what goes through the two in a second, once it was measured.
+        name: See `Workload`.
+        title: See `Workload`.
+        metrics: See `Workload`.
+        capacity: The measured jobs per second through both processes, for each contender.
     """
 
     name: str = "pickup"
@@ -71,7 +71,7 @@ class Pickup(Common):
 
 @dataclass(frozen=True)
 class Soak(Common):
-    """A fixed rate, for long: does the table, or an index, grow; do jobs wait longer."""
+    """A fixed rate for a long time: whether the table or an index grows, and whether jobs wait longer."""
 
     name: str = "soak"
     title: str = "put and get at a fixed rate, finished rows deleted"

@@ -1,4 +1,4 @@
-"""Consumers and producers at work: one, several threads or tasks, or several processes."""
+"""Working consumers and producers: one, several threads or tasks, or several processes."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from .backends import Contender, Location, awaitable, closed
 from .coroutines import run_sync
 
 Kind: TypeAlias = Literal["one", "together", "processes"]
-"""One after the other; threads of a blocking backend and tasks of an asynchronous one; processes."""
+"""The kinds of load. ``one``: a single client. ``together``: threads of a blocking backend, or tasks of an asynchronous
+one. ``processes``: processes."""
 Go: TypeAlias = Callable[[], Awaitable[None]]
 Act: TypeAlias = Callable[..., Awaitable["ClientReport"]]
-"""What is done: a function of a module, so that processes can be told of it.
+"""The work of a client: a function of a module, so that its name can be sent to a process.
 
-It is given its `Client` and a `Go`: it warms up, awaits that, and then does what is measured.
+It is given its `Client` and a `Go`: it warms up, awaits the `Go`, and then does the measured work.
 """
 
 clock = time.monotonic
-"""Of all processes alike."""
+"""The clock, which all processes share."""
 PATIENCE = 600.0
-"""Seconds after which a process that says nothing is held to be stuck."""
+"""Seconds without a message after which a process counts as stuck."""
 
 
 @dataclass
 class ClientReport:
-    """What one client did.
+    """The work of one client.
 
     Attributes:
-        began, ended: When, by `clock`.
-        count: Operations.
-        put: Ids of jobs that it put.
-        taken: Ids of jobs that it took, and finished.
-        times: What it timed, in seconds.
-        marks: When it had done how many operations.
+        began, ended: When it started and ended, by `clock`.
+        count: The number of operations.
+        put: The ids of the jobs that it put.
+        taken: The ids of the jobs that it took and finished.
+        times: The times that it measured, in seconds.
+        marks: The times at which it had done certain numbers of operations.
     """
 
     began: float = 0.0
@@ -60,9 +61,9 @@ class Client:
     """The queues of one client.
 
     Attributes:
-        pq: Its `PQ` or `AsyncPQ`, which those in the same process share.
-        index: Which of them it is.
-        number: How many they are.
+        pq: The client's `PQ` or `AsyncPQ`, which clients in the same process share.
+        index: The index of the client.
+        number: The number of clients.
     """
 
     def __init__(self, contender: Contender, pq: Any, index: int, number: int) -> None:
@@ -76,13 +77,13 @@ class Client:
         return self._contender.blocking
 
     def queue(self, name: str = "jobs") -> Any:
-        """A queue, to be awaited, whichever the backend."""
+        """Return a queue whose methods are awaited, for any backend."""
         return awaitable(self._contender, self.pq, name)
 
 
 @dataclass(frozen=True)
 class ClientRole:
-    """An act with its parameters."""
+    """A client's work, with its parameters."""
 
     act: Act
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -92,13 +93,13 @@ class WorkFailed(PQError):
     """A client failed."""
 
 
-# In this process
+# Clients in this process
 
 
 def run_clients(
     contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
 ) -> list[ClientReport]:
-    """Have clients work concurrently, in threads or tasks of this process, over one `PQ`."""
+    """Let clients work concurrently, in threads or tasks of this process, over one `PQ`."""
     options = {"max_connections": len(parts) + 1, **options}
     if contender.blocking:
         return _threads(contender, place, parts, options)
@@ -128,7 +129,7 @@ def _threads(
             futures = [pool.submit(work, index) for index in range(len(parts))]
             errors = [error for future in futures if (error := future.exception()) is not None]
             for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
-                raise error  # the first that broke the barrier, not those that found it broken
+                raise error  # the error that first broke the barrier, not the errors that followed from it
             return [future.result() for future in futures]
     finally:
         pq.close()
@@ -163,7 +164,7 @@ async def _tasks(
 
 
 def _collect() -> None:
-    """Collect garbage, so that it is not collected while it is measured; once for all clients, as it takes long."""
+    """Collect garbage before the measurement rather than during it; once for all clients, because it takes long."""
     gc.collect()
 
 
@@ -181,14 +182,14 @@ async def _timed(part: ClientRole, client: Client, go: Go) -> ClientReport:
     return done
 
 
-# In processes
+# Clients in processes
 
 
 class ClientProcesses:
-    """Processes, forked when first needed and kept for the next turn.
+    """Processes that are forked when first needed, and kept for the next turn.
 
-    They come from a server process that has everything imported, so that one more costs
-    little; they fork from there, not from here, where there are threads.
+    A server process that has imported everything forks them, so that another process costs little. They are not forked
+    from this process, which has threads.
     """
 
     def __init__(self) -> None:
@@ -202,12 +203,12 @@ class ClientProcesses:
     def work(
         self, contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any
     ) -> list[ClientReport]:
-        """Have clients work concurrently, each in a process of its own, with a `PQ` of its own."""
+        """Let clients work concurrently, each in a process with its own `PQ`."""
         self.begin(contender, place, parts, **options)
         return self.end(len(parts))
 
     def begin(self, contender: Contender, place: Location, parts: Sequence[ClientRole], **options: Any) -> None:
-        """Have them begin, when all are ready."""
+        """Let the clients start after all are ready."""
         options = {"max_connections": 2, **options}
         while len(self._members) < len(parts):
             mine, theirs = self._context.Pipe()
@@ -223,7 +224,7 @@ class ClientProcesses:
             self._members[index][1].send("go")
 
     def over(self, number: int, seconds: float) -> bool:
-        """Whether the first ``number`` have all ended; wait at most ``seconds`` for that."""
+        """Return whether the first ``number`` clients have all ended; wait at most ``seconds`` for that."""
         deadline = clock() + seconds
         for index in range(number):
             if index not in self._said and self._members[index][1].poll(max(deadline - clock(), 0)):
@@ -231,7 +232,7 @@ class ClientProcesses:
         return len(self._said) == number
 
     def end(self, number: int, patience: float = PATIENCE) -> list[ClientReport]:
-        """Wait for the first ``number`` to end; what they did."""
+        """Wait for the first ``number`` clients to end; return their work."""
         said, self._said = self._said, {}
         return [said[index] if index in said else self._hear(index, patience) for index in range(number)]
 
@@ -247,7 +248,7 @@ class ClientProcesses:
             msg = f"process {process.pid} ended"
             raise WorkFailed(msg) from exc
         if kind == "failed":
-            self.close()  # the others wait for what does not come
+            self.close()  # the others wait for something that will not come
             raise WorkFailed(content)
         return content
 
@@ -263,11 +264,11 @@ class ClientProcesses:
 
 
 DRIVERS: list[str] = []
-"""Modules that are imported before processes are forked; those of the backends that are measured."""
+"""Modules that are imported before processes are forked: those of the measured backends."""
 
 
 def serve_client(pipe: Connection) -> None:
-    """Do what comes through the pipe, until it is closed."""
+    """Execute the requests from the pipe, until it is closed."""
     while True:
         try:
             contender, place, part, index, number, options = pipe.recv()

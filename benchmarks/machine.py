@@ -1,7 +1,7 @@
-"""Whether the machine is quiet: a ratio of wall times is worth something only then.
+"""A check whether the machine is quiet, because only then a ratio of wall times is meaningful.
 
-A probe waits for a moment, in which nothing of the benchmark runs, and looks at what the processors did meanwhile. Then
-it times a loop of Python's, and commits that have to be flushed, a few times each.
+The probe waits for a moment in which nothing of the benchmark runs, and reads what the processors did meanwhile. Then
+it times a Python loop, and commits that must be flushed, a few times each.
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ from .observer import Observer
 from .summary import rounded
 
 WAIT = 0.2
-"""Seconds of a look at the processors: twenty ticks of each."""
+"""Seconds for which the processors are observed: twenty ticks of each."""
 IDLE = 0.85
-"""The least share of the processors' time that is idle meanwhile: of two processors one busy leaves a half."""
+"""The lowest idle share of the processors' time: with two processors, a single busy one leaves a half."""
 STEAL = 0.02
-"""The most of their time that the hypervisor gives to other machines."""
+"""The largest share of the processors' time that the hypervisor may give to other machines."""
 LOOPS, LOOP_SPREAD = 24, 1.3
-"""How often a loop of a millisecond is timed, and how many times the fastest its upper quartile may take."""
+"""How often a loop of a millisecond is timed, and the limit of its upper quartile as a multiple of the fastest run."""
 FLUSHES, FLUSH_SPREAD = 16, 2.0
-"""How often a commit is timed, and how many times the lower quartile the upper one may take."""
+"""How often a commit is timed, and the limit of the upper quartile as a multiple of the lower one."""
 FLUSH = "SELECT pg_logical_emit_message(true, 'pqcore-bench', '')"
-"""Writes nothing but a record of write-ahead log, which its commit flushes."""
+"""A statement that writes only a record of write-ahead log, which its commit flushes."""
 _STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
-        idle: The share of the processors' time that was idle; None where that is not known.
-        steal: The share that other virtual machines had; None likewise.
-        loop: The upper quartile of the times of a loop, as a multiple of the least one.
-        flush: The upper quartile of the times of a commit, as a multiple of the lower one; None without a server that
-            can do that.
-        flush_ms: The median time of such a commit, in milliseconds; None likewise.
+        idle: The idle share of the processors' time; None if unknown.
+        steal: The share that other virtual machines had; None if unknown.
+        loop: The upper quartile of a loop's times, as a multiple of the shortest.
+        flush: The upper quartile of a commit's times, as a multiple of the lower one; None if no server can measure it.
+        flush_ms: The median time of such a commit, in milliseconds; None if no server can measure it.
     """
 
     idle: float | None
@@ -71,7 +70,7 @@ class Probe:
 
 
 def probe(server_observer: Observer | None = None) -> Probe:
-    """Look at the machine, for a quarter of a second."""
+    """Probe the machine for a quarter of a second."""
     idle, steal = _shares(_ticks, WAIT)
     loops = sorted(_timed(_loop) for _ in range(LOOPS))
     flushes = [] if server_observer is None else _flushes(server_observer)
@@ -82,23 +81,23 @@ def probe(server_observer: Observer | None = None) -> Probe:
 
 
 def worse(one: Probe, other: Probe) -> Probe:
-    """Return the probe that found more noise: the first one that found any."""
+    """Return the probe that found more noise; if both found some, the first."""
     return one if one.noise() else other
 
 
 def _shares(read: Callable[[], Sequence[int]], seconds: float) -> tuple[float | None, float | None]:
-    """Return which shares of the processors' time are idle, and stolen, in the next seconds."""
+    """Return the idle and the stolen share of the processors' time in the next seconds."""
     before = read()
     time.sleep(seconds)
     spent = [after - earlier for after, earlier in zip(read(), before, strict=False)]
     if len(spent) < 8 or sum(spent[:8]) <= 0:
         return None, None
-    total = sum(spent[:8])  # guest times, the ninth and tenth, are part of the first and second
+    total = sum(spent[:8])  # guest times, the ninth and tenth value, are part of the first and second
     return (spent[3] + spent[4]) / total, spent[7] / total
 
 
 def _ticks() -> Sequence[int]:
-    """Return what the processors did since the start: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
+    """Return the processors' times since the start: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
     with suppress(OSError):
         return [int(number) for number in _STAT.read_text(encoding="ascii").partition("\n")[0].split()[1:]]
     return []
@@ -119,7 +118,7 @@ def _timed(call: Callable[[], object]) -> float:
 def _flushes(server_observer: Observer) -> list[float]:
     try:
         return sorted(_timed(lambda: server_observer.one(FLUSH)) for _ in range(FLUSHES))
-    except PQError:  # a server that has no such function, or lets nobody use it
+    except PQError:  # the server has no such function, or the role may not use it
         return []
 
 

@@ -1,4 +1,4 @@
-"""A turn: one contender at one workload, once; with what the server counted, and whether a job was lost."""
+"""A turn: one contender runs one workload once; with the server's counters, and a check for lost jobs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .presets import Scale
 
 @dataclass
 class Bench:
-    """What turns have in common.
+    """The common objects of all turns.
 
     Attributes:
-        server: A DSN, for connections that are not measured.
-        dsn: The same, for those.
-        schema: Holds all tables of the run.
+        server: A DSN for connections that are not measured.
+        dsn: A DSN for measured connections.
+        schema: The schema with all tables of the run.
         server_observer: Observes the server over a connection that is not measured.
-        scale: How much is measured.
+        scale: The amount of measurement.
         clients: The processes of the clients.
-        losses: What was lost, said for people; must stay empty.
-        tables: How many tables were made.
+        losses: The lost jobs, in words; this must stay empty.
+        tables: The number of tables made.
     """
 
     server: str
@@ -59,7 +59,7 @@ class Bench:
 
 
 class Table:
-    """A table of queues, seen by the observer."""
+    """A table of queues, as the observer sees it."""
 
     def __init__(self, server_observer: Observer, place: Location) -> None:
         self.server_observer = server_observer
@@ -67,12 +67,12 @@ class Table:
         self.name = str(TableName(place.table, place.schema))
 
     def fill(self, rows: int, values: str = "", columns: str = "", queue: str = f"'{QUEUE}'") -> Sequence[int]:
-        """Put jobs, in the server, without waking anybody; their ids.
+        """Put jobs on the server, without waking a waiter; return their ids.
 
         Args:
-            rows: How many.
-            values: Of further columns, in SQL; ``n`` is the number of the row, from 1.
-            columns: Which.
+            rows: The number of jobs.
+            values: The values of additional columns, in SQL; ``n`` is the number of the row, from 1.
+            columns: The names of these columns.
             queue: The queue's name, in SQL.
         """
         data = '{"order": 12345, "to": "ann@example.com"}'
@@ -88,16 +88,16 @@ class Table:
         return range(first, last + 1)
 
     def waiting(self, which: str = "") -> list[int]:
-        """The ids of the jobs that wait."""
+        """Return the ids of the waiting jobs."""
         rows = self.server_observer.sql(f"SELECT id FROM {self.name} WHERE dequeued_at IS NULL {which}")
         return [int(row[0]) for row in rows]
 
     def count(self) -> int:
-        """How many jobs wait."""
+        """Return the number of waiting jobs."""
         return int(self.server_observer.one(f"SELECT count(*) FROM {self.name} WHERE dequeued_at IS NULL"))
 
     def empty(self) -> None:
-        """Remove all rows, so that it is as when it was made: of some pages, all of them free."""
+        """Remove all rows, so that the table is as new: with some pages, all of them free."""
         self.server_observer.do(
             f"TRUNCATE {self.name}",
             f"INSERT INTO {self.name} (id, q_name, serializer, payload)"
@@ -107,11 +107,11 @@ class Table:
         )
 
     def forget(self, which: str) -> None:
-        """Remove some rows, and what is left of them."""
+        """Remove some rows, and their remains."""
         self.server_observer.do(f"DELETE FROM {self.name} WHERE {which}", f"VACUUM ANALYZE {self.name}")
 
     def sizes(self) -> tuple[int, int, int]:
-        """Bytes of the table, of its indexes, and dead rows."""
+        """Return the bytes of the table and of its indexes, and the number of dead rows."""
         [[table, indexes, dead]] = self.server_observer.sql(
             f"SELECT pg_table_size('{self.name}'), pg_indexes_size('{self.name}'),"
             f" pg_stat_get_dead_tuples('{self.name}'::regclass)"
@@ -119,7 +119,7 @@ class Table:
         return int(table), int(indexes), int(dead)
 
     def writes(self) -> int:
-        """Rows that were inserted, updated or deleted in it, and in the tables that belong to it."""
+        """Return the number of rows inserted, updated or deleted in the table and in the tables that belong to it."""
         if self.server_observer.flushes:
             self.server_observer.sql("SELECT pg_stat_force_next_flush()")
         found = self.server_observer.one(
@@ -129,7 +129,7 @@ class Table:
         return int(found)
 
     def drop(self) -> None:
-        """Drop it, with the tables that belong to it."""
+        """Drop the table, with the tables that belong to it."""
         names = self.server_observer.sql(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
             f" WHERE schemaname = '{self.place.schema}' AND tablename ~ '^{self.place.table}(_|$)'"
@@ -139,18 +139,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came of a turn.
+    """The result of a turn.
 
     Attributes:
-        values: By metric.
-        count: Operations.
-        seconds: How long they took.
-        wal: Bytes of write-ahead log an operation.
-        commits: Transactions an operation.
-        dead: Rows that were updated or deleted, an operation.
-        left: Dead rows left in the table.
-        lost, twice: Jobs.
-        curve: Points, with what they are called.
+        values: The values by metric.
+        count: The number of operations.
+        seconds: The seconds that the operations took.
+        wal: The bytes of write-ahead log per operation.
+        commits: The number of transactions per operation.
+        dead: The number of rows updated or deleted per operation.
+        left: The number of dead rows left in the table.
+        lost, twice: The number of jobs that were lost, or taken twice.
+        curve: The points of a curve, with their names.
         notes: Remarks for the report.
     """
 
@@ -176,15 +176,15 @@ def observe(
     which: str = "",
     curve: Callable[[Sequence[ClientReport]], dict[str, list[float]]] | None = None,
 ) -> Measurement:
-    """Have work done, and see what the server counted, and that no job was lost.
+    """Run some work, read the server's counters, and check that no job was lost.
 
     Args:
-        table: Where.
-        work: Does it.
-        values: What came of it, by metric; operations a second, if not given.
-        filled: Ids of the jobs that waited before.
-        which: A condition in SQL; rows that do not meet it are left out.
-        curve: Points of it.
+        table: The table.
+        work: The function that does the work.
+        values: The results by metric; operations per second by default.
+        filled: The ids of the jobs that waited before.
+        which: A condition in SQL; rows that do not meet it are ignored.
+        curve: The points of the curve.
     """
     server_observer = table.server_observer
     server_observer.alone()
@@ -195,7 +195,7 @@ def observe(
     count = sum(done.count for done in reports)
     seconds = max(done.ended for done in reports) - min(done.began for done in reports)
     lost, twice = losses(filled, reports, table.waiting(which))
-    # What warms up counts too in the server.
+    # The server also counts the operations of the warm-up.
     operations = max(count, len({*_all(reports, "put")}), len(_all(reports, "taken")), 1)
     return Measurement(
         values(reports) if values is not None else {"rate": count / seconds},
@@ -212,12 +212,12 @@ def observe(
 
 
 def losses(filled: Iterable[int], reports: Sequence[ClientReport], left: Iterable[int]) -> tuple[int, int]:
-    """How many jobs were lost, and how many were taken twice, or taken and left.
+    """Return how many jobs were lost, and how many were taken twice, or taken but left.
 
     Args:
-        filled: Ids of the jobs that waited before.
-        reports: What was put and taken.
-        left: Ids of the jobs that wait now.
+        filled: The ids of the jobs that waited before.
+        reports: The clients' reports of jobs put and taken.
+        left: The ids of the jobs that wait now.
     """
     there = {*filled, *_all(reports, "put")}
     taken = _all(reports, "taken")
@@ -233,7 +233,7 @@ def _all(reports: Sequence[ClientReport], name: str) -> list[int]:
 def at_work(
     bench: Bench, contender: Contender, place: Location, kind: Kind, number: int, part: ClientRole, **options: Any
 ) -> Callable[[], list[ClientReport]]:
-    """The same done by a number of one kind."""
+    """Return the description of the work of a number of clients of one kind."""
     parts = [part] * number
     if kind == "processes":
         return lambda: bench.clients.work(contender, place, parts, **options)
@@ -241,7 +241,7 @@ def at_work(
 
 
 def schema_name(suffix: str) -> str:
-    """The schema of a run."""
+    """Return the name of the schema of a run."""
     return f"pqcore_bench_{suffix}"
 
 

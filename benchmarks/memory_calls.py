@@ -1,4 +1,4 @@
-"""What a process does whose memory is measured: with pqcore's public names alone, as other builds do it, too."""
+"""The work of a process whose memory is measured, with only public names of pqcore, because other builds do it, too."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from .worker_calls import noop, put_calls
 Work: TypeAlias = Callable[[Contender, Any, int], Awaitable[int]]
 
 SIZE = 100_000
-"""Characters of the argument of a large job."""
+"""The number of characters in the argument of a large job."""
 BATCH = 10_000
-"""Jobs that one call of ``get_many`` takes."""
+"""The number of jobs that one call of ``get_many`` takes."""
 WAITED_AT_ONCE = 0.001
-"""Seconds by which the wait for a job is longer for each queue that is waited on: each is looked at before."""
+"""Seconds that are added to the wait for a job for each waiting queue, because each queue is looked at first."""
 
 
 _STATUS = Path("/proc/self/status")
 
 
 def held() -> float:
-    """Return the memory that this process has now, in MB: its resident set size; where only `peak` is known, that."""
+    """Return the present memory of this process, in MB: its resident set size, or `peak` if only that is known."""
     return _of_linux("VmRSS") or peak()
 
 
 def peak() -> float:
-    """Return the most memory that this process has had, in MB; on Linux, since `forget_peak`."""
+    """Return the largest memory of this process so far, in MB; on Linux, since `forget_peak`."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return _of_linux("VmHWM") or most
 
 
 def forget_peak() -> None:
-    """Have `peak` begin with the memory that this process has now, where the system can do that."""
+    """Make `peak` start with the present memory of this process, if the system supports that."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -55,16 +55,16 @@ def _of_linux(name: str) -> float | None:
 
 
 def measured(contender: Contender, place: Location, operation: str, number: int) -> dict[str, float]:
-    """Do something once, and return the memory that the process had before, and the most that it had then, in MB.
+    """Run an operation once, and return the memory before it, and the largest memory during it, in MB.
 
     Args:
-        contender: Over what.
-        place: The table.
+        contender: The backend.
+        place: The place of the table.
         operation: A key of `WORKS`.
-        number: How many jobs or queues.
+        number: The number of jobs or queues.
 
     Returns:
-        ``base``, ``peak``, and ``done``: the jobs that were put or taken, or the queues that were waited on.
+        ``base``, ``peak``, and ``done``: the number of jobs put or taken, or of queues waited on.
     """
     return asyncio.run(_measured(contender, place, operation, number))
 
@@ -129,4 +129,4 @@ WORKS: Mapping[str, Work] = {
     "worker": _work,
     "wait": _wait,
 }
-"""What is done."""
+"""The operations."""

@@ -1,4 +1,4 @@
-"""How much memory a process needs."""
+"""The memory that a process needs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .workloads import Common, Metric, Options, Variant
 
 @dataclass(frozen=True)
 class Need:
-    """What one process does.
+    """The work of one process.
 
     Attributes:
         operation: A key of `memory_calls.WORKS`.
-        label: What it is.
-        number: How many jobs or queues.
-        blocking: Whether a blocking backend does it, too.
+        label: A description of the work.
+        number: The number of jobs or queues.
+        blocking: Whether blocking backends do it, too.
     """
 
     operation: str
@@ -34,7 +34,7 @@ class Need:
 
 
 def needs(scale: Scale) -> list[Need]:
-    """Return what is measured."""
+    """Return the works to measure."""
     return [
         Need("put_many", f"put_many of {scale.held:,} from a generator", scale.held),
         Need("get_many", f"get_many of {scale.held:,}, 10,000 at a time", scale.held),
@@ -44,14 +44,14 @@ def needs(scale: Scale) -> list[Need]:
 
 
 def need_of(build: Build, contender: Contender, table: Table, need: Need) -> dict[str, Any]:
-    """Have the fresh process of a build do something once; return what `memory_calls.measured` does."""
+    """Let the new process of a build run an operation once; return the result of `memory_calls.measured`."""
     place = table.place
     where = {"backend": contender.label, "dsn": place.dsn, "schema": place.schema, "table": place.table}
     return build.ask("memory", **where, operation=need.operation, number=need.number)
 
 
 def fill(python: Interpreter, contender: Contender, table: Table, need: Need) -> None:
-    """Empty the table, and have what is taken then wait; a process of its own puts calls."""
+    """Empty the table, and fill it with the jobs to take; a separate process puts calls."""
     table.empty()
     if need.operation == "get_many":
         table.fill(need.number)
@@ -68,7 +68,7 @@ def lost(table: Table, need: Need, done: float) -> int:
 
 @dataclass(frozen=True)
 class Memory(Common):
-    """The most memory that a process of its own had, beside what it had before."""
+    """The largest memory of a new process above its initial memory."""
 
     name: str = MEMORY
     title: str = "the most memory of a process, over what it had when it was connected"

@@ -1,4 +1,4 @@
-"""Operations over a network: with a delay between the client and the server, beside the driver in a bare loop."""
+"""Operations over a network: with a delay between the client and the server, compared with a bare loop."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .verdicts import WORKER
 from .workloads import Common, Metric, Options, Variant
 
 DELAYS = (0.001, 0.005)
-"""Seconds of a round trip: to the next data centre, and to one of the same country."""
+"""Seconds of a round trip: to the next data centre, and to one in the same country."""
 WARM = 8
-"""Calls before those that count, without the delay: then all statements are prepared."""
+"""Calls before those that count, without the delay, so that all statements are prepared."""
 COUNTED = 0.4
-"""Seconds that the calls of each side take, about."""
+"""The approximate number of seconds for the calls of each side."""
 FEWEST = 6
-"""Calls of each side, at least."""
+"""The smallest number of calls of each side."""
 
 
 @dataclass(frozen=True)
 class Network(Common):
-    """Each operation over a proxy that delays what passes, half of a round trip each way."""
+    """Each operation over a proxy that delays traffic by half of a round trip each way."""
 
     name: str = "network"
     title: str = "over a network with a round trip of 1 ms and of 5 ms, beside the driver in a bare loop"
@@ -73,12 +73,12 @@ class Network(Common):
 
 
 class DelayedRun:
-    """One operation over one backend, and over its driver in a bare loop, in alternation, through one proxy.
+    """One operation over one backend, and over a bare loop, in alternation, through one proxy.
 
     Args:
         contender: The backend.
         table: The table.
-        operation: A key of `OPERATIONS`, but a worker's.
+        operation: A key of `OPERATIONS`, except that of a worker.
     """
 
     def __init__(self, contender: Contender, table: Table, operation: str) -> None:
@@ -88,10 +88,10 @@ class DelayedRun:
         self._slice = stepped if contender.blocking else awaited
 
     async def measure(self, number: int, delay: float) -> tuple[ClientReport, dict[str, float]]:
-        """Return what was done, and the figures.
+        """Return the work, and the figures.
 
         Args:
-            number: Calls of each side.
+            number: The number of calls of each side.
             delay: Seconds of a round trip.
         """
         taken: list[int] = []
@@ -129,7 +129,7 @@ class DelayedRun:
         return report, figures
 
     async def _calls(self, call: Any, loop: Any, number: int) -> float:
-        """Return the seconds of some calls; a bare loop brings the connection into its mode before, and back after."""
+        """Return the seconds of some calls; a bare loop sets the connection to its mode before, and back afterwards."""
         if loop is not None:
             await _made(loop.enter(self._operation))
         seconds = await self._slice(call, number)

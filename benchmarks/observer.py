@@ -1,4 +1,4 @@
-"""The observer: a connection of its own, over one of the backends, that reads counters of the server."""
+"""The observer: a separate connection, over one of the backends, that reads the server's counters."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .coroutines import run_sync
 
 T = TypeVar("T")
 APPLICATION = "pqcore-bench"
-"""The name under which the connections that are measured are known to the server."""
+"""The application name of the measured connections."""
 _FLUSHES = (
     "SELECT EXISTS (SELECT FROM pg_proc"
     " WHERE proname = 'pg_stat_force_next_flush' AND has_function_privilege(oid, 'EXECUTE'))"
 )
 LEAVING = 10.0
-"""Seconds that sessions have to end."""
+"""Seconds within which sessions must end."""
 
 
 def named(dsn: str) -> str:
-    """A DSN whose connections are told from others.
+    """Return a DSN whose connections can be distinguished from others.
 
     Raises:
-        ConfigurationError: It is no URL.
+        ConfigurationError: The DSN is not a URL.
     """
     if "://" not in dsn:
         msg = f"the benchmarks' DSN is to be a URL, postgresql://user@host/database, not {dsn!r}"
@@ -43,15 +43,15 @@ def named(dsn: str) -> str:
 
 
 class Observer:
-    """One connection, used from wherever; every statement commits by itself, unless it begins a transaction.
+    """A connection for any thread; every statement commits by itself, unless it begins a transaction.
 
     Args:
-        contender: Over which backend; one that blocks is better, as it needs no loop of its own.
-        dsn: Where.
+        contender: The backend; a blocking one is better, because it needs no loop.
+        dsn: The DSN.
 
     Attributes:
-        statements: How many were run.
-        flushes: Whether the server can be told to count immediately what they did (PostgreSQL 15).
+        statements: The number of statements run.
+        flushes: Whether the server can be told to count the statements' effects immediately (PostgreSQL 15).
     """
 
     def __init__(self, contender: Contender, dsn: str) -> None:
@@ -74,29 +74,29 @@ class Observer:
             raise
 
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
-        """Run one statement; its rows."""
+        """Run one statement, and return its rows."""
         self.statements += 1
         query = plain("bench", text, rows=rows)
         return [tuple(row) for row in self._run(lambda: self._session.execute(query))]
 
     def one(self, text: str) -> Any:
-        """The one value that a statement gives."""
+        """Return the single value of a statement."""
         return self.sql(text)[0][0]
 
     def do(self, *texts: str) -> None:
-        """Run statements that give no rows."""
+        """Run statements that return no rows."""
         for text in texts:
             self.sql(text, rows=False)
 
     def alone(self) -> None:
-        """Wait until the sessions that were measured have ended: only then what they did is counted in full."""
+        """Wait until the measured sessions have ended, because only then their effects are counted completely."""
         deadline = time.monotonic() + LEAVING
         query = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}'"
         while self.one(query) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Close the connection; a transaction that is open on it is rolled back."""
+        """Close the connection, which rolls back its open transaction."""
         self._run(lambda: self._session.close())
         self._end()
 
@@ -113,13 +113,13 @@ class Observer:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the server has counted since it was set up.
+    """The server's counts since it was set up.
 
     Attributes:
-        wal: Bytes of write-ahead log.
-        commits: Transactions in this database.
-        dead: Rows of the table that were updated or deleted: each left a dead one.
-        left: Dead rows that are still there.
+        wal: The bytes of write-ahead log.
+        commits: The number of transactions in this database.
+        dead: The number of rows of the table updated or deleted; each left a dead row.
+        left: The number of dead rows that are still there.
     """
 
     wal: int
@@ -129,9 +129,9 @@ class Counters:
 
     @classmethod
     def read(cls, server_observer: Observer, table: str) -> Counters:
-        """What it has counted by now, of all sessions that have ended; but for commits of the server_observer' own."""
+        """Return the present counts, of all sessions that have ended, without the commits of the observer."""
         own = 0
-        if server_observer.flushes:  # else it is not to be known what of them is counted yet
+        if server_observer.flushes:  # otherwise it is unknown which of its commits are counted yet
             server_observer.sql("SELECT pg_stat_force_next_flush()")
             own = server_observer.statements
         [[wal, commits, dead, left]] = server_observer.sql(

@@ -1,6 +1,6 @@
 """The operations of a queue that are measured in turns, called as users call them.
 
-`compare_builds` has other builds of pqcore call them, too: nothing here is imported but pqcore's public names.
+Other builds of pqcore run this module for `compare_builds`, so it imports only public names of pqcore.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any, TypeAlias
 Call: TypeAlias = Callable[[], Any]
 
 DATA: dict[str, Any] = {"order": 12345, "to": "ann@example.com"}
-"""What a job holds."""
+"""The data of a job."""
 QUEUE = "jobs"
 MANY = 100
-"""Jobs that are put, taken or leased together."""
+"""The number of jobs that are put, taken or leased together."""
 PLACES = 20
-"""Jobs that the worker of the targets runs together: the default of `Worker`, which fetches none ahead there."""
+"""The number of jobs that the worker of the targets runs concurrently: the default of `Worker`, without prefetching."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is compared.
+    """An operation that is compared.
 
     Attributes:
-        title: What it is.
-        jobs: Jobs that one call moves. They are few, so that the time of a statement shows.
-        takes: Whether jobs have to be there.
-        floor: The least share of pgbench's rate; see docs/benchmarks.md.
+        title: The title of the operation.
+        jobs: The number of jobs in one call. The number is low, so that the time of a statement is visible.
+        takes: Whether the operation needs existing jobs.
+        floor: The lowest share of pgbench's rate; see docs/benchmarks.md.
         script: The script of `pgbench.SCRIPTS` that does the same.
     """
 
@@ -51,9 +51,9 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 LIMITED = "limited_worker"
-"""An operation that has no bare loop: two builds are compared at it, if it is named."""
+"""An operation without a bare loop: two builds are compared at it only if it is named."""
 MEMORY = "memory"
-"""Not an operation: the memory of processes, which two builds are compared at, too, if it is named."""
+"""Not an operation, but the memory of processes: two builds are compared at it only if it is named."""
 OF_BUILDS: Mapping[str, Operation] = {
     **OPERATIONS,
     LIMITED: Operation("a worker's no-op jobs under a limit of 2", 2, True, floor=0.0, script=""),
@@ -118,18 +118,19 @@ def _asynchronous(queue: Any, taken: list[int]) -> dict[str, Call]:
 
 
 def calls(queue: Any, taken: list[int], *, blocking: bool) -> dict[str, Call]:
-    """Return a function for each operation but a worker's, which notes the ids of jobs that it takes.
+    """Return a function for each operation except a worker's; the functions record the ids of jobs that they take.
 
     Args:
         queue: The queue.
-        taken: Where the ids are noted.
-        blocking: Whether it is a queue of `PQ`; else of `AsyncPQ`, and what the functions return is awaited.
+        taken: The list that receives the ids.
+        blocking: Whether the queue is that of a `PQ`; otherwise it is that of an `AsyncPQ`, and the functions' results
+            are awaited.
     """
     return (_blocking if blocking else _asynchronous)(queue, taken)
 
 
 async def stepped(call: Call, number: int) -> float:
-    """Return the seconds of some calls that block."""
+    """Return the seconds of some blocking calls."""
     began = time.perf_counter()
     for _ in range(number):
         call()
@@ -137,7 +138,7 @@ async def stepped(call: Call, number: int) -> float:
 
 
 async def awaited(call: Call, number: int) -> float:
-    """Return the seconds of some calls that are awaited."""
+    """Return the seconds of some awaited calls."""
     began = time.perf_counter()
     for _ in range(number):
         await call()
