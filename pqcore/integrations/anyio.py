@@ -324,7 +324,7 @@ class _Attempt:
         return result
 
     def groups(self) -> bool:
-        """Return False: a take that can be broken off travels with no others."""
+        """Return False, because a take that can be aborted must not share a statement with others."""
         return False
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:

@@ -64,7 +64,7 @@ class TickJob:
     """The job of the last tick of a periodic task.
 
     Attributes:
-        id: Its id.
+        id: The job's id.
         state: ``done``, ``dead``, ``leased`` or ``waiting``.
         failures: How often the job failed with an exception.
         ended_at: When the job was finished, or died; None if it is neither.
@@ -81,13 +81,13 @@ class Tick:
     """The last tick of a periodic task.
 
     Attributes:
-        queue: The name of its queue.
-        name: Its own.
-        last: For which time its job was put last; None if it has not been put since `noted`.
-        noted: The same time; of a task that was not put yet, since when its ticks count.
+        queue: The name of the task's queue.
+        name: The name of the periodic task.
+        last: The tick for which a job was last put; None if no job was put since `noted`.
+        noted: The same time; for a task without a put yet, the time from which its ticks count.
         cron: The cron expression; None in a row of older code.
-        tz: The time zone that the expression is meant in; None in a row of older code.
-        job: The job of the last tick; None if it is not among the jobs that were put last, or was deleted.
+        tz: The time zone of the expression; None in a row of older code.
+        job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
     """
 
     queue: str
@@ -106,7 +106,7 @@ async def recent_completions(engine: Engine) -> dict[str, Finished]:
 
 
 async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
-    """List the last tick of each periodic task, and what became of its job.
+    """List the last tick of each periodic task, with the state of its job.
 
     Args:
         engine: The engine.
@@ -122,7 +122,7 @@ async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
     for queue, name, tick, cron, tz in rows:
         noted = UtcDatetime.of(tick)
         if noted is not None:
-            # A tick is a whole second. The moment at which a worker noted the task, or its expression, is not.
+            # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
             job = found.get((queue, name)) if last is not None else None
             ticks.append(Tick(queue, name, last, noted, cron, tz, job))
@@ -173,7 +173,7 @@ async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionIn
     return await engine.run(work, protect=False)
 
 
-# Which server it is
+# The server of a session
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Place:
 
 
 async def read_place(engine: Engine) -> Place:
-    """Ask which database and server this is."""
+    """Return the database and the server of the connection."""
 
     async def work(s: Session) -> Place:
         query = "SELECT current_database()::text, host(inet_server_addr()), inet_server_port()"
@@ -202,7 +202,7 @@ async def read_place(engine: Engine) -> Place:
     return await engine.run(work, protect=False)
 
 
-# What the server counts
+# Statistics of the server
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Dead letters in groups: those of one task that died of the same error."""
+"""Groups of dead letters: those of one task that died of the same error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class DeadGroup:
 
     Attributes:
         queue: The name of the queue.
-        task: The path of the function; empty if the jobs are no calls of one.
-        error: The class of the last exception; empty without one.
-        reason: Why they are dead; one of `pqcore.operations.dead_letters.REASONS`.
-        number: How many there are.
+        task: The path of the function; empty if the jobs are not calls of one.
+        error: The class of the last exception; empty if there was none.
+        reason: The reason of the dead letters; one of `pqcore.operations.dead_letters.REASONS`.
+        number: The number of dead letters.
         first: When the first of them died.
         last: When the last of them died.
         example: The id of one of them.
-        message: The beginning of the message of one of them; empty without one.
+        message: The beginning of the message of one of them; empty if there was no exception.
     """
 
     queue: str
@@ -40,12 +40,12 @@ class DeadGroup:
 
 
 async def list_dead_groups(engine: Engine, queue: QueueSettings | None = None, n: int = 100) -> list[DeadGroup]:
-    """Group the dead letters by task and error, those groups first that have most.
+    """Group the dead letters by task and error; the largest groups come first.
 
     Args:
-        engine: Where.
-        queue: Only those of this queue; None for all.
-        n: How many groups, at most.
+        engine: The engine.
+        queue: Only dead letters of this queue; None for all.
+        n: The largest number of groups.
     """
     values = {"q_name": None if queue is None else queue.name, "n": n}
     rows = await engine.execute("admin.dead_groups", values, protect=False, patient=True)
@@ -73,7 +73,9 @@ async def list_group_ids(engine: Engine, queue: QueueSettings, task: str, error:
 
 
 async def revive_group(engine: Engine, queue: QueueSettings, task: str, error: str, reason: str) -> int:
-    """Make jobs of the dead letters of a group again, as `pqcore.operations.dead_letters.revive` does; how many.
+    """Turn the dead letters of a group into jobs again, as `pqcore.operations.dead_letters.revive` does.
+
+    Return their number.
 
     Raises:
         NotStored: A trigger left a job out.
@@ -83,7 +85,7 @@ async def revive_group(engine: Engine, queue: QueueSettings, task: str, error: s
 
 
 def _unescaped(text: str) -> str:
-    """Return the beginning of a string of JSON as it reads, or as it is written if it was cut within an escape."""
+    """Return the beginning of a JSON string, decoded; if the beginning ends within an escape, return it undecoded."""
     try:
         return str(json.loads(f'"{text}"'))
     except ValueError:

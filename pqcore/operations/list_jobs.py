@@ -33,7 +33,7 @@ class StoredJob:
 
     Attributes:
         id: The job's id.
-        queue: The name of its queue.
+        queue: The name of the job's queue.
         state: One of `STATES`.
         serializer: The serializer that wrote the data; None for a row that pq wrote.
         attempts: How often the job was run, including a present run; see `pqcore.Job.attempts`.
@@ -142,16 +142,16 @@ async def list_by_state(
     jobs makes the server read many rows.
 
     Args:
-        engine: Where.
-        queue: Whose.
-        states: Of `STATES`.
-        n: How many, at most.
-        task: Only calls of this function.
-        older_than: Only those that were put so long ago: seconds, ``'5m'`` or a timedelta.
-        failed: Only those that failed with an exception.
-        search: Only those with this text in their data, headers, dedup key or group; letters are told apart by case.
-            Data that is no JSON is not searched.
-        skip: How many jobs of the first state are left out: those of the pages before.
+        engine: The engine.
+        queue: The queue.
+        states: Some of `STATES`.
+        n: The largest number of jobs.
+        task: Return only calls of this function.
+        older_than: Return only jobs that were put at least this long ago: seconds, ``'5m'`` or a timedelta.
+        failed: Return only jobs that failed with an exception.
+        search: Return only jobs with this text in their data, headers, dedup key or group; the search is
+            case-sensitive. Only JSON data is searched.
+        skip: How many jobs of the first state to leave out, because earlier pages have them.
 
     Raises:
         ConfigurationError: A state is unknown, or ``n`` is not a number from 1 to 100,000.

@@ -103,14 +103,14 @@ async def tick_window(
 
 
 async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
-    """Have a worker put the job of a tick once more, within a minute; whether the task is known, and was not changed.
+    """Let a worker put the job of a tick again within a minute; return whether the task is known, and was not changed.
 
     The last tick is set back to just before that moment. A worker that declares the task with ``missed="skip"`` puts
     no job for it, unless the moment has just passed.
 
     Args:
-        engine: Where.
-        queue: Whose task.
+        engine: The engine.
+        queue: The queue of the task.
         name: The name of the task.
         moment: The tick, which has passed.
     """

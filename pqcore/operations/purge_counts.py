@@ -1,4 +1,4 @@
-"""How many rows a purge would delete: for the question before it."""
+"""The number of rows that a purge would delete, for the confirmation before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def count_old_dead(engine: Engine, queue: QueueSettings, older_than: str |
     """Count the dead letters that `pqcore.operations.dead_letters.purge` would delete.
 
     Raises:
-        InvalidTimeSpec: ``older_than`` is no time.
+        InvalidTimeSpec: ``older_than`` cannot be read.
     """
     values = {"q_name": queue.name, "age": seconds(older_than)}
     [[number]] = await engine.execute("admin.count_old_dead", values, protect=False, patient=True)
@@ -24,16 +24,16 @@ async def count_old_dead(engine: Engine, queue: QueueSettings, older_than: str |
 async def count_old_finished(
     engine: Engine, queue: QueueSettings, older_than: str | float | timedelta, length: float
 ) -> tuple[int, bool]:
-    """Count the finished rows that `pqcore.operations.admin.purge` would delete, and tell whether those are all.
+    """Count the finished rows that `pqcore.operations.admin.purge` would delete; return whether the count is complete.
 
     Args:
-        engine: Where.
-        queue: Whose.
-        older_than: As for the purge.
+        engine: The engine.
+        queue: The queue.
+        older_than: The age of the rows, as for the purge.
         length: Seconds after which no further slice of the table is counted.
 
     Raises:
-        InvalidTimeSpec: ``older_than`` is no time.
+        InvalidTimeSpec: ``older_than`` cannot be read.
     """
     values: dict[str, object] = {"q_name": queue.name, "age": seconds(older_than)}
     until = time.monotonic() + length

@@ -1,4 +1,4 @@
-"""Waiting jobs of tasks that no worker knows: nobody runs them until a worker is deployed that does."""
+"""Waiting jobs of unknown tasks: none runs before a worker that knows the task is deployed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pqcore.operations.worker_registry import knows, list_workers_of
 
 @dataclass(frozen=True)
 class UnknownTask:
-    """Waiting jobs of a task that no living worker of their queue knows.
+    """The waiting jobs of a task that no living worker of their queue knows.
 
     Attributes:
         queue: The name of the queue.
         task: The path of the function.
-        number: How many jobs wait, of the first 10,000 of each class of waiting jobs.
-        workers: How many workers of the queue are alive.
+        number: The number of waiting jobs, among the first 10,000 of each class of waiting jobs.
+        workers: The number of the queue's workers that are alive.
     """
 
     queue: str
@@ -27,7 +27,7 @@ class UnknownTask:
 
 
 async def list_unknown_tasks(engine: Engine) -> list[UnknownTask]:
-    """List the tasks that jobs wait for and no living worker of their queue knows, by queue and path."""
+    """List the tasks of waiting jobs that no living worker of their queue knows, by queue and path."""
 
     async def work(s: Session) -> list[UnknownTask]:
         rows = await s.execute(s.sql.admin.waiting_tasks)

@@ -34,17 +34,17 @@ from pqcore.sql.overview_statements import HEAD, SLICE, OverviewStatements
 from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
-# The text may stand in JSON as it is, or with characters that are escaped there, which is ``written``.
+# The JSON may contain the text unchanged, or with escaped characters, which is ``written``.
 _SEARCHED = " OR ".join(
     f"strpos({column}::text, {text}::text) > 0" for column in ("data", "headers") for text in (":search", ":written")
 )
 
 
 def _filters(*keys: str) -> str:
-    """Return the conditions by which jobs are chosen.
+    """Return the conditions that select jobs.
 
     Args:
-        *keys: The columns of the table that a text is searched in, besides the data and the headers.
+        *keys: The columns of the table in which a text is searched, in addition to the data and the headers.
     """
     searched = "".join(f" OR strpos({key}, :search::text) > 0" for key in keys)
     return (
@@ -56,12 +56,12 @@ def _filters(*keys: str) -> str:
 
 
 _FILTERS, _FILTERS_OF_TABLE = _filters(), _filters("dedup_key", "group_key")
-# Not under a lease, or under one that has run out.
+# Under no lease, or under a lease that has run out.
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = f"parked_on IS NOT NULL AND {UNFINISHED}"
 _PARKED_ORDER = f"parked_on, {ORDER}"
-# Of each class as many jobs as the page and those before it have, of all classes those of the page.
+# Each class returns enough jobs for this page and the pages before it; all classes together return this page.
 _AS_MANY = "(:n::bigint + :skip::bigint)"
 _PAGE = "LIMIT :n::bigint OFFSET :skip::bigint"
 
@@ -150,7 +150,7 @@ _NEXT_OF_LANES = _of_lanes(f"""
   ) AS job WHERE true{_FILTERS_OF_TABLE} LIMIT {_AS_MANY})
   UNION ALL
   ({_OF_LANE} AND id = lane.head AND lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
-# In the order of lanes, which is theirs: the first are enough.
+# In the order of lanes, so that the first rows are enough.
 _BEHIND_THESE = _of_lanes(f"""
   SELECT * FROM (
     {_OF_LANE} AND lane.number < {NO_END} ORDER BY {ORDER}

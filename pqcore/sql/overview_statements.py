@@ -9,11 +9,11 @@ from pqcore.sql.fragments import EXPRESSIBLE, IS_DEFERRED, IS_READY, IS_URGENT, 
 from pqcore.sql.statement_set import StatementSet, composed
 
 HEAD = 2_000
-"""Characters of JSON in which the path of a function stands, if the job is a call."""
+"""The number of characters of JSON that must contain the path of a function, if the job is a call."""
 SLICE = 10_000
-"""Rows that one statement looks at where no index leads to those that are wanted."""
+"""The number of rows that one statement looks at if no index leads to the wanted ones."""
 
-# Not by the operators of JSON: these fail on a string with \\u0000, which a row may hold.
+# JSON operators are not used, because they fail on a string with \\u0000, which a row may hold.
 _TASK = rf"""substring(left(data::text, {HEAD}) FROM '^\s*\{{{{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}}}}]')"""
 _TYPE = r"""substring(error::text FROM '^\s*\{{\s*"type"\s*:\s*"([^"\\]*)"')"""
 _MESSAGE = r"""substring(error::text FROM '"message"\s*:\s*"((?:[^"\\]|\\.){{0,200}})')"""
@@ -25,7 +25,7 @@ class OverviewStatements(StatementSet):
 
     @composed()
     def dead_groups(self) -> str:
-        """Count dead letters by task and error, of one queue or of all; those groups first that have most."""
+        """Count dead letters by task and error, of one queue or of all; the largest groups come first."""
         died = EXPRESSIBLE.format("died_at")
         return f"""
 SELECT q_name, task, kind, reason, count(*), min(died), max(died), max(id), max(message) FROM (
@@ -35,7 +35,7 @@ SELECT q_name, task, kind, reason, count(*), min(died), max(died), max(id), max(
 
     @composed()
     def dead_of_group(self) -> str:
-        """Give the ids of the dead letters of one task and error, the oldest first."""
+        """Return the ids of the dead letters of one task and error, the oldest first."""
         return f"""
 SELECT id FROM {{dead}} WHERE {OF_QUEUE} AND reason = :reason::text
   AND coalesce({_TASK}, '') = :task::text AND coalesce({_TYPE}, '') = :kind::text ORDER BY died_at, id"""
@@ -65,8 +65,8 @@ SELECT max(id), (
     def find_tick_jobs(self) -> str:
         """Find the job of the last tick of each periodic task, among the jobs that were put last.
 
-        It is the first job that was put since the tick, and is due then or later, of those that call the function which
-        the task is named after. The job of a task with another name is not found: other tasks may have the same tick.
+        It is the first job that was put since the tick, is due at the tick or later, and calls the function with the
+        task's name. The job of a task with another name is not found, because other tasks may have the same tick.
         """
         columns = (
             f"id, q_name, enqueued_at, schedule_at, left(data::text, {HEAD}) AS head, coalesce(failures, 0) AS failures"
@@ -95,7 +95,10 @@ SELECT q_name, name, id, state, failures, {EXPRESSIBLE.format("ended_at")} FROM 
 
     @composed()
     def waiting_tasks(self) -> str:
-        """Count the waiting calls of each task, among the first jobs of each class; one class a term, by its index."""
+        """Count the waiting calls of each task, among the first jobs of each class.
+
+        Each term reads one class through its index.
+        """
         free = "(leased_until IS NULL OR parked_on IS NOT NULL OR leased_until <= statement_timestamp())"
         some = " UNION ALL ".join(
             f"(SELECT q_name, data FROM {{table}} WHERE {kind} LIMIT {SLICE})"

@@ -100,11 +100,11 @@ class Periodic:
 
 
 def ticks_after(cron: str, tz: str, moment: datetime) -> Iterator[datetime]:
-    """The ticks of an expression after a moment, in UTC, one after the other.
+    """Yield the ticks of an expression after a moment, in UTC and in order.
 
     Args:
-        cron: The expression.
-        tz: The time zone that it is meant in.
+        cron: The cron expression.
+        tz: The time zone of the expression.
         moment: The moment.
 
     Raises:
@@ -125,7 +125,7 @@ def ticks_after(cron: str, tz: str, moment: datetime) -> Iterator[datetime]:
         every = CronSim(expression, moment.astimezone(zone))
         ticks: Iterator[datetime] = every
         if _is_of_the_clock(fields := expression.split()):
-            # cronsim minds clock changes for five fields only: so the seconds are added to its minutes here.
+            # cronsim handles clock changes only for five fields, so the seconds are added to its minutes here.
             minutes = CronSim(" ".join(fields[1:]), (moment.astimezone(UTC) - MINUTE).astimezone(zone))
             ticks = _with_seconds(minutes, sorted(every.seconds))
     except (CronSimError, AttributeError) as exc:
@@ -135,7 +135,7 @@ def ticks_after(cron: str, tz: str, moment: datetime) -> Iterator[datetime]:
 
 
 def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
-    """Return the last tick of an expression that is not after a moment; None if there is none within five years.
+    """Return the last tick of an expression up to a moment; None if there is none within five years.
 
     Raises:
         ConfigurationError: The expression or the time zone cannot be read.
