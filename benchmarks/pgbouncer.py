@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, between the workers that are measured and the server, where it is installed."""
+"""PgBouncer in transaction mode, between the measured workers and the server, if it is installed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pqcore.errors import ConfigurationError
 from pqcore_backends.embedded_setup import unprivileged_user
 
 PATIENCE = 10.0
-"""Seconds in which it must accept connections."""
+"""Seconds within which PgBouncer must accept connections."""
 
 
 def find() -> str | None:
-    """Return where the program is; None if it is not installed."""
+    """Return the path of the program; None if it is not installed."""
     return shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 
 
@@ -31,13 +31,13 @@ def pooled(dsn: str) -> Iterator[str]:
     """Start PgBouncer in front of a server.
 
     Args:
-        dsn: The server, as a URL with a host and a port.
+        dsn: The DSN of the server, as a URL with a host and a port.
 
     Yields:
         The DSN through PgBouncer.
 
     Raises:
-        ConfigurationError: It is not installed, the server has no TCP port, or PgBouncer does not start.
+        ConfigurationError: PgBouncer is not installed or does not start, or the server has no TCP port.
     """
     program, server = find(), urlsplit(dsn)
     if program is None or server.hostname is None:
@@ -72,7 +72,7 @@ def pooled(dsn: str) -> Iterator[str]:
 
 
 def _identity() -> dict[str, Any]:
-    """Return the user that it runs as: it refuses to be root."""
+    """Return the user for PgBouncer, which refuses to run as root."""
     return unprivileged_user() if os.geteuid() == 0 else {}
 
 

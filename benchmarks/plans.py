@@ -1,12 +1,12 @@
-"""What every statement reads, whatever lies in the table.
+"""The number of pages that every statement reads, for any content of the table.
 
-Fills a table in many ways, runs each statement under EXPLAIN (ANALYZE, BUFFERS) in a
-transaction that is rolled back, and prints the plans: custom ones, made for the values,
-and generic ones, made without them, as a prepared statement comes to use.
+The program fills a table in many ways. It runs each statement under EXPLAIN (ANALYZE, BUFFERS) in a transaction that is
+rolled back, and prints the plans. Custom plans are made for the values, and generic ones without them, as for a
+prepared statement.
 
     python -m benchmarks.plans --markdown docs/plans.md
 
-Takes some minutes. Uses, and drops, a schema of its own in the database that it is given.
+The program takes some minutes. It uses, and drops, its own schema in the given database.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ NAMES = TableName("queue", "pqcore_plans")
 TABLE, ARCHIVE = str(NAMES), NAMES.related("_archive")
 DIALECT = Dialect(NAMES, "numeric_dollar")
 MANY = 100
-"""Rows of the larger takes, puts and acks."""
+"""The number of rows of the larger takes, puts and acks."""
 WHOLE = REACH + 3 * MANY + 100
-"""Rows: a scan or sort of more is no longer one of the bounded candidates."""
+"""The number of rows above which a scan or sort does not belong to a bounded set of candidates."""
 TAKES = 10_000
-"""Of one job each, before the dead rows that they left are counted."""
+"""The number of takes of one job each, before the dead rows that they left are counted."""
 MEASURING = ("count", "stats", "clear", "purge")
-"""What tells about, or removes, any number of rows, and reads as many."""
+"""Statements that report or remove any number of rows, and so read as many."""
 
 
 # Situations
@@ -57,11 +57,11 @@ class Fill:
     """Rows of one kind.
 
     Attributes:
-        share: How many, as a fraction of ``--rows``; or 1 < share for a number.
-        columns: What is set, beside the queue's name and the data.
-        values: To what; ``n`` is the row's number.
-        queues: How many queues they are spread over.
-        table: Where they go.
+        share: The number of rows as a fraction of ``--rows``; above 1, the number itself.
+        columns: The columns that are set, in addition to the queue's name and the data.
+        values: The values of these columns; ``n`` is the row's number.
+        queues: The number of queues for the rows.
+        table: The table of the rows.
     """
 
     share: float
@@ -104,13 +104,13 @@ DUE = Fill(0.1, "schedule_at, expected_at", "now() - interval '1 minute', now() 
 
 @dataclass(frozen=True)
 class Situation:
-    """What lies in the table.
+    """A content of the table.
 
     Attributes:
-        key: Its column's heading.
-        title: Said in full; ``{rows}`` is ``--rows``.
+        key: The heading of its column.
+        title: The full description; ``{rows}`` is ``--rows``.
         fills: The rows, in the order in which they are put.
-        queue: The queue that is asked.
+        queue: The queue that the statements use.
     """
 
     key: str
@@ -143,7 +143,7 @@ SITUATIONS = (
 
 @dataclass(frozen=True)
 class Start:
-    """What lay in the table when a prepared statement got the plan that it keeps."""
+    """The contents of the table when a prepared statement got the plan that it keeps."""
 
     title: str
     fill: Fill | None
@@ -166,10 +166,10 @@ class Subject:
     """A statement with values.
 
     Attributes:
-        name: Its row's heading.
+        name: The heading of its row.
         query: The statement.
-        values: Its parameters.
-        before: What is run in the same transaction first.
+        values: The parameters of the statement.
+        before: Statements to run first in the same transaction.
     """
 
     name: str
@@ -189,7 +189,7 @@ class Subject:
 
 
 def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterator[Subject]:
-    """All statements of the dialect, those that change least first."""
+    """Return all statements of the dialect, those that change least first."""
     values: dict[str, object] = {
         "q_name": queue,
         "channel": queue,
@@ -226,7 +226,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     for value in vars(DIALECT).values():
         queries = value.values() if isinstance(value, dict) else [value]
         fixed.update({query.name: query for query in queries if isinstance(query, Query)})
-    del fixed["ping"], fixed["replan"]  # these read no table
+    del fixed["ping"], fixed["replan"]  # these statements read no table
     for name in [name for name in fixed if name.startswith("stats")]:
         yield Subject(name, fixed.pop(name), values)
     yield Subject("count", fixed.pop("count"), values)
@@ -266,16 +266,16 @@ _SIGNS = {"S": f"Seq Scan {NAMES.table}", "B": f"Bitmap Heap Scan {NAMES.table}"
 
 @dataclass(frozen=True)
 class Figure:
-    """What one run of a statement cost.
+    """The cost of one run of a statement.
 
     Attributes:
-        buffers: Shared pages, hit or read.
-        rows: That it returned.
-        planning: Milliseconds.
-        execution: Milliseconds.
-        signs: What is not bounded in the plan: ``S`` a sequential scan, ``B`` a
-            bitmap scan, ``T`` a sort, each of more than `WHOLE` rows of the queue's table.
-        plan: The text.
+        buffers: The number of shared pages, hit or read.
+        rows: The number of returned rows.
+        planning: The planning time in milliseconds.
+        execution: The execution time in milliseconds.
+        signs: The unbounded parts of the plan: ``S`` for a sequential scan, ``B`` for a bitmap scan, ``T`` for a sort,
+            each of more than `WHOLE` rows of the queue's table.
+        plan: The text of the plan.
     """
 
     buffers: int
@@ -294,7 +294,7 @@ _REMOVED = re.compile(r" *Rows Removed by Filter: (\d+)")
 
 
 def read_plan(lines: Sequence[str]) -> Figure:
-    """Read the text that EXPLAIN (ANALYZE, BUFFERS) gives."""
+    """Parse the text of EXPLAIN (ANALYZE, BUFFERS)."""
     signs: set[str] = set()
     buffers, returned, planned = 0, -1.0, False
     times = {"Planning Time": 0.0, "Execution Time": 0.0}
@@ -311,7 +311,7 @@ def read_plan(lines: Sequence[str]) -> Figure:
         elif (match := _REMOVED.match(line)) and int(match[1]) > WHOLE:
             signs |= {"S"} if kind.endswith(_SIGNS["S"]) else set()
         elif "Buffers: shared" in line and not buffers and not planned:
-            # Those of the first node that has any, the topmost, include those below it.
+            # The numbers of the topmost node that has any include those of the nodes below it.
             buffers = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", re.split("local|temp", line)[0])))
         elif (name := line.partition(":")[0]) in times:
             times[name] = float(line.split()[2])
@@ -324,7 +324,7 @@ def _run(connection: Connection, statement: str) -> None:
 
 
 def _prepare(connection: Connection, subject: Subject, name: str) -> None:
-    """Prepare a statement, and have it planned once, so that the catalogue's pages are not counted."""
+    """Prepare a statement, and plan it once, so that the catalogue's pages are not counted."""
     _run(connection, f"PREPARE {name} AS {subject.query.numbered}")
     _explain(connection, subject, name, "")
 
@@ -357,7 +357,7 @@ def _vacuum(connection: Connection, options: str = "") -> None:
 
 
 def _waiting(connection: Connection, queue: str) -> tuple[list[int], list[int]]:
-    """Ids and attempts of some waiting jobs."""
+    """Return the ids and attempts of some waiting jobs."""
     found = connection.execute(
         f"SELECT id, attempts FROM {TABLE} WHERE q_name = %s AND dequeued_at IS NULL ORDER BY id LIMIT {MANY}".encode(),
         [queue],
@@ -370,11 +370,11 @@ class Findings:
     """All figures.
 
     Attributes:
-        rows: ``--rows``.
-        server: Its version.
-        settled: By statement, situation, whether analyzed, and mode.
-        kept: By statement, start and situation: of plans that were made at the start.
-        dead: By what happened before: a take of one job.
+        rows: The value of ``--rows``.
+        server: The version of the server.
+        settled: The costs by statement, situation, whether the table was analyzed, and mode.
+        kept: The costs of plans that were made at the start, by statement, start and situation.
+        dead: The costs of a take of one job, by what happened before.
     """
 
     rows: int
@@ -394,7 +394,7 @@ class Findings:
 
 
 def _settled(connection: Connection, findings: Findings) -> None:
-    """Every statement in every situation, without statistics and with."""
+    """Measure every statement in every situation, with and without statistics."""
     for situation in SITUATIONS:
         _create(connection)
         for fill in situation.fills:
@@ -409,7 +409,7 @@ def _settled(connection: Connection, findings: Findings) -> None:
                     _prepare(connection, subject, "subject")
                     figure = _measure(connection, subject, "subject")
                     _run(connection, "DEALLOCATE subject")
-                    # Rows that were rolled back are no part of the situation.
+                    # Rows that were rolled back do not belong to the situation.
                     _run(connection, f"VACUUM (INDEX_CLEANUP ON) {TABLE}")
                     findings.settled[subject.name, situation.key, analyzed, mode] = figure
                     state = "analyzed" if analyzed else "never analyzed"
@@ -417,7 +417,7 @@ def _settled(connection: Connection, findings: Findings) -> None:
 
 
 def _kept(connection: Connection, other: Connection, findings: Findings) -> None:
-    """Prepared statements that got their plan before the table was filled."""
+    """Measure prepared statements that got their plan before the table was filled."""
     _run(connection, "SET plan_cache_mode = force_generic_plan")
     for start in STARTS:
         for situation in (DEEP, HELD):
@@ -443,7 +443,7 @@ def _kept(connection: Connection, other: Connection, findings: Findings) -> None
 
 
 def _dead(connection: Connection, other: Connection, findings: Findings) -> None:
-    """A take after many that nobody vacuumed, also while a transaction is open that began before them."""
+    """Measure a take after many others without VACUUM, also while an older transaction is open."""
     _create(connection)
     for fill in DEEP.fills:
         _run(connection, fill.sql(max(findings.rows, 4 * TAKES)))
@@ -481,7 +481,7 @@ def _dead(connection: Connection, other: Connection, findings: Findings) -> None
 
 
 def _pages(figures: Iterable[Figure]) -> str:
-    """The most pages of some, marked if any plan is not bounded."""
+    """Return the largest number of pages, marked if any plan is unbounded."""
     figures = list(figures)
     most = max(figures, key=lambda figure: figure.buffers)
     signs = "".join(sorted(set().union(*(figure.signs for figure in figures))))
@@ -624,7 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with (
         _server(options.dsn) as dsn,
-        # The driver is to prepare nothing by itself: it would deallocate what we prepare.
+        # The driver must prepare nothing itself, because it would deallocate the statements prepared here.
         psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as connection,
         psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as other,
     ):

@@ -1,4 +1,4 @@
-"""How much is measured: in two minutes, in a quarter of an hour, or for as long as it takes."""
+"""The amount of measurement: two minutes, a quarter of an hour, or any time."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ class Scale:
     """The sizes of a run.
 
     Attributes:
-        name: As the command line says it.
-        rounds: In each, every contender of a workload has one turn.
-        seconds: One turn, at most.
+        name: The name on the command line.
+        rounds: The number of rounds; in each, every contender of a workload has one turn.
+        seconds: The longest duration of one turn.
         cell: Seconds for one target of one backend.
-        batch: Jobs of one ``put_many``.
-        worked: Jobs that a worker does in one turn; of larger ones, less.
-        paired_run: Jobs that a worker does in one turn of its target.
-        backlog: Jobs that wait before a turn of those that take them.
-        queues: Numbers of queues.
-        consumers: Numbers of consumers.
-        later: Jobs scheduled for tomorrow.
-        finished: Finished rows in the table.
-        horizon: Jobs taken beside an old snapshot.
-        window: Of these, the first and last so many are compared.
+        batch: The number of jobs in one ``put_many``.
+        worked: The number of jobs in one turn of a worker; fewer, if the jobs are larger.
+        paired_run: The number of jobs in one turn of a worker's target.
+        backlog: The number of jobs that wait before a turn of takers.
+        queues: The numbers of queues.
+        consumers: The numbers of consumers.
+        later: The number of jobs that are scheduled for tomorrow.
+        finished: The number of finished rows in the table.
+        horizon: The number of jobs taken while an old snapshot is held.
+        window: The number of first and last jobs that are compared.
         patience: Seconds that the horizon may take.
-        everywhere: Whether what is a matter of the server, not of the driver, is measured over every backend.
-        soak: Seconds of the soak.
+        everywhere: Whether to measure server-related workloads over every backend.
+        soak: The length of the soak test, in seconds.
         crowds: The lengths of a short and of a long backlog of one tenant.
-        keys: Limits that such a backlog is under, where they are many.
-        workers: Workers, where they are many.
-        samples: Jobs of another tenant.
-        limited: No-op jobs under a limit.
-        limited_horizon: Seconds for which jobs under a limit run beside an old snapshot.
+        keys: The number of limits of such a backlog, if there are many.
+        workers: The number of workers, if there are many.
+        samples: The number of jobs of another tenant.
+        limited: The number of empty jobs under a limit.
+        limited_horizon: Seconds for which jobs under a limit run while an old snapshot is held.
         shares: Seconds for which tenants share a worker.
-        held: Jobs that one process puts or takes while its memory is measured.
-        large: Jobs of 100 KB, likewise.
-        waited: Queues that are waited on, likewise.
-        pace: Jobs a second of the soak.
+        held: The number of jobs that one process puts or takes while its memory is measured.
+        large: The number of jobs of 100 KB, for the same measurement.
+        waited: The number of queues that are waited on, for the same measurement.
+        pace: The number of jobs per second in the soak test.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A run: targets and workloads, over all contenders in alternation; and the report that comes of it."""
+"""A run: targets and workloads, over all contenders in alternation, and the resulting report."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .worker_workloads import Drain
 from .workloads import PLAIN, Options, Scaling, Variant, Workload
 
 FORMAT = 2
-"""Of the report."""
+"""The version of the report's format."""
 Broken: TypeAlias = dict[Contender, Exception]
-"""Backends that could not connect, or not create a table, with their errors."""
+"""Backends that could not connect or create a table, with their errors."""
 TARGETS = "targets"
-"""What ``--scenario`` calls the comparison with bare loops."""
+"""The name of the comparison with bare loops for ``--scenario``."""
 
 
 def workloads() -> list[Workload]:
-    """All of them, in the order in which they are measured."""
+    """All workloads, in the order in which they are measured."""
     return [
         *PLAIN,
         Drain(),
@@ -59,7 +59,7 @@ def workloads() -> list[Workload]:
 
 
 def scenarios() -> dict[str, str]:
-    """What ``--scenario`` can name, and what it is."""
+    """The values of ``--scenario``, with descriptions."""
     return {
         TARGETS: f"each operation beside its driver in a bare loop; or one of them, as in {TARGETS}:put",
         **{workload.name: workload.title for workload in workloads()},
@@ -67,28 +67,28 @@ def scenarios() -> dict[str, str]:
 
 
 class Listener(Protocol):
-    """Is told how it goes."""
+    """An observer of the progress."""
 
     def begin(self, title: str, steps: int) -> None:
-        """A part begins, of so many steps."""
+        """A part with this number of steps begins."""
 
     def step(self, what: str) -> None:
         """The next step begins."""
 
     def end(self, part: str, rows: list[dict[str, Any]]) -> None:
-        """The part has ended; its rows of the report, under ``part``."""
+        """The part has ended; its rows are in the report, under ``part``."""
 
 
 @dataclass
 class Cell:
-    """A contender at one variant of a workload.
+    """The results of a contender for one variant of a workload.
 
     Attributes:
-        label: The contender's, or pgbench's.
-        variant: Which.
+        label: The label of the contender, or pgbench.
+        variant: The variant.
         contender: None for pgbench.
-        turns: What came of it.
-        error: Why there are no more.
+        turns: The results of the turns.
+        error: The reason why there are no more turns.
     """
 
     label: str
@@ -100,14 +100,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run.
+    """The request for a run.
 
     Attributes:
-        contenders: Over which backends.
-        options: How.
-        chosen: Names of scenarios; all, if there are none.
-        rounds: How many, if not as the scale says.
-        dsn: A server; else an embedded one.
+        contenders: The backends.
+        options: The options of the run.
+        chosen: The names of scenarios; all, if empty.
+        rounds: The number of rounds, if it differs from the scale's.
+        dsn: The DSN of a server; None for an embedded one.
     """
 
     contenders: Sequence[Contender]
@@ -120,15 +120,15 @@ class Request:
         return not self.chosen or name in self.chosen
 
     def operations(self) -> list[str]:
-        """Those that are compared with bare loops."""
+        """Return the contenders that are compared with bare loops."""
         return [name for name in operations.OPERATIONS if self.wants(TARGETS) or f"{TARGETS}:{name}" in self.chosen]
 
 
 def run(request: Request, listener: Listener) -> dict[str, Any]:
-    """Run it, and return the report.
+    """Run the benchmarks, and return the report.
 
     Raises:
-        ConfigurationError: There is nothing to be run, or no server.
+        ConfigurationError: There is nothing to run, or no server.
     """
     single = {f"{TARGETS}:{name}" for name in operations.OPERATIONS}
     if unknown := sorted(set(request.chosen) - set(scenarios()) - single):
@@ -164,7 +164,7 @@ def run(request: Request, listener: Listener) -> dict[str, Any]:
 
 @contextmanager
 def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
-    """A schema of its own, what is needed to use it, and the backends that could not connect."""
+    """Yield a new schema, the objects to use it, and the backends that could not connect."""
     measured = named(dsn)
     load_generators.DRIVERS[:] = sorted({contender.spec.load.partition(":")[0] for contender in request.contenders})
     schema = schema_name(f"{os.getpid()}_{time.time_ns() % 10**9}")
@@ -174,14 +174,15 @@ def _bench(request: Request, dsn: str) -> Iterator[tuple[Bench, Broken]]:
         yield Bench(dsn, measured, schema, server_observer, request.options.scale, members), broken
     finally:
         members.close()
-        with suppress(PQError):  # an error that hides the one that is under way, or an embedded server that ends now
+        # this error would hide the one that is propagating, or an embedded server is ending now
+        with suppress(PQError):
             dropped(server_observer, schema)
         with suppress(PQError):
             server_observer.close()
 
 
 def _observer(contenders: Sequence[Contender], dsn: str) -> tuple[Observer, Broken]:
-    """A connection beside those that are measured, over the first backend that can connect.
+    """Open a connection that is not measured, over the first backend that can connect.
 
     Returns:
         The connection, and the backends that could not connect, with their errors.
@@ -206,7 +207,7 @@ def _unusable(broken: Broken) -> PQError:
 
 
 def _tables(request: Request, bench: Bench, broken: Broken) -> dict[Contender, Table]:
-    """Have each backend create a table; one that cannot joins the broken ones, and is not measured."""
+    """Let each backend create a table; a backend that cannot is counted as broken, and not measured."""
     made: dict[Contender, Table] = {}
     for contender in request.contenders:
         if contender in broken:
@@ -270,7 +271,7 @@ def _workload(request: Request, bench: Bench, workload: Workload, listener: List
     listener.step("preparing")
     table = workload.prepare(bench, first)
     for number in range(rounds):
-        for cell in cells if number % 2 == 0 else cells[::-1]:  # nobody always comes after the same
+        for cell in cells if number % 2 == 0 else cells[::-1]:  # so that no contender always follows the same one
             listener.step(f"round {number + 1} of {rounds}: {' '.join(filter(None, (cell.label, cell.variant.label)))}")
             if not cell.error:
                 _turn(bench, workload, table, cell, program)
@@ -302,7 +303,7 @@ def _note_losses(bench: Bench, where: str, lost: int, twice: int) -> None:
 
 
 def _reference(cells: Sequence[Cell], cell: Cell) -> Cell | None:
-    """Pgbench at the same variant."""
+    """Run pgbench with the same variant."""
     same = (other for other in cells if other.contender is None and other.variant == cell.variant and other.turns)
     return None if cell.contender is None else next(same, None)
 

@@ -38,7 +38,7 @@ class Queues(Common):
 
 @dataclass(frozen=True)
 class Priorities(Common):
-    """Each job wanted by a time of its own."""
+    """Jobs that are each wanted by a different time."""
 
     name: str = "priorities"
     title: str = "get one, of jobs that are each wanted by a time of their own"
@@ -52,12 +52,12 @@ class Priorities(Common):
 
 @dataclass(frozen=True)
 class Amid(Common):
-    """A queue among many rows that are not to be taken.
+    """A queue among many rows that are not taken.
 
     Attributes:
-        name, title: As for `Workload`.
-        rows: The name of the scale's number of them.
-        columns, values: What they are.
+        name, title: See `Workload`.
+        rows: The name of the scale's attribute for their number.
+        columns, values: The columns of these rows, and their values.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Amid(Common):
 
 
 SLICE = 1_000_000
-"""Rows that are put in one statement."""
+"""The number of rows in one statement of a put."""
 
 LATER = Amid(
     "later",
@@ -110,9 +110,9 @@ FINISHED = Amid(
 
 @dataclass(frozen=True)
 class Horizon(Common):
-    """Taken one at a time while a session holds an old snapshot, for which no dead row may be removed.
+    """Jobs that are taken one by one while a session holds an old snapshot, so that no dead row may be removed.
 
-    It ends after so many, or so many seconds: then ``taken`` is less.
+    The workload ends after a number of jobs or seconds: then ``taken`` is lower.
     """
 
     name: str = "horizon"
@@ -129,7 +129,8 @@ class Horizon(Common):
         return [Variant(f"{options.scale.horizon:,} in a row")]
 
     def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
-        return options.scale.everywhere or contender == first  # it is a matter of the server and the statement
+        # this depends on the server and the statement, not on the driver
+        return options.scale.everywhere or contender == first
 
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
         scale = bench.scale
@@ -153,11 +154,11 @@ class Horizon(Common):
 
 
 def _ends(done: ClientReport, window: int) -> dict[str, float]:
-    """The speed of the first and the last ones."""
+    """Return the speed of the first and the last takes."""
     marks = done.marks
     step = marks[1][1] if len(marks) > 1 else 1
     width = min(max(window // step, 1), max((len(marks) - 1) // 2, 1))
-    if len(marks) < 3:  # it was so slow that there is no end to tell from the beginning
+    if len(marks) < 3:  # too slow to distinguish the end from the beginning
         rate = done.count / (done.ended - done.began)
         return {"first": rate, "last": rate, "kept": 1.0}
     first = _speed(marks[0], marks[width])

@@ -1,4 +1,4 @@
-"""The statements that pqcore runs, for those that run them without pqcore."""
+"""The statements that pqcore runs, for programs that run them without pqcore."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .backends import Location
 from .operations import MANY, QUEUE
 
 LEASE = 60.0
-"""Seconds: what `lease_many` takes if not told otherwise."""
+"""Seconds; the default lease of `lease_many`."""
 
 
 class Statements:
-    """The texts that pqcore runs on one table, with finished rows deleted.
+    """The texts of pqcore's statements on one table, with finished rows deleted.
 
     Args:
-        place: Where the table is.
-        paramstyle: How the statements have placeholders.
-        many: Jobs that ``get_many`` takes, and ``lease`` leases, at most.
+        place: The place of the table.
+        paramstyle: The style of the placeholders.
+        many: The largest number of jobs that ``get_many`` takes and ``lease`` leases.
 
     Attributes:
-        table: Its quoted name.
+        table: The quoted name of the table.
         put, put_many, get, get_keep, get_many, lease, ack: The statements.
     """
 
@@ -54,19 +54,19 @@ VALUES: Mapping[str, Any] = {
         ("schedule_at", "schedule_in", "expected_at", "expected_in", "headers", "group_key", "lane", "number"),
     ),
 }
-"""Parameters that are the same each time."""
+"""Return the parameters that are the same each time."""
 
 
 def names(query: Query) -> list[str]:
-    """The names of a statement's parameters, in the order of ``$1``, ``$2`` and so on."""
+    """Return the names of a statement's parameters, in the order of ``$1``, ``$2`` and so on."""
     return [query.order[place] for place in query.first]
 
 
 def values(query: Query, **more: Any) -> tuple[Any, ...]:
-    """The values of ``$1``, ``$2`` and so on."""
+    """Return the values of ``$1``, ``$2`` and so on."""
     return tuple(more[name] if name in more else VALUES[name] for name in names(query))
 
 
 def expect(query: Query, *given: str) -> None:
-    """See that a statement takes what bare code gives it, in this order."""
+    """Check that a statement takes the parameters of bare code, in this order."""
     assert names(query) == list(given), f"{query.name} takes {names(query)} by now: change the bare loop too"

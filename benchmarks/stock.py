@@ -1,4 +1,4 @@
-"""The jobs of a table, as an operation puts or takes them: how many there are, and whether one was lost."""
+"""The jobs of a table, as an operation puts or takes them: their number, and whether one was lost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from .measurement import Table
 from .operations import OPERATIONS
 
 ROOM = 20_000
-"""Jobs that are put before the table is emptied, at least."""
+"""The smallest number of jobs that are put before the table is emptied."""
 
 
 class Stock:
     """The jobs of a table.
 
     Args:
-        table: The table; empty at first.
-        operation: A key of `OPERATIONS`, but a worker's.
-        backlog: Jobs to put where an operation takes jobs one by one; five times as many, where it takes many.
+        table: The table, which is empty at first.
+        operation: A key of `OPERATIONS`, except that of a worker.
+        backlog: The number of jobs to put for an operation that takes them one by one; five times as many for other
+            operations.
     """
 
     def __init__(self, table: Table, operation: str, backlog: int) -> None:
@@ -25,15 +26,15 @@ class Stock:
         self._name = operation
         self._operation = OPERATIONS[operation]
         self._more = backlog * (1 if self._operation.jobs == 1 else 5)
-        self._put = 0  # by the operation, or before it
+        self._put = 0  # put by the operation, or before it
         self._there = 0
         self._missing: list[str] = []
 
     def prepare(self, calls: int) -> bool:
-        """See that there are jobs for some calls, or room for theirs.
+        """Make sure that there are jobs for some calls, or room for their jobs.
 
         Args:
-            calls: How many.
+            calls: The number of calls.
 
         Returns:
             Whether the table was changed for that.
@@ -52,7 +53,7 @@ class Stock:
         return True
 
     def use(self, calls: int) -> None:
-        """Note that some calls are made."""
+        """Record that some calls are made."""
         jobs = calls * self._operation.jobs
         if self._operation.takes:
             self._there -= jobs
@@ -60,10 +61,10 @@ class Stock:
             self._put += jobs
 
     def losses(self, taken: Sequence[int]) -> tuple[int, int]:
-        """Return how many jobs were lost, and how many came twice.
+        """Return how many jobs were lost, and how many were given twice.
 
         Args:
-            taken: Ids of the jobs that were taken.
+            taken: The ids of the jobs that were taken.
         """
         if not self._operation.takes:
             self._check()
@@ -72,11 +73,11 @@ class Stock:
         return self._put - distinct - self._table.count(), len(taken) - distinct
 
     def take_missing(self) -> list[str]:
-        """Return what was found missing since the last call, as text."""
+        """Return the losses since the last call, as text."""
         missing, self._missing = self._missing, []
         return missing
 
     def _check(self) -> None:
-        """See that all that was put is there."""
+        """Check that all jobs that were put are in the table."""
         if (there := self._table.count()) != self._put:
             self._missing.append(f"{self._name}: {self._put:,} jobs were put, {there:,} are there")

@@ -1,4 +1,4 @@
-"""Numbers: what was measured, and how far the rounds lie apart."""
+"""Figures: the measured values, and their spread over the rounds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ class Figure:
     """One number, measured several times.
 
     Attributes:
-        median: Of all.
-        least, most: The extremes.
-        q1, q3: The quartiles.
-        low, high: Between these the true median lies, nineteen times of twenty; the extremes, of less than `FEWEST`.
-        values: What was measured, in the order of the rounds.
+        median: The median of all values.
+        least, most: The extremes. q1, q3: The quartiles. low, high: A 95 % interval of the true median; the extremes,
+        if there are fewer than `FEWEST` values.
+        values: The measured values, in the order of the rounds.
     """
 
     median: float
@@ -32,14 +31,14 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
-        """The figure of some measurements, of which there is at least one."""
+        """Return the figure of at least one measurement."""
         ordered = sorted(values)
         q1, _, q3 = statistics.quantiles(ordered, n=4, method="inclusive") if len(ordered) > 1 else ordered * 3
         low, high = _interval(ordered)
         return cls(statistics.median(ordered), ordered[0], ordered[-1], q1, q3, low, high, tuple(values))
 
     def as_json(self, *, values: bool = True) -> dict[str, Any]:
-        """The figure as the report has it, rounded to what means something."""
+        """Return the figure for the report, rounded to significant digits."""
         made: dict[str, Any] = {
             name: rounded(getattr(self, name)) for name in ("median", "least", "most", "q1", "q3", "low", "high")
         }
@@ -50,14 +49,15 @@ class Figure:
 
 
 FEWEST = 6
-"""Values that a 95 % interval of the median needs: of five, the extremes miss it one time in sixteen."""
+"""The smallest number of values for a 95 % interval of the median: with five values, the extremes miss it one time in
+sixteen."""
 
 
 def _interval(ordered: Sequence[float]) -> tuple[float, float]:
-    """Return a 95 % interval of the median, by ranks: it presumes nothing of how the values are distributed.
+    """Return a 95 % interval of the median, by ranks, without an assumption about the distribution.
 
-    A value lies below the median half the time, so the number of those that do is binomial. Without enough values
-    for such an interval, the extremes are returned.
+    Each value is below the median half of the time, so the number of such values is binomial. If there are too few
+    values, the extremes are returned.
     """
     number = len(ordered)
     if number > 200:
@@ -72,7 +72,7 @@ def _interval(ordered: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as large one median is as another.
+    """The ratio of two medians.
 
     Attributes:
         value: The ratio.
@@ -87,7 +87,7 @@ class Ratio:
     def of(cls, one: Mapping[str, Any], other: Mapping[str, Any]) -> Ratio:
         """Return the ratio of two figures of reports, by the method of variance estimates recovery (MOVER).
 
-        The logarithms of the two intervals' arms are added as independent errors are.
+        The arms of the two intervals are added in logarithms, as independent errors are.
         """
         if min(one["low"], other["low"]) <= 0:
             value = one["median"] / other["median"] if other["median"] else math.inf
@@ -99,11 +99,11 @@ class Ratio:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values do not exceed."""
+    """Return the value that ``share`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(max(math.ceil(share * len(ordered)) - 1, 0), len(ordered) - 1)]
 
 
 def rounded(value: float) -> float:
-    """A number with five significant digits."""
+    """Return a number with five significant digits."""
     return float(f"{value:.5g}")

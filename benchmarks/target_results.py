@@ -1,4 +1,4 @@
-"""What came of a comparison with a bare loop."""
+"""The results of a comparison with a bare loop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .summary import Figure, rounded
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call took, as the mean of a turn.
+    """The mean cost of a call in a turn.
 
     Attributes:
-        seconds: By the clock.
-        cpu: Seconds for which this process had a processor.
+        seconds: The wall time in seconds.
+        cpu: The CPU time of this process in seconds.
     """
 
     seconds: float
@@ -29,21 +29,21 @@ class Cost:
 
 
 Turns: TypeAlias = list[tuple[Cost, Cost | None]]
-"""What a call took through pqcore, and what one of the bare loop took where there is one."""
+"""The cost of a call through pqcore, and of one of the bare loop, if there is one."""
 
 
 def least(passed: Sequence[Traffic]) -> Traffic:
-    """Return what passed at the least, of each kind.
+    """Return the lowest traffic of each kind.
 
-    Now and then a call makes one more statement: it looks at the lanes, at most every 20 ms, or has its plans made
-    again, every ten seconds. How often that is depends on how fast the machine is.
+    Some calls make one more statement: a look at the lanes, at most every 20 ms, or DISCARD PLANS, every ten seconds.
+    How often this happens depends on the machine's speed.
     """
     return Traffic(*(min(getattr(each, field.name) for each in passed) for field in fields(Traffic)))
 
 
 @dataclass(frozen=True)
 class Wire:
-    """What passes between a client and the server, per call; of a worker, per job."""
+    """The traffic between a client and the server per call; for a worker, per job."""
 
     round_trips: float
     statements: float
@@ -51,7 +51,7 @@ class Wire:
 
     @classmethod
     def of(cls, passed: Traffic, calls: int = 1) -> Wire | None:
-        """Return what passed per call; None if nothing was seen: the connections go another way, or are encrypted."""
+        """Return the traffic per call; None if none was seen, because connections bypass the proxy or are encrypted."""
         if not passed.statements:
             return None
         return cls(passed.round_trips / calls, passed.statements / calls, passed.commits / calls)
@@ -62,21 +62,21 @@ class Wire:
 
 @dataclass(frozen=True)
 class Target:
-    """What came of a comparison.
+    """The result of a comparison.
 
     Attributes:
         backend: The contender's label.
-        operation: By name.
-        target: The least ratio to the bare loop.
+        operation: The name of the operation.
+        target: The lowest allowed ratio to the bare loop.
         ours: Jobs per second through pqcore.
         bare: Jobs per second through the bare loop; None if the backend has none.
-        ratio: How fast pqcore is, as a share of the bare loop; None likewise.
-        how: What the bare loop is, in a few words; "" if there is none.
-        lost, twice: Jobs.
-        cpu, bare_cpu: Microseconds of this process per job, through pqcore and through the bare loop.
-        cpu_ratio: The one as a multiple of the other; None if there is no bare loop.
-        wire, bare_wire: What passes per call; None if it could not be counted.
-        machine: What a look at the machine found, before or after: the worse.
+        ratio: The speed of pqcore as a share of the bare loop's; None if there is no bare loop.
+        how: A short description of the bare loop; "" if there is none.
+        lost, twice: Numbers of jobs. cpu, bare_cpu: Microseconds of CPU time of this process per job, through pqcore
+        and through the bare loop.
+        cpu_ratio: The first as a multiple of the second; None if there is no bare loop.
+        wire, bare_wire: The traffic per call; None if it could not be counted.
+        machine: The noisier of the two probes of the machine, before and after.
         pgbench: Jobs per second through pgbench; None if it is not installed.
     """
 
@@ -133,7 +133,7 @@ class Target:
 
 
 def target_of(contender: Contender, operation: str, jobs: int, turns: Turns, how: str, lost: int, twice: int) -> Target:
-    """Return what came of turns."""
+    """Return the result of some turns."""
     ours = [cost for cost, _ in turns]
     pairs = [(mine, theirs) for mine, theirs in turns if theirs is not None]
     cpus = [(mine.cpu, theirs.cpu) for mine, theirs in pairs if mine.cpu > 0 and theirs.cpu > 0]

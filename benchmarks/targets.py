@@ -1,11 +1,11 @@
-"""Targets: each operation of pqcore over a backend beside the driver in a bare loop, slice by slice.
+"""Targets: each operation of pqcore over a backend, compared with the driver in a bare loop, slice by slice.
 
-The two take turns of some milliseconds on one table, and what counts is the median of the
-ratios of neighbouring turns, as what disturbs the machine then disturbs both. Of each turn the time of the clock and
-the time of this process are taken. What goes over the wire is counted afterwards, through a proxy.
+The two take turns of some milliseconds on one table. The median of the ratios of neighbouring turns counts, because a
+disturbance of the machine affects both. The wall time and the CPU time of this process are measured for each turn. The
+traffic on the wire is counted afterwards, through a proxy.
 
-pgbench runs the same statements before and after. It knows nothing of the backend, so a backend that is slow cannot
-make this reference slow.
+pgbench runs the same statements before and after. It does not depend on the backend, so a slow backend cannot slow this
+reference.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ Slice: TypeAlias = Callable[[Call, int], Awaitable[float]]
 
 
 COUNTED = {1: 30, MANY: 20}
-"""Calls whose traffic is counted, by the jobs of a call."""
+"""The number of calls whose traffic is counted, by the jobs of a call."""
 SLICE = 0.008
-"""Seconds of a turn, about."""
+"""The approximate length of a turn, in seconds."""
 AHEAD = 3
-"""Calls of a turn that are not timed, where they are short: after the other's turn nothing is warm."""
+"""Untimed calls at the beginning of a turn of short calls, because the caches are cold after the other's turn."""
 WARM = 12
-"""Calls before those that count."""
+"""The number of calls before those that count."""
 CLOSE = 2.5
-"""Times the seconds of a cell that it may take if the verdict is close."""
+"""How many times a cell's seconds a comparison may take if the verdict is close."""
 
 
 def compare(bench: Bench, contender: Contender, operation: str, table: Table, program: str | None) -> Target:
     """Compare pqcore with the bare loop and with pgbench.
 
     Args:
-        bench: What turns have in common.
+        bench: The common objects of all turns.
         contender: The backend.
         operation: A key of `OPERATIONS`.
-        table: A table of the contender's own.
-        program: Where pgbench is, if it is installed.
+        table: A table of the contender.
+        program: The path of pgbench, if it is installed.
     """
 
     def yardstick() -> list[float]:
@@ -76,7 +76,7 @@ def compare(bench: Bench, contender: Contender, operation: str, table: Table, pr
 
 
 async def beside(contender: Contender, table: Table, pq: Any) -> BareLoop | None:
-    """Return the bare loop of a backend, over the connection that pqcore has by then, and uses in its own turns."""
+    """Return the bare loop of a backend, over the connection that pqcore now has and uses in its own turns."""
     statements = Statements(table.place, contender.spec.paramstyle)
     made: BareLoop | None = await lent(
         pq.engine.source, lambda session: opened(contender, statements, MANY, session.driver)
@@ -85,10 +85,10 @@ async def beside(contender: Contender, table: Table, pq: Any) -> BareLoop | None
 
 
 class PairedRun:
-    """Two sides, on one table.
+    """The two sides of a comparison, on one table.
 
     Attributes:
-        taken: Ids of the jobs that pqcore took.
+        taken: The ids of the jobs that pqcore took.
     """
 
     def __init__(self, bench: Bench, contender: Contender, operation: str, table: Table) -> None:
@@ -126,7 +126,7 @@ class PairedRun:
         return replace(made, wire=wires[0], bare_wire=wires[1])
 
     async def _count(self, before: BareLoop | None) -> list[Wire | None]:
-        """Return what passes per call, of pqcore and of the bare loop, on connections through a proxy."""
+        """Return the traffic per call, of pqcore and of the bare loop, on connections through a proxy."""
         proxy = Proxy(self._bench.dsn)
         pq = self._contender.open(replace(self._table.place, dsn=proxy.dsn))
         try:
@@ -160,7 +160,7 @@ class PairedRun:
             proxy.close()
 
     async def _choose(self, bare: BareLoop) -> None:
-        """Take the fastest of the driver's ways to put many."""
+        """Choose the fastest of the driver's ways to put many jobs."""
         times: dict[str, list[float]] = {way: [] for way in bare.bulk}
         for _ in range(6):
             for way, taken in times.items():
@@ -169,7 +169,7 @@ class PairedRun:
         bare.chosen = min(times, key=lambda way: min(times[way][1:]))
 
     async def _turns(self, ours: Call, bare: BareLoop | None) -> Turns:
-        """Return the seconds of a call in turns of the two, side by side; without a bare loop, of pqcore alone."""
+        """Return the seconds of a call in turns of both sides; without a bare loop, of pqcore alone."""
         theirs: Call | None = None if bare is None else getattr(bare, self._name)
         sides = [call for call in (ours, theirs) if call is not None]
         await self._restock((self._ahead + WARM) * 4)
@@ -188,7 +188,7 @@ class PairedRun:
                 return turns
 
     def _clear(self, turns: Turns) -> bool:
-        """Whether more turns would hardly change the verdict."""
+        """Return whether more turns would hardly change the verdict."""
         ratios = [theirs.seconds / ours.seconds for ours, theirs in turns if theirs is not None]
         if not ratios:
             return True
@@ -213,10 +213,10 @@ class PairedRun:
             await made
 
     async def _restock(self, calls: int) -> None:
-        """See that there are jobs for so many calls, or room."""
+        """Make sure that there are jobs, or room, for this number of calls."""
         changed = self._stock.prepare(calls)
         self._bench.losses += [f"{self._contender.label}, {each}" for each in self._stock.take_missing()]
-        # Both begin from the table as it is by now; pqcore's own connections do so every ten seconds.
+        # Both plan again for the present table; pqcore's own connections do so every ten seconds.
         if changed and self._bare is not None:
             await self._made(self._bare.replan())
 

@@ -1,4 +1,4 @@
-"""The benchmarks in a terminal: progress while it goes on, tables as parts end."""
+"""The benchmarks in a terminal: the progress during the run, and tables as parts end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .verdicts import Failure, Rules, undecided, verdict
 
 
 class Terminal:
-    """Shows what is measured, and what came of it.
+    """A view of the progress and the results.
 
-    Nothing is drawn while something is measured: a bar moves when a step begins.
+    Nothing is drawn during a measurement: the bar moves when a step begins.
 
     Args:
-        rules: What the run is judged by.
+        rules: The rules by which the run is judged.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -77,7 +77,7 @@ class Terminal:
             self._progress = None
 
     def close(self) -> None:
-        """Take the bar away, whatever happened."""
+        """Remove the progress bar in every case."""
         self._stop()
 
     def show(self, grid: text_tables.Grid) -> None:
@@ -94,13 +94,13 @@ class Terminal:
         self.console.print(made)
 
     def warn(self, doubts: Sequence[str]) -> None:
-        """Say loudly what makes the figures worth less."""
+        """Show prominently what makes the figures less reliable."""
         if doubts:
             text = Text("\n".join(["These figures are not to be relied on:", *doubts]))
             self.console.print(Panel(text, title="NOT DURABLE", border_style="bold red", style="red"))
 
     def conclude(self, report: dict[str, Any], failures: Sequence[Failure]) -> None:
-        """Say how it ended."""
+        """Show how the run ended."""
         self.warn(report["doubts"])
         for failure in failures:
             self.console.print(Text(str(failure), style="bold red"))
@@ -114,17 +114,17 @@ class Terminal:
         self.console.print(Text(said, style="bold red" if failures else "bold green"))
 
     def told(self, lines: Sequence[str], failures: Sequence[Failure]) -> None:
-        """Print lines, then what failed."""
+        """Print lines, and then the failures."""
         self.console.print(Text("\n".join(lines)))
         for failure in failures:
             self.console.print(Text(str(failure), style="bold red"))
 
     def compared(self, found: Comparison, fail_under: float | None) -> None:
-        """Show what changed between two reports, or two builds.
+        """Show the changes between two reports, or two builds.
 
         Args:
-            found: What changed.
-            fail_under: The least ratio; None if nothing is judged.
+            found: The changes.
+            fail_under: The lowest allowed ratio; None if nothing is judged.
         """
         if found.differences:
             text = Text("\n".join(["What differs between the two:", *found.differences]))

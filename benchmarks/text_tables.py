@@ -1,4 +1,4 @@
-"""What a report says, as tables of text: the terminal and the page show the same."""
+"""The content of a report as tables of text, which the terminal and the page share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Grid:
     """A table.
 
     Attributes:
-        title: Above it.
-        columns: Their names; those of numbers begin with ``>``.
-        rows: Texts.
-        bad: The numbers of the rows that say that something is wrong.
-        good: Likewise, well.
-        spare: The names of columns that may be left out where there is no room for all, least wanted first.
+        title: The title above the table.
+        columns: The names of the columns; those of numbers begin with ``>``.
+        rows: The rows of texts.
+        bad: The numbers of the rows that report a problem.
+        good: The numbers of the rows that report success.
+        spare: The names of columns that may be left out for lack of room, the least important first.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Grid:
     spare: tuple[str, ...] = ()
 
     def within(self, width: int) -> Grid:
-        """The table in so many characters, as far as it can be."""
+        """Return the table within a number of characters, as far as possible."""
         spare = [*self.spare]
         kept = [*range(len(self.columns))]
         while spare and sum(max(len(row[n]) for row in [self.columns, *self.rows]) + 3 for n in kept) >= width:
@@ -44,14 +44,14 @@ class Grid:
 
 
 def number(value: float) -> str:
-    """A number for people."""
+    """Return a number for people."""
     if value >= 1_000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def backends(report: Row) -> Grid:
-    """The backends, and why one of them was not measured."""
+    """Return the table of backends, with the reasons why some were not measured."""
     grid = Grid("backends", ("backend", "mode", ""), [])
     for row in report["backends"]:
         if "error" in row:
@@ -61,7 +61,7 @@ def backends(report: Row) -> Grid:
 
 
 def targets(rows: Sequence[Row], rules: Rules) -> Grid:
-    """The comparison with bare loops and with pgbench."""
+    """Return the comparison with bare loops and with pgbench."""
     columns = (
         *("operation", "backend", ">pqcore", ">bare loop", ">ratio", ">95 %", ">target", ">CPU", ">at most"),
         *(">round trips", ">of bare loop", ">of pgbench", ">floor", "machine", "verdict", "bare loop is"),
@@ -103,7 +103,7 @@ def targets(rows: Sequence[Row], rules: Rules) -> Grid:
 
 
 def workload(rows: Sequence[Row]) -> Grid:
-    """One workload."""
+    """Return the table of one workload."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("metrics", {})))
     beside = any("of_pgbench" in row for row in rows)
     variants = any(row["variant"] for row in rows)
@@ -139,7 +139,7 @@ def workload(rows: Sequence[Row]) -> Grid:
 
 
 def by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each workload."""
+    """Return the rows of each workload."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["scenario"], []).append(row)
@@ -147,7 +147,7 @@ def by_scenario(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def environment(report: Row) -> Grid:
-    """What was measured on."""
+    """Return the table of the environment."""
     found = report["environment"]
     server = found["server"]
     where = ", on ".join(filter(None, (server["origin"], server["file_system"])))
@@ -167,7 +167,7 @@ def environment(report: Row) -> Grid:
 
 
 def comparison(found: Comparison, fail_under: float | None = None) -> Grid:
-    """What changed between two reports, or two builds."""
+    """Return the changes between two reports, or two builds."""
     columns = (
         *("scenario", "variant", "backend", "metric", ">before", ">after"),
         *(">times as good", ">95 %", ">rounds", "beside", ""),

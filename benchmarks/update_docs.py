@@ -1,12 +1,12 @@
-"""Figures put into a document: what stands between two marks is replaced by what was measured.
+"""Figures in a document: the text between two marks is replaced by the measured values.
 
-A document says where, in comments of Markdown, which are not shown::
+The marks are comments of Markdown, which are not shown::
 
     <!-- measured: targets -->
     <!-- /measured -->
 
-The names are ``environment``, ``targets`` and those of the workloads; ``scaling chart`` and the like
-for a chart of one; ``peers``, which is filled by the comparison with them.
+The names are ``environment``, ``targets`` and those of the workloads; ``scaling chart`` and similar names for charts;
+and ``peers``, which the comparison with peers fills.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACE = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- /measured -->)",
 
 
 def fill(path: Path, blocks: Mapping[str, str]) -> None:
-    """Put blocks into the places of a document that are named so; other places stay as they are."""
+    """Put blocks into the places of a document with their names; other places do not change."""
     text = path.read_text(encoding="utf-8")
 
     def replaced(place: re.Match[str]) -> str:
@@ -35,7 +35,7 @@ def fill(path: Path, blocks: Mapping[str, str]) -> None:
 
 
 def blocks(report: Row, rules: Rules) -> dict[str, str]:
-    """What was measured, as Markdown, by name."""
+    """Return the measurements as Markdown, by name."""
     palette = colours.of_report(report)
     found = {"environment": table(text_tables.environment(report))}
     if report["targets"]:
@@ -49,7 +49,7 @@ def blocks(report: Row, rules: Rules) -> dict[str, str]:
 
 
 def table(grid: Grid) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     rule = ["---:" if name.startswith(">") else "---" for name in grid.columns]
     lines = [[name.lstrip(">") for name in grid.columns], rule, *grid.rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)

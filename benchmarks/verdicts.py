@@ -1,4 +1,4 @@
-"""What a report says of itself: which targets were met, and whether any job was lost."""
+"""The verdicts of a report: which targets were met, and whether any job was lost."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Verdict: TypeAlias = Literal["pass", "FALLS SHORT", "undecided", "failed", "not 
 
 WORKER = "worker"
 BUSY = 0.5
-"""The part of a target that the ratio has to reach on a busy machine.
+"""The part of a target that the ratio must reach on a busy machine.
 
-Neighbours change a ratio of turns that alternate by some tenths. A backend that takes twice the time shows through.
+Other load changes a ratio of alternating turns by some tenths. A backend that takes twice the time is still detected.
 """
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a run is judged by.
+    """The rules by which a run is judged.
 
     Attributes:
         targets: Whether ratios to bare loops are judged.
         floors: Whether shares of pgbench's rate are judged.
-        fail_under: The least ratio to a bare loop, in place of each backend's own targets; None for those.
+        fail_under: The lowest allowed ratio to a bare loop, in place of each backend's own targets; None to use those.
     """
 
     targets: bool = True
@@ -35,9 +35,9 @@ class Rules:
         """Return the rules that a command line asks for.
 
         Args:
-            scale: The name of the scale. The quick one is too short for a verdict on a ratio to a bare loop.
+            scale: The name of the scale. The quick scale is too short for a verdict on a ratio to a bare loop.
             judged: Whether ``--targets`` or ``--no-targets`` was given; None for neither.
-            fail_under: As given.
+            fail_under: The value on the command line.
         """
         targets = judged if judged is not None else scale != "quick" or fail_under is not None
         return cls(targets, judged is not False, fail_under)
@@ -45,11 +45,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that makes a run, or a comparison, fail.
+    """A reason why a run, or a comparison, fails.
 
     Attributes:
-        name: The backend, and what of it was measured.
-        text: The name, and why it failed.
+        name: The backend, and the name of the figure.
+        text: The name, and the reason.
     """
 
     name: str
@@ -66,14 +66,14 @@ def named(failures: Iterable[Failure]) -> str:
 
 
 def verdict(row: Mapping[str, Any], rules: Rules) -> Verdict:
-    """Return the verdict on one target: the worst of those on what was counted, on CPU time and on wall time.
+    """Return the verdict on one target: the worst of those on traffic, CPU time and wall time.
 
-    A ratio falls short only if its whole 95 % interval does. A row that has no bare loop is judged by its share of
-    pgbench's rate alone.
+    A ratio misses its target only if its whole 95 % interval does. A row without a bare loop is judged only by its
+    share of pgbench's rate.
 
     Args:
-        row: As the report has it.
-        rules: What it is judged by.
+        row: The row of the report.
+        rules: The rules by which it is judged.
     """
     if "error" in row:
         return "failed"
@@ -86,18 +86,18 @@ def verdict(row: Mapping[str, Any], rules: Rules) -> Verdict:
 
 
 def judgements(row: Mapping[str, Any], rules: Rules) -> list[tuple[Verdict, str]]:
-    """Return the verdicts on the parts of a target, with what each is about.
+    """Return the verdicts on the parts of a target, with the name of each part.
 
     Args:
-        row: As the report has it, with a ratio.
-        rules: What it is judged by.
+        row: The row of the report, with a ratio.
+        rules: The rules by which it is judged.
     """
     return [*_of_wire(row), *_of_cpu(row), _of_wall(row, rules)]
 
 
 def _of_wire(row: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
-    """Judge what passes per call: counted, so it needs no interval."""
-    if "wire_bound" not in row:  # TLS, or a socket that is a file
+    """Judge the traffic per call, which is counted, and so needs no interval."""
+    if "wire_bound" not in row:  # TLS, or a Unix socket
         return []
     found: list[tuple[Verdict, str]] = []
     for name, ours in row["wire"].items():
@@ -109,7 +109,7 @@ def _of_wire(row: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
 
 
 def _of_cpu(row: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
-    """Judge the time of the client's processor."""
+    """Judge the CPU time of the client."""
     if "cpu_ratio" not in row:
         return []
     ratio, most = row["cpu_ratio"], row["cpu_bound"]
@@ -119,7 +119,7 @@ def _of_cpu(row: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
 
 
 def _of_wall(row: Mapping[str, Any], rules: Rules) -> tuple[Verdict, str]:
-    """Judge the wall time: on a quiet machine by the target, else by half of it."""
+    """Judge the wall time: on a quiet machine by the target, and otherwise by half of it."""
     ratio, least = row["ratio"], wanted(row, rules)
     text = f"{ratio['median']:.3f} of a bare loop ({row['how']}), target {least:g}"
     if ratio["median"] >= least:
@@ -137,17 +137,17 @@ def _of_wall(row: Mapping[str, Any], rules: Rules) -> tuple[Verdict, str]:
 
 
 def noise_of(row: Mapping[str, Any]) -> str:
-    """Return why wall times are not judged by their targets; "" if the machine was found quiet."""
+    """Return why wall times are not judged by their targets; "" if the machine was quiet."""
     return str(row.get("machine", {}).get("noise", ""))
 
 
 def below_floor(row: Mapping[str, Any], rules: Rules) -> bool:
-    """Return whether a row has less than its least share of pgbench's rate."""
+    """Return whether a row is below its lowest share of pgbench's rate."""
     return rules.floors and "of_pgbench" in row and row["of_pgbench"] < row["floor"]
 
 
 def wanted(row: Mapping[str, Any], rules: Rules) -> float:
-    """Return the least ratio of a row; a worker's is not that of one operation, and keeps its target."""
+    """Return the lowest allowed ratio of a row; a worker's ratio is not that of one operation, and keeps its target."""
     own: float = row["target"]
     return own if rules.fail_under is None or row["operation"] == WORKER else rules.fail_under
 
@@ -181,7 +181,7 @@ def _shortfall(row: Mapping[str, Any], rules: Rules) -> str:
 
 
 def undecided(report: Mapping[str, Any], rules: Rules) -> list[str]:
-    """Return the targets on which there is no verdict: a median misses its bound, and the interval reaches it."""
+    """Return the targets without a verdict: a median misses its bound, but the interval reaches it."""
     return [
         f"{row['backend']}, {row['operation']} is undecided: "
         + "; ".join(text for said, text in judgements(row, rules) if said == "undecided")
@@ -192,5 +192,5 @@ def undecided(report: Mapping[str, Any], rules: Rules) -> list[str]:
 
 
 def first_line(row: Mapping[str, Any]) -> str:
-    """Return why there is no figure, shortly."""
+    """Return briefly why there is no figure."""
     return str(row["error"]).partition("\n")[0]

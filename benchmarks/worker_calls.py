@@ -1,4 +1,4 @@
-"""Calls that a worker runs, and the worker: with pqcore's public names alone, as other builds are measured so, too."""
+"""Calls that a worker runs, and the worker, with only public names of pqcore, for other builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pqcore.worker import Worker
 from .load_generators import ClientReport, clock
 
 CHUNK = 2_000
-"""Calls that are put together."""
+"""The number of calls that are put together."""
 _done: list[int] = []
 _times: list[float] = []
 
@@ -40,7 +40,7 @@ async def put_calls(queue: Any, function: Any, number: int, size: int = 0) -> li
 
 
 async def drain(queue: Any, **options: Any) -> ClientReport:
-    """Have a worker of this process do all jobs, from its start until it has stopped; options are those of `Worker`."""
+    """Run all jobs in a worker of this process, from its start until it has stopped; options are those of `Worker`."""
     _done.clear()
     _times.clear()
     worker = Worker(queue, burst=True, **options)
@@ -53,7 +53,7 @@ def per_job(done: ClientReport, places: int) -> float:
     """Return the seconds between two jobs of a worker, without its start and its end.
 
     Args:
-        done: What `drain` returned, of more jobs than places.
-        places: Jobs that begin together: the time of the first ones is none.
+        done: The result of `drain`, with more jobs than places.
+        places: The number of jobs that begin together, so that the first ones have no time.
     """
     return (done.times[-1] - done.times[0]) / (len(done.times) - places)

@@ -1,9 +1,9 @@
-"""pqcore beside its peers: the same work, on the same server, in alternation.
+"""The comparison of pqcore with its peers: the same work, on the same server, in alternation.
 
     python -m benchmarks.peers --rounds 3 --json peers.json
 
-Each system runs in a process of its own, and each peer in a virtual environment of its own, made by
-pip when it is first wanted; see `environments`.  A process answers requests in JSON lines; see
-`runner`, which also says how each workload is measured.  What a system does for a workload is written
-in its ``run_*`` module, and follows its own documentation.
+Each system runs in its own process, and each peer in its own virtual environment, which pip makes when it is first
+needed; see `environments`. A process answers requests in JSON lines; see `runner`, which also documents how each
+workload is measured. The ``run_*`` module of a system has its code for each workload, which follows the system's own
+documentation.
 """

@@ -25,7 +25,10 @@ from .table import blocks, ratios, render
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write; the exit status: 1 if a job was lost or taken twice, 2 if nothing was measured."""
+    """Measure, print, and write; return the exit status.
+
+    1 if a job was lost or taken twice, 2 if nothing was measured.
+    """
     keys = [workload.key for workload in WORKLOADS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description="pqcore beside its peers, on the same server, in alternation."

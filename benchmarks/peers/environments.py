@@ -1,7 +1,7 @@
-"""Environments for peers, of Python or of Node: their dependencies are at odds with one another, and with ours.
+"""Environments for peers, of Python or Node, because their dependencies conflict with one another and with pqcore's.
 
-Each is made once, under a cache folder, by pip with a pinned version of the peer and the drivers' versions
-that we use; another version, or another Python, is another folder.  What was not finished is begun anew.
+pip makes each environment once, in a cache folder, with a pinned version of the peer and the same drivers' versions as
+pqcore. Another version, or another Python, has another folder. An unfinished environment is made again.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from functools import cache
 from pathlib import Path
 
 VARIABLE = "PQCORE_PEERS_CACHE"
-"""Names the cache folder."""
+"""The environment variable with the cache folder."""
 
 PATIENCE = 300
 """Seconds that pip may take for one environment."""
 
 _MADE = "made.json"
-_OLDEST, _NEWEST = 10, 20  # of Python 3
+_OLDEST, _NEWEST = 10, 20  # minor versions of Python 3
 
 
 class NotMeasured(Exception):
-    """A system, or one of its workloads, cannot be measured here; the message says why."""
+    """A system, or one of its workloads, cannot be measured here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a peer needs.
+    """The requirements of a peer.
 
     Attributes:
-        name: Of its folder.
-        requirements: For pip.
-        drivers: Distributions that we use too, and of which it gets the same version.
-        python: The oldest Python that it runs on.
-        node: Whether it runs on Node, and its requirements are for npm. One of them is ``node``, so that its version
-            does not depend on the machine.
+        name: The name of its folder.
+        requirements: The requirements for pip.
+        drivers: Distributions that pqcore also uses, and of which the peer gets the same version.
+        python: The oldest Python that the peer supports.
+        node: Whether the peer runs on Node, so that its requirements are for npm. One requirement is ``node``, so that
+            its version does not depend on the machine.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Environment:
     node: bool = False
 
     def wanted(self) -> list[str]:
-        """All requirements, with versions."""
+        """Return all requirements, with versions."""
         return [*self.requirements, *(_as_ours(driver) for driver in self.drivers)]
 
 
@@ -67,17 +67,17 @@ def _as_ours(driver: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where environments are, unless told otherwise."""
+    """Return the default folder of environments."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pqcore-bench" / "peers"
 
 
 def prepare(environment: Environment, folder: Path) -> Path:
-    """Make an environment, unless it is there; its Python, or its Node.
+    """Make an environment, unless it exists; return its Python, or its Node.
 
     Raises:
-        NotMeasured: There is no Python that is new enough, no npm, or what installs failed.
+        NotMeasured: No suitable Python or npm exists, or an installation failed.
     """
     installer = _npm() if environment.node else find_python(environment.python)
     wanted = environment.wanted()
@@ -133,19 +133,19 @@ def _run(command: Sequence[str], what: str) -> None:
 
 
 def _reason(output: str) -> str:
-    """The line that says most."""
+    """Return the most informative line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return re.sub(r"^ERROR:\s*", "", (errors or lines or ["failed, and said nothing"])[-1])
 
 
 def find_python(oldest: tuple[int, int]) -> str:
-    """A Python that is new enough and can make environments: ours, or else the oldest that is found.
+    """Return a suitable Python that can make environments: the running one, or else the oldest that is found.
 
-    Looked for on PATH and among those of pyenv.
+    The function searches PATH and pyenv.
 
     Raises:
-        NotMeasured: There is none.
+        NotMeasured: There is no suitable Python.
     """
     for program in _pythons():
         version = _version(program)
@@ -164,7 +164,7 @@ def _pythons() -> Iterator[str]:
 
 @cache
 def _version(program: str) -> tuple[int, int] | None:
-    """The version of a Python that works, and has what environments need."""
+    """Return the version of a Python that works, and can make environments."""
     code = "import ensurepip, venv, sys; print(*sys.version_info[:2])"
     try:
         done = subprocess.run([program, "-c", code], capture_output=True, text=True, timeout=30, check=True)

@@ -1,4 +1,4 @@
-"""Who is measured: pqcore over each of its backends, and its peers, each in a process of its own."""
+"""The systems to measure: pqcore over each backend, and its peers, each in its own process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Contender:
     """A system over a driver.
 
     Attributes:
-        title: What it is called in tables; its version is added to a peer's.
-        module: What runs it, in this package: a module of Python, or a file of Node's.
-        arguments: For that.
-        environment: What a peer needs; None for pqcore, which runs as we do.
-        slow: Whether it is left out where there is little time.
+        title: The title in tables; a peer's version is added to it.
+        module: The module in this package that runs it: a Python module, or a file for Node.
+        arguments: The arguments of the module.
+        environment: The requirements of a peer; None for pqcore, which uses this environment.
+        slow: Whether the system is left out of short runs.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Running:
 
     Attributes:
         contender: The system.
-        about: What it answered when it was set up.
+        about: Its answer to the setup request.
     """
 
     def __init__(self, contender: Contender, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -95,10 +95,10 @@ class Running:
 
     @classmethod
     async def start(cls, contender: Contender, python: str, dsn: str, log: Path) -> Running:
-        """Start a system in a database of its own, which is empty.
+        """Start a system on a new, empty database.
 
         Raises:
-            NotMeasured: It does not start.
+            NotMeasured: The system does not start.
         """
         with log.open("wb") as errors:
             process = await _process(contender, python, errors)
@@ -111,11 +111,11 @@ class Running:
         return running
 
     async def ask(self, request: Mapping[str, Any]) -> Any:
-        """The answer to a request.
+        """Return the answer to a request.
 
         Raises:
-            NotMeasured: The answer is that it failed.
-            Lost: There is no answer.
+            NotMeasured: The system answered that it failed.
+            Lost: The system did not answer.
         """
         if self._process.stdin is None or self._process.stdout is None or self._process.returncode is not None:
             raise Lost(f"its process ended: {self._last_words()}")
@@ -126,7 +126,7 @@ class Running:
         except asyncio.TimeoutError as error:
             await self.stop(at_once=True)
             raise Lost(f"no answer within {PATIENCE:.0f} s") from error
-        except ConnectionError:  # it ended before it was asked
+        except ConnectionError:  # it ended before the request
             line = b""
         if not line:
             await self.stop(at_once=True)
@@ -155,7 +155,7 @@ class Running:
 
 
 def _home() -> tuple[Path, str]:
-    """From where this package can be imported without being installed, and as what."""
+    """Return the folder from which this package can be imported without being installed, and its name there."""
     folder, names = Path(__file__).parent, []
     while (folder / "__init__.py").exists():
         names.append(folder.name)
@@ -182,7 +182,7 @@ async def _process(contender: Contender, python: str, errors: IO[bytes]) -> asyn
 
 
 def pythons(contenders: Sequence[Contender], folder: Path) -> dict[Contender, str | NotMeasured]:
-    """The Python of each, or why there is none; makes environments, two at a time."""
+    """Return the Python of each system, or why there is none; make environments, two concurrently."""
     environments = list({contender.environment for contender in contenders if contender.environment is not None})
 
     def made(environment: Environment) -> str | NotMeasured:

@@ -1,4 +1,4 @@
-"""The report for people: one table, of each system at each workload, and of pqcore's ratios to its peers."""
+"""The report for people: a table of each system and workload, and of pqcore's ratios to its peers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Report = Mapping[str, Any]
 
 
 def figure(report: Report, title: str, key: str) -> Mapping[str, Any] | None:
-    """What was found; None if nothing was.  What a system does as it does another workload is that one's."""
+    """Return the figures of a system; None if there are none.
+
+    If a system does a workload in the same way as another, it has the figures of the other.
+    """
     system = next(system for system in report["systems"] if system["title"] == title)
     key = system.get("alike", {}).get(key, key)
     found: Mapping[str, Any] | None = report["figures"].get(key, {}).get(title)
@@ -25,7 +28,7 @@ def figure(report: Report, title: str, key: str) -> Mapping[str, Any] | None:
 
 
 def best_peer(report: Report, workload: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The peer that is fastest, and its figure."""
+    """Return the fastest peer, and its figure."""
     found = {
         system["title"]: figure(report, system["title"], workload["key"])["figure"]  # type: ignore[index]
         for system in report["systems"]
@@ -38,9 +41,10 @@ def best_peer(report: Report, workload: Mapping[str, Any]) -> tuple[str, float] 
 
 
 def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | None) -> float | None:
-    """How many times as fast a system is as another at a workload, or as the best peer; None if one has no figure.
+    """Return how many times as fast a system is as another, or as the best peer; None if one has no figure.
 
-    The median of the ratios of what was measured one after the other, so not always that of the medians.
+    It is the median of the ratios of measurements made one after the other, which may differ from the ratio of the
+    medians.
     """
     mine = figure(report, title, workload["key"])
     best = best_peer(report, workload)
@@ -54,14 +58,14 @@ def ratio(report: Report, workload: Mapping[str, Any], title: str, other: str | 
 
 
 def _pairs(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """What was measured about the same time: what disturbed the machine then, disturbed both."""
+    """Such measurements are close in time, so a disturbance of the machine affects both."""
     for one, another in zip(mine["rounds"], theirs["rounds"], strict=False):
         parts = (each.get("slices", [each["figure"]]) for each in (one, another))
         yield from zip(*parts, strict=False)
 
 
 def part(report: Report, keys: Collection[str]) -> Report | None:
-    """The report of some workloads, and of the systems that have any of them; None if none was measured."""
+    """Return the report of some workloads, and of the systems that have any of them; None if none was measured."""
     workloads = [workload for workload in report["workloads"] if workload["key"] in keys]
     systems = [each for each in report["systems"] if "how" not in each or {*each["how"], *each["alike"]} & {*keys}]
     figures = {key: found for key, found in report["figures"].items() if key in keys}
@@ -69,7 +73,10 @@ def part(report: Report, keys: Collection[str]) -> Report | None:
 
 
 def blocks(report: Report) -> dict[str, str]:
-    """Return what fills the places of a document; jobs under limits, concurrent callers and memory have their own."""
+    """Return the content for the places of a document.
+
+    Jobs under limits, concurrent callers and memory have their own.
+    """
     every = {workload["key"] for workload in report["workloads"]}
     parts = {
         "peers": part(report, every - KEYED - {*CONCURRENT, MEMORY}),
@@ -81,11 +88,11 @@ def blocks(report: Report) -> dict[str, str]:
 
 
 KEYED = frozenset({"limited", "tenant"})
-"""Workloads of jobs under limits."""
+"""The workloads of jobs under limits."""
 
 
 def ratios(report: Report) -> dict[str, dict[str, dict[str, float]]]:
-    """All of pqcore's: by what they are to, system, and workload."""
+    """Return all ratios of pqcore, by the other system, the system, and the workload."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, other in (("best peer", None), ("pq", PQ)):
         for system in report["systems"]:
@@ -96,7 +103,7 @@ def ratios(report: Report) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def render(report: Report, *, how: bool = False) -> str:
-    """The report as text."""
+    """Return the report as text."""
     parts = [_heading(report), _table(report), _legend(report), _notes(report)]
     if how:
         parts.append(_how(report))
