@@ -1,4 +1,4 @@
-"""A worker's target: beside a bare loop that leases and acknowledges as many jobs."""
+"""A worker's target, compared with a bare loop that leases and acknowledges as many jobs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from .target_results import Cost, Target, Turns, Wire, least, target_of
 from .worker_calls import drain, noop, per_job, put_calls
 
 WORKED = 400
-"""Jobs of a worker whose traffic is counted."""
+"""The number of a worker's jobs whose traffic is counted."""
 RUNS = 5
-"""Workers that do as many jobs, of which the least that passed counts: on a busy machine jobs end one by one."""
+"""The number of workers with this many jobs, of which the lowest traffic counts: on a busy machine, jobs end one by
+one."""
 WORKER_TARGET = 1.5
-"""Times the seconds of a cell that the worker's takes, of which the turns are long."""
+"""How many times a cell's seconds the worker's may take, because its turns are long."""
 
 
 _waiting: list[asyncio.Event] = []
@@ -39,7 +40,7 @@ _met: list[int] = []
 
 
 async def meet(job_id: int, data: str = "") -> None:
-    """Do nothing, and end together with the other jobs of the worker: on a busy machine, too."""
+    """Do nothing, and end together with the worker's other jobs, even on a busy machine."""
     if not _waiting:
         _waiting.append(asyncio.Event())
     ended = _waiting[0]
@@ -52,9 +53,9 @@ async def meet(job_id: int, data: str = "") -> None:
 
 
 async def compare_worker(bench: Bench, contender: Contender, table: Table) -> Target:
-    """Compare a worker that fetches nothing ahead with a bare loop that leases and acknowledges as many jobs.
+    """Compare a worker without prefetching with a bare loop that leases and acknowledges as many jobs.
 
-    Each lease is a statement that the worker waits for. With jobs fetched ahead, slow statements would hide.
+    Each lease is a statement that the worker waits for. With prefetched jobs, slow statements would be hidden.
     """
     number = math.ceil(bench.scale.paired_run / PLACES) * PLACES
     table.empty()
@@ -95,7 +96,7 @@ async def compare_worker(bench: Bench, contender: Contender, table: Table) -> Ta
         session = opener.session(await opener.call("connect", bench.dsn))
         await session.enter()
         bare = await opened(contender, statements, MANY, session.driver)
-        await worked()  # that was to warm up
+        await worked()  # the warm-up
         if bare is not None:
             await leased(bare)
         began = time.monotonic()
@@ -120,15 +121,15 @@ async def compare_worker(bench: Bench, contender: Contender, table: Table) -> Ta
 async def _count_worker(
     bench: Bench, contender: Contender, table: Table, statements: Statements, put: list[int], taken: list[int]
 ) -> tuple[Wire | None, Wire | None]:
-    """Return what passes per job, of a worker without its start and its end, and of the bare loop.
+    """Return the traffic per job, of a worker without its start and its end, and of the bare loop.
 
     Args:
-        bench: As for `compare`.
-        contender: As for `compare`.
-        table: As for `compare`.
-        statements: Of a bare loop that leases as many jobs as the worker runs together.
-        put: Where the ids of the jobs are noted that are put.
-        taken: Where the ids of the jobs are noted that are taken.
+        bench: See `compare`.
+        contender: See `compare`.
+        table: See `compare`.
+        statements: The statements of a bare loop that leases as many jobs as the worker runs concurrently.
+        put: A list that receives the ids of the jobs that are put.
+        taken: A list that receives the ids of the jobs that are taken.
     """
     proxy = Proxy(bench.dsn)
     pq = contender.open(replace(table.place, dsn=proxy.dsn))

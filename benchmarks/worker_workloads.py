@@ -1,4 +1,4 @@
-"""Workloads of workers: jobs that are function calls, run under leases until there are none."""
+"""Workloads of workers: jobs that are function calls, run under leases until none is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .workloads import Common, Options, Variant
 
 @dataclass(frozen=True)
 class Drain(Common):
-    """One worker, in one process, as it is by default."""
+    """One worker with the defaults, in one process."""
 
     name: str = "worker"
     title: str = "a worker, until no job is left"
@@ -43,7 +43,7 @@ class Drain(Common):
             pq = contender.open(table.place)
             queue = pq[QUEUE]
             queue.task()(variant.parameters["function"])
-            await awaitable(contender, pq, QUEUE).count()  # it is connected
+            await awaitable(contender, pq, QUEUE).count()  # this opens the connection
             try:
                 return await drain(queue)
             finally:

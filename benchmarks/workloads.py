@@ -1,4 +1,4 @@
-"""Workloads: what is measured, in which variants; the simple ones, and what all have in common."""
+"""Workloads and their variants: the simple ones, and the common parts of all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Better: TypeAlias = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a workload.
+    """A figure of a workload.
 
     Attributes:
-        name: As the report has it.
-        unit: Of what.
-        better: Which way.
+        name: The name in the report.
+        unit: The unit.
+        better: Whether higher or lower is better.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Variant:
     """One way to run a workload.
 
     Attributes:
-        label: What it is called; "" where there is one only.
-        kind: Who is at work.
-        number: How many of them.
-        parameters: Of the workload's own.
+        label: The label; "" if there is only one variant.
+        kind: The kind of clients.
+        number: The number of clients.
+        parameters: The workload's own parameters.
     """
 
     label: str = ""
@@ -51,14 +51,14 @@ class Variant:
 
 
 class Workload(Protocol):
-    """Something that is measured.
+    """A workload that is measured.
 
     Attributes:
-        name: As ``--scenario`` names it.
-        title: What it is, on one line.
-        metrics: What comes of it.
-        rounds: How often each contender has its turn; None for as often as the scale says.
-        sql: For pgbench, which runs the same: the statement of `pgbench.SCRIPTS`; "" if it cannot.
+        name: The name for ``--scenario``.
+        title: A description on one line.
+        metrics: The figures of the workload.
+        rounds: How often each contender has its turn; None for the scale's number.
+        sql: The statement of `pgbench.SCRIPTS` with which pgbench does the same; "" if it cannot.
     """
 
     @property
@@ -73,27 +73,27 @@ class Workload(Protocol):
     def sql(self) -> str: ...
 
     def variants(self, options: Options) -> Sequence[Variant]:
-        """Its variants."""
+        """Return the variants of the workload."""
 
     def suits(self, contender: Contender, first: Contender, variant: Variant, options: Options) -> bool:
-        """Whether a contender is measured at a variant; ``first`` is the first of all."""
+        """Return whether a contender is measured at a variant; ``first`` is the first of all."""
 
     def prepare(self, bench: Bench, contender: Contender) -> Table:
-        """What all turns share."""
+        """Yield the objects that all turns share."""
 
     def turn(self, bench: Bench, table: Table, contender: Contender, variant: Variant) -> Measurement:
-        """Have one turn."""
+        """Run one turn."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of workloads.
+    """The options of workloads on the command line.
 
     Attributes:
-        scale: How much.
-        together: Numbers of threads or tasks, beside one.
-        processes: Numbers of processes, beside one.
-        soak: Seconds of the soak, if not the scale's.
+        scale: The amount of measurement.
+        together: Numbers of threads or tasks, in addition to one.
+        processes: Numbers of processes, in addition to one.
+        soak: The length of the soak test in seconds, if it differs from the scale's.
     """
 
     scale: Scale
@@ -103,7 +103,7 @@ class Options:
 
 
 def crowds(options: Options) -> list[Variant]:
-    """One consumer, and as many as the command line says."""
+    """Return variants with one consumer, and with the numbers on the command line."""
     found = [Variant()]
     found += [Variant(f"{number} threads or tasks", "together", number) for number in options.together]
     found += [Variant(f"{number} processes", "processes", number) for number in options.processes]
@@ -111,7 +111,7 @@ def crowds(options: Options) -> list[Variant]:
 
 
 class Common:
-    """What most workloads do."""
+    """The common parts of most workloads."""
 
     metrics: tuple[Metric, ...] = (RATE,)
     rounds: int | None = None
@@ -129,14 +129,14 @@ class Common:
 
 @dataclass(frozen=True)
 class Plain(Common):
-    """The same operation, again and again.
+    """A workload that repeats one operation.
 
     Attributes:
-        name, title, sql: As for `Workload`.
-        act: What is done.
-        parameters: Of the act, for a scale.
-        backlog: How many jobs one call takes; 0 for one that takes none.
-        keep: Whether finished rows are kept, as is the default; else they are deleted.
+        name, title, sql: See `Workload`.
+        act: The action.
+        parameters: The parameters of the action, for a scale.
+        backlog: How many jobs one call takes; 0 for a call that takes none.
+        keep: Whether finished rows are kept, as by default; otherwise they are deleted.
     """
 
     name: str
@@ -160,12 +160,12 @@ class Plain(Common):
         return observe(table, work, filled=filled)
 
     def options(self) -> dict[str, Any]:
-        """Of the `PQ`."""
+        """Return the options of the `PQ`."""
         return {"retention": "keep"} if self.keep else {}
 
 
 MANY = 100
-"""Jobs that one statement takes, or leases."""
+"""The number of jobs that one statement takes or leases."""
 
 
 def _many(scale: Scale) -> dict[str, Any]:
@@ -187,7 +187,7 @@ PLAIN: tuple[Plain, ...] = (
 
 @dataclass(frozen=True)
 class Scaling(Common):
-    """More and more consumers, one job a commit."""
+    """Increasing numbers of consumers, with one job in each commit."""
 
     name: str = "scaling"
     title: str = "get one, by more and more consumers"

@@ -1,4 +1,4 @@
-"""The run: all systems on one server, each in a database of its own, taking turns at each workload."""
+"""The run: all systems on one server, each in its own database, taking turns at each workload."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from .runner import WORKLOADS, Workload
 from .systems import Contender, Lost, Running, pythons
 
 ONCE = {"horizon", "horizon_worker"}
-"""Workloads that are measured once, beside an old snapshot."""
+"""Workloads that are measured once, while an old snapshot is held."""
 
 SLICE = 0.02
 """Seconds after which the next system has its turn."""
 
 SLOW = 4.0
-"""Seconds; what takes longer is measured once."""
+"""Seconds; a slower workload is measured once."""
 
 COMMITS = 40
-"""Rows inserted one at a time before each round, to tell what a commit costs on this machine."""
+"""Rows inserted one by one before each round, to measure how long a commit takes on this machine."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amount of measurement.
 
     Attributes:
-        rounds: How often.
-        seconds: For about how long a rate is measured.
-        samples: How many latencies are.
-        dead: How many jobs are put and taken under an old snapshot, before it is measured what that does.
-        limit: Seconds, if there is one; no round is begun that would end later.
-        workloads: Which, by key.
+        rounds: The number of rounds.
+        seconds: The approximate length of a measurement of a rate.
+        samples: The number of samples of a latency.
+        dead: How many jobs are put and taken under an old snapshot before the effect is measured.
+        limit: The largest number of seconds, if limited; no round begins that would end later.
+        workloads: The keys of the workloads.
     """
 
     rounds: int = 3
@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass
 class Cell:
-    """What was found of a workload of a system, round by round; or why nothing was."""
+    """The results of a system for a workload, round by round, or the reason why there are none."""
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
     failed: str | None = None
@@ -71,14 +71,14 @@ Cells = dict[tuple[str, str], Cell]
 
 
 async def run(dsn: str, contenders: Sequence[Contender], plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
-    """Measure; the report.
+    """Measure, and return the report.
 
     Args:
-        dsn: The server; databases are made on it, and dropped.
-        contenders: Who.
-        plan: How much.
-        folder: Where environments are.
-        say: Called with what is going on.
+        dsn: The DSN of the server, on which databases are made and dropped.
+        contenders: The systems.
+        plan: The amount of measurement.
+        folder: The folder of the environments.
+        say: A function that is called with messages about the progress.
     """
     say(f"environments are in {folder}")
     began = time.monotonic()
@@ -119,7 +119,7 @@ async def _start(contender: Contender, python: str | NotMeasured, dsn: str, log:
 
 @contextmanager
 def _databases(dsn: str, number: int) -> Iterator[list[str]]:
-    """New databases, dropped afterwards; their addresses, as all drivers take them."""
+    """Yield the addresses of new databases, in a form for all drivers; drop the databases afterwards."""
     names = [f"pqcore_peers_{os.getpid()}_{index}" for index in range(number)]
     with psycopg.connect(dsn, autocommit=True) as connection:
         made = []
@@ -134,12 +134,12 @@ def _databases(dsn: str, number: int) -> Iterator[list[str]]:
 
 
 def url(dsn: str, database: str) -> str:
-    """The address of another database on a server, as a URL that libpq, asyncpg and others understand."""
+    """Return the address of another database on a server, as a URL that libpq, asyncpg and other drivers understand."""
     parts = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
     user, password = parts.pop("user", ""), parts.pop("password", "")
     host, port = parts.pop("host", ""), parts.pop("port", "")
     parts.pop("dbname", None)
-    if host.startswith("/"):  # the folder of a socket
+    if host.startswith("/"):  # the directory of a Unix socket
         parts["host"], host = host, ""
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     place = (f"{login}@" if login else "") + host + (f":{port}" if port else "")
@@ -152,13 +152,13 @@ class Turn:
 
     Attributes:
         key: The workload.
-        system: Who.
-        cell: What was found in other rounds.
-        found: What was found in this one.
-        wall: Seconds it took, all in all.
-        goes_on: Whether there are slices to be measured.
-        slices: Jobs a second, a slice.
-        operations, spent: All slices together; seconds.
+        system: The system.
+        cell: The results of the other rounds.
+        found: The results of this round.
+        wall: The seconds that the round took in all.
+        goes_on: Whether there are more slices to measure.
+        slices: Jobs per second, by slice.
+        operations, spent: The sums over all slices; seconds.
     """
 
     key: str
@@ -173,7 +173,7 @@ class Turn:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note the time, and a failure, which is then no error."""
+        """Record the time, and a failure, which then raises no error."""
         began = time.monotonic()
         try:
             yield
@@ -183,12 +183,12 @@ class Turn:
         self.wall += time.monotonic() - began
 
     async def measure(self, seconds: float, samples: int) -> None:
-        """Measure it at once."""
+        """Measure the workload in one piece."""
         request = {"do": "measure", "workload": self.key, "seconds": seconds, "samples": samples}
         self.found = await self.system.ask(request)
 
     async def begin(self, seconds: float) -> None:
-        """Begin what is measured in slices; this is not timed."""
+        """Begin a workload that is measured in slices; this is not timed."""
         try:
             await self.system.ask({"do": "begin", "workload": self.key, "seconds": seconds})
             self.goes_on = True
@@ -204,7 +204,7 @@ class Turn:
         self.spent += max(found["seconds"], SLICE)
 
     async def end(self) -> None:
-        """End what was measured in slices; this is not timed."""
+        """End a workload that is measured in slices; this is not timed."""
         if not self.goes_on:
             return
         try:
@@ -233,9 +233,9 @@ class Series:
     """The rounds.
 
     Attributes:
-        cells: What was found, by system and workload.
-        commits: Milliseconds of a commit, a round.
-        rounds: How many there were.
+        cells: The results, by system and workload.
+        commits: The milliseconds of a commit, by round.
+        rounds: The number of rounds.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Series:
         self._began = began
 
     async def run(self) -> None:
-        """Warm up, and measure round after round, while there is time."""
+        """Warm up, and measure round after round while there is time."""
         self._say("warming up")
         every = [workload for workload in self._workloads() if workload.key not in ONCE]
         for workload in every:
@@ -292,7 +292,7 @@ class Series:
                 turn.cell.rounds.append({**turn.found, "wall": turn.wall})
 
     async def _beside_an_old_snapshot(self) -> None:
-        """Have all make dead rows, at the same time, which is not timed; then measure."""
+        """Let all systems make dead rows concurrently, untimed; then measure."""
         workloads = [workload for workload in self._workloads() if workload.key in ONCE]
         systems = [each for each in self._systems if ONCE & set(each[0].about["how"])]
 
@@ -311,7 +311,7 @@ class Series:
                 await self._take_turns(workload, systems, warm=False)
 
     def _turn(self, workload: Workload, system: Running) -> Turn | None:
-        """A turn of a system that has the workload; None too if it has failed before, or takes too long."""
+        """Return a turn of a system that has the workload; None if it has failed before, or takes too long."""
         if workload.key not in system.about["how"]:
             return None
         cell = self.cells.setdefault((system.contender.title, workload.key), Cell())
@@ -331,7 +331,7 @@ class Series:
 
 
 def _turned(systems: Sequence[tuple[Running, str]], number: int) -> list[tuple[Running, str]]:
-    """The systems in another order each round: forwards, backwards, and from another start."""
+    """Yield the systems in a different order in each round: forwards, backwards, and from another start."""
     middle = (number // 2) * len(systems) // 3 % max(1, len(systems))
     order = [*systems[middle:], *systems[:middle]]
     return order[::-1] if number % 2 else order
@@ -339,7 +339,7 @@ def _turned(systems: Sequence[tuple[Running, str]], number: int) -> list[tuple[R
 
 @contextmanager
 def _old_snapshot(database: str) -> Iterator[None]:
-    """A session that was idle in a transaction all along."""
+    """Hold a session that stays idle in a transaction."""
     with psycopg.connect(database) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         connection.execute("SELECT FROM pg_class LIMIT 1")
@@ -370,7 +370,7 @@ def _about(contender: Contender, system: Running | NotMeasured) -> dict[str, Any
 
 
 def _figures(series: Series) -> dict[str, dict[str, Any]]:
-    """By workload and system: the median of all slices, or rounds; the least and the most of the rounds."""
+    """Return, by workload and system, the median of all slices or rounds, with the lowest and the highest round."""
     units = {workload.key: workload.unit for workload in WORKLOADS}
     figures: dict[str, dict[str, Any]] = {}
     for (title, key), cell in series.cells.items():
@@ -393,7 +393,7 @@ def _summary(cell: Cell, unit: str) -> dict[str, Any]:
 
 
 def trouble(report: Mapping[str, Any]) -> list[str]:
-    """Jobs that were lost, or taken twice, said for people."""
+    """Return the jobs that were lost, or taken twice, in words."""
     return [
         f"{title}, {key}: {found[what]} jobs {what}"
         for key, systems in report["figures"].items()

@@ -1,6 +1,6 @@
 """akadze, over SQLAlchemy and asyncpg: limits by key, and workers that claim fairly between keys.
 
-It is measured at what it has of limits only.
+Only its limits are measured.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from .runner import PLACES, PLACES_OF_WORKER, Ran, System, main
 
 POLL = timedelta(seconds=0.1)
-"""The time between two looks of its worker, which is not woken; a second by default."""
+"""The time between two looks of its worker, which nothing wakes; one second by default."""
 
 
 class Akadze(System):
-    """akadze 0.5."""
+    """The system akadze 0.5."""
 
     name = "akadze, asyncpg"
     how = {

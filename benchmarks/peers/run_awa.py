@@ -1,7 +1,7 @@
-"""awa by its Python client, whose engine is Rust, on its queue storage.
+"""awa, through its Python client, whose engine is written in Rust, on its queue storage.
 
-It has no way to take a job but a worker.  Its tables cannot be emptied, but are append-only and rotated, so each
-measurement has a queue of its own.
+Only its worker can take a job. Its tables are append-only and rotated, and cannot be emptied, so each measurement has
+its own queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from .runner import MANY, Seen, System, Taken, clock, main
 
 WORKERS = 500
-"""Jobs that run at once: the best of 100 and 500 for jobs that do nothing."""
+"""Jobs that run concurrently: the best of 100 and 500 for empty jobs."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Noop:
 
 
 class Awa(System):
-    """awa."""
+    """The system awa."""
 
     name = "awa"
     how = {
@@ -37,7 +37,7 @@ class Awa(System):
         "serve": f"client.start([(queue, {WORKERS})])",
         "horizon_worker": "as for worker",
     }
-    least = 2_000  # it takes a moment to start
+    least = 2_000  # its worker takes a moment to start
     tables = ()
     unfinished = ""
 

@@ -1,6 +1,6 @@
-"""chancy, over psycopg 3's asynchronous pool: a worker run in the program, with its asyncio executor.
+"""chancy, over psycopg 3's asynchronous pool: a worker in the program, with its asyncio executor.
 
-It has no way to take a job but a worker.
+Only its worker can take a job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from .runner import MANY, Seen, System, Taken, clock, main
 
 CONCURRENCY = 500
-"""Jobs that run at once: faster than 100 for jobs that do nothing; 1,000 are no faster."""
+"""Jobs that run concurrently: faster than 100 for empty jobs; 1,000 are no faster."""
 
 ran: Any = None
 
@@ -26,7 +26,7 @@ async def noop(*, n: int) -> None:
 
 
 class Chancy(System):
-    """chancy."""
+    """The system chancy."""
 
     name = "chancy, psycopg"
     how = {
@@ -73,7 +73,7 @@ class Chancy(System):
         async with self._worker() as worker:
             await seen.all.wait()
             while await self.count():
-                await worker.flush()  # else how jobs ended is stored once a second
+                await worker.flush()  # otherwise outcomes are stored only once per second
             return clock()
 
     async def serve(self, taken: Taken) -> None:

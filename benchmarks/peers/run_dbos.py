@@ -1,6 +1,6 @@
 """DBOS: durable workflows on a queue that is partitioned by key, with a limit for each partition.
 
-It is measured at what it has of limits only.
+Only its limits are measured.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from .runner import PLACES, PLACES_OF_WORKER, Ran, System, main
 
 POLL = 0.1
-"""Seconds between two looks of its worker, which is not woken; a second by default."""
+"""Seconds between two looks of its worker, which nothing wakes; 1 by default."""
 
 
 class Dbos(System):
-    """DBOS Transact 3."""
+    """The system DBOS Transact 3."""
 
     name = "DBOS, psycopg"
     how = {

@@ -1,6 +1,6 @@
-"""Oban for Python, over psycopg 3's asynchronous pool: a queue run in the program, as in its documentation.
+"""Oban for Python, over psycopg 3's asynchronous pool: a queue in the program, as in its documentation.
 
-It has no way to take a job but a worker.
+Only its worker can take a job.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from .runner import MANY, Seen, System, Taken, main
 
 LIMIT = 500
-"""Jobs that run at once: the best of 20, 100 and 500 for jobs that do nothing."""
+"""Jobs that run concurrently: the best of 20, 100 and 500 for empty jobs."""
 
 
 class Oban(System):
-    """Oban for Python."""
+    """The system Oban for Python."""
 
     name = "Oban, psycopg"
     how = {

@@ -1,7 +1,7 @@
-"""PGMQ by its Python client, over psycopg 3 or asyncpg, from the SQL file that comes with it.
+"""PGMQ, through its Python client, over psycopg 3 or asyncpg, installed from its SQL file.
 
-Each call is given a connection that commits by itself, which its guide to transactions allows for and which spares it
-two round trips.  It has no worker.
+Each call is given a connection in autocommit mode, which PGMQ's guide to transactions allows, and which saves two round
+trips. PGMQ has no worker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "bench"
 
 
 class Pgmq(System):
-    """What both clients have in common."""
+    """The common parts of both clients."""
 
     name = "PGMQ"
     how = {
@@ -53,7 +53,7 @@ class Pgmq(System):
 
 
 class PgmqPsycopg(Pgmq):
-    """Its blocking client."""
+    """The blocking client."""
 
     async def setup(self, dsn: str) -> None:
         self.install(dsn)
@@ -130,7 +130,7 @@ class PgmqPsycopg(Pgmq):
 
 
 class PooledPgmqPsycopg(PgmqPsycopg):
-    """Its blocking client, called by threads, each with a connection that is free."""
+    """The blocking client, called by threads, each with a free connection."""
 
     threads = True
 
@@ -160,7 +160,7 @@ class PooledPgmqPsycopg(PgmqPsycopg):
 
 
 class PgmqAsyncpg(Pgmq):
-    """Its asynchronous client."""
+    """The asynchronous client."""
 
     async def setup(self, dsn: str) -> None:
         self.install(dsn)
@@ -236,7 +236,7 @@ class PgmqAsyncpg(Pgmq):
 
 
 class PooledPgmqAsyncpg(PgmqAsyncpg):
-    """Its asynchronous client, called by tasks, each with a connection that is free."""
+    """The asynchronous client, called by tasks, each with a free connection."""
 
     def __init__(self, client: Any) -> None:
         self.queue = client

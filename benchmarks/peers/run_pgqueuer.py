@@ -1,6 +1,6 @@
-"""PgQueuer, over asyncpg or psycopg 3: one connection, autovacuum set as its guide to performance says.
+"""PgQueuer, over asyncpg or psycopg 3: one connection, with autovacuum set as its guide to performance recommends.
 
-One at a time and in batches is measured by what its manager calls.
+Single jobs and batches are measured by the methods that its manager calls.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from .runner import BATCH, HELD_AT_ONCE, MANY, POOL, Seen, System, Taken, clock, main
 
 SIZE = 1_000
-"""Jobs that its manager takes at once: the best of 10, 100 and 1,000 for jobs that do nothing."""
+"""Jobs that its manager takes together: the best of 10, 100 and 1,000 for empty jobs."""
 
 
 class PgQueuer(System):
-    """PgQueuer 1."""
+    """The system PgQueuer 1."""
 
     name = "PgQueuer"
     how = {
@@ -42,7 +42,7 @@ class PgQueuer(System):
     def __init__(self, driver: str) -> None:
         self.driver = driver
         if driver == "psycopg":
-            self.least = 5_000  # the listener holds its connection up for seconds before the first
+            self.least = 5_000  # the listener uses its connection for seconds before the first job
 
     async def setup(self, dsn: str) -> None:
         self.version = importlib.metadata.version("pgqueuer")
@@ -123,7 +123,7 @@ class PgQueuer(System):
 
 
 class PgQueuerOverPool(PgQueuer):
-    """PgQueuer over asyncpg, of whose drivers one has a pool."""
+    """PgQueuer over asyncpg, the only one of its drivers with a pool."""
 
     how = {
         **PgQueuer.how,

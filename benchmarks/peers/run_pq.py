@@ -13,7 +13,7 @@ from .runner import BATCH, CALLERS, MANY, Seen, System, Taken, clock, in_thread,
 
 
 class Pq(System):
-    """pq 1.9."""
+    """The system pq 1.9."""
 
     name = "pq, psycopg2"
     how = {
@@ -98,7 +98,7 @@ class Pq(System):
         def ran(job_id: int) -> None:
             nonlocal ended
             seen.ran(job_id)
-            ended = clock()  # a job is finished before it is run; what follows the last is a wait for more
+            ended = clock()  # pq finishes a job before it runs; after the last job, it waits for more
 
         self.ran = ran
         self.calls.work(burst=True)

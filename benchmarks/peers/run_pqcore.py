@@ -1,4 +1,4 @@
-"""pqcore itself, over one of its backends: finished rows are deleted, all else is as by default."""
+"""pqcore itself, over one of its backends, with defaults except that finished rows are deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS = {"psycopg2": "blocking", "psycopg": "blocking", "psycopg-async": "asy
 
 
 class Pqcore(System):
-    """What both faces have in common."""
+    """The common parts of both faces."""
 
     name = "pqcore"
     how = {
@@ -54,7 +54,7 @@ class Pqcore(System):
         self.key_ran: Ran = lambda _: None
 
     def declare_keyed(self) -> None:
-        """Declare the task of jobs under a key; its share is the key's too, where this pqcore has shares."""
+        """Declare the task of jobs under a key; if this pqcore supports shares, the key is also their share."""
 
         async def keyed(job_id: int, key: str, seconds: float) -> None:
             self.key_ran(key)
@@ -143,7 +143,7 @@ class Blocking(Pqcore):
 
 
 class Asynchronous(Pqcore):
-    """The async face."""
+    """The asynchronous face."""
 
     async def setup(self, dsn: str) -> None:
         self.pq = AsyncPQ(dsn, backend=self.driver.removesuffix("-async"), retention="delete")

@@ -1,6 +1,6 @@
-"""Procrastinate, over psycopg 3's asynchronous connector, the one that its workers need.
+"""Procrastinate, over psycopg 3's asynchronous connector, which its workers need.
 
-Its documentation has no way to take a job but a worker; one at a time is measured by what the worker calls.
+Its documentation has only a worker for taking jobs, so single jobs are measured by the methods that the worker calls.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 from .runner import HELD_AT_ONCE, MANY, PLACES_OF_WORKER, POOL, Ran, Seen, System, Taken, clock, main
 
 CONCURRENCY = 30
-"""As in its guide to concurrency."""
+"""The number in its guide to concurrency."""
 
 POLL = 0.1
-"""Seconds between two looks of its worker for jobs of keys, the end of which wakes nobody; 5 by default."""
+"""Seconds between two looks of its worker for jobs of keys, because the end of such a job wakes nobody; 5 by default.
+"""
 
 
 class Procrastinate(System):
-    """Procrastinate 3."""
+    """The system Procrastinate 3."""
 
     name = "Procrastinate, psycopg"
     how = {
@@ -77,7 +78,7 @@ class Procrastinate(System):
 
     async def settle(self) -> None:
         await super().settle()
-        # Workers delete what is known of others that were not heard of for 30 seconds.
+        # Workers delete other workers' records that are older than 30 seconds.
         self.worker = await self.app.job_manager.register_worker()
 
     async def put(self, number: int) -> None:

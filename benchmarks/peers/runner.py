@@ -1,21 +1,21 @@
-"""One system, measured in a process of its own: what a system offers, how each workload is measured, the protocol.
+"""One system, measured in its own process: the methods of a system, the measurement of each workload, and the protocol.
 
-Runs in a peer's environment, so it imports nothing but the standard library.
+This module runs in a peer's environment, so it imports only the standard library.
 
-A process reads requests from stdin, one JSON object a line, and answers each with one on stdout:
+The process reads requests from stdin, one JSON object on each line, and answers each with one on stdout:
 
     {"do": "setup", "dsn": "postgresql://..."}               -> {"version": ..., "how": {"put": ..., ...}, ...}
     {"do": "measure", "workload": "worker", ...}             -> {"figure": ..., "lost": 0, "repeated": 0, ...}
 
-or, of a workload that is measured in slices, so that systems can take turns every moment,
+or, for a workload that is measured in slices, so that systems can alternate quickly,
 
     {"do": "begin", "workload": "get", "seconds": 0.3}       -> {}
     {"do": "slice", "seconds": 0.02}, as often as wanted     -> {"operations": ..., "seconds": ...}
     {"do": "end"}                                            -> {"lost": 0, "repeated": 0}
 
-and ends when stdin does.  {"do": "age", "jobs": 2000} makes dead rows, for what is measured beside an old snapshot.
-An answer {"error": "..."} says what went wrong.  Whatever a library prints goes to stderr.  All times are taken
-here, beside the calls, so the protocol costs the figures nothing.
+and ends when stdin does. {"do": "age", "jobs": 2000} makes dead rows, for workloads under an old snapshot. An answer
+{"error": "..."} says what went wrong. Output of libraries goes to stderr. All times are measured here, around the
+calls, so the protocol does not affect the figures.
 """
 
 from __future__ import annotations
@@ -42,54 +42,55 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 DEPTH = 2_000
-"""Jobs that wait when one is taken at a time."""
+"""The number of waiting jobs when jobs are taken one by one."""
 
 MANY = 1_000
-"""Jobs put in one call."""
+"""The number of jobs put in one call."""
 
 BATCH = 100
-"""Jobs taken in one call."""
+"""The number of jobs taken in one call."""
 
 HELD_AT_ONCE = 100_000
-"""Jobs put in one call, where memory is measured."""
+"""The number of jobs put in one call when memory is measured."""
 
 CROWD = 2_000
-"""Jobs that wait under a key, when one of another key is put."""
+"""The number of jobs that wait under a key when a job of another key is put."""
 
 HELD = 0.2
-"""Seconds that each of them takes."""
+"""Seconds that each of these jobs takes."""
 
 PLACES = 2
-"""Jobs of a key that may run together, where a system can say how many."""
+"""The number of jobs of a key that may run concurrently, if a system can limit it."""
 
 PLACES_OF_WORKER = 20
-"""Slots of the worker that runs jobs of keys."""
+"""The number of slots of the worker that runs jobs of keys."""
 
 KEYED_PATIENCE = 20.0
-"""Seconds that all jobs of the other key may take, and that jobs under a limit may."""
+"""Seconds that all jobs of the other key may take, and that jobs under a limit may take."""
 
 CALLERS = 64
-"""Threads or tasks of one process that call concurrently."""
+"""The number of threads or tasks of one process that call concurrently."""
 
 POOL = 20
-"""Connections that they share, where a system does not say how many: the best of 10, 20 and 64 for PGMQ."""
+"""The number of connections that they share, if a system has no default: the best of 10, 20 and 64 for PGMQ."""
 
 PATIENCE = 40.0
-"""Seconds that a worker, or one job on its way, may take."""
+"""Seconds that a worker may take, or a single job."""
 
 clock = time.perf_counter
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured.
+    """A workload.
 
     Attributes:
-        key: Its name in requests and reports.
-        title: Its name in tables.
-        unit: ``/s``: jobs a second, the more the better; ``ms``: milliseconds, ``MB``: of memory, the fewer the better.
-        what: What is done and counted.
-        sliced: Whether it is measured in slices.
+        key: The name in requests and reports.
+        title: The name in tables.
+        unit: ``/s``: jobs per second, where more is better; ``ms``: milliseconds, or ``MB``: memory, where less is
+            better.
+        what: A description of what is done and counted.
+        sliced: Whether the workload is measured in slices.
     """
 
     key: str
@@ -150,8 +151,8 @@ class Seen:
     """The jobs that a worker has run.
 
     Attributes:
-        jobs: What identifies each, in the order they were run.
-        all: Set once as many were run as were put.
+        jobs: The identity of each job, in the order of the runs.
+        all: An event that is set after as many runs as puts.
     """
 
     def __init__(self, expected: int) -> None:
@@ -161,7 +162,7 @@ class Seen:
         self._loop = asyncio.get_running_loop()
 
     def ran(self, job: int) -> None:
-        """Note a job; from any thread."""
+        """Record a job; any thread may call this."""
         self.jobs.append(job)
         if len(self.jobs) == self._expected:
             self._loop.call_soon_threadsafe(self.all.set)
@@ -169,24 +170,24 @@ class Seen:
 
 Taken = Callable[[], None]
 Ran = Callable[[str], None]
-"""Is told of the key of a job that runs."""
+"""A function that is called with the key of a job that runs."""
 
 
 class System(ABC):
-    """A queue, as its documentation says to use it.
+    """A queue, used as its documentation says.
 
-    A subclass implements what it has, and says how in `how`; the rest is not measured.  A blocking
-    system's methods block.  Jobs carry a number.
+    A subclass implements the workloads that the system supports, and describes them in `how`; others are not measured.
+    The methods of a blocking system block. Each job carries a number.
     """
 
     name: ClassVar[str]
-    """What it is called."""
+    """The name of the system."""
     how: ClassVar[Mapping[str, str]]
-    """How it does each workload that it has, by `Workload.key`."""
+    """The way in which the system does each supported workload, by `Workload.key`."""
     alike: ClassVar[Mapping[str, str]] = {}
-    """Workloads that it does as it does another, so they are not measured again."""
+    """Workloads that the system does in the same way as another, so that they are not measured again."""
     threads: ClassVar[bool] = False
-    """Whether its concurrent callers are threads, as its methods block; else they are tasks."""
+    """Whether the concurrent callers are threads, because the methods block; otherwise they are tasks."""
     uvloop: ClassVar[bool] = False
     """Whether its own programs run under uvloop."""
     tables: ClassVar[Sequence[str]]
@@ -195,10 +196,10 @@ class System(ABC):
     """The statement that counts the jobs that are not finished."""
 
     least: int = 1_000
-    """Jobs that its worker is given, at least, where there is time."""
+    """The smallest number of jobs for the worker, if there is time."""
 
     version: str = ""
-    """The version that was installed, known after `setup`."""
+    """The installed version, known after `setup`."""
 
     @abstractmethod
     async def setup(self, dsn: str) -> None:
@@ -206,31 +207,31 @@ class System(ABC):
 
     @abstractmethod
     async def sql(self, statement: str) -> Any:
-        """Run a statement, committed; the first column of its first row, if it has one."""
+        """Run a statement and commit it; return the first column of its first row, if it has one."""
 
     @abstractmethod
     async def close(self) -> None:
         """Disconnect."""
 
     async def reset(self) -> None:
-        """Have no jobs, and no dead rows."""
+        """Remove all jobs and dead rows."""
         await self.sql(f"TRUNCATE {', '.join(self.tables)} CASCADE")
 
     async def settle(self) -> None:
-        """Let the planner know what is there, as autovacuum would."""
+        """Update the planner's statistics, as autovacuum would."""
         await self.sql(f"ANALYZE {', '.join(self.tables)}")
 
     async def count(self) -> int:
-        """How many jobs are not finished."""
+        """Return the number of unfinished jobs."""
         return int(await self.sql(self.unfinished))
 
     async def fill(self, n: int) -> None:
-        """Have ``n`` jobs wait; not timed."""
+        """Make ``n`` jobs wait; this is not timed."""
         for first in range(0, n, MANY):
             await self.put_many(range(first, min(n, first + MANY)))
 
     async def fill_calls(self, n: int) -> None:
-        """Have ``n`` jobs wait for a worker."""
+        """Make ``n`` jobs wait for a worker."""
         await self.fill(n)
 
     async def put_call(self, number: int) -> None:
@@ -242,15 +243,15 @@ class System(ABC):
         raise NotImplementedError
 
     async def put_many(self, numbers: Sequence[int]) -> None:
-        """Put jobs at once."""
+        """Put jobs together."""
         raise NotImplementedError
 
     async def get(self) -> int | None:
-        """Take and finish a job; what identifies it, None if there was none."""
+        """Take and finish a job; return its identity, or None if there was none."""
         raise NotImplementedError
 
     async def lease(self) -> int | None:
-        """Claim a job, and finish it in a further commit."""
+        """Lease a job, and finish it in a second commit."""
         raise NotImplementedError
 
     async def get_many(self, n: int) -> Sequence[int]:
@@ -262,23 +263,23 @@ class System(ABC):
         return self
 
     async def unshare(self) -> None:
-        """Disconnect what `shared` connected."""
+        """Disconnect the system that `shared` connected."""
         return
 
     async def work(self, seen: Seen) -> float:
-        """Run a worker until all jobs are finished; when they were, by `clock`."""
+        """Run a worker until all jobs are finished; return when they were, by `clock`."""
         raise NotImplementedError
 
     async def wait(self, taken: Taken, stop: threading.Event) -> None:
-        """Take and finish jobs as they come; once ``stop`` is set, one more."""
+        """Take and finish jobs as they come; after ``stop`` is set, take one more."""
         raise NotImplementedError
 
     async def serve(self, taken: Taken) -> None:
-        """Run a worker, whose job calls ``taken``, until cancelled."""
+        """Run a worker whose job calls ``taken``, until cancelled."""
         raise NotImplementedError
 
     async def put_keyed(self, key: str, number: int, seconds: float) -> None:
-        """Put jobs of a key, of which `PLACES` may run together; each takes some seconds."""
+        """Put jobs of a key, of which `PLACES` may run concurrently; each takes some seconds."""
         raise NotImplementedError
 
     async def serve_keyed(self, ran: Ran) -> None:
@@ -286,14 +287,14 @@ class System(ABC):
         raise NotImplementedError
 
     async def until_finished(self) -> float:
-        """Wait until no job is left, looking often; when that was."""
+        """Wait until no job is left, checking often; return when that was."""
         while await self.count():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.002)
         return clock()
 
 
 async def in_thread(body: Callable[[], None]) -> None:
-    """Run something that blocks beside the loop; it is to end by itself, also when this is cancelled."""
+    """Run a blocking function next to the loop; it must end by itself, even if this is cancelled."""
     running = asyncio.get_running_loop().run_in_executor(None, body)
     try:
         await asyncio.shield(running)
@@ -303,18 +304,18 @@ async def in_thread(body: Callable[[], None]) -> None:
 
 
 class MeasurementFailed(Exception):
-    """A workload could not be measured as it should be."""
+    """A workload could not be measured correctly."""
 
 
 @dataclass
 class Slices:
-    """A workload that is measured in slices, while it is.
+    """The state of a workload that is being measured in slices.
 
     Attributes:
         key: The workload.
-        put: How many jobs there were, or were put meanwhile.
-        jobs: Those that were taken.
-        operations, seconds: All slices together.
+        put: The number of jobs that existed, or were put meanwhile.
+        jobs: The jobs that were taken.
+        operations, seconds: The sums over all slices.
     """
 
     key: str
@@ -326,15 +327,15 @@ class Slices:
 
 @dataclass
 class Measuring:
-    """Measures the workloads of a system, and sees to it that no job is lost on the way.
+    """The measurement of a system's workloads, with a check that no job is lost.
 
-    Each begins with empty tables.  The first of each is a warm-up, to be thrown away: it also tells how many
-    jobs the next should have.
+    Each measurement begins with empty tables. The first measurement of each workload is a warm-up whose result is
+    dropped; it also determines the number of jobs for the next.
 
     Attributes:
-        system: What is measured.
-        rates: Jobs a second, as last measured, by workload.
-        held: MB that the process had before its memory was measured for the first time.
+        system: The system.
+        rates: The last measured jobs per second, by workload.
+        held: The memory of the process, in MB, before its memory was measured for the first time.
         slices: The workload that was begun.
     """
 
@@ -343,10 +344,10 @@ class Measuring:
     held: float | None = None
     slices: Slices = field(default_factory=lambda: Slices(""))
 
-    # In slices
+    # Measuring in slices
 
     async def begin(self, workload: str, seconds: float) -> None:
-        """Begin a workload that is measured for so many seconds in all."""
+        """Begin a workload that is measured for this number of seconds in all."""
         if workload != "horizon":
             await self.system.reset()
         self.slices = Slices(workload)
@@ -356,13 +357,13 @@ class Measuring:
             await self._wait_to_be_taken(put)
 
     async def _wait_to_be_taken(self, number: int) -> None:
-        """Have so many jobs wait, those that are left included."""
+        """Make this number of jobs wait, including those that are left."""
         await self.system.fill(number - await self.system.count())
         await self.system.settle()
         self.slices.put = number
 
     async def slice(self, seconds: float) -> dict[str, Any]:
-        """Go on with it for some seconds; what was done, which is nothing if no job is left."""
+        """Continue for some seconds; return the work done, which is nothing if no job is left."""
         slices = self.slices
         before = slices.operations
         took = await self._steps[slices.key](self, seconds)
@@ -370,7 +371,7 @@ class Measuring:
         return {"operations": slices.operations - before, "seconds": took}
 
     async def end(self) -> dict[str, Any]:
-        """End it: the jobs that are gone and were not seen, and those that were seen twice."""
+        """End the workload; return the jobs that disappeared, and those that were seen twice."""
         slices = self.slices
         if slices.seconds:
             self.rates[slices.key] = slices.operations / slices.seconds
@@ -381,7 +382,7 @@ class Measuring:
         return {"lost": lost, "repeated": len(slices.jobs) - different}
 
     async def _take_the_rest(self) -> None:
-        """Leave nothing to a worker but what is put for it."""
+        """Leave a worker only the jobs that are put for it."""
         system = self.system
         if "get_many" in system.how:
             while await system.get_many(BATCH):
@@ -461,15 +462,15 @@ class Measuring:
         "horizon": _horizon,
     }
 
-    # At once
+    # Measuring in one piece
 
     async def measure(self, workload: str, seconds: float, samples: int) -> dict[str, Any]:
         """Measure a workload.
 
         Args:
-            workload: Its key.
-            seconds: How long, about.
-            samples: How many jobs, where a latency is measured.
+            workload: The key of the workload.
+            seconds: The approximate length.
+            samples: The number of jobs for a latency.
 
         Returns:
             ``figure``, ``operations``, ``lost``, ``repeated``; and ``latencies`` in milliseconds.
@@ -490,7 +491,7 @@ class Measuring:
 
     async def _memory(self) -> dict[str, Any]:
         if self.held is None:
-            await self.system.put_many(range(10))  # it is connected
+            await self.system.put_many(range(10))  # the system is connected
             await self.system.reset()
             self.held = _megabytes("VmRSS")
         await self.system.put_many(range(HELD_AT_ONCE))
@@ -523,20 +524,20 @@ class Measuring:
         operation = (lambda: shared.put(next(numbers))) if name == "put" else getattr(shared, name)
         jobs: list[Any] = []
         try:
-            await _by_callers(operation, 0, put, jobs, threads=shared.threads)  # one call each, which connects
+            await _by_callers(operation, 0, put, jobs, threads=shared.threads)  # one call of each kind, which connects
             before, began = len(jobs), clock()
             in_time = await _by_callers(operation, seconds, put, jobs, threads=shared.threads)
             slow = (len(jobs) - before) / (clock() - began)
         finally:
             await system.unshare()
-        figure = self.rates[key] = in_time / seconds or slow  # a machine may be too busy for a call in time
+        figure = self.rates[key] = in_time / seconds or slow  # the machine may be too busy for a call in time
         there = await system.count()
         different = len(jobs) if name == "put" else len(set(jobs))
         lost = different - there if name == "put" else put - there - different
         return {"figure": figure, "operations": len(jobs), "lost": lost, "repeated": len(jobs) - different}
 
     def _number(self, key: str, seconds: float, least: int, most: int) -> int:
-        """How many jobs take so long, as last measured; whole batches."""
+        """Return how many jobs take this long, by the last measurement, in whole batches."""
         wanted = math.ceil(self.rates.get(key, 0) * seconds / BATCH) * BATCH
         return max(least, min(most, wanted))
 
@@ -579,12 +580,12 @@ class Measuring:
             await asyncio.wait({waiting, taker}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if taker.done():
-                await taker  # raises what ended it
+                await taker  # raises the error that ended it
                 raise MeasurementFailed("what was to take jobs ended")
             return 1_000 * (at - began) if arrived.is_set() else None
 
         try:
-            # It is not to be timed how a taker starts, and that may miss a job which is put meanwhile.
+            # The start of a taker must not be timed, and the taker may miss a job that is put during its start.
             await asyncio.sleep(0.2)
             while await once(0, 3) is None:
                 if clock() - began > PATIENCE:
@@ -593,8 +594,8 @@ class Measuring:
             end = clock() + seconds
             for number in range(1, samples + 1):
                 if clock() > end and latencies:
-                    break  # this one is slow
-                await asyncio.sleep(0.015 + 0.01 * (number * 0.618 % 1))  # idle again; at no fixed phase of any timer
+                    break  # this system is slow
+                await asyncio.sleep(0.015 + 0.01 * (number * 0.618 % 1))  # idle again, at a varying phase of any timer
                 latency = await once(number, PATIENCE)
                 if latency is None:
                     raise MeasurementFailed(f"a job was not picked up within {PATIENCE:.0f} s")
@@ -603,9 +604,9 @@ class Measuring:
             if stop is not None:
                 stop.set()
                 with contextlib.suppress(Exception):
-                    await put(0)  # one that waits in a thread ends when it has got another
+                    await put(0)  # a taker that waits in a thread ends after it has received another job
                 await asyncio.wait({taker}, timeout=2)
-            for _ in range(5):  # some take a cancellation for a time-out
+            for _ in range(5):  # some systems take a cancellation for a timeout
                 taker.cancel()
                 await asyncio.wait({taker}, timeout=1)
                 if taker.done():
@@ -632,14 +633,14 @@ class Measuring:
 
         async with _serving(self.system, ran) as serving:
             await _first(all_ran, serving, KEYED_PATIENCE)
-            for _ in range(200):  # what ran is finished a little later
+            for _ in range(200):  # jobs that ran are finished a little later
                 if not await self.system.count():
                     break
                 await asyncio.sleep(0.01)
             left = await self.system.count()
         if len(times) < 2:
             raise MeasurementFailed(f"{len(times)} of {n:,} jobs ran within {KEYED_PATIENCE:.0f} s")
-        figure = (len(times) - 1) / (times[-1] - times[0])  # of a slow one, those that ran in time
+        figure = (len(times) - 1) / (times[-1] - times[0])  # for a slow system, the jobs that ran in time
         self.rates["limited"] = figure
         lost = max(n - len(times), left) if all_ran.is_set() else 0
         return {"figure": figure, "operations": len(times), "lost": lost, "repeated": max(len(times) - n, 0)}
@@ -680,7 +681,7 @@ class Measuring:
     # Dead rows
 
     async def age(self, number: int) -> None:
-        """Put and take jobs, under an old snapshot that the caller holds; the horizon's workloads follow."""
+        """Put and take jobs under an old snapshot that the caller holds; the workloads for old snapshots follow."""
         await self.system.reset()
         for first in range(0, number, MANY):
             await self._put_and_take(min(MANY, number - first))
@@ -701,7 +702,10 @@ class Measuring:
 
 
 def _megabytes(name: str) -> float:
-    """Return what Linux says of the memory of this process: ``VmRSS``, what it has; ``VmHWM``, the most it has had."""
+    """Return what Linux reports about this process's memory.
+
+    ``VmRSS``, its present size, or ``VmHWM``, its largest size.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -712,17 +716,17 @@ def _megabytes(name: str) -> float:
 async def _by_callers(
     operation: Callable[[], Coroutine[Any, Any, Any]], seconds: float, most: int, jobs: list[Any], *, threads: bool
 ) -> int:
-    """Have callers do an operation again and again, each one call after the other, and at least one.
+    """Let callers repeat an operation, one call after the other, at least once.
 
     Args:
-        operation: Puts or takes a job.
-        seconds: How long.
-        most: How many jobs can be taken; 0 where jobs are put.
-        jobs: Is told what each call returned, if that was a job or a put.
+        operation: A function that puts or takes a job.
+        seconds: The length.
+        most: The number of jobs that can be taken; 0 if jobs are put.
+        jobs: A list that receives the result of each call that was a job or a put.
         threads: Whether the callers are threads.
 
     Returns:
-        How many calls returned in time.
+        The number of calls that returned in time.
     """
     until = clock() + seconds
 
@@ -734,7 +738,7 @@ async def _by_callers(
             if job is None and most:
                 if len(jobs) >= most:
                     break
-                continue  # others had locked what is left
+                continue  # other callers had locked the rest
             jobs.append(job)
             in_time += clock() < until
         return in_time
@@ -760,12 +764,12 @@ async def _by_callers(
 
 @contextlib.asynccontextmanager
 async def _serving(system: System, ran: Ran) -> AsyncIterator[asyncio.Task[None]]:
-    """Run a worker for jobs of keys, and end it."""
+    """Run a worker for jobs of keys, and stop it."""
     serving = asyncio.create_task(system.serve_keyed(ran))
     try:
         yield serving
     finally:
-        for _ in range(5):  # some take a cancellation for a time-out
+        for _ in range(5):  # some systems take a cancellation for a timeout
             serving.cancel()
             await asyncio.wait({serving}, timeout=2)
             if serving.done():
@@ -775,12 +779,12 @@ async def _serving(system: System, ran: Ran) -> AsyncIterator[asyncio.Task[None]
 
 
 async def _first(event: asyncio.Event, serving: asyncio.Task[None], patience: float) -> None:
-    """Wait for something for some seconds, unless the worker ends."""
+    """Wait for an event for some seconds, unless the worker ends."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait({waiting, serving}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if serving.done():
-        await serving  # raises what ended it
+        await serving  # raises the error that ended it
         raise MeasurementFailed("the worker ended")
 
 
@@ -789,7 +793,7 @@ async def _first(event: asyncio.Event, serving: asyncio.Task[None], patience: fl
 
 def main(system: System) -> None:
     """Answer requests until stdin ends."""
-    logging.disable(logging.WARNING)  # of everyone
+    logging.disable(logging.WARNING)  # all exceptions, of any system
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if system.uvloop:
@@ -817,7 +821,7 @@ async def _answer(system: System, answers: IO[str]) -> None:
 
 
 def _said(error: BaseException) -> str:
-    """What an error says, and what it comes from."""
+    """Return the message of an error, and those of its causes."""
     said = f"{type(error).__name__}: {error}".strip(": ").partition("\n")[0]
     return said if error.__cause__ is None else f"{said} ({_said(error.__cause__)})"
 
