@@ -442,7 +442,7 @@ class AutocommitSession:
     A subclass adds the other methods of `DriverSession`, and these:
 
     Attributes:
-        aborted: A method that raises the driver's error for SQLSTATE 25P02.
+        aborted: The driver's exception class for SQLSTATE 25P02.
     """
 
     connection: Any

@@ -1,6 +1,6 @@
-"""Composed statements of operators: listing jobs, running them again, moving them.
+"""Statements of operators, composed of fragments: listing jobs, running them again, moving them.
 
-`admin_statements.sql` has the statements that are complete. `pqcore.sql.dialect` explains why they are safe under
+`admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
 concurrency. A statement that lists jobs takes no lock. A statement that changes jobs changes a slice of rows, and skips
 rows that another session has locked for its own work.
 """

@@ -1,4 +1,4 @@
--- Statements of operators that are complete. pqcore.sql.admin_statements has the composed ones.
+-- Statements of operators that need no fragments. pqcore.sql.admin_statements composes the others.
 
 -- name: dead_by_queue
 -- This statement only reads. Count the dead letters of each queue.

@@ -1,5 +1,5 @@
--- Statements of admission that are complete. pqcore.sql.admission_statements has the composed ones, and says how keys
--- are locked.
+-- Statements of admission that need no fragments. pqcore.sql.admission_statements composes the others, and explains how
+-- keys are locked.
 
 -- name: create_keys
 -- Insert the rows of keys that have none, because a row may have been lost. Each row gets the jobs that run under its

@@ -1,4 +1,5 @@
--- Complete statements that find out why a job does not run. pqcore.sql.explain_statements has the composed ones.
+-- Statements that find out why a job does not run, and need no fragments. pqcore.sql.explain_statements composes the
+-- others.
 
 -- name: explain_lock
 -- This statement only reads. Return the session whose open transaction has locked or changed a row: pg_locks shows the

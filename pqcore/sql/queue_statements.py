@@ -1,6 +1,6 @@
-"""Composed statements of a queue: putting, finishing under a lease, counting.
+"""Statements of a queue, composed of fragments: putting, finishing under a lease, counting.
 
-`queue_statements.sql` has the statements that are complete. The statements that fetch jobs are in
+`queue_statements.sql` has the statements that need no fragments. The statements that fetch jobs are in
 `pqcore.sql.fetch_statements`.
 """
 

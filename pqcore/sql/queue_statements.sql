@@ -1,5 +1,5 @@
--- Statements of a queue that are complete. Each ends with a semicolon. {table} and similar names are quoted
--- identifiers, :name is a parameter. pqcore.sql.queue_statements has the composed ones; tests/snapshots/ has all
+-- Statements of a queue that need no fragments. Each ends with a semicolon. {table} and similar names are quoted
+-- identifiers, :name is a parameter. pqcore.sql.queue_statements composes the others; tests/snapshots/ has all
 -- statements as a server gets them.
 
 -- name: update

@@ -1,6 +1,6 @@
-"""Composed statements of rules: they set jobs of paused tasks aside, and delete old rows.
+"""Statements of rules, composed of fragments: they set jobs of paused tasks aside, and delete old rows.
 
-`rule_statements.sql` has the statements that are complete.
+`rule_statements.sql` has the statements that need no fragments.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How a class declares the statements of a table: each has a name, and is compiled on first use.
 
-A complete statement is in a file of SQL, and has a line in the class, ``fill = from_file()``. A statement composed of
-fragments is a method that returns its template, with the decorator `composed`. Statements that differ in one point,
-such as what happens to a finished job, are one method with the decorator `family`, which returns a template for each
-kind.
+A statement without fragments is in a file of SQL, and has a line in the class, ``fill = from_file()``. A statement
+composed of fragments is a method that returns its template, with the decorator `composed`. Statements that differ in
+one point, such as what happens to a finished job, are one method with the decorator `family`, which returns a template
+for each kind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Composed statements of tasks and workers: keys, retries, dead letters, results, batches, ticks.
+"""Statements of tasks and workers, composed of fragments: keys, retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has the complete statements. `pqcore.sql.dialect` explains why they are safe concurrently.
+`task_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why they are safe concurrently.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
--- Statements of tasks and workers that are complete. pqcore.sql.task_statements has the composed ones.
+-- Statements of tasks and workers that need no fragments. pqcore.sql.task_statements composes the others.
 
 -- Keys.
 
