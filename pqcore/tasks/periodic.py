@@ -45,8 +45,8 @@ class Periodic:
         name: The name under which ticks are stored, unique in a queue.
         cron: The cron expression: five fields, six fields with seconds first, or a name such as ``@daily``.
         tz: The time zone of the expression, such as ``"Europe/Berlin"``.
-        missed: Which ticks are caught up that passed while no worker ran: the ``"latest"``, ``"all"``, or none
-            (``"skip"``).
+        missed: Which missed ticks are put later: the ``"latest"``, ``"all"``, or none (``"skip"``). A tick is missed if
+            no worker ran.
         call: The call to put.
     """
 

@@ -160,7 +160,7 @@ class TaskQueueMixin(WorkingQueue):
         Args:
             cron: Five fields, six fields with seconds first, or a name such as ``@daily``.
             tz: The time zone of the expression.
-            missed: Which ticks are caught up that passed while no worker ran; see `Periodic`.
+            missed: Which ticks are put later, if they were missed because no worker ran; see `Periodic`.
             name: The name under which ticks are stored; the function's path by default.
             args: The positional arguments of the function, without the job or its id.
             kwargs: The keyword arguments of the function.
