@@ -1,6 +1,6 @@
 --- This trigger wakes waiters once for each statement and queue, on the channel that pq uses (see
 --- pqcore.sql.identifiers.channel). SET pqcore.notify = 'off' silences it for a session or transaction: NOTIFY takes a
---- database-wide lock at commit, so many small parallel commits are faster without it.
+--- database-wide lock at commit, which slows small parallel commits.
 CREATE OR REPLACE FUNCTION {notify}() RETURNS trigger LANGUAGE plpgsql AS $function$
 BEGIN
   IF current_setting('pqcore.notify', true) IS DISTINCT FROM 'off' THEN

@@ -1,6 +1,6 @@
 --- This trigger wakes waiters once for each statement and queue, on the channel that pq uses (see
---- pqcore.sql.identifiers.channel), if there are any. NOTIFY takes a database-wide lock at commit, so many small
---- parallel commits are faster without it. A waiter holds a shared lock on the channel (see pqcore.db.listener); if the
+--- pqcore.sql.identifiers.channel), if there are any. NOTIFY takes a database-wide lock at commit, which slows
+--- small parallel commits. A waiter holds a shared lock on the channel (see pqcore.db.listener); if the
 --- exclusive lock is free, nobody waits. The exclusive lock is only tried, and released in the same expression. So no
 --- put waits for another, and a cancelled put leaves nothing locked. If two puts try it concurrently, one of them
 --- notifies in vain. SET pqcore.notify = 'off' silences the trigger for a session or transaction; 'always' is for
