@@ -245,7 +245,9 @@ import logging, sys
 from pqcore.worker.supervisor import Supervisor
 logging.basicConfig(level="INFO", format="%(message)s")
 patience, haste, *command = sys.argv[1:]
-sys.exit(Supervisor([sys.executable, *command], 2, stop_timeout=float(patience), stop_now_timeout=float(haste)).run())
+command.insert(0, sys.executable)
+times = {"stop_timeout": float(patience), "stop_now_timeout": float(haste)}
+sys.exit(Supervisor(lambda number: command, 2, **times).run())
 """
 STUBBORN = """
 import os, signal, subprocess, sys, threading

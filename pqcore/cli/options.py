@@ -35,6 +35,21 @@ def duration(text: str | float) -> float:
         raise click.BadParameter(msg) from None
 
 
+def size(text: str | int) -> int:
+    """The type of an option that is a size: bytes, or a number and a unit.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
+    from pqcore.worker.recycling import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        msg = f"{text!r} is not a size: {exc}"
+        raise click.BadParameter(msg) from None
+
+
 def _when(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | timedelta | None:
     """Return a point in time, or a distance from now."""
     try:

@@ -8,18 +8,20 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from pqcore.cli.errors import UsageError
-from pqcore.cli.options import duration
+from pqcore.cli.options import duration, size
 from pqcore.errors import PQError
 from pqcore.instruments import instrument, instrument_names
 
 if TYPE_CHECKING:
     from pqcore.worker import Worker
+    from pqcore.worker.health import Address
     from pqcore.worker.supervisor import ParentPipe
 
 logger = logging.getLogger("pqcore.tasks")
@@ -106,6 +108,24 @@ def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 )
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(
+    "--max-jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Replace a process of --run-in process once it has run N jobs.",
+)
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    type=size,
+    help="Replace a process of --run-in process that holds more memory, as in 512MB, once its job has ended.",
+)
+@click.option(
+    "--health",
+    metavar="HOST:PORT",
+    help="Answer over HTTP: /live while the event loop runs, /ready if the database answers.",
+)
+@click.option("--log-jobs", is_flag=True, help="Log one line for each attempt to run a job, at any --log-level.")
+@click.option(
     "--import", "modules", metavar="MODULE", multiple=True, help="Import a module that declares tasks, too; repeatable."
 )
 @click.option(
@@ -147,13 +167,16 @@ def worker(
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s", force=False
     )
+    if options["log_jobs"]:
+        logging.getLogger("pqcore.worker.jobs").setLevel(logging.INFO)
     if processes > 1 and supervised is None:
         from pqcore.worker.supervisor import Supervisor
 
         stop = options["stall_timeout"] + MARGIN
         patience = max(options["grace"], options["stall_timeout"]) + stop
         burst = options["burst"]
-        ctx.exit(Supervisor(_again(ctx), processes, stop_timeout=patience, stop_now_timeout=stop, burst=burst).run())
+        command = partial(_again, ctx, _address(options["health"]))
+        ctx.exit(Supervisor(command, processes, stop_timeout=patience, stop_now_timeout=stop, burst=burst).run())
     parent_pipe = None
     if supervised is not None:
         from pqcore.worker.supervisor import ParentPipe
@@ -249,18 +272,32 @@ def _enable(name: str) -> None:
         raise UsageError(f"--plugin {name}: {type(exc).__name__}: {exc}") from exc
 
 
-def _again(ctx: click.Context) -> Sequence[str]:
-    """Return the command that runs this worker again, as a single process."""
+def _address(health: str | None) -> Address | None:
+    from pqcore.worker.health import Address
+
+    return None if health is None else Address.of(health)
+
+
+def _again(ctx: click.Context, health: Address | None, number: int) -> Sequence[str]:
+    """Return the command that runs this worker again, as a single process.
+
+    Args:
+        ctx: The context of this command.
+        health: Where the first process answers about its health; each of the others has the next port.
+        number: The number of the process, from 1.
+    """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     command = [sys.executable, *flags, "-m", "pqcore", "worker", *ctx.params["targets"]]
     for parameter in ctx.command.params:
         value: Any = ctx.params.get(parameter.name or "")
         if not isinstance(parameter, click.Option) or parameter.hidden or parameter.name == "processes":
             continue
+        if parameter.name == "health" and health is not None and health.port:
+            value = health._replace(port=health.port + number - 1)
         option = parameter.opts[0]
         if parameter.is_flag:
             command += [option] if value else []
-        else:
+        elif value is not None:
             command += [f"{option}={each}" for each in (value if parameter.multiple else [value])]
     return command
 

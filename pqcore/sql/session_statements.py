@@ -11,6 +11,7 @@ class SessionStatements(StatementSet):
     file = "session_statements.sql"
 
     ping = from_file()
+    identify = from_file()
     register = from_file()
     unregister = from_file()
     session_settings = from_file()

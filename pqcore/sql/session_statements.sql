@@ -4,6 +4,11 @@
 -- Check that the server answers.
 SELECT 1;
 
+-- name: identify
+-- Name the database and the server that answers, by the server's own address; no address over a Unix socket. It reads
+-- what is fixed for the session, so it is safe at any time.
+SELECT current_database()::text, host(inet_server_addr()), inet_server_port(), current_setting('server_version');
+
 -- name: register
 -- Lock the channels of a waiter, which the trigger checks (see 0005_notify_who_waits.sql); one row per channel. Putters
 -- hold the exclusive lock only within one expression, so the waiter waits for a moment at most. If LISTEN is not in

@@ -152,6 +152,11 @@ class TaskDeclarations:
         """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""
         return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)
 
+    @classmethod
+    def any_runs_in_process(cls) -> bool:
+        """Return whether a declared task says that it runs in a process of its own."""
+        return any(task.options.run_in == "process" for task in cls._tasks.values())
+
     def _trusts(self, path: str) -> bool:
         return any(path.startswith(module + ".") for module in self.trusted_modules)
 

@@ -20,6 +20,7 @@ from pqcore.sql.fetch_statements import SIZES
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
+from pqcore.worker.job_log import log_end
 from pqcore.worker.state import Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -40,6 +41,7 @@ class Completer:
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
         prefetch: How much is fetched ahead, at most.
+        log_jobs: Whether each end is logged.
     """
 
     def __init__(
@@ -50,7 +52,10 @@ class Completer:
         job_events: JobEvents,
         lease: float,
         prefetch: Prefetch,
+        *,
+        log_jobs: bool = False,
     ) -> None:
+        self._log_jobs = log_jobs
         self._worker_state = worker_state
         self._queue_state = queue_state
         self._executor = executor
@@ -242,8 +247,12 @@ class Completer:
                 is_lost = id(outcome) in lost
                 if is_lost:
                     warn_of_lost_lease(outcome)
-                if active is not None and self._job_events.hooks:
-                    end = endings.stored(outcome) if endings.buried else outcome
+                if active is None or not (self._log_jobs or self._job_events.hooks):
+                    continue
+                end = endings.stored(outcome) if endings.buried else outcome
+                if self._log_jobs:
+                    log_end(self._job_events, active, None if is_lost else end)
+                if self._job_events.hooks:
                     await self._job_events.call_for_outcome(active, end, lost=is_lost)
         finally:
             queue_state.calling_hooks = False

@@ -21,7 +21,9 @@ from pqcore.tasks.context import JobContext
 from pqcore.tasks.job_events import AROUND_RUN, JobEvents
 from pqcore.tasks.outcomes import Run, outcome_of_result, prepare, snooze_unrunnable, stores_result
 from pqcore.tasks.run_job import Runner, run_job
+from pqcore.worker.job_log import log_end
 from pqcore.worker.pools import Processes, default_processes
+from pqcore.worker.recycling import Recycling
 from pqcore.worker.serializer_threads import FAST_SIZE, SerializerThreads
 from pqcore.worker.state import ActiveJob, Places, QueueState, WorkerState
 from pqcore.worker.steps import CALL_IN_THREAD, TASK, Steps
@@ -45,6 +47,8 @@ class Executor(Runner[ActiveJob]):
         job_events: Calls the hooks of plugins.
         run_in: Where functions that are no coroutine functions run, unless their task says it.
         stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
+        recycling: When a process that runs jobs is replaced.
+        log_jobs: Whether each end is logged.
     """
 
     def __init__(
@@ -53,9 +57,14 @@ class Executor(Runner[ActiveJob]):
         job_events: JobEvents,
         run_in: Literal["thread", "process"],
         stop_timeout: float = 20.0,
+        recycling: Recycling = Recycling(),  # noqa: B008 - never changed
+        *,
+        log_jobs: bool = False,
     ) -> None:
         super().__init__(job_events, suspends=True)
         self._stop_timeout = stop_timeout
+        self._recycling = recycling
+        self._log_jobs = log_jobs
         self._worker_state = worker_state
         self._run_in = run_in
         self._slots = worker_state.free_slots
@@ -315,11 +324,14 @@ class Executor(Runner[ActiveJob]):
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
         """Have the completer store the outcome, with others, and call its hook."""
         if outcome is not None:
-            if not self.events.hooks:  # nothing needs these any more: less memory, and less garbage collection
+            if not (self.events.hooks or self._log_jobs):
+                # Nothing needs these any more: less memory, and less garbage collection.
                 active.run = active.context = None
                 active.job.forget_decoded()
             active.queue_state.complete(active, outcome)
             return
+        if self._log_jobs:
+            log_end(self.events, active, None)
         await self.events.call("pqcore_job_lost", active)
         active.queue_state.active_jobs.pop(active.key, None)
         self._worker_state.notify_if_idle()
@@ -330,7 +342,7 @@ class Executor(Runner[ActiveJob]):
 
     async def _call_in_process(self, active: ActiveJob, run: Run) -> Any:
         if self._processes is None:
-            self._processes = Processes(min(self._slots, default_processes()))
+            self._processes = Processes(min(self._slots, default_processes()), self._recycling)
         assert active.context is not None  # noqa: S101 - for the type checker
         active.cancellable = True
         async with self._processes.slot() as process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import pickle
@@ -15,10 +16,15 @@ from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run
 from pqcore.tasks.run_job import ResultNotSent, WorkerProcessDied
 from pqcore.worker import process_main
+from pqcore.worker.recycling import Recycling
 from pqcore.worker.threads import Threads
+
+logger = logging.getLogger("pqcore.tasks")
 
 JOIN_TIMEOUT = 2.0
 """Seconds to wait for processes that are ending."""
+RETIREMENT = 10.0
+"""Seconds that a process which is replaced has to end by itself; then it is killed."""
 
 
 class RemoteTraceback(Exception):
@@ -32,18 +38,38 @@ class Process:
     """A process that makes one call at a time, and may be killed, or die, alone.
 
     Started with its first call, from a thread that then waits for answers.
+
+    Args:
+        threads: The threads.
+        recycling: When the process is replaced.
     """
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, recycling: Recycling) -> None:
         self._threads = threads
+        self._recycling = recycling
         self._lock = threading.Lock()
         self._process: Any = None
         self._pipe: Any = None
         self._killed = False
+        self._calls = 0
+        self._memory = 0
 
     def usable(self) -> bool:
         """Return whether the process can make another call."""
         return not self._killed and self._process is not None and bool(self._process.is_alive())
+
+    def retire_if_due(self) -> bool:
+        """Have the process end if it has reached a limit; return whether it has.  No call may be under way."""
+        if self._memory:
+            reason = f"it holds {self._memory / 2**20:,.0f} MB of memory"
+        elif self._recycling.jobs is not None and self._calls >= self._recycling.jobs:
+            reason = f"it has run {self._calls} job{'s' if self._calls > 1 else ''}"
+        else:
+            return False
+        logger.info("process %d is replaced: %s", self._process.pid, reason)
+        self._killed = True
+        self._pipe.close()
+        return True
 
     async def run(self, run: Run, context: JobContext) -> Any:
         """Make a call; if the awaiting task is cancelled, the process is killed.
@@ -82,8 +108,11 @@ class Process:
                     context.set_progress(value)
                 elif kind == "finished":
                     context.finished = value
+                elif kind == "memory":
+                    self._memory = value
                 else:
                     break
+            self._calls += 1
         except (EOFError, OSError) as exc:
             self.kill()
             self._process.join()
@@ -106,8 +135,9 @@ class Process:
                 return
             spawn = multiprocessing.get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
+            preloaded = tuple(process_main.PRELOADED_MODULES)
             self._process = spawn.Process(
-                target=process_main.serve, args=(theirs, tuple(process_main.PRELOADED_MODULES)), name="pqcore-job"
+                target=process_main.serve, args=(theirs, preloaded, self._recycling.memory), name="pqcore-job"
             )
             self._process.start()
             theirs.close()
@@ -120,9 +150,11 @@ class Processes:
 
     Args:
         number: How many, at most.
+        recycling: When a process is replaced.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, recycling: Recycling) -> None:
+        self._recycling = recycling
         self._slots = asyncio.Semaphore(number)
         self._threads = Threads(number, "pqcore-process")
         self._idle: list[Process] = []
@@ -136,10 +168,12 @@ class Processes:
             try:
                 yield process
             finally:
-                if process.usable():
-                    self._idle.append(process)
-                else:
+                if not process.usable():
                     self._all.discard(process)
+                elif process.retire_if_due():
+                    asyncio.get_running_loop().call_later(RETIREMENT, self._end, process)
+                else:
+                    self._idle.append(process)
 
     def _acquire(self) -> Process:
         while self._idle:
@@ -147,9 +181,13 @@ class Processes:
             if process.usable():
                 return process
             self._all.discard(process)
-        process = Process(self._threads)
+        process = Process(self._threads, self._recycling)
         self._all.add(process)
         return process
+
+    def _end(self, process: Process) -> None:
+        process.kill()
+        self._all.discard(process)
 
     def close(self) -> None:
         """Kill the processes."""

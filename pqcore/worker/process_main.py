@@ -24,6 +24,7 @@ from pqcore.tasks.declaring import Task
 from pqcore.tasks.outcomes import Run, refuse_unrun, stores_result
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.worker.parent_death import end_with_parent
+from pqcore.worker.recycling import memory_in_use
 
 PRELOADED_MODULES: list[str] = []
 """Modules that a worker's processes import first, before those of functions: they set up a framework."""
@@ -80,12 +81,13 @@ class _Context(JobContext):
         self._pipe.send_bytes(pickle.dumps(("finished", finished, None)))
 
 
-def serve(pipe: Connection, first: Sequence[str] = ()) -> None:
+def serve(pipe: Connection, first: Sequence[str] = (), max_memory: int | None = None) -> None:
     """Make calls until the worker closes the pipe, or ends.
 
     Args:
         pipe: The connection to the worker.
         first: The worker's `PRELOADED_MODULES`.
+        max_memory: Bytes of memory above which the worker is told, before it gets the answer; None for never.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal, or systemd, may signal all processes: the worker alone decides when jobs stop.
@@ -98,7 +100,10 @@ def serve(pipe: Connection, first: Sequence[str] = ()) -> None:
             request = pipe.recv_bytes()
         except EOFError:
             return
-        pipe.send_bytes(_answer(request, pipe, first))
+        answer = _answer(request, pipe, first)
+        if max_memory is not None and (memory := memory_in_use()) > max_memory:
+            pipe.send_bytes(pickle.dumps(("memory", memory, None)))
+        pipe.send_bytes(answer)
 
 
 def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:

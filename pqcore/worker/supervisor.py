@@ -49,7 +49,8 @@ class Supervisor:
     The first signal stops them in order, a second immediately, a third kills them.
 
     Args:
-        command: The command of each process; ``--supervised`` and a descriptor for `ParentPipe` are added.
+        command: Gives the command of a process by its number, from 1; ``--supervised`` and a descriptor for
+            `ParentPipe` are added.
         processes: The number of processes.
         stop_timeout: Seconds that processes have to stop in order; then they are killed.
         stop_now_timeout: Seconds that processes have to stop after the second signal.
@@ -58,7 +59,7 @@ class Supervisor:
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Callable[[int], Sequence[str]],
         processes: int,
         *,
         stop_timeout: float,
@@ -174,7 +175,7 @@ class Supervisor:
         theirs, ours = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *self._command(number),
                 "--supervised",
                 str(theirs),
                 stdin=subprocess.DEVNULL,

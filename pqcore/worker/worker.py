@@ -26,8 +26,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, PQError
 from pqcore.operations.lease import lease_time
+from pqcore.operations.readiness import describe_database
 from pqcore.tasks.job_events import find_job_events
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import seconds
@@ -35,8 +36,10 @@ from pqcore.worker.bridge import Bridge
 from pqcore.worker.completer import Completer
 from pqcore.worker.executor import Executor
 from pqcore.worker.fetcher import Fetcher
+from pqcore.worker.health import Address, Health
 from pqcore.worker.heartbeat import Heartbeat, watch_stalls
 from pqcore.worker.maintenance import Maintenance
+from pqcore.worker.recycling import Recycling
 from pqcore.worker.registration import Registration, running_worker
 from pqcore.worker.state import Prefetch, QueueState, WorkerState
 
@@ -47,6 +50,9 @@ CANCEL_TIMEOUT = 5.0
 
 PREFETCH_BYTES = 16 * 2**20
 """Bytes of data that jobs hold that are fetched ahead, at most, unless told otherwise."""
+
+DESCRIBE_TIMEOUT = 2.0
+"""Seconds that a worker waits at its start for the name of its database, which it logs."""
 
 Tasks = list["asyncio.Task[None]"]
 
@@ -69,6 +75,13 @@ class Worker:
         stall_timeout: Seconds without an answer after which a connection is broken off;
             never more than a third of the lease.
         burst: Whether to stop when there is no job.
+        max_jobs: Jobs that a process of ``run_in="process"`` runs; then a new process takes its place.
+        max_memory: Bytes of memory, or ``'512MB'``, above which a process of ``run_in="process"`` is replaced, once its
+            job has ended.
+        health: Where the worker answers over HTTP whether it lives (``/live``) and is ready (``/ready``):
+            ``'127.0.0.1:8081'``. Port 0 is any that is free. Nowhere by default.
+        log_jobs: Whether to log one line for each attempt that has ended, at level INFO to ``pqcore.worker.jobs``: the
+            job, its task, the outcome and the seconds that the function took.
 
     Attributes:
         interrupts_handled: Whether the program handles SIGINT in another way than by KeyboardInterrupt. A
@@ -90,6 +103,10 @@ class Worker:
         run_in: Literal["thread", "process"] = "thread",
         stall_timeout: float = 20.0,
         burst: bool = False,
+        max_jobs: int | None = None,
+        max_memory: int | str | None = None,
+        health: str | None = None,
+        log_jobs: bool = False,
     ) -> None:
         if not queues or not all(isinstance(queue, TaskDeclarations) for queue in queues):
             msg = f"a worker's queues are {queues!r}; give queues, as in pq['emails'] of a PQ or AsyncPQ"
@@ -110,6 +127,10 @@ class Worker:
         self._poll_interval = seconds(poll_interval) * len(queues)
         self._prefetch = Prefetch(prefetch, prefetch_bytes)
         self._run_in: Literal["thread", "process"] = run_in
+        self._recycling = Recycling.of(max_jobs, max_memory)
+        self._health_wanted = None if health is None else Address.of(health)
+        self._health: Health | None = None
+        self._log_jobs = log_jobs
         # So a lease that a stalled connection could not extend can still be extended over another.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
@@ -121,6 +142,11 @@ class Worker:
         """Whether the worker runs."""
         return self._loop is not None
 
+    @property
+    def health_address(self) -> str | None:
+        """Where the worker answers about its health, as ``127.0.0.1:8081``; None if it does not."""
+        return None if self._health is None else self._health.address
+
     async def run(self, *, handle_signals: bool = False) -> None:
         """Run jobs until stopped, then drain; if cancelled, stop immediately.
 
@@ -129,6 +155,7 @@ class Worker:
 
         Raises:
             SchemaError: The table is missing, or not as this pqcore needs it.
+            ConfigurationError: It runs already, or cannot listen on the address of ``health``.
             KeyboardInterrupt: A coroutine function was interrupted, or raised one, in the main thread, and the worker
                 does not handle signals. Jobs are given back before.
         """
@@ -145,15 +172,60 @@ class Worker:
         if handle_signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._on_signal)
-        logger.info("worker starts: %s, %d at once", ", ".join(repr(q.name) for q in self._queues), self.concurrency)
+        try:
+            await self._begin(list(bridges.values()))
+            await self._run_parts(bridges)
+        finally:
+            if handle_signals:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    self._loop.remove_signal_handler(number)
+            self._loop = None
+            logger.info("worker stopped")
+
+    async def _begin(self, bridges: Sequence[Bridge]) -> None:
+        """Log what the worker works on, and answer about its health, before it takes jobs.
+
+        Raises:
+            ConfigurationError: The address of ``health`` cannot be listened on.
+        """
+        asked = asyncio.ensure_future(_describe(bridges))
+        try:
+            await asyncio.wait([asked], timeout=DESCRIBE_TIMEOUT)
+            self._log_start(
+                asked.result() if asked.done() else f"its server has not answered for {DESCRIBE_TIMEOUT:.0f} s"
+            )
+            if self._health_wanted is not None:
+                self._health = Health(self._health_wanted, self._worker_state, bridges)
+                await self._health.start()
+        except BaseException:
+            for bridge in bridges:
+                await bridge.close()
+            raise
+        finally:
+            asked.cancel()
+
+    def _log_start(self, where: str) -> None:
+        """Log what the worker works on, and warn of what may be a mistake."""
+        names = ", ".join(repr(queue.name) for queue in self._queues)
+        logger.info("worker starts: %s, %d at once; %s", names, self.concurrency, where)
         for queue in self._queues:
             if others := queue.queues_of_tasks():
                 listed = ", ".join(map(repr, others[:10]))
                 logger.warning(
                     "%r: no task is declared on this queue, but on %s: is its name right?", queue.name, listed
                 )
+        if self._recycling != Recycling() and self._run_in == "thread" and not TaskDeclarations.any_runs_in_process():
+            logger.warning(
+                "max_jobs and max_memory are for processes, and no function runs in one: give run_in='process'"
+            )
+
+    async def _run_parts(self, bridges: dict[int, Bridge]) -> None:
+        """Run the parts of the worker until it is stopped and has drained."""
+        worker_state = self._worker_state
         job_events = find_job_events()
-        executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout)
+        executor = Executor(
+            worker_state, job_events, self._run_in, self._stall_timeout, self._recycling, log_jobs=self._log_jobs
+        )
         fetchers = _start_tasks(
             *(self._fetcher(queue_state, executor).run() for queue_state in worker_state.queue_states)
         )
@@ -169,7 +241,9 @@ class Worker:
         services = _start_tasks(*(registration.run() for registration in registrations))
         for queue_state in worker_state.queue_states:
             heartbeat = Heartbeat(queue_state, executor, self._lease)
-            completer = Completer(worker_state, queue_state, executor, job_events, self._lease, self._prefetch)
+            completer = Completer(
+                worker_state, queue_state, executor, job_events, self._lease, self._prefetch, log_jobs=self._log_jobs
+            )
             services += _start_tasks(self._until_closing(completer.run), heartbeat.run(), heartbeat.listen())
         try:
             try:
@@ -183,16 +257,14 @@ class Worker:
                 raise worker_state.interrupted
         finally:
             worker_state.closing = True
+            if self._health is not None:
+                await self._health.close()
+                self._health = None
             await self._close([*fetchers, *maintenance, *services], executor)
             await asyncio.gather(*(registration.withdraw() for registration in registrations))
             for bridge in bridges.values():
                 await bridge.close()
             await _cancel_and_wait(watchers)  # last, so that nothing above waits for an answer that does not come
-            if handle_signals:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    self._loop.remove_signal_handler(number)
-            self._loop = None
-            logger.info("worker stopped")
 
     def stop(self) -> None:
         """Fetch no more jobs, finish those that run, and end; called again, end immediately.  From any thread."""
@@ -305,6 +377,14 @@ class Worker:
             queue_state.bridge.engine.wake(queue_state.control)  # so that threads that listen end
         await executor.close()
         await _cancel_and_wait(tasks)
+
+
+async def _describe(bridges: Sequence[Bridge]) -> str:
+    """Return the databases that a worker works on, or why they cannot be told."""
+    try:
+        return ", ".join(dict.fromkeys([await bridge.call(describe_database) for bridge in bridges]))
+    except PQError as exc:
+        return f"its server cannot be reached: {exc}"
 
 
 def _start_tasks(*coroutines: Coroutine[Any, Any, None]) -> Tasks:

@@ -3212,6 +3212,10 @@ PREPARE "hold_batch" AS
   WHERE id = $2::bigint
   AND token IS NOT DISTINCT FROM $3::text;
 
+-- identify
+/*NO LOAD BALANCE*/ PREPARE "identify" AS
+  SELECT current_database()::text, host(inet_server_addr()), inet_server_port(), current_setting('server_version');
+
 -- keep_2_bounded [hot] $1 q_name, $2 bound
 PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
     FROM (SELECT id

@@ -1,0 +1,188 @@
+"""The health of a worker, over HTTP: whether its event loop runs, and whether the database answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from pqcore.errors import ConfigurationError, PQError
+from pqcore.operations.readiness import check_readiness
+from pqcore.worker.bridge import Bridge
+from pqcore.worker.state import WorkerState
+
+logger = logging.getLogger("pqcore.tasks")
+
+READY_TIMEOUT = 5.0
+"""Seconds that the database has to answer a look; then the worker is not ready."""
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a client has to send its request, and to read the answer."""
+REQUEST_BYTES = 8_192
+"""Bytes of a request, at most."""
+CONNECTIONS = 32
+"""Connections that are served concurrently, at most; others are closed without an answer."""
+FRESH = 1.0
+"""Seconds for which what a look found is told again."""
+PATHS = "/live and /ready"
+
+_ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
+
+
+class Address(NamedTuple):
+    """Where a worker serves its health.
+
+    Attributes:
+        host: The name or number of a network interface of this machine.
+        port: The TCP port; 0 for any that is free.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, given: str) -> Address:
+        """Return the address in a text, ``HOST:PORT``.
+
+        Raises:
+            ConfigurationError: It is none.
+        """
+        match = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
+        if match is None or int(match[3]) > 65_535:
+            msg = f"health is {given!r}; give HOST:PORT, as in '127.0.0.1:8081', '[::1]:8081' or '0.0.0.0:8081'"
+            raise ConfigurationError(msg)
+        return cls(match[1] or match[2], int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Answer(NamedTuple):
+    """An answer to a request.
+
+    Attributes:
+        status: The status of HTTP.
+        body: The text.
+        content_type: The type of the text.
+    """
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "application/json"
+
+    @classmethod
+    def of(cls, status: HTTPStatus, **fields: Any) -> Answer:
+        """Return an answer with fields as a JSON object."""
+        return cls(status, json.dumps(fields).encode() + b"\n")
+
+    def encoded(self, *, with_body: bool) -> bytes:
+        """Return the bytes of the answer, to be followed by the end of the connection."""
+        head = (
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\nContent-Type: {self.content_type}\r\n"
+            f"Content-Length: {len(self.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode("ascii") + (self.body if with_body else b"")
+
+
+class Health:
+    """A small HTTP server on the worker's event loop.
+
+    ``/live`` answers 200 while the event loop runs. ``/ready`` answers 200 if the worker takes jobs, and each table
+    that it works on is there and as it should be; else 503, with the reason. One look at the database is under way at a
+    time, however many clients ask.
+
+    Args:
+        address: Where it listens.
+        worker_state: What the worker's parts share.
+        bridges: Run operations, one for each table.
+    """
+
+    def __init__(self, address: Address, worker_state: WorkerState, bridges: Sequence[Bridge]) -> None:
+        self._wanted = address
+        self._worker_state = worker_state
+        self._bridges = bridges
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._look: asyncio.Task[str | None] | None = None
+        self._looked_at = 0.0
+
+    @property
+    def address(self) -> str | None:
+        """Where it listens, ``HOST:PORT``; None if it does not."""
+        if self._server is None or not self._server.sockets:
+            return None
+        return str(self._wanted._replace(port=self._server.sockets[0].getsockname()[1]))
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: The address cannot be listened on.
+        """
+        try:
+            self._server = await asyncio.start_server(self._serve, *self._wanted, limit=REQUEST_BYTES)
+        except OSError as exc:
+            msg = f"health cannot be served on {self._wanted}: {exc.strerror or exc}; give another address or port"
+            raise ConfigurationError(msg) from exc
+        logger.info("health is served on http://%s: %s", self.address, PATHS)
+
+    async def close(self) -> None:
+        """Listen no longer, and end the connections."""
+        if self._server is not None:
+            self._server.close()
+        tasks: list[asyncio.Task[Any]] = [*self._serving, *([] if self._look is None else [self._look])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        try:
+            if len(self._serving) < CONNECTIONS:
+                self._serving.add(task)
+                with suppress(OSError, EOFError, ValueError, asyncio.TimeoutError, asyncio.LimitOverrunError):
+                    request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_TIMEOUT)
+                    method, path = request.split(b" ", 2)[:2]
+                    answer = await self._answer(method, path.partition(b"?")[0].decode("ascii"))
+                    writer.write(answer.encoded(with_body=method != b"HEAD"))
+                    await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT)
+        finally:
+            self._serving.discard(task)
+            writer.close()
+
+    async def _answer(self, method: bytes, path: str) -> Answer:
+        if method not in (b"GET", b"HEAD"):
+            return Answer.of(HTTPStatus.METHOD_NOT_ALLOWED, error="use GET")
+        if path == "/live":
+            return Answer.of(HTTPStatus.OK, live=True)
+        if path == "/ready":
+            reason = await self._why_not_ready()
+            if reason is None:
+                return Answer.of(HTTPStatus.OK, ready=True)
+            return Answer.of(HTTPStatus.SERVICE_UNAVAILABLE, ready=False, reason=reason)
+        return Answer.of(HTTPStatus.NOT_FOUND, error=f"ask for {PATHS}")
+
+    async def _why_not_ready(self) -> str | None:
+        """Return why the worker takes no jobs; None if it does."""
+        if self._worker_state.draining.is_set():
+            return "the worker stops"
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at > FRESH):
+            self._look = asyncio.ensure_future(self._look_at_tables())
+        done, _ = await asyncio.wait([self._look], timeout=READY_TIMEOUT)
+        return self._look.result() if done else f"the database has not answered for {READY_TIMEOUT:.0f} s"
+
+    async def _look_at_tables(self) -> str | None:
+        try:
+            for bridge in self._bridges:
+                await bridge.call(check_readiness)
+        except PQError as exc:
+            return str(exc)
+        finally:
+            self._looked_at = time.monotonic()
+        return None
