@@ -277,6 +277,10 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app:queue", "--lease", "0"], "lease duration is 0"),
         (["app:queue", "--plugin", "nothing"], "--plugin nothing: unknown instrument 'nothing'; installed: "),
         (["app:queue", "--concurrency", "0"], "--concurrency"),
+        (["app:queue", "--max-jobs", "0"], "--max-jobs"),
+        (["app:queue", "--max-memory", "much"], "'much' is not a size: give bytes, or a number and a unit"),
+        (["app:queue", "--health", "8081"], "health is '8081'; give HOST:PORT"),
+        (["app:queue", "--health", "8081", "--processes", "2"], "health is '8081'; give HOST:PORT"),
         ([], "Missing argument 'MODULE:QUEUE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -580,6 +584,13 @@ def test_help_lists_every_command_under_a_heading() -> None:
     assert re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)[1:] == [
         "Tables", "Queues", "Jobs", "Workers", "Limits and pauses", "Servers", "Drivers and plugins",
     ]  # fmt: skip
+
+
+def test_help_shows_the_first_line_of_each_command_whole() -> None:
+    groups = [root, *(command for command in root.commands.values() if isinstance(command, click.Group))]
+    for group in groups:
+        text = click.Context(group, terminal_width=80).get_help()
+        assert [line for line in text.splitlines() if line.endswith("...")] == []
 
 
 def test_commands_take_a_table_and_a_schema(dsn: str, folder: Path) -> None:

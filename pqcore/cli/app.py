@@ -11,6 +11,7 @@ import pqcore
 from pqcore.cli import (
     bench,
     dead,
+    dev,
     doctor,
     encodings,
     jobs,
@@ -33,7 +34,7 @@ GROUPS = {
     "Tables": (tables, doctor, encodings),
     "Queues": (queues, stats),
     "Jobs": (jobs, dead),
-    "Workers": (worker, workers),
+    "Workers": (worker, workers, dev),
     "Limits and pauses": (rules,),
     "Servers": (web, mcp),
     "Drivers and plugins": (plugins, serializers, new_backend, bench),

@@ -103,7 +103,10 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     help="Compare with another build, side by side: a Python interpreter, a virtual environment or a checkout.",
 )
 def bench(**options: Any) -> None:
-    """Measure puts, gets, leases and workers, over all backends in alternation, and beside bare loops."""
+    """Measure puts, gets, leases and workers.
+
+    All backends are measured in alternation, next to bare loops.
+    """
     try:
         command = importlib.import_module("pqcore.benchmarks.command")
     except ImportError as exc:

@@ -148,7 +148,10 @@ def retry(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Make jobs of dead letters again: same id, due immediately, with a clean record."""
+    """Make jobs of dead letters again, with the same id.
+
+    The jobs are due immediately, and their record is clean.
+    """
     for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue):
         if chosen is None:
             which = "" if reason is None else f"{reason} "

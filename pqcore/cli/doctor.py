@@ -24,7 +24,10 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 def doctor(
     database: Database, queues: tuple[str, ...], read_only: bool, modules: tuple[str, ...], as_json: bool
 ) -> None:
-    """Look for what is wrong with the table, the server, or the way there, and say what to do."""
+    """Look for what is wrong with the table, and say what to do.
+
+    The command looks at the server and the way there, too.
+    """
     from pqcore.cli.targets import import_modules  # imports the module of tasks
 
     import_modules(modules)

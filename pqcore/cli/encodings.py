@@ -58,7 +58,10 @@ def reencode(
     wait: float,
     as_json: bool,
 ) -> None:
-    """Re-encode the data of queues, after a key or a serializer has changed, wherever they lie."""
+    """Re-encode data, after a key or a serializer has changed.
+
+    The command finds the data of queues wherever they lie.
+    """
     from pqcore.cli.targets import import_modules  # imports the module of tasks
 
     import_modules(modules)

@@ -75,7 +75,10 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
 @json_option
 @with_database
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
-    """Show all that is stored of a job, wherever it is: its data, its record, the last traceback."""
+    """Show all that is stored of a job, wherever it is.
+
+    That is its data, its record and the last traceback.
+    """
     settings = None if queue is None else database.queue(queue)
     job = database.call(list_jobs.get_full_job, job_id, settings)
     raw = job.raw
@@ -136,7 +139,10 @@ def _lines(cause: Cause) -> str:
 @json_option
 @with_database
 def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_json: bool) -> None:
-    """Make jobs due now that are dead, done, or scheduled for later; with the same id."""
+    """Make jobs due now that are dead, done, or scheduled.
+
+    The jobs keep their ids.
+    """
     left = 0
     for job_id in dict.fromkeys(job_ids):
         try:

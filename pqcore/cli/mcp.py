@@ -48,7 +48,9 @@ def mcp(
     dsn: str,
     **options: Any,
 ) -> None:
-    """Serve the Model Context Protocol, over stdin and stdout: tools to look at queues with.
+    """Serve the Model Context Protocol, over stdin and stdout.
+
+    Its tools look at queues.
 
     Without --allow-changes, none of them changes anything.
     """

@@ -42,7 +42,9 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 )
 @json_option
 def new_backend(name: str, mode: str, driver: str | None, directory: Path | None, as_json: bool) -> None:
-    """Write a project to write a backend in: a skeleton, installable, with the conformance suite wired in.
+    """Write a project to write a backend in.
+
+    It is a skeleton that can be installed, with the conformance suite wired in.
 
     NAME is what users will choose it by: backend="NAME".
     """

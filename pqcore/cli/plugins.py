@@ -77,7 +77,10 @@ def _broken_backends() -> list[tuple[str, PluginError]]:
 @click.command()
 @json_option
 def backends(as_json: bool) -> None:
-    """List the backends: which can be used, over which driver, and what each can do."""
+    """List the backends, and what each can do.
+
+    Shown is which can be used, and over which driver.
+    """
     specs = [_backend(spec) for spec in plugins.backend_specs()]
     broken = _broken_backends()
     if as_json:
@@ -151,7 +154,10 @@ def _plugin(group: str, point: importlib.metadata.EntryPoint) -> dict[str, Any]:
 @click.command("plugins")
 @json_option
 def plugins_(as_json: bool) -> None:
-    """List the plugins: from where, which version, what they can do, and what keeps any from being used."""
+    """List the plugins, and what each can do.
+
+    Shown is where a plugin is from, its version, and what keeps it from being used.
+    """
     found = []
     for group in GROUPS:
         points = {(point.name, point.value): point for point in importlib.metadata.entry_points(group=group)}
@@ -194,7 +200,10 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 def conformance(
     ctx: click.Context, /, arguments: tuple[str, ...], backend: str, dsn: str | None, report: str | None, as_json: bool
 ) -> None:
-    """Run the conformance suite for a backend; what follows -- is for pytest."""
+    """Run the conformance suite for a backend.
+
+    Arguments after -- are for pytest.
+    """
     if backend not in plugins.backend_names():
         raise UsageError(f"unknown backend {backend!r}; installed: {', '.join(plugins.backend_names()) or 'none'}")
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_timeout") is None:

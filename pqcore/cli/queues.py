@@ -101,7 +101,10 @@ def put(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put a job: DATA is JSON; without it, or as -, it is read from standard input."""
+    """Put a job, whose data are JSON.
+
+    Without DATA, or with -, the data are read from standard input.
+    """
     settings = database.queue(queue)
     try:
         if lines:
@@ -205,7 +208,10 @@ _n_option = click.option(
 @json_option
 @with_database
 def get(database: Database, queue: str, n: int, wait: float, retention: str, as_json: bool) -> None:
-    """Take jobs that are due, and write their data; they are finished once that is written."""
+    """Take jobs that are due, and write their data.
+
+    The jobs are finished once their data are written.
+    """
     settings = database.queue(queue)
     settings.retention = retention  # type: ignore[assignment]
     number = database.call(_take, settings, n, wait, lambda job: _show(job, queue, as_json=as_json))
@@ -342,7 +348,7 @@ def move(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Move jobs that wait to another queue, or finished rows to the archive."""
+    """Move jobs to another queue, or finished rows to the archive."""
     settings = database.queue(queue)
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:

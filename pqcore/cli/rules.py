@@ -51,7 +51,10 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 def pause(
     database: Database, queue: str, until: datetime | timedelta | None, as_json: bool, **what: str | None
 ) -> None:
-    """Have no job of a queue begin, or of a task, limit or group of it; those that run go on."""
+    """Have no jobs of a queue, task, limit or group begin.
+
+    Jobs that run go on.
+    """
     settings = database.queue(queue)
     database.call(operations.pause, settings, until, **what)
     if as_json:
@@ -111,7 +114,10 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 @json_option
 @with_database
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
-    """Set how many jobs under limit NAME run concurrently, whatever number they were put with."""
+    """Set how many jobs under a limit run concurrently.
+
+    NAME is the limit. The number that jobs were put with does not count then.
+    """
     _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
 
 
@@ -122,7 +128,10 @@ def limit(database: Database, name: str, places: int | None, queue: str, as_json
 @json_option
 @with_database
 def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) -> None:
-    """Set how many jobs under limit NAME begin in a time: 10/s, 600/min, 100/5m."""
+    """Set how many jobs under a limit begin in a time.
+
+    NAME is the limit; a rate is written as 10/s, 600/min or 100/5m.
+    """
     _set(database, operations.set_rate, "rate", queue, name, None if rate == NONE else rate, as_json=as_json)
 
 
@@ -133,7 +142,10 @@ def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) ->
 @json_option
 @with_database
 def weight(database: Database, share: str, weight: float | None, queue: str, as_json: bool) -> None:
-    """Set the weight of SHARE among the shares of a queue: with 3, it gets three times the jobs of others."""
+    """Set the weight of a share of a queue.
+
+    With 3, SHARE gets three times the jobs of others.
+    """
     _set(database, operations.set_weight, "weight", queue, share, weight, as_json=as_json)
 
 
@@ -142,7 +154,7 @@ def weight(database: Database, share: str, weight: float | None, queue: str, as_
 @json_option
 @with_database
 def rules(database: Database, queue: str, as_json: bool) -> None:
-    """List the limits, rates, weights and pauses that are set, and in force."""
+    """List the limits, rates, weights and pauses that are set."""
     found = database.call(operations.list_rules, database.queue(queue))
     if as_json:
         for rule in found:
@@ -160,7 +172,10 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
 @json_option
 @with_database
 def limits(database: Database, queue: str, as_json: bool) -> None:
-    """List the limits and groups in use: their places, the jobs that run under them, and how many wait."""
+    """List the limits and groups in use.
+
+    Shown are their places, the jobs that run under them, and how many wait.
+    """
     found = database.call(list_limits, database.queue(queue))
     if as_json:
         for usage in found:

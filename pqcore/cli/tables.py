@@ -146,7 +146,10 @@ def create(
     set_sequences: bool,
     as_json: bool,
 ) -> None:
-    """Make the table, or migrate it in place; does nothing if it is up to date."""
+    """Make the table, or migrate it in place.
+
+    The command does nothing if the table is up to date.
+    """
     if role_prefix is not None and not roles:
         raise click.UsageError("--role-prefix says how roles are called: give --roles too")
     if as_sql and roles:
@@ -176,7 +179,7 @@ def create(
 @json_option
 @with_database
 def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, as_json: bool) -> None:
-    """Bring a table that is there up to the latest schema version, in place."""
+    """Bring a table up to the latest schema version, in place."""
     if as_sql and check:
         raise click.UsageError("give --sql or --check, not both")
     if check and set_sequences:
@@ -206,7 +209,10 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
 @json_option
 @with_database
 def adopt(database: Database, check: bool, as_json: bool) -> None:
-    """Take over a table of pq 1.9.1 in place: say what it is, and migrate it; jobs stay as they are."""
+    """Take over a table of pq 1.9.1 in place.
+
+    The command says what the table is, and migrates it. Jobs stay as they are.
+    """
     table = database.table
     found = database.call(schema_info.version)
     if found:
@@ -246,7 +252,10 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 @json_option
 @with_database
 def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
-    """Show how long finished rows and dead letters are kept, or set it."""
+    """Show or set how long finished rows are kept.
+
+    Dead letters have a time of their own.
+    """
     wanted = {"finished": finished, "dead": dead}
     chosen = {kind: _kept(text) for kind, text in wanted.items() if text is not None}
     name = None if queue is None else database.queue(queue).name

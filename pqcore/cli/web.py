@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,9 @@ from pqcore.errors import ConfigurationError
 from pqcore.net import is_loopback
 from pqcore.web import web_app
 
+if TYPE_CHECKING:
+    import uvicorn
+
 PORT = 8642
 """The default port."""
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -24,7 +28,12 @@ GRACE = 5
 """Seconds that running requests get to finish after a stop signal."""
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address.
+
+    Raises:
+        CommandFailed: It cannot be listened on.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -34,6 +43,38 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _where(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
+    """Return the server of a web page, which ends within `GRACE` seconds when it is told to.
+
+    Args:
+        app: The page, from `web_app`.
+        root_path: Where a proxy has put it.
+
+    Raises:
+        ConfigurationError: uvicorn is not installed.
+    """
+    try:
+        import uvicorn
+    except ImportError as exc:
+        raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.sampler.stop()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # an access log would show the token, and the names of queues
+        lifespan="on",
+        root_path=root_path.rstrip("/"),
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    return Server(config)
 
 
 @click.command()
@@ -83,31 +124,12 @@ def web(
             f"every visitor of {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
             " or serve on 127.0.0.1, behind a proxy that authenticates visitors"
         )
-    try:
-        import uvicorn
-    except ImportError as exc:
-        raise ConfigurationError(f"the web page needs {exc.name}: pip install 'pqcore[web]'") from exc
     # Without a token, another site must not reach the page by a name that resolves to this address (DNS rebinding).
     hosts = None if token and not names else [*LOCAL, host, *names]
     app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
     database.call(Engine.execute, "ping", {})
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.state.sampler.stop()
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # an access log would show the token, and the names of queues
-        lifespan="on",
-        root_path=root_path.rstrip("/"),
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    server = Server(config)
-    with _bound(host, port) as bound:
+    server = page_server(app, root_path)
+    with bound_socket(host, port) as bound:
         for number in (signal.SIGINT, signal.SIGTERM):  # these signals stop the server in order
             signal.signal(number, lambda *_: None)
         click.echo(f"serving on {_where(host, bound.getsockname()[1])}; stop with Ctrl-C", err=True)

@@ -37,9 +37,31 @@ def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     return [CompletionItem(name) for name in instrument_names() if name.startswith(incomplete)]
 
 
+targets_argument = click.argument("targets", nargs=-1, required=True, metavar="MODULE:QUEUE...")
+queues_option = click.option(
+    "--queues", metavar="A,B", multiple=True, help="Of a target that is a PQ: the names of its queues."
+)
+
+modules_option = click.option(
+    "--import", "modules", metavar="MODULE", multiple=True, help="Import a module that declares tasks, too; repeatable."
+)
+
+
+def named_queues(queues: Sequence[str]) -> list[str]:
+    """Return the names in the values of ``--queues``."""
+    return [name.strip() for each in queues for name in each.split(",") if name.strip()]
+
+
+def log_to_stderr(level: str) -> None:
+    """Have what is logged written to stderr, with the time, the level and the process."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s", force=False
+    )
+
+
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="MODULE:QUEUE...")
-@click.option("--queues", metavar="A,B", multiple=True, help="Of a target that is a PQ: the names of its queues.")
+@targets_argument
+@queues_option
 @click.option(
     "--concurrency", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at once."
 )
@@ -125,9 +147,7 @@ def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     help="Answer over HTTP: /live while the event loop runs, /ready if the database answers.",
 )
 @click.option("--log-jobs", is_flag=True, help="Log one line for each attempt to run a job, at any --log-level.")
-@click.option(
-    "--import", "modules", metavar="MODULE", multiple=True, help="Import a module that declares tasks, too; repeatable."
-)
+@modules_option
 @click.option(
     "--plugin",
     "instruments",
@@ -164,9 +184,7 @@ def worker(
     A target names a queue in a module, or a PQ or AsyncPQ, of which --queues
     says the queues, or a function that returns either.
     """
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s", force=False
-    )
+    log_to_stderr(log_level)
     if options["log_jobs"]:
         logging.getLogger("pqcore.worker.jobs").setLevel(logging.INFO)
     if processes > 1 and supervised is None:
@@ -187,8 +205,7 @@ def worker(
 
     look_here()
     new_loop = _loop_factory(uvloop=uvloop)
-    names = [name.strip() for each in queues for name in each.split(",") if name.strip()]
-    found = load_queues(targets, names, modules)
+    found = load_queues(targets, named_queues(queues), modules)
     for name in instruments:  # after users' modules, which may have turned the instrument on with options
         _enable(name)
     run_worker(Worker(*found, **options), new_loop, parent_pipe)

@@ -19,7 +19,10 @@ _SHOWN = 5
 @json_option
 @with_database
 def workers(database: Database, queue: str | None, as_json: bool) -> None:
-    """List the workers that run, or that ran within the last hour and did not stop in order."""
+    """List the workers that run.
+
+    Those that ran within the last hour, and did not stop in order, are listed too.
+    """
     found = database.call(list_workers, None if queue is None else database.queue(queue))
     if as_json:
         for worker in found:
