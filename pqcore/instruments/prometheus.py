@@ -16,11 +16,14 @@ from pqcore.errors import ConfigurationError
 from pqcore.events import JobEvent, PutEvent, ServerEvent
 from pqcore.hookspecs import hookimpl
 from pqcore.instruments.outcome import declared
+from pqcore.plugins import plugins
 
 logger = logging.getLogger("pqcore")
 
 PORT = "PQCORE_PROMETHEUS_PORT"
 """The environment variable for the port, for programs whose code cannot give it."""
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable of the client's for a folder that processes share: then one process answers for all."""
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
 """Seconds; jobs wait and run longer than web requests do."""
 
@@ -150,22 +153,31 @@ class Prometheus:
             child = self._children[key] = metric.labels(*labels)
         return child
 
+    def served_registry(self) -> CollectorRegistry:
+        """Return the registry that is served: its own, or that of all processes which share a folder."""
+        if SHARED not in os.environ:
+            return self._home
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return registry
+
     def _serve(self, port: int, address: str) -> None:
-        shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-        registry = self._home
-        if shared:  # one process answers for all
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         try:
-            self._server, _ = start_http_server(port, address, registry)
+            self._server, _ = start_http_server(port, address, self.served_registry())
         except OSError as exc:
-            if exc.errno == errno.EADDRINUSE and shared:
+            if exc.errno == errno.EADDRINUSE and SHARED in os.environ:
                 logger.info("port %d is taken: another process answers for this one's metrics too", port)
                 return
             msg = f"cannot serve metrics on {address}:{port}: {exc}"
             if exc.errno == errno.EADDRINUSE:
                 msg += "; with several processes on a machine, set PROMETHEUS_MULTIPROC_DIR, and one answers for all"
             raise ConfigurationError(msg) from exc
+
+
+def served_registry() -> CollectorRegistry:
+    """Return the registry that this process serves: that of the instrument, or the client's own without one."""
+    instrument = next((each for each in plugins.manager.get_plugins() if isinstance(each, Prometheus)), None)
+    return REGISTRY if instrument is None else instrument.served_registry()
 
 
 def _labels(event: JobEvent) -> tuple[str, str]:

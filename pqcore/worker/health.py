@@ -7,20 +7,23 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pqcore.errors import ConfigurationError, PQError
+from pqcore.operations.admin import QueueFigures, count_queues
 from pqcore.operations.readiness import check_readiness
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.state import WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
+T = TypeVar("T")
+
 READY_TIMEOUT = 5.0
-"""Seconds that the database has to answer a look; then the worker is not ready."""
+"""Seconds that the database has to answer a look; then the worker is not ready, and has no metrics of its queues."""
 REQUEST_TIMEOUT = 5.0
 """Seconds that a client has to send its request, and to read the answer."""
 REQUEST_BYTES = 8_192
@@ -28,8 +31,10 @@ REQUEST_BYTES = 8_192
 CONNECTIONS = 32
 """Connections that are served concurrently, at most; others are closed without an answer."""
 FRESH = 1.0
-"""Seconds for which what a look found is told again."""
-PATHS = "/live and /ready"
+"""Seconds for which a look at the table is told again."""
+FIGURES_FRESH = 5.0
+"""Seconds for which the figures of queues are told again: counting takes longer."""
+PATHS = "/live, /ready and /metrics"
 
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
 
@@ -89,12 +94,52 @@ class Answer(NamedTuple):
         return head.encode("ascii") + (self.body if with_body else b"")
 
 
+class Look(Generic[T]):
+    """Asks the database one question, once at a time, however many clients want the answer.
+
+    Args:
+        ask: Asks.
+        fresh: Seconds for which an answer is told again.
+    """
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, T]], fresh: float) -> None:
+        self._ask = ask
+        self._fresh = fresh
+        self._asking: asyncio.Task[T] | None = None
+        self._ended = 0.0
+
+    async def answer(self) -> T:
+        """Return the answer.
+
+        Raises:
+            asyncio.TimeoutError: There is none within `READY_TIMEOUT` seconds.
+        """
+        if self._asking is None or (self._asking.done() and time.monotonic() - self._ended >= self._fresh):
+            self._asking = asyncio.create_task(self._run())
+        done, _ = await asyncio.wait([self._asking], timeout=READY_TIMEOUT)
+        if not done:
+            raise asyncio.TimeoutError
+        return self._asking.result()
+
+    async def close(self) -> None:
+        """Wait no longer."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    async def _run(self) -> T:
+        try:
+            return await self._ask()
+        finally:
+            self._ended = time.monotonic()
+
+
 class Health:
     """A small HTTP server on the worker's event loop.
 
     ``/live`` answers 200 while the event loop runs. ``/ready`` answers 200 if the worker takes jobs, and each table
-    that it works on is there and as it should be; else 503, with the reason. One look at the database is under way at a
-    time, however many clients ask.
+    that it works on is there and as it should be; else 503, with the reason. ``/metrics`` answers in Prometheus' text
+    format.
 
     Args:
         address: Where it listens.
@@ -108,8 +153,8 @@ class Health:
         self._bridges = bridges
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[Any]] = set()
-        self._look: asyncio.Task[str | None] | None = None
-        self._looked_at = 0.0
+        self._ready = Look(self._look_at_tables, FRESH)
+        self._figures = Look(self._count, FIGURES_FRESH)
 
     @property
     def address(self) -> str | None:
@@ -135,10 +180,10 @@ class Health:
         """Listen no longer, and end the connections."""
         if self._server is not None:
             self._server.close()
-        tasks: list[asyncio.Task[Any]] = [*self._serving, *([] if self._look is None else [self._look])]
+        tasks = list(self._serving)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self._ready.close(), self._figures.close(), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -166,16 +211,18 @@ class Health:
             if reason is None:
                 return Answer.of(HTTPStatus.OK, ready=True)
             return Answer.of(HTTPStatus.SERVICE_UNAVAILABLE, ready=False, reason=reason)
+        if path == "/metrics":
+            return await self._metrics()
         return Answer.of(HTTPStatus.NOT_FOUND, error=f"ask for {PATHS}")
 
     async def _why_not_ready(self) -> str | None:
         """Return why the worker takes no jobs; None if it does."""
         if self._worker_state.draining.is_set():
             return "the worker stops"
-        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at > FRESH):
-            self._look = asyncio.ensure_future(self._look_at_tables())
-        done, _ = await asyncio.wait([self._look], timeout=READY_TIMEOUT)
-        return self._look.result() if done else f"the database has not answered for {READY_TIMEOUT:.0f} s"
+        try:
+            return await self._ready.answer()
+        except asyncio.TimeoutError:
+            return f"the database has not answered for {READY_TIMEOUT:.0f} s"
 
     async def _look_at_tables(self) -> str | None:
         try:
@@ -183,6 +230,29 @@ class Health:
                 await bridge.call(check_readiness)
         except PQError as exc:
             return str(exc)
-        finally:
-            self._looked_at = time.monotonic()
         return None
+
+    async def _metrics(self) -> Answer:
+        try:
+            from pqcore.instruments.queue_metrics import exposition
+        except ImportError as exc:
+            if exc.name is None or exc.name.partition(".")[0] != "prometheus_client":
+                raise
+            error = "metrics need prometheus_client: pip install 'pqcore[prometheus]'"
+            return Answer.of(HTTPStatus.NOT_FOUND, error=error)
+        figures = None
+        with suppress(asyncio.TimeoutError):
+            figures = await self._figures.answer()
+        text = await asyncio.to_thread(exposition, figures)  # a collector of the user's may take its time
+        return Answer(HTTPStatus.OK, text, "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _count(self) -> dict[str, QueueFigures] | None:
+        """Count what the queues of the worker's tables have; None if the database refuses, or cannot be reached."""
+        found = {state.queue.name: QueueFigures(0, 0, 0, None) for state in self._worker_state.queue_states}
+        try:
+            for bridge in self._bridges:
+                found |= await bridge.call(count_queues)
+        except PQError as exc:
+            logger.warning("metrics of queues are left out: %s", exc)
+            return None
+        return found

@@ -1,0 +1,98 @@
+"""Gauges of what waits in queues and of their dead letters, for Prometheus: the database is asked at each scrape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from pqcore.errors import ConfigurationError, PQError
+from pqcore.instruments.prometheus import served_registry
+from pqcore.operations.admin import QueueFigures, count_queues
+from pqcore.queue import PQ
+from pqcore.runner import call_sync
+
+logger = logging.getLogger("pqcore")
+
+GAUGES = {
+    "ready": ("pqcore_jobs_ready", "Jobs that are due, and wait for a worker."),
+    "scheduled": ("pqcore_jobs_scheduled", "Jobs that are not due yet."),
+    "leased": ("pqcore_jobs_leased", "Jobs that are held under a lease."),
+    "parked": ("pqcore_jobs_parked", "Jobs that wait for a place under a limit, or for their turn in a group."),
+    "dead": ("pqcore_dead_letters", "Jobs that failed for good."),
+    "oldest": ("pqcore_oldest_ready_seconds", "Seconds since the oldest ready job came due; 0 without one."),
+}
+"""By the attribute of `QueueFigures`: the name of the gauge, and its help."""
+
+
+def gauges(figures: Mapping[str, QueueFigures]) -> list[Metric]:
+    """Return the gauges, with a sample for each queue.
+
+    Args:
+        figures: What each queue has, by its name.
+    """
+    made: list[Metric] = []
+    for attribute, (name, text) in GAUGES.items():
+        family = GaugeMetricFamily(name, text, labels=["queue"])
+        for queue, found in figures.items():
+            family.add_metric([queue], getattr(found, attribute) or 0)
+        made.append(family)
+    return made
+
+
+class QueueCollector(Collector):
+    """Has a registry tell what waits in the queues of a table, and how many dead letters they have.
+
+    The database is asked at each scrape. The answer is the same in each process, so one process is enough. While the
+    database does not answer, the gauges are left out.
+
+    Args:
+        pq: The queues.
+
+    Raises:
+        ConfigurationError: It is no blocking `PQ`: a registry cannot await.
+    """
+
+    def __init__(self, pq: PQ) -> None:
+        if not isinstance(pq, PQ):
+            msg = f"pq is of type {type(pq).__qualname__}; give a PQ, as a registry cannot await, or use Worker(health=...)"
+            raise ConfigurationError(msg)
+        self._engine = pq.engine
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the gauges without samples, so that a registration asks nothing."""
+        return gauges({})
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the gauges, as the database tells them now."""
+        try:
+            return gauges(call_sync(count_queues, self._engine))
+        except PQError as exc:
+            logger.warning("metrics of queues are left out: %s", exc)
+            return []
+
+
+class _Known(Collector):
+    def __init__(self, figures: Mapping[str, QueueFigures]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        return gauges(self._figures)
+
+
+def exposition(figures: Mapping[str, QueueFigures] | None) -> bytes:
+    """Return the metrics of this process and the gauges of queues, in Prometheus' text format.
+
+    Args:
+        figures: What each queue has, by its name; None if the database does not answer: then the gauges are left out.
+    """
+    text = generate_latest(served_registry())
+    if figures is None:
+        return text
+    own = CollectorRegistry(auto_describe=False)
+    own.register(_Known(figures))
+    return text + generate_latest(own)
