@@ -95,6 +95,11 @@ class BasePQ(Generic[Q]):
         make = cast("Any", self.queue_class)
         return cast("Q", make(name, engine=self.engine, serializer=serializer, options={**self.options, **options}))
 
+    def queues_with_tasks(self) -> list[Q]:
+        """Return the queues of `pq[name]` on which tasks are declared, by name."""
+        kept = {**self._forgotten, **self._queues}
+        return [queue for _, queue in sorted(kept.items()) if getattr(queue, "declares_tasks", False)]
+
     def __getitem__(self, name: str) -> Q:
         queue = self._queues.get(name)
         if queue is None:

@@ -38,6 +38,7 @@ pq = AsyncPQ(DSN) if os.environ.get("FACE") == "async" else PQ(DSN)
 queue = pq["apples"]
 plain = pqcore.PQ(DSN, backend="psycopg")
 front = plain["front"]
+bare = pqcore.PQ(DSN, backend="psycopg")
 
 class Place:
     inner = queue
@@ -221,6 +222,17 @@ def test_worker_command_runs_the_named_queues_of_a_pq(
     assert pq["plums"].count() == 1
 
 
+def test_worker_command_runs_the_queues_of_a_pq_on_which_tasks_are_declared(
+    dsn: str, pq: tasks.PQ, folder: Path
+) -> None:
+    pq["apples"].put(call("app.eat", "Cox"))
+    pq["pears"].put(call("app.eat", "Abate"))
+    done = run("worker", "app:pq", "--burst", dsn=dsn, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "worker starts: 'apples', 20 at once" in done.stderr
+    assert (seen(pq)[0], pq["pears"].count()) == ("Cox", 1)
+
+
 @pytest.mark.parametrize("target", ["app:make", "app:Place.inner"])
 def test_worker_command_target_may_be_a_function_or_an_attribute(
     dsn: str, pq: tasks.PQ, folder: Path, target: str
@@ -264,7 +276,7 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app:Place.nothing"], "app:Place.nothing: .* has no 'nothing'"),
         (["app"], "'app' is no target: write module:queue"),
         (["app.py:queue"], "write the module's name, not its path: app"),
-        (["app:pq"], "app:pq is a PQ: say which of its queues"),
+        (["app:bare"], "app:bare is a PQ on whose queues no task is declared: say which of its queues"),
         (["app:queue", "--queues", "apples"], "--queues is for a target that is a PQ"),
         (["app:eat"], "app:eat is a task: name the queue"),
         (["app:DSN"], "app:DSN is a builtins.str"),
@@ -590,7 +602,7 @@ def test_help_shows_the_first_line_of_each_command_whole() -> None:
     groups = [root, *(command for command in root.commands.values() if isinstance(command, click.Group))]
     for group in groups:
         text = click.Context(group, terminal_width=80).get_help()
-        assert [line for line in text.splitlines() if line.endswith("...")] == []
+        assert [line for line in text.splitlines() if line.startswith("  ") and line.endswith("...")] == []
 
 
 def test_commands_take_a_table_and_a_schema(dsn: str, folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_admin_list_shows_and_filters_states_and_functions(root: Client) -> None
     assert ids(page(root, f"{JOBS}?q={scheduled}"), "job") == [scheduled]
     for nothing in ("999", "no number", "9" * 30, "-1"):
         assert ids(page(root, f"{JOBS}?q={nothing}"), "job") == []
-    for column in range(1, 9):
+    for column in range(1, 10):
         page(root, f"{JOBS}?o={column}")
 
 
@@ -122,6 +122,8 @@ def test_admin_shows_a_dead_letter_with_its_traceback(root: Client) -> None:
     assert ids(page(root, DEAD), "deadletter") == [made]
     assert ids(page(root, f"{DEAD}?reason=crashed"), "deadletter") == []
     assert ids(page(root, f"{DEAD}?queue=orders&reason=failed"), "deadletter") == [made]
+    for listed in (page(root, DEAD), page(root, f"{DEAD}?o=5")):
+        assert re.search(r'field-short_error">(builtins\.)?RuntimeError: the &lt;b&gt;reason&lt;/b&gt;<', listed)
     text = page(root, f"{DEAD}{made}/change/")
     assert "Traceback (most recent call last)" in text
     assert "RuntimeError: the &lt;b&gt;reason&lt;/b&gt;" in text

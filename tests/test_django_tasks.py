@@ -13,6 +13,7 @@ from django_project import fixtures  # first, as it sets Django up
 # isort: split
 
 import pytest
+from django.core.management import call_command
 from django.db import connections, transaction
 
 from django_project.shop import background
@@ -42,6 +43,13 @@ def test_django_task_is_put_in_the_transaction_and_has_a_result(dsn: str) -> Non
     assert (found.status, found.return_value, found.is_finished) == (TaskResultStatus.SUCCESSFUL, 3, True)
     assert found.enqueued_at <= found.started_at <= found.finished_at
     assert found.attempts == 1
+
+
+def test_worker_of_the_project_takes_the_queues_of_django_tasks_by_default(dsn: str) -> None:
+    made = background.add.enqueue(1, b=2)
+    call_command("pqcore", "worker", "--burst", "--log-level", "error")
+    made.refresh()
+    assert made.status == TaskResultStatus.SUCCESSFUL
 
 
 def test_django_async_task_receives_its_context(dsn: str) -> None:

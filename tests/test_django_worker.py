@@ -129,6 +129,32 @@ def test_worker_takes_the_queues_of_the_settings_by_default(dsn: str, capsys: An
     assert queue("orders").count() == 0
 
 
+def test_worker_takes_the_queues_on_which_tasks_are_declared_by_default(dsn: str) -> None:
+    late = queue("declared late")
+    seen: list[str] = []
+
+    @late.task()
+    def note(job_id: int, what: str) -> None:
+        seen.append(what)
+
+    note("a note")
+    call_command("pqcore", "worker", "--burst", "--log-level", "error")
+    assert (seen, late.count()) == (["a note"], 0)
+
+
+def test_worker_of_a_broken_module_of_tasks_ends_with_exit_code_2(dsn: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "__init__.py").touch()
+    (broken / "tasks.py").write_text("raise RuntimeError('the sky fell')\n")
+    (tmp_path / "broken_settings.py").write_text(
+        "from django_project.settings import *\nINSTALLED_APPS = [*INSTALLED_APPS, 'broken']\n"
+    )
+    done = manage(dsn, tmp_path, "worker", "--burst", "--settings=broken_settings", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "RuntimeError: the sky fell" in done.stderr
+
+
 # Connections of jobs
 
 

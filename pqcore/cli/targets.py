@@ -27,7 +27,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
 
     Args:
         targets: The targets, each ``module:attribute``.
-        names: The names of the queues to use if a target is a `PQ`.
+        names: The names of the queues to use if a target is a `PQ`; without names, those on which tasks are declared.
         modules: More modules to import.
 
     Raises:
@@ -39,10 +39,14 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
     for target in targets:
         found = _find(target)
         if isinstance(found, (PQ, AsyncPQ)):
-            if not names:
-                raise UsageError(f"{target} is a {type(found).__name__}: say which of its queues, as in --queues a,b")
             used = True
-            queues += [_queue(found[name], target) for name in names]
+            chosen = [found[name] for name in names] or found.queues_with_tasks()
+            if not chosen:
+                raise UsageError(
+                    f"{target} is a {type(found).__name__} on whose queues no task is declared:"
+                    " say which of its queues, as in --queues a,b"
+                )
+            queues += [_queue(queue, target) for queue in chosen]
         else:
             queues.append(_queue(found, target))
     if names and not used:

@@ -39,7 +39,10 @@ def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 targets_argument = click.argument("targets", nargs=-1, required=True, metavar="MODULE:QUEUE...")
 queues_option = click.option(
-    "--queues", metavar="A,B", multiple=True, help="Of a target that is a PQ: the names of its queues."
+    "--queues",
+    metavar="A,B",
+    multiple=True,
+    help="Of a target that is a PQ: the names of its queues. By default those on which tasks are declared.",
 )
 
 modules_option = click.option(
@@ -181,8 +184,9 @@ def worker(
 ) -> None:
     """Run the jobs of queues, until told to stop.
 
-    A target names a queue in a module, or a PQ or AsyncPQ, of which --queues
-    says the queues, or a function that returns either.
+    A target names a queue in a module, or a PQ or AsyncPQ, or a function that
+    returns either. Of a PQ, the worker works on the queues on which tasks are
+    declared, unless --queues says others.
     """
     log_to_stderr(log_level)
     if options["log_jobs"]:

@@ -30,12 +30,14 @@ class TaskDeclarations:
         conventions: The conventions by which tasks of this class are declared and called.
         performs_taken: Whether `Queue.perform` is expected to perform jobs that `get` took, so that their follow-ups
             wait for it. This is so after a task was declared on the queue.
+        declares_tasks: Whether a task is declared on this queue.
     """
 
     handler_registry: ClassVar[dict[str, Callable[..., Any]]] = {}
     trusted_modules: tuple[str, ...] = ()
     conventions: ClassVar[Conventions] = OF_PQ
     performs_taken: bool = False
+    declares_tasks: bool = False
     logger = logger
     _tasks: ClassVar[dict[str, Task]] = {}
     _queues_of_tasks: ClassVar[set[str | None]] = set()  # None: some tasks are put into any queue
@@ -94,7 +96,7 @@ class TaskDeclarations:
                 raise ConfigurationError(msg)
         setattr(function, PATH_ATTRIBUTE, path)
         task = Task(path, function, options, self.conventions.first(function, path))
-        self.performs_taken = True
+        self.performs_taken = self.declares_tasks = True
         self._queues_of_tasks.add(getattr(self, "name", None))
         for one in paths:
             self.handler_registry[one] = function

@@ -9,6 +9,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.auth import get_permission_codename
 from django.db.models import TextField
+from django.db.models.fields.json import KeyTextTransform
 from django.db.models.functions import Cast, Left
 from django.utils.html import format_html
 
@@ -21,6 +22,8 @@ from pqcore.operations.list_jobs import UNFINISHED, path_in
 
 HEAD = 300
 """The number of characters of the data in which a list searches for the path of a function."""
+ERROR_HEAD = 200
+"""The largest number of characters of an error's message that a list shows."""
 LONGEST = 100_000
 """The largest number of characters of data that are shown."""
 
@@ -62,7 +65,9 @@ class RowAdmin(admin.ModelAdmin):
 
     def get_queryset(self, request: Any) -> Any:
         head = Left(Cast("data", TextField()), HEAD)
-        return super().get_queryset(request).defer("data", "payload", "headers", "error").annotate(head=head)
+        error_type, message = KeyTextTransform("type", "error"), KeyTextTransform("message", "error")
+        rows = super().get_queryset(request).defer("data", "payload", "headers", "error")
+        return rows.annotate(head=head, error_type=error_type, error_head=Left(message, ERROR_HEAD))
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         term = search_term.strip()
@@ -103,6 +108,11 @@ class RowAdmin(admin.ModelAdmin):
     def task(self, row: Any) -> str:
         """Return the path of the job's function, if the job is a call of one."""
         return path_in(row.head) or ""
+
+    @admin.display(description="error", ordering="error_type")
+    def short_error(self, row: Any) -> str:
+        """Return the type and the message of the last exception."""
+        return ": ".join(filter(None, (row.error_type, row.error_head)))
 
     @admin.display(description="data")
     def stored(self, row: Any) -> Any:
@@ -148,7 +158,17 @@ def _block(text: str) -> Any:
 class JobAdmin(RowAdmin):
     """Jobs that are not dead."""
 
-    list_display = ("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at")
+    list_display = (
+        "id",
+        "queue_name",
+        "state",
+        "task",
+        "short_error",
+        "attempts",
+        "failures",
+        "enqueued_at",
+        "schedule_at",
+    )
     list_filter = (StateFilter, QueueFilter)
     fields = (
         *("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at", "expected_at"),
@@ -187,7 +207,7 @@ class JobAdmin(RowAdmin):
 class DeadLetterAdmin(RowAdmin):
     """Jobs that failed for good."""
 
-    list_display = ("id", "queue_name", "reason", "task", "attempts", "failures", "died_at")
+    list_display = ("id", "queue_name", "reason", "task", "short_error", "attempts", "failures", "died_at")
     list_filter = (QueueFilter, "reason")
     fields = (
         *("id", "queue_name", "reason", "task", "attempts", "failures", "died_at", "enqueued_at", "schedule_at"),

@@ -282,6 +282,23 @@ class ResultNotJsonError(BaseException):
     """
 
 
+def queues_of_tasks(using: str) -> set[str]:
+    """Return the queues that ``TASKS`` names for a table.
+
+    Args:
+        using: The alias of the table in ``PQCORE``.
+    """
+    if _ROOT is None:
+        return set()
+    handler = importlib.import_module(_ROOT).task_backends
+    backends_of_table = (
+        backend
+        for backend in map(handler.__getitem__, handler)
+        if isinstance(backend, PQCoreBackend) and backend.options.get("using", "default") == using
+    )
+    return {name for backend in backends_of_table for name in backend.queues}
+
+
 class _Execution:
     """A running task, with the result for signals and for the task itself."""
 

@@ -22,12 +22,26 @@ if not apps.ready:
     django.setup()
 
 from pqcore.integrations.django import stale_connections
-from pqcore.integrations.django import tasks as _tasks  # noqa: F401 - whose function runs Django's own tasks
+from pqcore.integrations.django.tasks import queues_of_tasks  # the module's functions run Django's own tasks
 
 autodiscover_modules("tasks")
 if __name__ not in process_main.PRELOADED_MODULES:
     process_main.PRELOADED_MODULES.append(__name__)
     process_main.CALL_CONTEXTS.append(stale_connections.renewed)
+
+
+def queues_to_work_on(alias: str) -> list[str]:
+    """Return the names of the queues that a worker works on, unless they are named.
+
+    These are the queues of ``QUEUES``, those on which tasks are declared, and those of Django's own tasks.
+
+    Args:
+        alias: The alias of the table in ``PQCORE``.
+    """
+    pq = pqs[alias]
+    declared = [queue.name for queue in pq.queues_with_tasks()]
+    names = dict.fromkeys([*pq.configuration.queues, *declared, *sorted(queues_of_tasks(alias))])
+    return list(names) or ["default"]
 
 
 def __getattr__(alias: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,9 +120,15 @@ def _environment() -> Iterator[None]:
 
 
 def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
-    """Return the arguments of a worker: without a target, the queues of the table, by default all in ``QUEUES``."""
+    """Return the arguments of a worker: without a target the table's queues, those of its tasks unless they are named.
+
+    Raises:
+        CommandError: A module of tasks cannot be imported.
+    """
     import click
 
+    from pqcore.cli.errors import UsageError
+    from pqcore.cli.targets import import_modules
     from pqcore.cli.worker import worker
 
     try:
@@ -132,7 +139,12 @@ def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
         return arguments
     table = pq.configuration
     if not context.params["queues"]:
-        arguments = [f"--queues={','.join(table.queues) or 'default'}", *arguments]
+        try:
+            import_modules([TARGETS])
+        except UsageError as exc:
+            raise CommandError(exc.message, returncode=2) from exc
+        names = importlib.import_module(TARGETS).queues_to_work_on(table.alias)
+        arguments = [f"--queues={','.join(names)}", *arguments]
     return [f"{TARGETS}:{table.alias}", *arguments]
 
 
