@@ -60,7 +60,7 @@ class OtherTenant(Common):
     """
 
     name: str = "other_tenant"
-    title: str = "from put, or a free slot, to the start of another tenant's job, beside a backlog under limits"
+    title: str = "from put, or a free slot, to the start of another tenant's job, with a backlog under limits"
     metrics: tuple[Metric, ...] = (
         Metric("p50, few", "ms", "lower"),
         Metric("p99, few", "ms", "lower"),
@@ -139,7 +139,9 @@ class Limited(Common):
     """
 
     name: str = "limited"
-    title: str = "a worker's jobs under a limit, beside the lower of places / duration and the speed without a limit"
+    title: str = (
+        "a worker's jobs under a limit, compared with the lower of places / duration and the speed without a limit"
+    )
     metrics: tuple[Metric, ...] = (
         Metric("rate", "/s"),
         Metric("unlimited", "/s"),
@@ -320,7 +322,7 @@ class Shares(Common):
     """Weighted tenants, each with more jobs than can run, and the part of the runs that each gets."""
 
     name: str = "shares"
-    title: str = "the parts of the runs that tenants get, beside the parts of their weights"
+    title: str = "the parts of the runs that tenants get, compared with the parts of their weights"
     metrics: tuple[Metric, ...] = (
         *(Metric(tenant, "of the runs") for tenant in WEIGHTS),
         Metric("off", "% of a part, at most", "lower"),

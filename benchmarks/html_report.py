@@ -127,7 +127,7 @@ def _targets_chart(rows: Sequence[Row], palette: Colours) -> str:
         highest[row["operation"]] = max(row["target"], highest.get(row["operation"], 0))
     marker = {"symbol": "line-ew-open", "size": 40, "color": "#b00020", "line": {"width": 3}}
     traces.append(go.Scatter(name="target", x=list(highest), y=list(highest.values()), mode="markers", marker=marker))
-    return _figure("pqcore beside its drivers in bare loops", "ratio", traces)
+    return _figure("pqcore compared with its drivers in bare loops", "ratio", traces)
 
 
 def _charts(rows: Sequence[Row], palette: Colours) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Network(Common):
     """Each operation over a proxy that delays traffic by half of a round trip each way."""
 
     name: str = "network"
-    title: str = "over a network with a round trip of 1 ms and of 5 ms, beside the driver in a bare loop"
+    title: str = "over a network with a round trip of 1 ms and of 5 ms, compared with the driver in a bare loop"
     rounds: int | None = 1
     metrics: tuple[Metric, ...] = (
         Metric("p50", "ms", "lower"),

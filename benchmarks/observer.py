@@ -37,7 +37,7 @@ def named(dsn: str) -> str:
         ConfigurationError: The DSN is not a URL.
     """
     if "://" not in dsn:
-        msg = f"the benchmarks' DSN is to be a URL, postgresql://user@host/database, not {dsn!r}"
+        msg = f"the DSN of the benchmarks is {dsn!r}; give a URL, postgresql://user@host/database"
         raise ConfigurationError(msg)
     return f"{dsn}{'&' if '?' in dsn else '?'}application_name={APPLICATION}"
 

@@ -470,7 +470,7 @@ def _dead(connection: Connection, other: Connection, findings: Findings) -> None
     _run(other, "BEGIN ISOLATION LEVEL REPEATABLE READ")
     _run(other, f"SELECT FROM {TABLE} LIMIT 1")
     take()
-    look(f"{TAKES:,} takes beside an older open transaction")
+    look(f"{TAKES:,} takes during an older open transaction")
     look("the same, again")
     _run(other, "COMMIT")
     look("its end")
@@ -554,7 +554,7 @@ Every statement, run under `EXPLAIN (ANALYZE, BUFFERS)` on {findings.server}. `m
 embedded server, and writes this page; `python -m benchmarks.plans --dsn DSN` does so on another. Both print all plans.
 
 A figure is the number of pages (8 kB; shared buffers hit or read) that one run of a statement touched. It tells more
-than a time: it does not depend on the machine, and whatever grows with the table shows at once.
+than a time: it does not depend on the machine, and whatever grows with the table shows immediately.
 
 At most, in any of these situations:
 

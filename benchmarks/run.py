@@ -61,7 +61,7 @@ def workloads() -> list[Workload]:
 def scenarios() -> dict[str, str]:
     """The values of ``--scenario``, with descriptions."""
     return {
-        TARGETS: f"each operation beside its driver in a bare loop; or one of them, as in {TARGETS}:put",
+        TARGETS: f"each operation compared with its driver in a bare loop; or one of them, as in {TARGETS}:put",
         **{workload.name: workload.title for workload in workloads()},
     }
 
@@ -234,7 +234,7 @@ def _targets(
     request: Request, bench: Bench, tables: Mapping[Contender, Table], listener: Listener
 ) -> list[dict[str, Any]]:
     chosen, found = request.contenders, []
-    listener.begin("targets: pqcore beside bare loops", len(chosen) * len(request.operations()))
+    listener.begin("targets: pqcore compared with bare loops", len(chosen) * len(request.operations()))
     program = pgbench.find()
     for operation in request.operations():
         for contender in chosen:

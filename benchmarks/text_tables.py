@@ -67,7 +67,7 @@ def targets(rows: Sequence[Row], rules: Rules) -> Grid:
         *(">round trips", ">of bare loop", ">of pgbench", ">floor", "machine", "verdict", "bare loop is"),
     )
     spare = ("bare loop is", ">95 %", ">floor", ">of bare loop", ">at most", ">target", "machine")
-    grid = Grid("pqcore beside its drivers in bare loops, and beside pgbench", columns, [], spare=spare)
+    grid = Grid("pqcore compared with its drivers in bare loops, and with pgbench", columns, [], spare=spare)
     for row in rows:
         said = verdict(row, rules)
         if said in ("failed", "FALLS SHORT"):

@@ -174,13 +174,13 @@ def _many(scale: Scale) -> dict[str, Any]:
 
 PLAIN: tuple[Plain, ...] = (
     Plain("put", "put one", actions.put, sql="put"),
-    Plain("put_many", "put many at once", actions.put_many, lambda scale: {"size": scale.batch}),
+    Plain("put_many", "put many with one call", actions.put_many, lambda scale: {"size": scale.batch}),
     Plain("get", "get one", actions.get, backlog=1, sql="get"),
     Plain("get_keep", "get one, finished rows kept", actions.get, backlog=1, keep=True, sql="get_keep"),
     Plain(
         "transactional_get", "get one in a transaction", actions.get_in_transaction, backlog=1, sql="transactional_get"
     ),
-    Plain("get_many", f"get {MANY} at once", actions.get_many, _many, backlog=MANY, sql="get_many"),
+    Plain("get_many", f"get {MANY} with one call", actions.get_many, _many, backlog=MANY, sql="get_many"),
     Plain("lease_ack", f"lease {MANY} and acknowledge them", actions.lease_many, _many, backlog=MANY, sql="lease_ack"),
 )
 

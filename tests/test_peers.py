@@ -1,4 +1,4 @@
-"""The benchmark beside peers: the protocol, with pqcore as the system; what is lost is told; the table.  No peer."""
+"""The benchmark of peers: the protocol, with pqcore as the system; what is lost is told; the table.  No peer."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Memory(System):
 
 
 async def measured(system: System, key: str) -> dict[str, Any]:
-    """What comes of a workload, in two slices or at once."""
+    """What comes of a workload, in two slices or in one."""
     measuring = Measuring(system)
     if key.startswith("horizon"):
         await measuring.age(200)
@@ -553,7 +553,7 @@ REPORT: dict[str, Any] = {
         {"key": "put", "title": "put 1", "unit": "/s", "what": "one job a call"},
         {"key": "get", "title": "get 1", "unit": "/s", "what": "one job"},
         {"key": "pickup", "title": "pickup", "unit": "ms", "what": "the time"},
-        {"key": "horizon", "title": "get 1, old", "unit": "/s", "what": "beside a snapshot, after jobs"},
+        {"key": "horizon", "title": "get 1, old", "unit": "/s", "what": "under a snapshot, after jobs"},
     ],
     "systems": [
         system("pqcore, psycopg2"),
@@ -617,7 +617,7 @@ def test_peers_table_shows_figures_and_ratios() -> None:
         "put 1: one job a call; best peer: Fast, Rust, 2,000/s",
         "get 1: one job; best peer: pq, psycopg2, 1,000/s",
         "pickup: the time; best peer: pq, psycopg2, 3.00 ms",
-        "get 1, old: beside a snapshot, after jobs, 3,000 of them; best peer: Fast, Rust, 100/s",
+        "get 1, old: under a snapshot, after jobs, 3,000 of them; best peer: Fast, Rust, 100/s",
         "",
         "Gone, psycopg: not measured: needs Python 3.12",
         "pq, psycopg2, horizon: failed: too slow",

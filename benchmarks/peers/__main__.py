@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     keys = [workload.key for workload in WORKLOADS]
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description="pqcore beside its peers, on the same server, in alternation."
+        prog="python -m benchmarks.peers",
+        description="Compare pqcore with its peers, on the same server, in alternation.",
     )
     parser.add_argument("--dsn", help="a server, on which databases are made and dropped (default: an embedded one)")
     parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3, or 1 if quick)")

@@ -36,8 +36,8 @@ class Pgmq(System):
         "pickup": "enable_notify(throttle_interval_ms=0), NotificationListener, queue.pop()",
         "horizon": "queue.pop()",
         "concurrent_put": f"as for put, each with one of {POOL} connections that are passed round",
-        "concurrent_get": "as for get, likewise",
-        "concurrent_lease": "as for lease, likewise",
+        "concurrent_get": "as for get, over the same connections",
+        "concurrent_lease": "as for lease, over the same connections",
     }
     tables = (f"pgmq.q_{NAME}",)
     unfinished = f"SELECT count(*) FROM pgmq.q_{NAME}"

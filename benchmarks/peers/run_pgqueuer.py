@@ -128,7 +128,7 @@ class PgQueuerOverPool(PgQueuer):
     how = {
         **PgQueuer.how,
         "concurrent_put": f"as for put, over AsyncpgPoolDriver(asyncpg.create_pool(max_size={POOL}))",
-        "concurrent_lease": "as for lease, likewise",
+        "concurrent_lease": "as for lease, over the same connections",
     }
     alike = {**PgQueuer.alike, "concurrent_get": "concurrent_lease"}
 

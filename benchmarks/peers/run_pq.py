@@ -26,7 +26,7 @@ class Pq(System):
         "horizon": "queue.get()",
         "horizon_worker": "as for worker",
         "concurrent_put": f"as for put, over psycopg2.pool.ThreadedConnectionPool({CALLERS}, {CALLERS})",
-        "concurrent_get": "as for get, likewise",
+        "concurrent_get": "as for get, over the same connections",
     }
     alike = {"serve": "pickup"}
     threads = True

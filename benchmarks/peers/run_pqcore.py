@@ -38,8 +38,8 @@ class Pqcore(System):
         "limited": f"tasks with limits={{key: {PLACES}}} and tenant=key; Worker(queue)",
         "tenant": "as for limited",
         "concurrent_put": "as for put, over the connections that a PQ has by default",
-        "concurrent_get": "likewise",
-        "concurrent_lease": "likewise",
+        "concurrent_get": "as for get, over the same connections",
+        "concurrent_lease": "as for lease, over the same connections",
     }
     tables = ("queue",)
     unfinished = "SELECT count(*) FROM queue"
