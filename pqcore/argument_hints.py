@@ -13,9 +13,9 @@ from typing import Any
 
 from pqcore.db.dsn import dsn_text
 
-_ENGINE = "write pq_for_engine(engine), of pqcore.integrations.sqlalchemy"
+_ENGINE = "use pq_for_engine(engine) of pqcore.integrations.sqlalchemy"
 _IN_ITS_TRANSACTION = f"{_ENGINE}, and put in its transaction with queue.put(..., connection=...)"
-_DJANGO = "write pqcore.integrations.django.pq, or put in its transaction with queue.put(..., connection=connection)"
+_DJANGO = "use pqcore.integrations.django.pq, or put in its transaction with queue.put(..., connection=connection)"
 _FOR_PQ: Mapping[str, str] = {
     "sqlalchemy.Engine": _ENGINE,
     "sqlalchemy.AsyncEngine": _ENGINE,
@@ -29,18 +29,18 @@ _FOR_PQ: Mapping[str, str] = {
     "sqlalchemy.async_scoped_session": _IN_ITS_TRANSACTION,
     "sqlalchemy.sessionmaker": _IN_ITS_TRANSACTION,
     "sqlalchemy.async_sessionmaker": _IN_ITS_TRANSACTION,
-    "flask_sqlalchemy.SQLAlchemy": "write pq_for_engine(db.engine), of pqcore.integrations.sqlalchemy",
+    "flask_sqlalchemy.SQLAlchemy": "use pq_for_engine(db.engine) of pqcore.integrations.sqlalchemy",
     "django.BaseDatabaseWrapper": _DJANGO,
     "django.ConnectionProxy": _DJANGO,
     "django.BaseConnectionHandler": _DJANGO,
 }
 _BEGIN = "write with engine.begin() as connection: queue.put(..., connection=connection)"
-_OF_POOL = "take a connection of the pool, and give that"
+_OF_POOL = "take a connection from the pool, and give this connection"
 _FOR_CONNECTION: Mapping[str, str] = {
     "sqlalchemy.Engine": _BEGIN,
     "sqlalchemy.AsyncEngine": f"{_BEGIN}, with async and await",
     "sqlalchemy.Pool": _OF_POOL,
-    "sqlalchemy.PoolProxiedConnection": "give one that is open; of an AsyncEngine, give its connect() or a session",
+    "sqlalchemy.PoolProxiedConnection": "give an open connection; from an AsyncEngine, give its connect() or a session",
     "sqlalchemy.sessionmaker": "call it, and give the session",
     "sqlalchemy.async_sessionmaker": "call it, and give the session",
     "flask_sqlalchemy.SQLAlchemy": "write connection=db.session",
@@ -61,7 +61,7 @@ def instead_of_target(given: object) -> str:
             "a path has lost a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
         )
     if isinstance(given, Mapping) and "ENGINE" in given:
-        return f"give the URL that it was made of, or, in a project of Django's, {_DJANGO}"
+        return f"give the URL that the settings were made from, or, in a Django project, {_DJANGO}"
     if isinstance(given, Mapping):
         return "give text: psycopg.conninfo.make_conninfo(**options), or 'host=... dbname=...'"
     return _of_any(given, _FOR_PQ) or "give text, postgresql://user@host/database, or a driver's connection or pool"
@@ -98,9 +98,9 @@ def _of_any(given: object, told: Mapping[str, str]) -> str | None:
         if name in told:
             return told[name]
     if inspect.isawaitable(given):
-        return "await it first, and give what that returns"
+        return "await it first, and give the result"
     if callable(given):
-        return "call it, and give what it returns"
+        return "call it, and give the result"
     return None
 
 

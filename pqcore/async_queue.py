@@ -338,7 +338,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
     if not TYPE_CHECKING:  # type checkers find these attributes themselves
 
         def __enter__(self) -> None:
-            msg = "this queue is awaited: write async with queue, or take the queue from a PQ"
+            msg = "this queue is asynchronous: write async with queue, or take the queue from a PQ"
             raise InvalidCall(msg)
 
         def __exit__(self, kind: object, value: object, traceback: object) -> None: ...
@@ -428,7 +428,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
     if not TYPE_CHECKING:
 
         def __enter__(self) -> None:
-            msg = "an AsyncPQ is awaited: write async with pq, or open a PQ"
+            msg = "an AsyncPQ is asynchronous: write async with pq, or open a PQ"
             raise InvalidCall(msg)
 
         def __exit__(self, kind: object, value: object, traceback: object) -> None: ...

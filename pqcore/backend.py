@@ -414,7 +414,7 @@ def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
 
 CONNECT_TIMEOUT = 10
 """Seconds that `Backend.connect` may take, because a server may accept a connection and never answer."""
-ABORTED = "the transaction was rolled back, as a statement in it had failed"
+ABORTED = "the transaction was rolled back, because a statement in it had failed"
 """The message that a session's ``commit`` raises after a failed statement."""
 
 

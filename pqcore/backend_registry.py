@@ -151,7 +151,7 @@ class BackendRegistry(PluginLoader):
     def _pass_over(self, name: str, why: str) -> None:
         if name not in self._passed_over:
             self._passed_over.add(name)
-            logger.warning("the backend %r is passed over, as it cannot be used: %s", name, why)
+            logger.warning("backend %r is skipped, because it cannot be used: %s", name, why)
 
     def _named_by_scheme(self, scheme: str, mode: Mode, *, strict: bool) -> BackendSpec | None:
         """Return the backend that a URL's scheme names; None if the scheme names no backend.
@@ -205,7 +205,7 @@ class BackendRegistry(PluginLoader):
         one = "async" if mode == "blocking" else "blocking"
         msg = (
             f"PQCORE_BACKEND={variable}: {', '.join(map(repr, names))} is {one} only: use {other}, give {this} its own"
-            f" backend=, or set PQCORE_BACKEND={variable},{instead}: each face takes the first that has it"
+            f" backend=, or set PQCORE_BACKEND={variable},{instead}: each face takes the first that it supports"
         )
         raise UnknownBackend(msg)
 
@@ -282,8 +282,8 @@ class BackendRegistry(PluginLoader):
         check_spec(spec)
         owners = self._points(BACKENDS, spec.name)
         if self._loading is not None and owners and all(each.value != self._loading.value for each in owners):
-            brings = f"a backend {spec.name!r}, which is what {origin_of(owners[0])} brings"
-            raise PluginError(f"{origin_of(self._loading)} registers {brings}: give it another name")
+            brings = f"a backend {spec.name!r}, a name that belongs to {origin_of(owners[0])}"
+            raise PluginError(f"{origin_of(self._loading)} registers {brings}: give the backend another name")
         if len({each.value for each in owners}) > 1:  # ambiguous; `_load` raises the error
             return
         key = (spec.name, spec.mode)

@@ -36,7 +36,7 @@ def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as exc:
         return {}, f"the headers cannot be read: {exc}"
     if not isinstance(found, dict):
-        return {}, f"the headers are no object, but a {type(found).__name__}"
+        return {}, f"the headers are a {type(found).__name__}, not an object"
     escaped = "\\u" in text
     faults = []
     for name in list(found):
@@ -58,12 +58,12 @@ def check_link(link: Any) -> None:
         TypeError, ValueError, LookupError, ArithmeticError, RecursionError: The value is not a valid `StoredPut`.
     """
     if not isinstance(link, dict) or not link.keys() <= _LINK:
-        raise TypeError("no put that is to follow")
+        raise TypeError("it is not a following put")
     check_text(link["queue"], "queue", MAX_QUEUE_NAME)
     check_text(link["serializer"], "serializer")
     data, payload = link["data"], link["payload"]
     if (data is None) == (payload is None) or not isinstance(payload if data is None else data, str):
-        raise TypeError("neither data nor payload, or both")
+        raise TypeError("it must have either data or payload")
     if payload is not None:
         base64.b64decode(payload)
     else:
@@ -71,7 +71,7 @@ def check_link(link: Any) -> None:
     if link.get("delay") is not None:
         _check_seconds(link["delay"])
     if not isinstance(link["headers"], dict):
-        raise TypeError("headers that are no object")
+        raise TypeError("its headers are not an object")
     for name, value in link["headers"].items():
         if (check := _CHECKS.get(name)) is not None:
             check(value)
@@ -89,36 +89,36 @@ def _storable(value: Any) -> None:
 
 def _check_seconds(value: Any) -> None:
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= LONGEST:
-        raise ValueError(f"no number of seconds up to {LONGEST:,}")
+        raise ValueError(f"it is not a number of seconds up to {LONGEST:,}")
 
 
 def _check_limits(gate: Any) -> None:
     if not isinstance(gate, dict) or not isinstance(limits := gate.get("limits", {}), dict):
-        raise TypeError("no object")
+        raise TypeError("it is not an object")
     for key, places in limits.items():
         check_text(key, "limit", MAX_KEY)
         if type(places) is not int or not 1 <= places <= MOST_PLACES:
-            raise ValueError("a limit that is no number of jobs")
+            raise ValueError("a limit is not a number of jobs")
     if "group" in gate:
         check_text(gate["group"], "group", MAX_KEY)
     if "share" in gate:
         check_text(gate["share"], "tenant", MAX_KEY)
     if type(priority := gate.get("priority", 0)) is not int or abs(priority) > MAX_PRIORITY:
-        raise ValueError("a priority that is no whole number")
+        raise ValueError("the priority is not a whole number")
 
 
 def _check_run(run: Any) -> None:
     if not isinstance(run, dict):
-        raise TypeError("no object")
+        raise TypeError("it is not an object")
     if run.get("timeout") is not None:
         _check_seconds(run["timeout"])
     if run.get("deadline") is not None and not math.isfinite(run["deadline"]):
-        raise ValueError("a deadline that is no time")
+        raise ValueError("the deadline is not a time")
 
 
 def _check_batch(batch: Any) -> None:
     if type(batch) is not int or not 0 <= batch <= _MOST_ID:
-        raise ValueError("no batch's number")
+        raise ValueError("it is not the number of a batch")
 
 
 def _check_token(token: Any) -> None:

@@ -256,8 +256,8 @@ class BaseJob:
 
 
 _LEFT = (
-    "; if it was taken with get, its row is deleted, and job.raw has all that is left of the data: "
-    "job.bury(error) makes a dead letter of it, which queue.dead.retry(job.id) makes a job again"
+    "; if the job was taken with get, its row is deleted, and only job.raw still has the data: "
+    "job.bury(error) turns it into a dead letter, which queue.dead.retry(job.id) turns back into a job"
 )
 
 

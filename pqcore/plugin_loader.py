@@ -80,7 +80,7 @@ def _instead(*, registers: bool, around: bool) -> str:
     if around:
         return "return a context manager: write @hookimpl above @contextmanager, and yield once"
     return (
-        "write a function that returns; for what has to run before and after, return a context manager from"
+        "write a function that returns; to run code before and after, return a context manager from"
         " pqcore_around_put or pqcore_around_run"
     )
 
@@ -224,7 +224,7 @@ def check_version(what: str, api: object) -> None:
         PluginError: It was written for another version.
     """
     if not isinstance(api, int) or isinstance(api, bool):
-        raise PluginError(f"{what} says that it was made for plugin API {api!r}: that is to be a number, {PLUGIN_API}")
+        raise PluginError(f"{what} has the plugin API version {api!r}; give a number, {PLUGIN_API}")
     if api == PLUGIN_API:
         return
     newer = "upgrade pqcore, or install an older version of the plugin"

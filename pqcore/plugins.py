@@ -75,7 +75,7 @@ class Plugins(BackendRegistry):
         if registered is None:
             raise self._unknown_serializer(inner, name)
         if is_wrapper(registered):
-            msg = f"serializer {inner!r} wraps another: write it after that, as in 'json+{inner}'"
+            msg = f"serializer {inner!r} wraps another: write it after the other, as in 'json+{inner}'"
             raise UnknownSerializer(msg)
         made = _made(inner, registered) if isinstance(registered, type) else registered
         for layer in layers:
@@ -83,7 +83,7 @@ class Plugins(BackendRegistry):
             if wrapper is None:
                 raise self._unknown_serializer(layer, name)
             if not is_wrapper(wrapper):
-                msg = f"serializer {layer!r} wraps no other: in {_cut(name)!r}, it can only be the first"
+                msg = f"serializer {layer!r} is not a wrapper: in {_cut(name)!r}, it can only be the first"
                 raise UnknownSerializer(msg)
             made = _made(layer, wrapper, made)
         return made

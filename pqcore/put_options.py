@@ -147,7 +147,7 @@ def put_options(
         for key, places in limits.items():
             check_text(key, "limit", MAX_KEY)
             if not isinstance(places, int) or isinstance(places, bool) or places < 1:
-                msg = f"limit {key!r} is {places!r}; give the number of jobs that may run at once, at least 1"
+                msg = f"limit {key!r} is {places!r}; give the number of jobs that may run concurrently, at least 1"
                 raise ConfigurationError(msg)
         gate["limits"] = dict(limits)
     if tenant is not None:

@@ -629,7 +629,7 @@ class Queue(TaskQueueMixin):
     if not TYPE_CHECKING:  # type checkers find these attributes themselves
 
         async def __aenter__(self) -> None:
-            msg = "this queue blocks: write with queue, or take the queue from an AsyncPQ"
+            msg = "this queue is blocking: write with queue, or take the queue from an AsyncPQ"
             raise InvalidCall(msg)
 
         async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...
@@ -807,7 +807,7 @@ class PQ(BasePQ[Queue]):
     if not TYPE_CHECKING:
 
         async def __aenter__(self) -> None:
-            msg = "a PQ blocks: write with pq, or open an AsyncPQ"
+            msg = "a PQ is blocking: write with pq, or open an AsyncPQ"
             raise InvalidCall(msg)
 
         async def __aexit__(self, kind: object, value: object, traceback: object) -> None: ...

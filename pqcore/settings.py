@@ -221,7 +221,7 @@ class QueueSettings:
             msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {_text_of(exc)}"
             raise SerializationError(msg) from exc
         if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
-            msg = f"queue {self.name!r}: {self.serializer_name} gave a {type(raw).__name__} for the encoded data"
+            msg = f"queue {self.name!r}: {self.serializer_name} returned a {type(raw).__name__} as the encoded data"
             raise SerializationError(msg)
         size = len(raw)
         if isinstance(raw, str):

@@ -182,14 +182,14 @@ def _near(distance: timedelta) -> timedelta:
 
 def _aware(moment: datetime) -> datetime:
     if moment.replace(tzinfo=None) in _INFINITIES:
-        msg = f"not a time: {moment!r} stands for infinity with some drivers; give one that is nearer"
+        msg = f"not a time: {moment!r} means infinity to some drivers; give a nearer time"
         raise InvalidTimeSpec(msg)
     if moment.tzinfo is None:
         return moment.replace(tzinfo=timezone.utc)
     try:
         return moment.astimezone(timezone.utc)
     except OverflowError as exc:
-        msg = f"not a time: {moment!r} is outside of what UTC can hold"
+        msg = f"not a time: {moment!r} is outside the range of UTC; give a nearer time"
         raise InvalidTimeSpec(msg) from exc
 
 

@@ -69,7 +69,7 @@ def _read(dsn: str) -> tuple[str, dict[str, str]]:
             place = place.removesuffix("/")  # asyncpg would take the slash for a database with an empty name
         return place, dict(parse_qsl(said.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(said)))
     if _WORD.sub("", dsn).strip():
-        raise ValueError("neither a URL, postgresql://user@host/database, nor words, host=... dbname=...")
+        raise ValueError("neither a URL, postgresql://user@host/database, nor keywords, host=... dbname=...")
     return "postgresql://", {name: _plain(word) for name, word in _WORD.findall(dsn)}
 
 

@@ -287,7 +287,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _DEADLINE
         while (status := self._ask("look")) is None and not self._is_ready():
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(f"the embedded server takes too long:\n{self._log_tail()}")
+                raise EmbeddedServerError(f"the embedded server did not answer in time:\n{self._log_tail()}")
             time.sleep(0.01)
         return None if status is None else int(status)
 
@@ -309,7 +309,7 @@ class EmbeddedServer:
             self._guard.stdin.write(json.dumps(request).encode() + b"\n")
             answer, error = json.loads(self._guard.stdout.readline())
         except (OSError, ValueError) as broken:
-            raise EmbeddedServerError("the guard of the embedded server is gone") from broken
+            raise EmbeddedServerError("the guard process of the embedded server has ended") from broken
         if error:
             raise EmbeddedServerError(f"the embedded server did not start: {error}")
         return answer

@@ -56,7 +56,7 @@ def dsn(pqcore_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
-    """Installs a project beside what is installed; gives the environment of processes that are to find it."""
+    """Installs a project in a folder of its own; gives the environment of processes that import it."""
 
     def installed(project: Path) -> dict[str, str]:
         site, copy = tmp_path / "site", tmp_path / "copy"

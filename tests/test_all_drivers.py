@@ -1,4 +1,4 @@
-"""All drivers at once, on one table."""
+"""All drivers together, on one table."""
 
 from __future__ import annotations
 

@@ -474,14 +474,14 @@ class ExampleBackend:
 
 
 class SlowedBackend(ExampleBackend):
-    """With so long a pause that a busy machine does not hide it."""
+    """With a pause that is too long for a busy machine to hide."""
 
     seconds = 0.02
 
 
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few calls warm up, and so many turns are measured that one that is disturbed does not matter."""
+    """Few calls warm up, and the turns are many enough that a disturbed one does not matter."""
     monkeypatch.setitem(globals(), "TINY", dataclasses.replace(TINY, cell=0.9, paired_run=60))
     monkeypatch.setattr(targets, "WARM", 3)
     monkeypatch.setattr(targets, "AHEAD", 1)
@@ -1025,7 +1025,7 @@ STEADY = [100.0, 101.0, 102.0, 103.0, 104.0, 105.0]
 
 
 def times(factor: float, values: Sequence[float] = STEADY) -> list[float]:
-    """Values that are so many times as large."""
+    """Values that are this many times as large."""
     return [factor * value for value in values]
 
 

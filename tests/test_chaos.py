@@ -412,7 +412,7 @@ def _(run: Forger) -> None:
     run.unsay("cancel", run.event(lambda event: event.what == "DELETE").token)
 
 
-@forges("two jobs of one dedup key at once")
+@forges("two jobs with one dedup key at the same time")
 def _(run: Forger) -> None:
     run.double(run.event(lambda event: event.what == "INSERT" and event.dedup_key))
 

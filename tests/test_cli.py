@@ -177,7 +177,7 @@ def test_worker_command_runs_jobs_put_by_another_process(
     with Command(
         "worker", "app:queue", dsn=dsn, folder=folder, variables={"PQCORE_BACKEND": backend, "FACE": face}
     ) as worker:
-        worker.expect("worker starts: 'apples', 20 at once")
+        worker.expect("worker starts: 'apples', concurrency 20")
         pq["apples"].put(call("app.eat", "Cox"))
         assert seen(pq) == ["Cox", worker.process.pid, "10"]
         pq["apples"].put(call("app.drink", "cider"))
@@ -229,7 +229,7 @@ def test_worker_command_runs_the_queues_of_a_pq_on_which_tasks_are_declared(
     pq["pears"].put(call("app.eat", "Abate"))
     done = run("worker", "app:pq", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "worker starts: 'apples', 20 at once" in done.stderr
+    assert "worker starts: 'apples', concurrency 20" in done.stderr
     assert (seen(pq)[0], pq["pears"].count()) == ("Cox", 1)
 
 
@@ -241,13 +241,16 @@ def test_worker_command_target_may_be_a_function_or_an_attribute(
     done = run("worker", target, "app:queue", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
     assert seen(pq)[0] == "Cox"
-    assert "worker starts: 'apples', 20" in done.stderr  # once, though named twice
+    assert "worker starts: 'apples', concurrency 20" in done.stderr  # once, though named twice
 
 
 def test_worker_command_warns_of_a_queue_on_which_no_task_is_declared(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     done = run("worker", "app:pq", "--queues", "appels,apples", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
-    told = re.findall(r"(\S+): no task is declared on this queue, but on ('apples', .*): is its name", done.stderr)
+    told = re.findall(
+        r"(\S+): no task is declared on this queue, but tasks are declared on ('apples', .*): is the queue's name",
+        done.stderr,
+    )
     assert [queue for queue, _ in told] == ["'appels'"]
 
 
@@ -274,11 +277,11 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app.tasks:queue"], "app.tasks:queue: there is no module 'app.tasks'|is not a package"),
         (["app:nothing"], "app:nothing: module 'app' has no 'nothing'"),
         (["app:Place.nothing"], "app:Place.nothing: .* has no 'nothing'"),
-        (["app"], "'app' is no target: write module:queue"),
+        (["app"], "'app' is not a target: write module:queue"),
         (["app.py:queue"], "write the module's name, not its path: app"),
         (["app:bare"], "app:bare is a PQ on whose queues no task is declared: say which of its queues"),
-        (["app:queue", "--queues", "apples"], "--queues is for a target that is a PQ"),
-        (["app:eat"], "app:eat is a task: name the queue"),
+        (["app:queue", "--queues", "apples"], "--queues needs a target that is a PQ"),
+        (["app:eat"], "app:eat is a task: give the queue"),
         (["app:DSN"], "app:DSN is a builtins.str"),
         (["app:make_nothing"], "app:make_nothing is a builtins.NoneType"),
         (["app:make_with"], "app:make_with cannot be called without arguments"),
@@ -348,8 +351,8 @@ def test_worker_command_ends_immediately_after_a_second_signal(
         worker.expect("told to stop: no more jobs")
         worker.signal(number)
         assert worker.wait() == 0
-        assert "told to stop at once" in worker.log
-        assert "functions still run, in pqcore-job" in worker.log
+        assert "told to stop immediately" in worker.log
+        assert "functions are still running in threads pqcore-job" in worker.log
     assert pq["apples"].status(job_id) == "ready"  # given back, and not only once its lease has run out
 
 
@@ -504,7 +507,7 @@ def test_dead_command_shows_other_data_undecoded(dsn: str, pq: tasks.PQ, folder:
     job_id = pq["apples/pickle"].put(call("app.fail", "Cox"))
     done = run("worker", "app:queue", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "put off for 60 seconds" in done.stderr
+    assert "postponed for 60 seconds" in done.stderr
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("UPDATE queue SET schedule_at = now()")
     job = pq["apples"].lease()
@@ -547,7 +550,7 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     rotten.bury("rotten")
     assert run("status", str(ready), dsn=dsn).stdout.startswith(f"job {ready} of 'pears': ready")
     assert run("retry", str(later), dsn=dsn).stdout == f"job {later} of 'pears' was scheduled, and is due now\n"
-    assert run("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' is deleted\n"
+    assert run("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' was deleted\n"
     gone = run("cancel", str(ready), dsn=dsn)
     assert gone.returncode == 1
     assert f"has no job {ready}" in gone.stderr
@@ -573,7 +576,7 @@ def test_expiry_command_shows_and_sets_how_long_rows_are_kept(dsn: str) -> None:
     text = run("expiry", "--queue", "audit", "--finished", "1d", "--dead", "none", dsn=dsn).stdout
     assert re.search(r"^ *all others +dead +30d +0 *$", text, re.MULTILINE), text
     assert re.search(r"^ *audit +finished +1d +0 *$", text, re.MULTILINE), text
-    assert re.search(r"^ *audit +dead +for ever +0 *$", text, re.MULTILINE), text
+    assert re.search(r"^ *audit +dead +no limit +0 *$", text, re.MULTILINE), text
     wrong = run("expiry", "--finished", "soon", dsn=dsn)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "'soon' is not a time" in wrong.stderr
@@ -650,7 +653,7 @@ def test_destructive_command_asks_for_confirmation(
     command = ["dead", *(str(job_id) if word == "ID" else word for word in arguments), "--queue", "apples"]
     nobody = run(*command, dsn=dsn)
     assert nobody.returncode == 2
-    assert "There is no terminal to ask at: give --yes" in nobody.stderr
+    assert "There is no terminal to ask on: give --yes" in nobody.stderr
     for answer, left in (("n", 1), ("y", 0)):
         ours, theirs = pty.openpty()
         os.write(ours, answer.encode() + b"\n")
@@ -695,7 +698,7 @@ def test_status_command_shows_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> Non
     assert f"job {job_id} of 'apples': scheduled" in run("status", str(job_id), "--queue", "apples", dsn=dsn).stdout
     unknown = run("status", str(job_id), "--queue", "pears", dsn=dsn)
     assert unknown.returncode == 1
-    assert f"knows nothing of job {job_id}" in unknown.stderr
+    assert f"has no record of job {job_id}" in unknown.stderr
 
 
 def test_cancel_command_cancels_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
@@ -734,7 +737,7 @@ def test_commands_without_a_dsn_use_libpqs_variables(dsn: str, pq: tasks.PQ) -> 
 
 def test_commands_without_a_dsn_say_so_when_the_server_is_unreachable() -> None:
     variables = {"PGHOST": "127.0.0.1", "PGPORT": "1"}
-    told = "Neither --dsn nor PQCORE_DSN says where the database is"
+    told = "Neither --dsn nor PQCORE_DSN is set"
     done = run("stats", variables=variables)
     assert (done.returncode, told in done.stderr) == (1, True), done.stderr
     done = run("stats", "--dsn", "postgresql://127.0.0.1:1/app", variables=variables)

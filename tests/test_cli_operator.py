@@ -146,7 +146,7 @@ def test_migrate_command_sets_sequences_if_asked(dsn: str, pq: PQ, command: str)
     assert pq["a"].put(1) == 51
     execute(dsn, insert.format(70))
     said = call(command, "--set-sequences", dsn=dsn).stdout
-    assert "sequence queue_id_seq is set to 70: it would have given id 52 next" in said
+    assert "sequence queue_id_seq is set to 70: the next id would have been 52" in said
     assert pq["a"].put(1) == 71
     assert "no sequence is behind" in call(command, "--set-sequences", dsn=dsn).stdout
     assert pq["a"].put(1) == 72
@@ -170,7 +170,7 @@ def test_migrate_and_adopt_commands_take_over_a_pq_table(dsn: str) -> None:
     assert done.exit_code == 0
     assert "3 rows, 2 of them unfinished, in 2 queues" in done.stdout
     assert call("migrate", "--check", dsn=dsn).exit_code == 0
-    assert "pqcore's already" in line(call("adopt", dsn=dsn), 1)
+    assert "is already a table of pqcore" in line(call("adopt", dsn=dsn), 1)
     assert call("get", "--queue", "b", dsn=dsn).stdout == "3\n"
 
 
@@ -178,7 +178,7 @@ def test_adopt_command_refuses_a_foreign_table(dsn: str) -> None:
     execute(dsn, "CREATE TABLE queue (id uuid PRIMARY KEY, data jsonb)")
     before = shape(dsn)
     said = line(call("adopt", dsn=dsn), 1)
-    assert "no table of pq's (id is uuid, " in said
+    assert "not a table of pq (id is uuid, " in said
     assert shape(dsn) == before
 
 
@@ -215,7 +215,7 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
         (["put", "--queue", "a", "--lines"], b"", "standard input has no lines"),
         (["put", "--queue", "a", "--lines"], b"1\n{\n2", "line 2 is not JSON"),
         (["put", "1", "--queue", "a", "--lines"], b"1", "--lines reads standard input"),
-        (["put", "--queue", "a", "--lines", "--dedup", "k"], b"1", "--dedup is of a single job"),
+        (["put", "--queue", "a", "--lines", "--dedup", "k"], b"1", "--dedup is for a single job"),
         (["put", "1", "--queue", "a", "--schedule-at", "soon"], None, "'soon' is not a time"),
         (["put", "1", "--queue", "a", "--limit", "n=0"], None, "n=0: write a number of jobs"),
         (["put", "1", "--queue", "a", "--header", "n"], None, "'n': write a name and a value"),
@@ -236,19 +236,19 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
         (["show"], None, "Missing argument 'ID'"),
         (["retry", "--queue", "a"], None, "Missing argument 'ID..."),
         (["purge", "--queue", "a"], None, "Missing option '--older-than'"),
-        (["purge", "--queue", "a", "--older-than", "1d"], None, "There is no terminal to ask at: give --yes"),
-        (["move", "--queue", "a", "--all"], None, "say where to"),
+        (["purge", "--queue", "a", "--older-than", "1d"], None, "There is no terminal to ask on: give --yes"),
+        (["move", "--queue", "a", "--all"], None, "no target is given"),
         (["move", "--queue", "a", "--to", "b"], None, "give IDs, or --all"),
         (["move", "1", "--queue", "a", "--to", "b", "--all"], None, "give IDs, or --all"),
         (["move", "1", "--queue", "a", "--to", "b", "--limit", "1"], None, "--limit goes with --all"),
-        (["move", "--queue", "a", "--to", "b", "--all"], None, "There is no terminal to ask at: give --yes"),
-        (["move", "--queue", "a", "--to", "a", "--all", "--yes"], None, "'a' is the queue that they are in"),
+        (["move", "--queue", "a", "--to", "b", "--all"], None, "There is no terminal to ask on: give --yes"),
+        (["move", "--queue", "a", "--to", "a", "--all", "--yes"], None, "'a' is the queue that the jobs are in"),
         (["move", "--queue", "a", "--to-archive", "--all"], None, "--to-archive moves finished rows"),
         (["migrate", "--sql", "--check"], None, "give --sql or --check, not both"),
         (["doctor", "--backend", "nothing"], None, "unknown backend 'nothing'"),
         (["conformance", "--backend", "nothing"], None, "unknown backend 'nothing'"),
         (["conformance"], None, "Missing option '--backend'"),
-        (["conformance", "--backend", "psycopg", "--dsn", "password=hush"], None, "--dsn is to be a URL"),
+        (["conformance", "--backend", "psycopg", "--dsn", "password=hush"], None, "give a URL, postgresql://user@host/database"),
         (["top", "--interval", "x"], None, "'x' is not a time"),
     ],
 )  # fmt: skip
@@ -544,7 +544,7 @@ def test_move_command_moves_single_jobs_and_keeps_limits(dsn: str, pq: PQ) -> No
     first, second, third, fourth = pq["a"].put_many(range(4))
     assert objects("move", str(third), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
     done = call("move", str(third), str(fourth), "--queue", "a", "--to", "b", dsn=dsn)
-    assert "1 of the 2 named do not wait in 'a'" in line(done, 1)
+    assert "1 of the 2 given jobs are not waiting in 'a'" in line(done, 1)
     assert objects("move", "--all", "--limit", "1", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
     assert states(pq, first, third, fourth, queue="b") == ["ready"] * 3
     assert states(pq, second) == ["ready"]
@@ -685,7 +685,7 @@ def test_limits_command_lists_what_is_in_use(dsn: str, pq: PQ) -> None:
         (("limit", "", "1"), "limit is empty"),
         (("rate", "x", "fast"), "the rate of 'x' is 'fast'"),
         (("weight", "x", "nan"), "give a number above 0"),
-        (("pause", "--task", "a", "--group", "b"), "a pause is of one thing"),
+        (("pause", "--task", "a", "--group", "b"), "a call pauses one thing"),
         (("pause", "--until", "soon"), "is not a time"),
         (("pause", "--until", "2001-01-01T00:00Z"), "has passed"),
         (("resume", "--group", ""), "group is empty"),
@@ -899,7 +899,7 @@ def test_conformance_command_runs_the_suite(dsn: str, tmp_path: Path) -> None:
     variables = {"PQCORE_TEST_DSN": dsn}
     arguments = ("conformance", "--backend", "psycopg", "--report", str(report), "--json", "--", "-k")
     done = run(*arguments, "test_put_data_are_returned_by_get", folder=tmp_path, variables=variables)
-    if "no such tests" in done.stderr or "deselected" not in done.stderr:
+    if "no such test" in done.stderr or "deselected" not in done.stderr:
         pytest.fail(done.stderr)
     found = json.loads(done.stdout)
     assert found["complete"] is False

@@ -34,14 +34,14 @@ KINDS = (
     ),
 )
 BOUNDED: list[tuple[Query, int]] = [
-    # Looks up at most so many jobs of each class, in an index of each.
+    # Looks up at most this many jobs of each class, in an index of each.
     *((query, 5 * N) for query in (SQL.list_ready, SQL.list_parked)),
     # Jobs that are leased share an index with those that are scheduled and expected: one passes the other.
     *((query, ROWS + N) for query in (SQL.list_scheduled, SQL.list_leased)),
     (SQL.list_archived, N),
     (SQL.list_dead, N),
     (SQL.find_row, 3),
-    # Finished rows are in no index: so many of those that were put last.
+    # Finished rows are in no index: this many of those that were put last.
     (SQL.recent_completions, 10_000),
     (SQL.rerun_finished, 3),
     (SQL.rerun_archived, 3),

@@ -292,10 +292,10 @@ def test_django_unreachable_server_raises_connection_lost(dsn: str) -> None:
         ([], "dictionary of dictionaries"),
         ({"default": None}, "dictionary of dictionaries"),
         ({"other": {}}, "has no 'default', only 'other'"),
-        ({"default": {"TABEL": "q"}}, "has 'TABEL'; choose of DATABASE, TABLE"),
+        ({"default": {"TABEL": "q"}}, "has 'TABEL'; choose among DATABASE, TABLE"),
         ({"default": {"TABLE": ""}}, "table name is empty"),
         ({"default": {"OPTIONS": ["keep"]}}, "'OPTIONS'] is ['keep']"),
-        ({"default": {"OPTIONS": {"backend": "psycopg2"}}}, "has 'backend', which is no option"),
+        ({"default": {"OPTIONS": {"backend": "psycopg2"}}}, "has 'backend', which is not an option"),
         ({"default": {"OPTIONS": {"retention": "burn"}}}, "retention is 'burn'"),
         ({"default": {"QUEUES": "emails"}}, "'QUEUES'] is 'emails'"),
         ({"default": {"QUEUES": {"emails": {"retention": "burn"}}}}, "retention is 'burn'"),
@@ -454,7 +454,7 @@ def test_django_check_reports_a_missing_or_different_table(empty: str) -> None:
         assert (new.id, new.hint) == ("pqcore.E003", "Upgrade pqcore.")
         server.execute("DELETE FROM pqcore_migrations WHERE version > 2")
         [old] = check_tables(databases=["default"])
-        assert (old.id, "version 2; this pqcore needs" in old.msg) == ("pqcore.W002", True)
+        assert (old.id, "version 2; this version of pqcore needs" in old.msg) == ("pqcore.W002", True)
     point_to("postgresql://nobody@127.0.0.1:1/nothing")
     assert [message.id for message in check_tables(databases=["default"])] == ["pqcore.E002"]
 

@@ -100,7 +100,7 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """The blocks of a document that are to be run, or written.
+    """The blocks of a document that a test runs, or writes.
 
     Raises:
         ValueError: A block would not be run, and looks as if it were to be.
@@ -180,7 +180,7 @@ class Run:
 def run(
     request: pytest.FixtureRequest, pqcore_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Path], Run]]:
-    """Runs a document, once: a document of the project beside the tests of those before it."""
+    """Runs a document, once: a document of the project at the same time as the tests of those before it."""
     runs: dict[Path, Future[Run]] = {}
 
     def started(document: Path) -> Future[Run]:

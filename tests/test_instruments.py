@@ -87,7 +87,7 @@ def of_kind(kind: str, body: Callable[[], Any]) -> Function:
         return body()
 
     function: Function = {"coroutine": coroutine, "thread": thread}[kind]
-    function.__qualname__ = f"function_{next(numbers)}"  # its path is to be its own
+    function.__qualname__ = f"function_{next(numbers)}"  # its path must be its own
     return function
 
 
@@ -1077,7 +1077,7 @@ def test_logging_records_of_structlog_have_job_fields(harness: Harness, register
 
 
 def test_logging_levels_can_be_chosen(register: Register) -> None:
-    with pytest.raises(ConfigurationError, match="levels are of no event: begun"):
+    with pytest.raises(ConfigurationError, match="levels has unknown events: begun"):
         Logging(levels={"begun": logging.INFO})
 
 

@@ -206,7 +206,7 @@ def flask(dsn: str, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def test_flask_commands_use_the_table_of_the_application(flask: Callable[..., list[str]], dsn: str) -> None:
-    assert flask("create") == [f'table "odd schema"."jobs" is made; schema version {version()}']
+    assert flask("create") == [f'table "odd schema"."jobs" was made; it has schema version {version()}']
     with PQ(dsn, table="jobs", schema="odd schema") as pq:
         pq["other"].put({"a": 1})
         [line] = flask("stats", "--json")

@@ -31,7 +31,7 @@ def outside(dsn: str) -> Iterator[PQ]:
 
 
 async def get_again_and_again(queue: Any, total: int) -> list[int]:
-    """The data of so many jobs, got in calls that are cancelled, each after another time."""
+    """The data of that many jobs, got in calls that are cancelled, each after another time."""
     got: list[int] = []
     delay = 0.0
     while len(got) < total:

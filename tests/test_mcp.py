@@ -174,7 +174,7 @@ def test_mcp_server_reads_and_changes_nothing_by_default(
 ) -> None:
     async def conversation(client: Client) -> None:
         assert {tool.name for tool in (await client.list_tools()).tools} == LOOKING
-        assert "Nothing can be changed" in (client.instructions or "")
+        assert "No tool changes anything" in (client.instructions or "")
         figures = {"ready": 1, "scheduled": 1, "leased": 1, "parked": 1, "dead": 1}
         [queue] = (await ask(client, "list_queues"))["queues"]
         assert queue.items() >= {"queue": "fruit", **figures}.items()
@@ -228,7 +228,7 @@ def test_mcp_tools_show_the_runs_of_a_job_as_its_attempts(secret_dsn: str, pq: t
 def test_mcp_failure_is_a_tool_error(secret_dsn: str, orchard: Orchard) -> None:
     async def conversation(client: Client) -> None:
         assert "queue 'other' has no job" in await refused(client, "show_job", job_id=orchard.ready, queue="other")
-        assert "has no job 4711: it never was" in await refused(client, "show_job", job_id=4711)
+        assert "has no job 4711: it was never put" in await refused(client, "show_job", job_id=4711)
         assert "unknown serializer 'nothing'" in await refused(client, "peek_jobs", queue="fruit/nothing")
         assert "queue name is empty" in await refused(client, "list_queues", queue="")
         assert "not a time: 'long'" in await refused(client, "list_jobs", queue="fruit", older_than="long")
@@ -420,7 +420,7 @@ def test_mcp_sets_rules_when_allowed(secret_dsn: str, pq: tasks.PQ) -> None:
         assert "give a number of jobs and a time" in await refused(
             client, "set_rate", queue="fruit", name="x", rate="fast"
         )
-        assert "a pause is of one thing" in await refused(client, "pause", queue="fruit", task="a", limit="b")
+        assert "a call pauses one thing" in await refused(client, "pause", queue="fruit", task="a", limit="b")
         assert "is not a time" in await refused(client, "pause", queue="fruit", until="soon")
         assert [rule.name for rule in queue.rules()] == ["task:app.press"]
 
@@ -473,7 +473,7 @@ def test_mcp_changes_are_made_when_allowed(dsn: str, secret_dsn: str, pq: tasks.
         assert moved == {"queue": "fruit", "to": "basket", "moved": 1}
         assert (await ask(client, "move_jobs", queue="fruit", to="basket", all_jobs=True, limit=2))["moved"] == 2
         same = await refused(client, "move_jobs", queue="fruit", to="fruit", all_jobs=True)
-        assert "is the queue that they are in" in same
+        assert "is the queue that the jobs are in" in same
 
         for data in ("{", "NaN", ""):
             assert "data is not JSON" in await refused(client, "put_job", queue="fruit", data=data)

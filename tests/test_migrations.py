@@ -1,4 +1,4 @@
-"""Migrations: from every version that there was, with jobs under way; beside older code; under locks; killed."""
+"""Migrations: from every version that there was, with jobs under way; together with older code; under locks; killed."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_migration_leaves_a_foreign_invalid_index_unchanged(place: Place) -> Non
     ]
 
 
-# Many at once
+# Many concurrently
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_migration_that_waits_delays_others_only_briefly(
         with psycopg.connect(place.dsn, autocommit=True) as putter:
             putter.execute(put)  # behind it; and yet it comes through, while the reader has not ended
             assert reader.info.transaction_status == TransactionStatus.INTRANS
-            with pytest.raises(TransientError, match=r"queue.* is not migrated: .* 3 times, 0\.2 seconds each"):
+            with pytest.raises(TransientError, match=r"queue.* was not migrated, .*3 attempts of 0\.2 seconds"):
                 migrating.result(PATIENCE)
             putter.execute("SET lock_timeout = '1ms'")
             putter.execute(put)  # nothing is left behind
@@ -491,7 +491,7 @@ class Crew:
         self._working[0].result(PATIENCE)
 
     def expect(self, more: int) -> None:
-        """Wait until each thread has dealt with so many jobs more."""
+        """Wait until each thread has dealt with that many more jobs."""
         kept = [self.put, *self.got.values()]
         before = [len(jobs) for jobs in kept]
         eventually(lambda: all(len(jobs) >= than + more for jobs, than in zip(kept, before, strict=True)))
@@ -726,7 +726,9 @@ def test_older_commands_accept_a_newer_table(place: Place) -> None:
     with starts.knowing(LATEST - 1):
         for command in ("create", "migrate", "migrate --check"):
             assert call(command, place.dsn, 0) == f'table "queue" is up to date: schema version {LATEST}\n'
-        assert f"this pqcore knows {LATEST - 1}, and can work on it" in call("doctor", place.dsn, 1)  # other things
+        assert f"this version of pqcore knows {LATEST - 1}, but can use the table" in call(
+            "doctor", place.dsn, 1
+        )  # other things
     place.eyes.execute("UPDATE pqcore_migrations SET needs = %s WHERE version = %s", [LATEST, LATEST])
     with starts.knowing(LATEST - 1):
         for command in ("create", "migrate", "migrate --check", "doctor"):

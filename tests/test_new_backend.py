@@ -1,4 +1,4 @@
-"""``pqcore new-backend``: the project that it writes installs, says what is to be written, and works once that is."""
+"""``pqcore new-backend``: its project installs, says what the author must write, and works once that is written."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_new_backend_refuses_a_bad_name_before_writing(tmp_path: Path, name: str
 def test_new_backend_refuses_a_driver_that_is_no_module_name(tmp_path: Path, driver: str) -> None:
     done = run("new-backend", "acme", "--driver", driver, folder=tmp_path)
     assert done.returncode == 2
-    assert "--driver is to be the name of a module" in done.stderr
+    assert "give the name of a module, without dots" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,7 +247,7 @@ def test_new_backend_overwrites_nothing(tmp_path: Path) -> None:
     (folder / "pyproject.toml").write_text("mine", "utf-8")
     again = run("new-backend", "acme", folder=tmp_path)
     assert again.returncode == 2
-    assert "pqcore-acme is there already: nothing was overwritten" in again.stderr
+    assert "pqcore-acme exists already, and was left unchanged" in again.stderr
     assert (folder / "pyproject.toml").read_text("utf-8") == "mine"
 
     (tmp_path / "file").write_text("mine", "utf-8")

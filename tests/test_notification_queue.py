@@ -175,7 +175,7 @@ def test_full_notify_queue_delays_completions_until_it_has_room(
         full = fill()
         worker = Worker(queue, poll_interval=0.1)
         working = asyncio.create_task(worker.run())
-        await until(lambda: sum("is refused, next try in" in record.message for record in caplog.records) >= 4)
+        await until(lambda: sum("refused the outcome of job" in record.message for record in caplog.records) >= 4)
         await until(lambda: observer.usage)
         full.end()
         await until(lambda: ran.count("flaky") == 2)

@@ -147,11 +147,11 @@ def test_partitioned_statements_read_one_partition(pq: PQ, dsn: str) -> None:
 def test_partition_number_is_fixed_at_creation(pq: PQ, dsn: str) -> None:
     pq.create(partitions=NUMBER)
     pq.create()
-    with pytest.raises(ConfigurationError, match='table "queue" is there, with 4 partitions, and not 3'):
+    with pytest.raises(ConfigurationError, match='table "queue" exists, with 4 partitions, not 3'):
         pq.create(partitions=3)
     with PQ(dsn, table="whole") as other:
         other.create()
-        with pytest.raises(ConfigurationError, match="with no partitions, and not 4"):
+        with pytest.raises(ConfigurationError, match="with no partitions, not 4"):
             other.create(partitions=NUMBER)
 
 
@@ -241,11 +241,11 @@ def test_commands_support_partitions(dsn: str) -> None:
         pq.create(partitions=2)
         assert pq["q"].put(1) == 1
     made = run("create", "--partitions", "3", "--dsn", dsn)
-    assert "is made" in made.stdout, made.stderr
+    assert "was made" in made.stdout, made.stderr
     assert "is up to date" in run("create", "--partitions", "3", "--dsn", dsn).stdout
     refused = run("create", "--partitions", "2", "--dsn", dsn)
     assert refused.returncode != 0
-    assert "with 3 partitions, and not 2" in refused.stderr
+    assert "with 3 partitions, not 2" in refused.stderr
     with PQ(dsn) as pq:
         for name in QUEUES:
             pq[name].put_many(range(10))

@@ -359,7 +359,7 @@ def test_driver_that_is_too_old_is_named_and_passed_over(tmp_path: Path) -> None
     assert other.startswith("asyncpg ")
     says = "needs psycopg 3.2 or newer, 3.1.18 is installed: pip install 'pqcore[psycopg]'"
     assert errors == [f"backend 'psycopg' {says}"] * 4
-    assert logged == [f"the backend 'psycopg' is passed over, as it cannot be used: {says}"]
+    assert logged == [f"backend 'psycopg' is skipped, because it cannot be used: {says}"]
 
 
 def test_drivers_that_are_all_too_old_are_all_named(tmp_path: Path) -> None:
@@ -524,8 +524,8 @@ def test_plugin_found_for_another_api_version_is_broken(tmp_path: Path, monkeypa
     [
         (PLUGIN_API + 1, f"was made for plugin API {PLUGIN_API + 1}; this pqcore has {PLUGIN_API}: upgrade pqcore, or"),
         (PLUGIN_API - 1, f"was made for plugin API {PLUGIN_API - 1}; this pqcore has {PLUGIN_API}: upgrade the plugin"),
-        ("1", "says that it was made for plugin API '1': that is to be a number, 1"),
-        (True, "says that it was made for plugin API True: that is to be a number, 1"),
+        ("1", "has the plugin API version '1'; give a number, 1"),
+        (True, "has the plugin API version True; give a number, 1"),
     ],
 )
 def test_plugin_that_declares_another_api_version_is_not_registered(api: Any, says: str) -> None:
@@ -798,7 +798,8 @@ def test_plugin_cannot_register_anothers_backend_under_its_own_name(tmp_path: Pa
     )
     assert names == ["asyncpg", "psycopg", "psycopg2"]
     assert (
-        "acme_plugin of acme-backend 1.0 registers a backend 'psycopg', which is what pqcore_backends.plugin" in error
+        "acme_plugin of acme-backend 1.0 registers a backend 'psycopg', a name that belongs to pqcore_backends.plugin"
+        in error
     )
     assert chosen.startswith("psycopg ")
 
@@ -996,7 +997,12 @@ def test_backend_choice_of_the_async_face_follows_its_order(monkeypatch: pytest.
         (DSN, {"backend": "asyncpg"}, None, "async only: use AsyncPQ"),
         (DSN, {}, "asyncpg", "async only: use AsyncPQ"),
         (DSN, {}, "asyncpg,nonsense", "PQCORE_BACKEND: unknown backend 'nonsense'"),
-        (DSN, {}, "asyncpg", "or set PQCORE_BACKEND=asyncpg,psycopg: each face takes the first that has it"),
+        (
+            DSN,
+            {},
+            "asyncpg",
+            "or set PQCORE_BACKEND=asyncpg,psycopg: each face takes the first that it supports",
+        ),
         (
             DSN.replace(":", "+asyncpg:", 1),
             {},

@@ -22,7 +22,7 @@ from pqcore.sql.statement import RETENTIONS, Query
 
 ROWS = 50_000
 MOST_ROWS = 1_500
-"""That one scan may give: a thousand hidden ones, and a hundred beside those wanted, are looked at."""
+"""That one scan may give: a thousand hidden ones, and a hundred more than those wanted, are looked at."""
 LEASES = 10_000
 """Of these, those are looked for that name keys."""
 SQL = Dialect(TableName("queue"), "numeric_dollar")
@@ -76,7 +76,7 @@ class Case:
     query: Query
     pages: int
     rows: int = MOST_ROWS
-    leased: int = 0  # so many jobs are leased first
+    leased: int = 0  # this many jobs are leased first
     running: int = 0  # the number that run under a limit
     values: tuple[tuple[str, Any], ...] = ()
 
@@ -88,7 +88,7 @@ def cases() -> Iterator[Case]:
             yield Case(SQL.fetch("idle", finish, n), pages)
             yield Case(SQL.fetch("unguarded", finish, n), pages)
             yield Case(SQL.fetch("bounded", finish, n), pages, values=(("bound", ScanPosition().value()),))
-            # Looks up a hundred jobs of each class beside those wanted, and a thousand hidden ones.
+            # Looks up a hundred jobs of each class more than those wanted, and a thousand hidden ones.
             yield Case(SQL.fetch("merged", finish, n), pages + 7_000)
         yield Case(SQL.peek(n), pages + 7_000)
         for ack in SQL.ack.values():

@@ -374,7 +374,7 @@ def test_roles_are_not_shared_by_tables_of_one_name(users: Users) -> None:
 
     done = create("--roles", "--schema", "other")
     assert done.exit_code != 0
-    assert "is there, and has rights to table" in done.stderr
+    assert "exists, and has rights to table" in done.stderr
     assert "--role-prefix" in done.stderr
     elsewhere, prefix = f"elsewhere_{time.time_ns()}", f"other_{time.time_ns()}"
     with psycopg.connect(users.dsn, autocommit=True) as connection:
@@ -382,7 +382,7 @@ def test_roles_are_not_shared_by_tables_of_one_name(users: Users) -> None:
         done = create("--roles", dsn=urlunsplit(urlsplit(users.dsn)._replace(path=f"/{elsewhere}")))
         connection.execute(f"DROP DATABASE {elsewhere} WITH (FORCE)")
         assert done.exit_code != 0
-        assert "is there, and has rights in database" in done.stderr
+        assert "exists, and has rights in database" in done.stderr
         assert create("--role-prefix", "x").exit_code == 2
         for _ in range(2):
             done = create("--roles", "--schema", "other", "--role-prefix", prefix)

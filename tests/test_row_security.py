@@ -109,7 +109,7 @@ def test_row_security_that_hides_the_holder_of_a_dedup_key_raises_an_error(
     async def main() -> None:
         pq = face(theirs, backend=backend)
         queue = pq["q"]
-        with pytest.raises(NotStored, match=f"none is seen that has it: row-level security hides rows.*{role}"):
+        with pytest.raises(NotStored, match=f"no job with this key is visible: row-level security hides rows.*{role}"):
             await maybe(queue.put(2, dedup="key"))
         assert await maybe(queue.put(2, dedup="another")) > 0
         await maybe(pq.close())

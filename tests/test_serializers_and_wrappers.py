@@ -451,7 +451,7 @@ def test_decompression_bomb_is_refused_before_decompressing() -> None:
 
 def test_decompression_bomb_with_a_false_size_is_refused() -> None:
     serializer = Zstd(max_size=1_000)
-    with pytest.raises(ValueError, match="does not say how large"):
+    with pytest.raises(ValueError, match="does not say its decompressed size"):
         serializer.loads(bomb(10_000_000, write_content_size=False))
     # A frame's header: magic, a descriptor that says how the size is written, the size (less 256, in two bytes).
     honest = bytearray(bomb(10_000_000))
@@ -756,9 +756,9 @@ def test_wrapped_serializer_by_name_equals_one_made_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("zstd", "'zstd' wraps another: write it after that, as in 'json\\+zstd'"),
+        ("zstd", "'zstd' wraps another: write it after the other, as in 'json\\+zstd'"),
         ("zstd+fernet", "'zstd' wraps another"),
-        ("json+msgpack", "'msgpack' wraps no other"),
+        ("json+msgpack", "'msgpack' is not a wrapper"),
         ("json+", "unknown serializer '' in 'json\\+'"),
         ("+zstd", "unknown serializer ''"),
         ("json++zstd", "unknown serializer ''"),
@@ -1144,7 +1144,7 @@ def test_small_row_that_decompresses_to_much_is_refused_with_little_memory(pq: P
     try:
         job = pq["q/json+zstd"].get()
         assert job is not None
-        with pytest.raises(DeserializationError, match=f"more than {2**24}: .* give Zstd a max_size"):
+        with pytest.raises(DeserializationError, match=f"more than {2**24}: give Zstd a larger max_size"):
             job.data  # noqa: B018
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -160,11 +160,11 @@ class Masked:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "engine": (lambda: ENGINE, "write pq_for_engine(engine)"),
-    "async engine": (lambda: ASYNC_ENGINE, "write pq_for_engine(engine)"),
+    "engine": (lambda: ENGINE, "use pq_for_engine(engine)"),
+    "async engine": (lambda: ASYNC_ENGINE, "use pq_for_engine(engine)"),
     "pool": (
         lambda: ENGINE.pool,
-        "write pq_for_engine(engine), of pqcore.integrations.sqlalchemy, with the engine that has",
+        "use pq_for_engine(engine) of pqcore.integrations.sqlalchemy, with the engine that has",
     ),
     "null pool": (
         lambda: sqlalchemy.create_engine(NOWHERE, poolclass=sqlalchemy.NullPool).pool,
@@ -179,10 +179,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "arguments": (lambda: {"host": "127.0.0.1", "password": PASSWORD}, "psycopg.conninfo.make_conninfo(**options)"),
     "dj-database-url": (
         lambda: {"ENGINE": "django.db.backends.postgresql", "PASSWORD": PASSWORD},
-        "give the URL that it was made of, or, in a project of Django's, write pqcore.integrations.django.pq",
+        "give the URL that the settings were made from, or, in a Django project, use pqcore.integrations.django.pq",
     ),
-    "function": (lambda: psycopg.connect, "call it, and give what it returns"),
-    "class": (lambda: psycopg.Connection, "call it, and give what it returns"),
+    "function": (lambda: psycopg.connect, "call it, and give the result"),
+    "class": (lambda: psycopg.Connection, "call it, and give the result"),
     "masked": (Masked, "give text, postgresql://user@host/database, or a driver's connection or pool"),
     "number": (lambda: 5432, "give text, postgresql://user@host/database"),
 }
@@ -235,7 +235,7 @@ def test_put_on_a_raw_connection_joins_its_transaction(place: str, queued: Calla
         raw.commit()
         raw.close()
         assert queued() == 1
-        with pytest.raises(ConfigurationError, match="give one that is open"):
+        with pytest.raises(ConfigurationError, match="give an open connection"):
             pq["q"].put(1, connection=raw)
     engine.dispose()
 
@@ -246,7 +246,7 @@ def test_raw_connection_of_an_async_engine_is_refused(place: str, driver: str) -
         engine = create_async_engine(place.replace("postgresql", f"postgresql+{driver}", 1))
         async with AsyncPQ(place) as pq, engine.connect() as connection:
             raw = await connection.get_raw_connection()
-            with pytest.raises(ConfigurationError, match=r"of an AsyncEngine, give its connect\(\) or a session"):
+            with pytest.raises(ConfigurationError, match=r"from an AsyncEngine, give its connect\(\) or a session"):
                 await pq["q"].put(1, connection=raw)
         await engine.dispose()
 
@@ -263,9 +263,9 @@ def test_connection_argument_of_a_bad_type_raises_an_error_with_advice(place: st
         (pydantic.PostgresDsn(NOWHERE), "a DSN is for PQ"),
         (ENGINE, "write with engine.begin() as connection: queue.put(..., connection=connection)"),
         (ASYNC_ENGINE, "with async and await"),
-        (ENGINE.pool, "take a connection of the pool, and give that"),
+        (ENGINE.pool, "take a connection from the pool, and give this connection"),
         (sessionmaker(ENGINE), "call it, and give the session"),
-        (psycopg.connect, "call it, and give what it returns"),
+        (psycopg.connect, "call it, and give the result"),
         ({"password": PASSWORD}, "give a driver's connection, or a session or connection of SQLAlchemy or Django"),
     ]
 
@@ -281,7 +281,7 @@ def test_connection_argument_of_a_bad_type_raises_an_error_with_advice(place: st
                 assert says in str(caught.value)
                 assert not any(secret in str(caught.value) for secret in SECRETS)
         pool = psycopg_pool.ConnectionPool(place, min_size=1, open=False)
-        with pytest.raises(ConfigurationError, match="take a connection of the pool"):
+        with pytest.raises(ConfigurationError, match="take a connection from the pool"):
             pq["q"].put(1, connection=pool)
         assert len(pq["q"]) == 0
 

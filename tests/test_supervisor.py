@@ -46,7 +46,7 @@ def stick(job_id):
 
 @queue.task()
 def spin(job_id):
-    # Holds the interpreter's lock for ever: no other thread of the process gets its turn.
+    # Never gives back the interpreter's lock: no other thread of the process gets its turn.
     tell("spins", os.getpid())
     re.match("(a+)+b", "a" * 64)
 """
@@ -106,7 +106,7 @@ def test_supervisor_replaces_a_killed_worker_and_its_job_runs_again(dsn: str, pq
         assert seen(pq) == ["ended", second]
         supervisor.signal(signal.SIGTERM)
         assert supervisor.wait() == 0
-        assert "told to stop: 2 workers are to end in order" in supervisor.log
+        assert "told to stop: 2 workers must end after their jobs" in supervisor.log
     assert pq["apples"].status(job_id) == "done"
 
 
@@ -158,7 +158,7 @@ def test_supervisor_ends_immediately_after_a_second_signal(dsn: str, pq: PQ, fol
         assert alive(holder)
         supervisor.signal(signal.SIGTERM)
         assert supervisor.wait() == 0
-        assert "told to stop: 1 workers are to end at once" in supervisor.log
+        assert "told to stop: 1 workers must end immediately" in supervisor.log
         gone(holder)
     assert pq["apples"].status(job_id) == "ready"
 
@@ -211,7 +211,7 @@ def test_supervisor_does_not_repeat_a_command_that_cannot_work(dsn: str, pq: PQ,
     done = run("worker", "app:nothing", "--processes", "2", dsn=dsn, folder=folder)
     assert done.returncode == 2
     assert "app:nothing: module 'app' has no 'nothing'" in done.stderr
-    assert "ended with exit code 2: what it was told to do cannot be done" in done.stderr
+    assert "ended with exit code 2: its command line is wrong" in done.stderr
     assert "takes its place" not in done.stderr
 
 
@@ -235,7 +235,7 @@ def test_supervisor_burst_of_several_workers_ends(dsn: str, pq: PQ, folder: Path
     done = run("worker", "app:queue", *options, dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
     assert pq["seen"].count() == 20
-    assert done.stderr.count("worker starts: 'apples', 1 at once") == 2
+    assert done.stderr.count("worker starts: 'apples', concurrency 1") == 2
 
 
 # A supervisor of other programs than the worker
@@ -271,7 +271,7 @@ def test_supervisor_kills_a_worker_that_does_not_end_with_its_children(
             supervisor.signal(signal.SIGTERM)
             supervisor.expect("told to stop", number + 1)
         assert supervisor.wait() == 1
-        assert supervisor.log.count("is killed: it does not end") == 2
+        assert supervisor.log.count("because it does not end") == 2
         gone(*pids)
 
 

@@ -258,7 +258,7 @@ def test_chain_of_what_was_put_is_refused_and_told(queue: Any) -> None:
     task = queue.task()(ship)
     number = task(1)
     for put in (queue.chain, queue.batch, queue.put_calls, lambda *calls: queue.batch(then=calls[0])):
-        with pytest.raises(InvalidCall, match=rf"write task\.call\(\.\.\.\).*job {int(number)} has been put"):
+        with pytest.raises(InvalidCall, match=rf"write task\.call\(\.\.\.\).*job {int(number)} was put already"):
             put(number)
     assert queue.stats().ready == 1
 

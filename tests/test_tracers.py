@@ -181,7 +181,7 @@ def test_proxied_pool_is_accepted(pq: PQ, dsn: str, kind: Callable[[Any], Any]) 
                 queue.put(number)
                 job = queue.get(timeout=0.05)
                 assert job is not None
-            assert queue.get(timeout=0.05) is None  # listens beside the pool
+            assert queue.get(timeout=0.05) is None  # listens on a connection outside of the pool
             assert queue.engine.listener._session is not None  # type: ignore[union-attr]
         assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
     assert plain.getconn() is not plain.getconn()  # both are back

@@ -465,7 +465,7 @@ def test_drain_and_enqueued_refuse_a_pq_outside_the_tests_database(pqcore_jobs: 
     for ask in (pqcore_jobs.drain, pqcore_jobs.enqueued, pqcore_jobs.dead):
         with pytest.raises(ConfigurationError, match=r"jobs\.use\(\) first"):
             ask(queue)
-    with pytest.raises(ConfigurationError, match="no queue"):
+    with pytest.raises(ConfigurationError, match="neither a queue nor a PQ"):
         pqcore_jobs.enqueued("q")
     with pytest.raises(ConfigurationError, match="give a PQ"):
         pqcore_jobs.use("q")
@@ -773,7 +773,7 @@ def test_drain_does_not_raise_outcomes_that_are_no_failures(
 
 
 @pytest.mark.parametrize(
-    ("delay", "said"), [(1 / 3, "again in 0.3 s"), ("1h", "again in 3600.0 s"), (None, "in 0.0 s")]
+    ("delay", "said"), [(1 / 3, "next attempt in 0.3 s"), ("1h", "next attempt in 3600.0 s"), (None, "in 0.0 s")]
 )
 def test_drain_logs_a_retry_with_its_seconds(
     pqcore_jobs: Jobs, queue: Queue, delay: Any, said: str, caplog: pytest.LogCaptureFixture
@@ -831,7 +831,7 @@ def test_drain_stops_after_at_most_jobs(pqcore_jobs: Jobs, queue: Queue) -> None
         again()
 
     again()
-    with pytest.raises(PQError, match=r"3 jobs were run, and there are more, as of .*again"):
+    with pytest.raises(PQError, match=r"3 jobs were run, and more are due, such as .*again"):
         pqcore_jobs.drain(queue, at_most=3)
     [left] = pqcore_jobs.enqueued()
     assert (left.id, left.state) == (4, "ready")

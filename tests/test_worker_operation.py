@@ -231,7 +231,7 @@ def test_worker_tells_whether_it_lives_and_is_ready(pq: PQ, dsn: str, monkeypatc
                 connection.execute("DELETE FROM pqcore_migrations WHERE version > 5")
             status, found = await asked(worker, "/ready")
             assert (status, found["ready"]) == (503, False)
-            assert "schema version 5; this pqcore needs version" in found["reason"]
+            assert "schema version 5; this version of pqcore needs schema version" in found["reason"]
             assert await asked(worker, "/live") == (200, {"live": True})
         assert worker.health_address is None
 

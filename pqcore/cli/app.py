@@ -68,7 +68,7 @@ def _name(command: click.Command) -> str:
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pqcore.__version__, prog_name="pqcore")
 def app() -> None:
-    """Work on queues, and look after them."""
+    """Put and run jobs, and look after queues."""
     os.environ.setdefault("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)
 
 

@@ -35,45 +35,59 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     metavar="NAME",
     multiple=True,
     shell_complete=_backends,
-    help="Only these; each with all of its modes.",
+    help="Measure only these backends, in all their modes; repeatable.",
 )
-@click.option("--scenario", "scenarios", metavar="NAME", multiple=True, help="Only these; see --list.")
+@click.option(
+    "--scenario", "scenarios", metavar="NAME", multiple=True, help="Run only these scenarios, which --list shows."
+)
 @click.option(
     "--list", "listing", is_flag=True, help="Show scenarios, backends and their targets, and measure nothing."
 )
-@click.option("--quick", "scale", flag_value="quick", help="In about two minutes.")
-@click.option("--full", "scale", flag_value="full", help="With more rounds and larger tables; takes hours.")
-@click.option("--rounds", metavar="N", type=click.IntRange(min=1), help="Turns of each contender in each workload.")
+@click.option("--quick", "scale", flag_value="quick", help="Take about two minutes.")
+@click.option("--full", "scale", flag_value="full", help="Take hours, with more rounds and larger tables.")
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(min=1), help="Turns that each contender gets in each workload."
+)
 @click.option(
     "--concurrency",
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Have simple workloads done by so many threads or tasks too.",
+    help="Also run the simple workloads with these numbers of threads or tasks.",
 )
-@click.option("--processes", metavar="N,M", multiple=True, callback=_numbers, help="Likewise, by so many processes.")
-@click.option("--soak", metavar="TIME", type=duration, help="Let the soak take so long: 3600, or 1h.")
+@click.option(
+    "--processes",
+    metavar="N,M",
+    multiple=True,
+    callback=_numbers,
+    help="Also run them with these numbers of processes.",
+)
+@click.option("--soak", metavar="TIME", type=duration, help="How long the soak lasts: 3600, or 1h.")
 @click.option(
     "--dsn",
     envvar="PQCORE_BENCH_DSN",
     show_envvar=True,
     metavar="URL",
-    help="A server; without it an embedded, durable one.",
+    help="The server to measure; by default an embedded, durable one.",
 )
 @click.option(
     "--targets/--no-targets",
     "judged",
     default=None,
-    help="Whether to fail where a target is missed, as by default but with --quick, or to show the ratios only.",
+    help="Fail if a target is missed (the default, but not with --quick), or only show the ratios.",
 )
 @click.option(
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail where a ratio to a bare loop, or with --compare or --against to what was before, is below this.",
+    help="Fail if a ratio to a bare loop is below this; with --compare or --against, if one to the older build is.",
 )
 @click.option(
-    "--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write all figures."
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Write all figures, as JSON.",
 )
 @click.option(
     "--html",
@@ -87,7 +101,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     "markdown_file",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, writable=True),
-    help="Put tables and charts between the marks of a document: <!-- measured: targets -->.",
+    help="Put tables and charts between the marks in a document: <!-- measured: targets -->.",
 )
 @click.option(
     "--compare",

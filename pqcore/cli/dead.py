@@ -32,9 +32,14 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--queue", metavar="NAME", help="The queue; all that have any, if left out.")
+@click.option("--queue", metavar="NAME", help="The queue; without it, all queues that have dead letters.")
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="How many, at most."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Dead letters to list, at most.",
 )
 @json_option
 @with_database
@@ -117,7 +122,7 @@ def _chosen(
     if bool(ids) == everything:
         raise click.UsageError("give IDs, or --all")
     if everything and queue is None:
-        raise click.UsageError("--all and --reason are of one queue: give --queue")
+        raise click.UsageError("--all and --reason need a queue: give --queue")
     if queue is not None:
         return [(database.queue(queue), tuple(dict.fromkeys(ids)) or None)]
     chosen: dict[str, list[int]] = {}
@@ -131,10 +136,8 @@ _ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 
 @dead.command()
 @_ids
-@click.option("--all", "everything", is_flag=True, help="All of the queue's.")
-@click.option(
-    "--reason", type=click.Choice(dead_letters.REASONS), help="All that died for this reason, as in unreadable."
-)
+@click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
+@click.option("--reason", type=click.Choice(dead_letters.REASONS), help="Take all dead letters with this reason.")
 @any_queue_option
 @yes_option
 @json_option
@@ -163,8 +166,13 @@ def retry(
 
 @dead.command()
 @_ids
-@click.option("--all", "everything", is_flag=True, help="All of the queue's.")
-@click.option("--older-than", metavar="TIME", type=duration, help="Only those that died so long ago, as in 14d.")
+@click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
+@click.option(
+    "--older-than",
+    metavar="TIME",
+    type=duration,
+    help="Only dead letters that are at least this old, as in 14d.",
+)
 @any_queue_option
 @yes_option
 @json_option
@@ -195,7 +203,7 @@ def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as
     else:
         write(f"{verb} {number}")
     if chosen is not None and number < len(chosen):
-        raise CommandFailed(f"{len(chosen) - number} of the {len(chosen)} named are no dead letters of {queue!r}")
+        raise CommandFailed(f"{len(chosen) - number} of the {len(chosen)} given jobs are not dead letters of {queue!r}")
 
 
 COMMANDS = (dead,)

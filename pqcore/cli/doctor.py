@@ -16,8 +16,14 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 @click.command()
-@click.option("--queue", "queues", metavar="NAME", multiple=True, help="Explain the takes of this queue; repeatable.")
-@click.option("--read-only", is_flag=True, help="Send no notification; all else reads only.")
+@click.option(
+    "--queue",
+    "queues",
+    metavar="NAME",
+    multiple=True,
+    help="Explain the statements that take jobs of this queue; repeatable.",
+)
+@click.option("--read-only", is_flag=True, help="Send no test notification; every other check only reads.")
 @import_option
 @json_option
 @with_database

@@ -23,11 +23,13 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     "queues",
     metavar="NAME",
     multiple=True,
-    help="A queue with its serializer, as cards/json+fernet; repeatable.",
+    help="A queue with its serializer, as in cards/json+fernet; repeatable.",
 )
-@click.option("--accept", metavar="NAME", multiple=True, help="A serializer that the queues read, too; repeatable.")
+@click.option(
+    "--accept", metavar="NAME", multiple=True, help="Another serializer that the queues may read; repeatable."
+)
 @import_option
-@click.option("--count", "only_count", is_flag=True, help="Say how all data are encoded, and change nothing.")
+@click.option("--count", "only_count", is_flag=True, help="Count the data by serializer and key, and change nothing.")
 @click.option(
     "--step",
     metavar="N",
@@ -36,14 +38,14 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     show_default=True,
     help="Rows in one transaction, at most.",
 )
-@click.option("--all", "every", is_flag=True, help="Also what is as its queue writes it.")
+@click.option("--all", "every", is_flag=True, help="Also rewrite data that already are as their queue writes them.")
 @click.option(
     "--wait",
     metavar="TIME",
     type=duration,
     default=REENCODE_WAIT,
     show_default=True,
-    help="Time to wait for rows in use.",
+    help="How long to wait for rows in use.",
 )
 @json_option
 @with_database
@@ -69,7 +71,7 @@ def reencode(
         _show(database.call(count_all), as_json=as_json)
         return
     if not queues:
-        raise click.UsageError("say which queues, as in --queue cards/json+fernet; or --count")
+        raise click.UsageError("no queue is named: give --queue, as in --queue cards/json+fernet, or --count")
     opened = [database.queue(name, accept=tuple(accept)) for name in queues]
     done = database.call(reencoding.reencode, opened, step=step, every=every, wait=wait)
     if as_json:
@@ -82,9 +84,9 @@ def reencode(
     if not done.complete:
         left = sum(one.number for one in done.left)
         raise CommandFailed(
-            f"{left} pieces of data are not as their queue writes them, or lie under an old key in a queue that was not"
-            f" named; {done.in_use} rows are in use, {done.failed} pieces cannot be read or encoded: run it again once"
-            " the jobs in use have ended"
+            f"{left} data are not encoded as their queue writes them, or have an old key and belong to a queue that was"
+            f" not named ({done.in_use} rows are in use, {done.failed} data cannot be read or encoded): run the command"
+            " again after the jobs in use have ended"
         )
 
 

@@ -55,7 +55,5 @@ def explained(context: click.Context, error: PQError) -> click.ClickException:
     if dsn := context.meta.get(_DSN):
         text = redact(text, dsn)
     if isinstance(error, ConnectionLost) and context.meta.get(_UNSAID):
-        text += (
-            "\nNeither --dsn nor PQCORE_DSN says where the database is: libpq's variables, or its defaults, lead here."
-        )
+        text += "\nNeither --dsn nor PQCORE_DSN is set: the address comes from libpq's variables, or from its defaults."
     return UsageError(text) if isinstance(error, _WRONG) else CommandFailed(text)

@@ -25,7 +25,7 @@ from pqcore.operations.retry import retry as retry_job
 @json_option
 @with_database
 def status(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
-    """Show where a job is, and what is known of it."""
+    """Show the state of a job, its attempts and its last error."""
     settings = database.queue_of(job_id, queue)
     info = database.call(results.inspect, settings, job_id)
     if as_json:
@@ -46,7 +46,7 @@ def status(database: Database, job_id: int, queue: str | None, as_json: bool) ->
 @click.command()
 @click.argument("job_id", type=JOB_ID)
 @any_queue_option
-@click.option("--running", is_flag=True, help="If it is being worked on, ask its worker to stop it.")
+@click.option("--running", is_flag=True, help="If the job runs, ask its worker to stop it.")
 @json_option
 @with_database
 def cancel(database: Database, job_id: int, queue: str | None, running: bool, as_json: bool) -> None:
@@ -61,12 +61,12 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
     if as_json:
         emit({"id": job_id, "queue": queue, "outcome": outcome})
     elif outcome == "deleted":
-        write(f"job {job_id} of {queue!r} is deleted")
+        write(f"job {job_id} of {queue!r} was deleted")
     elif outcome == "asked":
-        write(f"job {job_id} of {queue!r} runs, and is asked to stop")
+        write(f"job {job_id} of {queue!r} is running, and was asked to stop")
     if outcome == "none":
-        hint = "" if running else "; --running stops one that runs"
-        raise CommandFailed(f"job {job_id} of {queue!r} does not wait{' or run' if running else ''}{hint}")
+        hint = "" if running else "; give --running to stop a running job"
+        raise CommandFailed(f"job {job_id} of {queue!r} is not waiting{' or running' if running else ''}{hint}")
 
 
 @click.command()
@@ -111,7 +111,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 @json_option
 @with_database
 def explain(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
-    """Tell why a job does not run, and what would free it."""
+    """Explain why a job does not run. Say what to do about each cause."""
     found = database.call(explain_job, job_id, None if queue is None else database.queue(queue))
     if as_json:
         emit(json_views.explanation(found))
@@ -162,10 +162,10 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_js
         elif outcome.done:
             write(f"job {job_id} {of} was {outcome.state}, and is due now")
         else:
-            known = "is not there" if outcome.state == "none" else f"is {outcome.state}"
-            write(f"job {job_id} {of} {known}: it is left as it is")
+            known = "does not exist" if outcome.state == "none" else f"is {outcome.state}: it was left unchanged"
+            write(f"job {job_id} {of} {known}")
     if left:
-        raise CommandFailed(f"{left} of {len(set(job_ids))} jobs are left as they are")
+        raise CommandFailed(f"{left} of {len(set(job_ids))} jobs were left unchanged")
 
 
 COMMANDS = (status, show, explain, retry, cancel)

@@ -19,23 +19,25 @@ from pqcore.runner import PQRunner, open_async
 
 
 @click.command()
-@click.option("--allow-changes", is_flag=True, help="Have tools that change jobs and rules, too.")
-@click.option("--no-data", is_flag=True, help="Show nothing of what was put, nor what errors say.")
+@click.option("--allow-changes", is_flag=True, help="Also offer tools that change jobs and rules.")
+@click.option("--no-data", is_flag=True, help="Hide the data of jobs, and the messages of errors.")
 @click.option(
     "--data-limit",
     metavar="N",
     type=click.IntRange(min=1),
     default=LIMIT,
     show_default=True,
-    help="Characters of a job's data, headers and traceback that are shown.",
+    help="Characters to show of a job's data, headers and traceback, each.",
 )
-@click.option("--http", "address", metavar="HOST:PORT", help="Serve over HTTP there, not over stdin and stdout.")
+@click.option(
+    "--http", "address", metavar="HOST:PORT", help="Serve over HTTP at this address, not over stdin and stdout."
+)
 @click.option(
     "--token",
     metavar="TOKEN",
     envvar="PQCORE_MCP_TOKEN",
     show_envvar=True,
-    help="Over HTTP: let in only clients that send it.",
+    help="Over HTTP: accept only clients that send this token.",
 )
 @database_options
 def mcp(
@@ -52,7 +54,7 @@ def mcp(
 
     Its tools look at queues.
 
-    Without --allow-changes, none of them changes anything.
+    Without --allow-changes, no tool changes anything.
     """
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     try:

@@ -31,14 +31,14 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 @click.command("new-backend")
 @click.argument("name")
 @click.option(
-    "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="What the driver is."
+    "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="How the driver is called."
 )
 @click.option("--driver", metavar="MODULE", help="The module that the driver is imported as; by default NAME.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where to write the project: a folder that is empty, or not there; by default pqcore-NAME.",
+    help="The folder to write the project to, new or empty; by default pqcore-NAME.",
 )
 @json_option
 def new_backend(name: str, mode: str, driver: str | None, directory: Path | None, as_json: bool) -> None:
@@ -46,18 +46,18 @@ def new_backend(name: str, mode: str, driver: str | None, directory: Path | None
 
     It is a skeleton that can be installed, with the conformance suite wired in.
 
-    NAME is what users will choose it by: backend="NAME".
+    Users will choose the backend by NAME: backend="NAME".
     """
     _check_name(name)
     driver = name.replace("-", "_") if driver is None else driver
     if not driver.isidentifier() or keyword.iskeyword(driver):
-        raise UsageError(f"--driver is to be the name of a module, without dots: {driver!r} cannot be one")
+        raise UsageError(f"--driver is {driver!r}; give the name of a module, without dots")
     folder = Path(f"pqcore-{name}") if directory is None else directory
     texts = render(name, mode, driver)
     try:
         _write(folder, texts)
     except FileExistsError as exc:
-        raise UsageError(f"{exc.filename} is there already: nothing was overwritten; name another --directory") from exc
+        raise UsageError(f"{exc.filename} exists already, and was left unchanged: give another --directory") from exc
     except OSError as exc:
         raise CommandFailed(f"the project cannot be written to {folder}: {exc}") from exc
     if as_json:
@@ -80,7 +80,7 @@ def _check_name(name: str) -> None:
     if len(name) > LONGEST:
         raise UsageError(f"{name!r} has {len(name)} characters; the name of a backend has {LONGEST} at most")
     if name in plugins.backend_names():
-        raise UsageError(f"a backend {name!r} is installed already: two of one name hide one another; choose another")
+        raise UsageError(f"a backend {name!r} is installed already: choose another name")
     if importable(package := _package(name)):
         raise UsageError(f"a package {package} is installed already: choose another name than {name!r}")
 

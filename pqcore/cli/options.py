@@ -77,13 +77,13 @@ _DATABASE = (
         envvar="PQCORE_DSN",
         show_envvar=True,
         default=DEFAULT_DSN,
-        help="Where the database is; without it, what libpq's PG* variables say.",
+        help="Where the database is; by default as libpq's PG* variables say.",
     ),
     click.option(
         "--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default as PQ chooses it."
     ),
     click.option("--table", metavar="NAME", default="queue", show_default=True, help="The table of the queues."),
-    click.option("--schema", metavar="NAME", help="Its schema; by default the first of the search path."),
+    click.option("--schema", metavar="NAME", help="The table's schema; by default the first in the search path."),
 )
 
 
@@ -107,14 +107,18 @@ def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
 
 queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")
 any_queue_option = click.option(
-    "--queue", metavar="NAME", help="The queue that the job should be of; any, if left out."
+    "--queue", metavar="NAME", help="The queue; without it, any queue that has a job with this ID."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, an object a line.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, one object per line.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 import_option = click.option(
-    "--import", "modules", metavar="MODULE", multiple=True, help="Import this, as it registers serializers; repeatable."
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    help="Import this module, which registers serializers; repeatable.",
 )
 
 
@@ -128,5 +132,5 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} There is no terminal to ask at: give --yes.")
+        raise UsageError(f"{question} There is no terminal to ask on: give --yes.")
     click.confirm(question, abort=True, err=True)

@@ -186,15 +186,17 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PYTEST ARGUMENT]...")
-@click.option("--backend", metavar="NAME", required=True, shell_complete=_names, help="The backend, in all its modes.")
+@click.option(
+    "--backend", metavar="NAME", required=True, shell_complete=_names, help="The backend to test, in all its modes."
+)
 @click.option(
     "--dsn",
     metavar="URL",
     envvar="PQCORE_TEST_DSN",
     show_envvar=True,
-    help="A server; without it, an embedded one, or what PQCORE_TEST_CONTAINER names.",
+    help="The server; by default an embedded one, or one in the container that PQCORE_TEST_CONTAINER names.",
 )
-@click.option("--report", metavar="PATH", help="Write PATH.json and PATH.md.")
+@click.option("--report", metavar="PATH", help="Write the report to PATH.json and PATH.md.")
 @json_option
 @click.pass_context
 def conformance(
@@ -212,7 +214,7 @@ def conformance(
     if dsn is not None:
         remember(ctx, dsn)
         if "://" not in dsn:
-            raise UsageError(f"--dsn is to be a URL, postgresql://user@host/database, not {redact(dsn, dsn)}")
+            raise UsageError(f"--dsn is {redact(dsn, dsn)}; give a URL, postgresql://user@host/database")
         variables["PQCORE_TEST_DSN"] = dsn
     with tempfile.TemporaryDirectory(prefix="pqcore-conformance-") as folder:
         path = report or str(Path(folder) / "report")
@@ -225,9 +227,9 @@ def conformance(
         if as_json and (document := Path(path + ".json")).exists():
             click.echo(document.read_text("utf-8"), nl=False)
     if done.returncode == 4:  # pytest's exit code for a wrong command line
-        raise UsageError("pytest does not know these arguments, or found no such tests")
+        raise UsageError("pytest does not know these arguments, or found no such test")
     if done.returncode != 0:
-        raise CommandFailed(printable(f"{backend} does not conform, or the run ended before that was known: see above"))
+        raise CommandFailed(printable(f"{backend} does not conform, or the run ended early: see above"))
 
 
 COMMANDS = (backends, plugins_, conformance)

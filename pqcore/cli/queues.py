@@ -76,17 +76,15 @@ def _input() -> Any:
 @click.command()
 @click.argument("data", required=False)
 @queue_option
-@click.option("--lines", is_flag=True, help="Put a job for each line of standard input: all, or none.")
-@time_option("--schedule-at", help="Not before: 5m from now, or ISO 8601.")
-@time_option("--expected-at", help="Wanted by: the earlier, the sooner it is taken.")
-@click.option("--dedup", metavar="KEY", help="A key that one unfinished job has at a time.")
-@click.option("--group", metavar="NAME", help="Jobs of a group run one at a time, in order.")
+@click.option("--lines", is_flag=True, help="Put one job for each line of standard input, all in one transaction.")
+@time_option("--schedule-at", help="Run it no earlier than this: 5m from now, or ISO 8601.")
+@time_option("--expected-at", help="When it should be done by: jobs with an earlier time are taken first.")
+@click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
+@click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")
 @click.option(
-    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="So many of a name at once."
+    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="At most N jobs run concurrently."
 )
-@click.option(
-    "--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="Travels beside the data."
-)
+@click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="A header; repeatable.")
 @json_option
 @with_database
 def put(
@@ -111,7 +109,7 @@ def put(
             if data not in (None, "-"):
                 raise click.UsageError("--lines reads standard input: give no DATA")
             if dedup is not None:
-                raise click.UsageError("--dedup is of a single job: leave --lines out")
+                raise click.UsageError("--dedup is for a single job: leave out --lines")
             items = list(_lines(_input()))
             if not items:
                 raise UsageError("standard input has no lines: nothing was put")
@@ -190,20 +188,20 @@ _n_option = click.option(
     type=click.IntRange(1, 10_000),
     default=1,
     show_default=True,
-    help="How many, at most.",
+    help="Number of jobs, at most.",
 )
 
 
 @click.command()
 @queue_option
 @_n_option
-@click.option("--wait", metavar="TIME", type=duration, default=0, help="Wait so long for the first.")
+@click.option("--wait", metavar="TIME", type=duration, default=0, help="How long to wait for the first job.")
 @click.option(
     "--retention",
     type=click.Choice(["keep", "delete", "archive"]),
     default="keep",
     show_default=True,
-    help="What becomes of the row.",
+    help="Keep, delete or archive the row.",
 )
 @json_option
 @with_database
@@ -225,7 +223,7 @@ def get(database: Database, queue: str, n: int, wait: float, retention: str, as_
 @json_option
 @with_database
 def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
-    """Show the next jobs that are due; they stay where they are."""
+    """Show the next due jobs, without taking them."""
     settings = database.queue(queue)
     rows = database.call(fetch.peek, settings, n)
     for row in rows:
@@ -250,18 +248,20 @@ def _until(job: list_jobs.StoredJob) -> Any:
     "states",
     multiple=True,
     type=click.Choice([*list_jobs.STATES, "all"]),
-    help="Only these; repeatable.  [default: those that are not finished]",
+    help="Only jobs in this state; repeatable.  [default: all unfinished jobs]",
 )
 @click.option("--task", metavar="PATH", help="Only calls of this function, as in app.tasks.send.")
-@click.option("--older-than", metavar="TIME", type=duration, help="Only those that were put so long ago, as in 1h.")
-@click.option("--failed", is_flag=True, help="Only those that failed at least once.")
+@click.option(
+    "--older-than", metavar="TIME", type=duration, help="Only jobs that were put at least this long ago, as in 1h."
+)
+@click.option("--failed", is_flag=True, help="Only jobs that have failed at least once.")
 @click.option(
     "--limit",
     metavar="N",
     type=click.IntRange(1, list_jobs.MOST),
     default=100,
     show_default=True,
-    help="How many, at most.",
+    help="Number of jobs, at most.",
 )
 @json_option
 @with_database
@@ -308,13 +308,17 @@ def list_(
 @click.command()
 @queue_option
 @click.option(
-    "--older-than", metavar="TIME", type=duration, required=True, help="Those finished so long ago, as in 14d; 0: all."
+    "--older-than",
+    metavar="TIME",
+    type=duration,
+    required=True,
+    help="Only rows that finished at least this long ago, as in 14d; 0: all.",
 )
 @yes_option
 @json_option
 @with_database
 def purge(database: Database, queue: str, older_than: float, yes: bool, as_json: bool) -> None:
-    """Delete finished rows, kept or archived."""
+    """Delete finished rows. This covers the table and the archive."""
     settings = database.queue(queue)
     which = f"that were finished over {older_than:g} seconds ago" if older_than else "that are finished"
     confirm(f"Delete all rows of {printable(queue)!r} {which}, for good?", yes=yes)
@@ -328,11 +332,18 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
 @click.command()
 @click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
 @queue_option
-@click.option("--to", "target", metavar="NAME", help="The queue that waiting jobs are moved to.")
-@click.option("--all", "everything", is_flag=True, help="All that wait, are scheduled or parked.")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Of all: how many, at most, those due first.")
+@click.option("--to", "target", metavar="NAME", help="The queue to move waiting jobs to.")
+@click.option("--all", "everything", is_flag=True, help="Move all ready, scheduled and parked jobs.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), help="With --all: move at most N jobs, those due first."
+)
 @click.option("--to-archive", is_flag=True, help="Move finished rows to the archive table instead.")
-@click.option("--older-than", metavar="TIME", type=duration, help="With --to-archive: those finished so long ago.")
+@click.option(
+    "--older-than",
+    metavar="TIME",
+    type=duration,
+    help="With --to-archive: only rows that finished at least this long ago.",
+)
 @yes_option
 @json_option
 @with_database
@@ -352,12 +363,12 @@ def move(
     settings = database.queue(queue)
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:
-            raise click.UsageError("--to-archive moves finished rows: it goes with --older-than alone")
+            raise click.UsageError("--to-archive moves finished rows: only --older-than can go with it")
         number = database.call(archive_jobs, settings, older_than or 0)
         _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
         return
     if target is None:
-        raise click.UsageError("say where to: --to NAME, or --to-archive")
+        raise click.UsageError("no target is given: give --to NAME, or --to-archive")
     if older_than is not None:
         raise click.UsageError("--older-than goes with --to-archive")
     if bool(job_ids) == everything:
@@ -368,12 +379,12 @@ def move(
     chosen = tuple(dict.fromkeys(job_ids)) or None
     if chosen is None:
         how_many = "all" if limit is None else f"up to {limit}"
-        confirm(f"Move {how_many} jobs of {printable(queue)!r} that wait to {printable(target)!r}?", yes=yes)
+        confirm(f"Move {how_many} waiting jobs of {printable(queue)!r} to {printable(target)!r}?", yes=yes)
     number = database.call(move_jobs, settings, other, chosen, limit)
     _moved({"queue": queue, "to": target, "moved": number}, f"moved {number}", as_json=as_json)
     if chosen is not None and number < len(chosen):
-        msg = f"{len(chosen) - number} of the {len(chosen)} named do not wait in {queue!r}"
-        raise CommandFailed(f"{msg}, or have a dedup key that is taken in {target!r}")
+        msg = f"{len(chosen) - number} of the {len(chosen)} given jobs are not waiting in {queue!r}"
+        raise CommandFailed(f"{msg}, or have a dedup key that another job of {target!r} has")
 
 
 def _moved(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -26,9 +26,13 @@ NONE = "none"
 def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for the object of a pause."""
     for option in (
-        click.option("--group", metavar="NAME", help="Only jobs of this group, for workers and leases."),
-        click.option("--limit", metavar="NAME", help="Only jobs under this limit, for workers and leases."),
-        click.option("--task", metavar="PATH", help="Only calls of this task, for workers and leases: app.tasks.send."),
+        click.option("--group", metavar="NAME", help="Pause only jobs of this group, for workers and leases."),
+        click.option("--limit", metavar="NAME", help="Pause only jobs under this limit, for workers and leases."),
+        click.option(
+            "--task",
+            metavar="PATH",
+            help="Pause only calls of this task, as in app.tasks.send, for workers and leases.",
+        ),
     ):
         function = option(function)
     return function
@@ -45,7 +49,7 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @click.command()
 @queue_option
 @_what_options
-@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: when it is resumed]")
+@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: at pqcore resume]")
 @json_option
 @with_database
 def pause(

@@ -17,7 +17,7 @@ from pqcore.serializers.protocol import is_wrapper
 @click.command()
 @json_option
 def serializers(*, as_json: bool) -> None:
-    """List the serializers, and what keeps any from being used."""
+    """List the serializers. Say why one cannot be used."""
     found = [_described(name) for name in plugins.serializer_names()]
     if as_json:
         for each in found:

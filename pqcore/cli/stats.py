@@ -61,7 +61,7 @@ def _mark(stale: float | None) -> None:
 @json_option
 @with_database
 def stats(database: Database, queue: str | None, as_json: bool) -> None:
-    """Count what waits in each queue, and its dead letters."""
+    """Count the waiting jobs and the dead letters of each queue."""
     found = _collect(database, queue)
     if as_json:
         for each in found.values():
@@ -146,13 +146,13 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
     default="2s",
     show_default=True,
     callback=_seconds,
-    help="Look so often.",
+    help="Time between two looks.",
 )
-@click.option("--once", is_flag=True, help="Show it once, and end.")
+@click.option("--once", is_flag=True, help="Show one frame, and exit.")
 @json_option
 @with_database
 def top(database: Database, queue: str | None, interval: float, once: bool, as_json: bool) -> None:
-    """Watch what waits in each queue, until stopped."""
+    """Show the counts of each queue repeatedly, until stopped."""
     with _stop_signals() as stops_within:
         _follow(database, queue, interval, once, as_json, stops_within)
 

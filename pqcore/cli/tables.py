@@ -23,17 +23,25 @@ from pqcore.settings import KEEP_DEAD, KEEP_FINISHED
 from pqcore.sql.identifiers import quote
 
 _sequences_option = click.option(
-    "--set-sequences", is_flag=True, help="Also set sequences that are behind the ids that are there beyond them."
+    "--set-sequences",
+    is_flag=True,
+    help="Also set each sequence that is behind the stored ids to the highest of these ids.",
 )
-_sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the statements, and run none.")
+_sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the SQL statements, and run none of them.")
 _STOP_OLDER = (
     "stop workers of older versions before the first of this version starts on a queue with limits that must hold:"
-    " beside one another, they may run up to twice as many jobs"
+    " together, old and new workers may run up to twice as many jobs as a limit allows"
 )
 
 
 def _named(number: int | None) -> str:
-    return "missing" if number is None else "pq's, or made by hand" if number == 0 else f"schema version {number}"
+    return (
+        "missing"
+        if number is None
+        else "a table of pq, or one made by hand"
+        if number == 0
+        else f"schema version {number}"
+    )
 
 
 def _write_roles(database: Database, table: str, prefix: str | None, *, as_json: bool) -> None:
@@ -41,7 +49,7 @@ def _write_roles(database: Database, table: str, prefix: str | None, *, as_json:
     if as_json:
         emit({"table": table, "statements": statements})
         return
-    write(f"-- Roles of table {table}. They cannot log in: grant them to those of applications.")
+    write(f"-- Roles of table {table}. They cannot log in: grant them to the roles of your applications.")
     for statement in statements:
         write(f"{statement};")
 
@@ -88,18 +96,18 @@ def _make(
         emit(facts)
         return
     if changed:
-        how = "made" if found is None else f"migrated: it was {_named(found)}"
-        write(f"table {table} is {how}; schema version {schema.latest()}")
+        how = "made" if found is None else f"migrated from {_named(found)}"
+        write(f"table {table} was {how}; it has schema version {schema.latest()}")
         if stop_older:
             write(_STOP_OLDER)
     else:
         write(f"table {table} is up to date: schema version {found}")
     for role in roles.values():
-        write(f"role {quote(role)}: GRANT {quote(role)} TO that of an application")
+        write(f"role {quote(role)}: GRANT {quote(role)} TO the role of an application")
     for one in behind:
-        write(f"sequence {one.name} is set to {max(one.highest.values())}: it would have given id {one.following} next")
+        write(f"sequence {one.name} is set to {max(one.highest.values())}: the next id would have been {one.following}")
     if set_sequences and not behind:
-        write("no sequence is behind the ids that are there")
+        write("no sequence is behind the stored ids")
 
 
 def _kept(text: str | float | None) -> float | None:
@@ -110,19 +118,19 @@ def _kept(text: str | float | None) -> float | None:
 @click.command()
 @_sql_option
 @click.option(
-    "--roles", is_flag=True, help="Make roles that may do what producers, consumers and admins do, and no more."
+    "--roles", is_flag=True, help="Also make database roles with the rights of producers, consumers and admins."
 )
 @click.option(
-    "--role-prefix", metavar="NAME", help="With --roles: begin their names so, and not with the table's name."
+    "--role-prefix", metavar="NAME", help="With --roles: begin their names with this, not with the table's name."
 )
-@click.option("--partitions", metavar="N", type=int, help="Make it in so many partitions, by the queue's name.")
+@click.option("--partitions", metavar="N", type=int, help="Split a new table into N partitions, by the queue's name.")
 @click.option(
     "--keep-finished",
     metavar="TIME",
     type=_kept,
     default=KEEP_FINISHED,
     show_default=True,
-    help="Of a new table: how long finished rows are kept; 'none' for ever.",
+    help="How long a new table keeps finished rows; 'none' keeps all.",
 )
 @click.option(
     "--keep-dead",
@@ -130,7 +138,7 @@ def _kept(text: str | float | None) -> float | None:
     type=_kept,
     default=KEEP_DEAD,
     show_default=True,
-    help="Of a new table: how long dead letters are kept; 'none' for ever.",
+    help="How long a new table keeps dead letters; 'none' keeps all.",
 )
 @_sequences_option
 @json_option
@@ -151,7 +159,7 @@ def create(
     The command does nothing if the table is up to date.
     """
     if role_prefix is not None and not roles:
-        raise click.UsageError("--role-prefix says how roles are called: give --roles too")
+        raise click.UsageError("--role-prefix names roles: give --roles too")
     if as_sql and roles:
         _write_roles(database, database.table, role_prefix, as_json=as_json)
         return
@@ -193,7 +201,9 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
         elif current:
             write(f"table {table} is up to date: schema version {found}")
         if not current:
-            raise CommandFailed(f"table {table} is {_named(found)}; this pqcore needs schema version {schema.latest()}")
+            raise CommandFailed(
+                f"table {table} is {_named(found)}; this version of pqcore needs schema version {schema.latest()}"
+            )
         return
     if found is None:
         raise TableMissing(f"table {table} does not exist: pqcore create makes it")
@@ -205,7 +215,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Say what it is, and change nothing.")
+@click.option("--check", is_flag=True, help="Describe the table, and change nothing.")
 @json_option
 @with_database
 def adopt(database: Database, check: bool, as_json: bool) -> None:
@@ -216,7 +226,9 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     table = database.table
     found = database.call(schema_info.version)
     if found:
-        raise CommandFailed(f"table {table} is pqcore's already, {_named(found)}: pqcore migrate brings it up to date")
+        raise CommandFailed(
+            f"table {table} is already a table of pqcore ({_named(found)}): run pqcore migrate to update it"
+        )
     pqs = database.call(schema_info.read_pq_table)
     facts: dict[str, Any] = {
         "table": table,
@@ -230,25 +242,30 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
     if not as_json:
         more = "more than " if pqs.more else ""
         write(
-            f"table {table} is pq's: {more}{pqs.rows} rows, {pqs.unfinished} of them unfinished, in {pqs.queues} queues"
+            f"table {table} is a table of pq: {more}{pqs.rows} rows, {pqs.unfinished} of them unfinished,"
+            f" in {pqs.queues} queues"
         )
         write(f"  its indexes stay: {', '.join(pqs.indexes) or 'none'}")
         if pqs.trigger:
-            write("  its trigger pq_insert is replaced by one that tells waiters once a statement")
+            write("  its trigger pq_insert is replaced by one that notifies waiters once per statement")
     if not check:
         database.call(admin.create)
     if as_json:
         emit({**facts, "adopted": not check, "version": schema.latest()})
     elif check:
-        write("nothing was changed: without --check it is adopted")
+        write("nothing was changed: run pqcore adopt without --check to adopt the table")
     else:
-        write(f"it is adopted: schema version {schema.latest()}; pq's own workers can go on with it")
+        write(f"the table was adopted: it has schema version {schema.latest()}; workers of pq can still use it")
 
 
 @click.command()
-@click.option("--queue", metavar="NAME", help="Of this queue; of all for which nothing else is set, if left out.")
-@click.option("--finished", metavar="TIME", help="How long finished rows are kept, as in 7d; 'none' for ever.")
-@click.option("--dead", metavar="TIME", help="How long dead letters are kept, as in 90d; 'none' for ever.")
+@click.option(
+    "--queue",
+    metavar="NAME",
+    help="Set it for this queue; without it, for all queues that have no setting of their own.",
+)
+@click.option("--finished", metavar="TIME", help="How long to keep finished rows, as in 7d; 'none' keeps all.")
+@click.option("--dead", metavar="TIME", help="How long to keep dead letters, as in 90d; 'none' keeps all.")
 @json_option
 @with_database
 def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
@@ -268,13 +285,13 @@ def expiry(database: Database, queue: str | None, finished: str | None, dead: st
     if as_json:
         return
     if not found:
-        write("everything is kept")
+        write("no times are set: all rows are kept")
         return
     rows = [
         (
             "all others" if one.queue is None else one.queue,
             one.kind,
-            "for ever" if one.seconds is None else f"{one.seconds / 86_400:g}d",
+            "no limit" if one.seconds is None else f"{one.seconds / 86_400:g}d",
             one.deleted,
         )
         for one in found

@@ -50,7 +50,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
         else:
             queues.append(_queue(found, target))
     if names and not used:
-        raise UsageError("--queues is for a target that is a PQ; these are queues: " + ", ".join(targets))
+        raise UsageError("--queues needs a target that is a PQ; these are queues: " + ", ".join(targets))
     return list({id(queue): queue for queue in queues}.values())
 
 
@@ -69,7 +69,7 @@ def import_modules(modules: Sequence[str]) -> None:
 def _find(target: str) -> Any:
     module, colon, path = target.partition(":")
     if not colon or not module or not path:
-        raise UsageError(f"{target!r} is no target: write module:queue, as in app.tasks:queue")
+        raise UsageError(f"{target!r} is not a target: write module:queue, as in app.tasks:queue")
     found = _import(module, target)
     for name in path.split("."):
         try:
@@ -92,7 +92,7 @@ def _queue(found: Any, target: str) -> Any:
     if isinstance(found, TaskDeclarations):
         return found
     if isinstance(found, (Enqueuer, AsyncEnqueuer)):
-        raise UsageError(f"{target} is a task: name the queue that it is a task of")
+        raise UsageError(f"{target} is a task: give the queue of the task")
     raise UsageError(
         f"{target} is a {type(found).__module__}.{type(found).__qualname__}: name a queue or PQ of pqcore, "
         "or a function that returns one"
@@ -105,7 +105,7 @@ def _import(module: str, where: str) -> Any:
             f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
         )
     if not module.strip(".") or module.startswith("."):  # importlib would take it for a relative name
-        raise UsageError(f"{where}: {module!r} is no name of a module")
+        raise UsageError(f"{where}: {module!r} is not the name of a module")
     try:
         return importlib.import_module(module)
     except Exception as exc:

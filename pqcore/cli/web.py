@@ -78,35 +78,41 @@ def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
 
 
 @click.command()
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Serve on this address.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to serve on.")
 @click.option(
     "--port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
     default=PORT,
     show_default=True,
-    help="On this port; 0 for any that is free.",
+    help="The port to serve on; 0 picks a free one.",
 )
 @click.option(
     "--token",
     metavar="TOKEN",
     envvar="PQCORE_WEB_TOKEN",
     show_envvar=True,
-    help="What visitors have to know; needed where others than this machine can reach it.",
+    help="The token that visitors must give; required if other machines can reach the page.",
 )
-@click.option("--allow-changes", is_flag=True, help="Let jobs be retried, cancelled and purged.")
+@click.option("--allow-changes", is_flag=True, help="Let visitors retry, cancel and purge jobs, and set rules.")
 @click.option(
     "--interval",
     metavar="TIME",
     type=duration,
     default="2s",
     show_default=True,
-    help="Read the table in this interval.",
+    help="Time between two reads of the table.",
 )
 @click.option(
-    "--allow-host", "names", metavar="NAME", multiple=True, help="Answer to this name too, as a proxy's; repeatable."
+    "--allow-host",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Also answer requests for this host name, such as a proxy's; repeatable.",
 )
-@click.option("--root-path", metavar="PATH", default="", help="Where a proxy has put it, as in /queues.")
+@click.option(
+    "--root-path", metavar="PATH", default="", help="The path under which a proxy serves the page, as in /queues."
+)
 @with_database
 def web(
     database: Database,
@@ -118,10 +124,10 @@ def web(
     names: tuple[str, ...],
     root_path: str,
 ) -> None:
-    """Serve a web page that shows queues and jobs, live, until stopped."""
+    """Serve a live web page of queues and jobs, until stopped."""
     if not token and not is_loopback(host):
         raise UsageError(
-            f"every visitor of {host} would see all jobs: set PQCORE_WEB_TOKEN (or give --token),"
+            f"{host} can be reached from other machines, and there is no token: set PQCORE_WEB_TOKEN (or give --token),"
             " or serve on 127.0.0.1, behind a proxy that authenticates visitors"
         )
     # Without a token, another site must not reach the page by a name that resolves to this address (DNS rebinding).

@@ -46,7 +46,11 @@ queues_option = click.option(
 )
 
 modules_option = click.option(
-    "--import", "modules", metavar="MODULE", multiple=True, help="Import a module that declares tasks, too; repeatable."
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    help="Also import this module, which declares tasks; repeatable.",
 )
 
 
@@ -66,7 +70,12 @@ def log_to_stderr(level: str) -> None:
 @targets_argument
 @queues_option
 @click.option(
-    "--concurrency", metavar="N", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at once."
+    "--concurrency",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Jobs that run concurrently in each process, at most.",
 )
 @click.option(
     "--processes",
@@ -74,7 +83,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes, each with so many jobs at once, kept running by one more.",
+    help="Number of worker processes; if more than 1, another process supervises them.",
 )
 @click.option(
     "--lease",
@@ -82,7 +91,7 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="30s",
     show_default=True,
-    help="After so long, jobs of a worker that died run elsewhere.",
+    help="If a worker dies, its jobs go to other workers after this time.",
 )
 @click.option(
     "--grace",
@@ -90,7 +99,7 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="30s",
     show_default=True,
-    help="So long jobs may go on when the worker is to stop.",
+    help="Time that running jobs get to finish after a stop signal.",
 )
 @click.option(
     "--poll-interval",
@@ -98,7 +107,7 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="2s",
     show_default=True,
-    help="An idle worker looks so often, woken or not.",
+    help="Time between two looks of an idle worker, if no notification wakes it.",
 )
 @click.option(
     "--prefetch",
@@ -106,7 +115,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=1_000,
     show_default=True,
-    help="Jobs fetched ahead of each queue, at most, where jobs run fast.",
+    help="Jobs to fetch ahead from each queue, at most, while jobs are short.",
 )
 @click.option(
     "--prefetch-bytes",
@@ -114,14 +123,14 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=16 * 2**20,
     show_default=True,
-    help="Bytes of data that these jobs hold, at most.",
+    help="Bytes of data that the prefetched jobs hold, at most.",
 )
 @click.option(
     "--run-in",
     type=click.Choice(["thread", "process"]),
     default="thread",
     show_default=True,
-    help="Where functions run that are no coroutines.",
+    help="Run plain functions (not coroutine functions) in threads or in processes.",
 )
 @click.option(
     "--stall-timeout",
@@ -129,7 +138,7 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="20s",
     show_default=True,
-    help="A connection that does not answer for so long is broken off.",
+    help="Close a connection after this time without an answer.",
 )
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(
@@ -157,15 +166,15 @@ def log_to_stderr(level: str) -> None:
     metavar="NAME",
     multiple=True,
     shell_complete=_instruments,
-    help="Turn an instrument on; repeatable.",
+    help="Turn on an instrument; repeatable.",
 )
-@click.option("--uvloop", is_flag=True, help="Run on uvloop.")
+@click.option("--uvloop", is_flag=True, help="Run on the event loop of uvloop.")
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
     default="info",
     show_default=True,
-    help="How much is logged, to stderr.",
+    help="Log messages of this level and above, to stderr.",
 )
 @click.option("--supervised", type=int, hidden=True)
 @click.pass_context
@@ -245,7 +254,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], w
         except (KeyboardInterrupt, SystemExit):
             if running.done() or not worker.running:
                 raise
-            logger.exception("a task or callback of a job raised what would end the event loop; the worker goes on")
+            logger.exception("a task or callback of a job raised an error that ends event loops; the worker goes on")
         else:
             return
 
@@ -279,7 +288,7 @@ def _loop_factory(*, uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     except ImportError:
-        raise UsageError("--uvloop: it is not installed: pip install uvloop") from None
+        raise UsageError("--uvloop needs uvloop: pip install uvloop") from None
     return factory
 
 

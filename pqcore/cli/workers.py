@@ -15,7 +15,7 @@ _SHOWN = 5
 
 
 @click.command()
-@click.option("--queue", metavar="NAME", help="Only workers of this queue.")
+@click.option("--queue", metavar="NAME", help="List only workers of this queue.")
 @json_option
 @with_database
 def workers(database: Database, queue: str | None, as_json: bool) -> None:

@@ -26,10 +26,11 @@ FEW = 10
 """Recently closed connections from which on the next connection is opened only after a pause."""
 LONGEST_PAUSE = 5.0
 """The longest pause before another connection is opened, in seconds."""
-CLOSED = "the connection is closed: give an open one, or a DSN or pool, which replace lost connections"
+CLOSED = "the connection is closed: give an open one; or give a DSN or a pool, with which lost connections are replaced"
 POOLED = (
-    "a pooler is between here and the server: nothing is prepared, and waiters poll, as in transaction mode it lends"
-    " the server's connections to others in between; give PQ prepared=True if its mode is session, else prepared=False"
+    "a pooler is between this process and the server: statements are not prepared, and waiters poll, because in"
+    " transaction mode other clients use the same server connections; give PQ prepared=True if the pooler is in session"
+    " mode, else prepared=False"
 )
 
 

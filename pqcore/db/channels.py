@@ -32,7 +32,7 @@ meanwhile."""
 LISTEN_NOT_SUPPORTED = (
     "LISTEN does not last on this connection (behind PgBouncer in transaction mode, give prepared=False)"
 )
-LEFT = "its server takes no more writes"
+LEFT = "its server accepts no more writes"
 
 _tickets = itertools.count(1)
 

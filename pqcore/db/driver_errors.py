@@ -19,35 +19,43 @@ from pqcore.errors import (
 
 # Longest prefix first. https://www.postgresql.org/docs/current/errcodes-appendix.html
 _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
-    ("0A000", DatabaseError, "not supported; if the types of the table's columns were changed just now, try again"),
-    ("25006", DatabaseError, "a standby, or read only: connect to the primary, as by target_session_attrs=read-write"),
+    ("0A000", DatabaseError, "not supported; if the types of the table's columns have just changed, try again"),
+    (
+        "25006",
+        DatabaseError,
+        "the server is a standby, or read-only: connect to the primary, as with target_session_attrs=read-write",
+    ),
     ("25P02", TransactionAborted, "an earlier statement of this transaction failed: roll it back first"),
     ("40", TransientError, "try the transaction again"),
-    ("55P03", TransientError, "a lock was not to be had in time: try again"),
+    ("55P03", TransientError, "a lock could not be acquired in time: try again"),
     ("57014", StatementCancelled, "the statement was cancelled (see statement_timeout)"),
     ("57P", ConnectionLost, "the server ended the connection"),
     ("08", ConnectionLost, "the connection is lost"),
-    ("53300", ConnectionLost, "the server takes no more connections (see max_connections)"),
+    ("53300", ConnectionLost, "the server accepts no more connections (see max_connections)"),
     ("42501", AccessDenied, "the database role may not do this: see GRANT"),
     ("3D000", DatabaseError, "make the database, or correct its name"),
     ("28", AccessDenied, "the server does not accept these credentials"),
     ("22", InvalidData, "the server cannot store this value"),
     ("23", InvalidData, "a constraint of the table forbids this value"),
-    ("54", DatabaseError, "a limit of the server is reached: make the value smaller, or ask who runs the server"),
+    (
+        "54",
+        DatabaseError,
+        "a limit of the server was reached: make the value smaller, or ask the administrator of the server",
+    ),
 )
 READ_ONLY = "25006"
 """The SQLSTATE of a statement that a server refuses because it takes no writes."""
 _UNIQUE = "23505"
 _ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # the form in the error's detail, in any language
 _BEHIND = (
-    "a sequence is behind the ids that are there, as after logical replication, a restore, or TRUNCATE ... RESTART"
-    " IDENTITY: pqcore doctor shows it, and pqcore create --set-sequences sets it"
+    "a sequence is behind the stored ids, as after logical replication, a restore, or TRUNCATE ... RESTART IDENTITY:"
+    " run pqcore create --set-sequences"
 )
 NOTIFICATIONS_FULL = "54000"
 """The SQLSTATE of the `TransientError` for a full notification queue of the server."""
 _FULL = (
-    "the server's queue of notifications is full: a session that listens has been in a transaction for long;"
-    " pqcore doctor shows it. Try again"
+    "the server's queue of notifications is full, because a listening session has had a transaction open for a long"
+    " time: end that transaction, which pqcore doctor shows, and try again"
 )
 
 
@@ -73,7 +81,9 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
         if sqlstate and sqlstate.startswith(prefix):
             return kind(f"{doing}: {reason} ({advice})", sqlstate)
     if isinstance(exc, UnicodeError):
-        return InvalidData(f"{doing}: {reason} (the connection's client_encoding has no such letters: set it to UTF8)")
+        return InvalidData(
+            f"{doing}: {reason} (the connection's client_encoding lacks some of the characters: set it to UTF8)"
+        )
     if lost or isinstance(exc, OSError):
         return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
     return DatabaseError(f"{doing}: {reason}", sqlstate)

@@ -173,13 +173,13 @@ def why_unread(exc: object, dsn: str) -> str:
         dsn: The DSN.
     """
     if has_several_at(dsn):
-        return "not a DSN: there are several @ before the host's name: in a user's name or password, write %40"
+        return "not a DSN: it has several @ before the host's name; in a user's name or password, write %40"
     said = redact(str(exc).strip(), dsn)
     if any(word in said for word in _secret_words(dsn)):
         return (
-            "not a DSN, and what the driver says of it quotes what may be a password; give a URL,"
-            " postgresql://user@host/database, with what is special written as in %40, or words, host=... dbname=...,"
-            " with quotes around blanks"
+            "not a DSN (the driver's message is hidden, because it may quote a password); give a URL,"
+            " postgresql://user@host/database, with special characters written as in %40, or keywords,"
+            " host=... dbname=..., with quotes around values that have blanks"
         )
     return f"not a DSN: {said}"
 

@@ -169,7 +169,7 @@ class Engine(Grouping):
             ConfigurationError: This engine was given a single connection.
         """
         if isinstance(self.source, AdoptedConnection):
-            msg = "what was given a single connection can have no further ones"
+            msg = "a PQ that was given a single connection cannot open more; give PQ a DSN or a pool"
             raise ConfigurationError(msg)
         clone = Engine(
             self._mode,
@@ -378,7 +378,7 @@ class Engine(Grouping):
                 msg = f"not a connection that any installed backend or plugin knows: {kind}"
                 raise ConfigurationError(msg)
             target = await inner if isinstance(inner, Awaitable) else inner
-        msg = f"no driver's connection was found inside of a {kind_of(connection)}"
+        msg = f"no driver's connection was found inside a {kind_of(connection)}; give a driver's connection"
         raise ConfigurationError(msg)
 
     def _opener(self, spec: BackendSpec) -> BackendAdapter:

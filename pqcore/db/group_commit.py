@@ -186,8 +186,8 @@ def error_for_each(exc: BaseException | None, *, claimed: bool) -> Callable[[], 
 
 
 _INTERRUPTED = (
-    "what sent the statement of several calls was interrupted: it may have taken effect, or not: look before you do it"
-    " again"
+    "the thread that sent this call together with others was interrupted: the call may have taken effect, or not:"
+    " check before you repeat it"
 )
 
 

@@ -52,7 +52,7 @@ class Grouping(Waiting):
             msg = f"group_commit is {wanted!r}; give True, False, or None"
             raise ConfigurationError(msg)
         if wanted and not isinstance(self.source, (Pool, AdoptedPool)):
-            msg = "group_commit=True needs connections that several callers do not share: give PQ a DSN or a pool"
+            msg = "group_commit=True needs more than one connection: give PQ a DSN or a pool"
             raise ConfigurationError(msg)
         if reason := self.dialect.unsupported.get("group commit"):
             if wanted:

@@ -59,7 +59,7 @@ CLOSING = 2.0
 RETRY = 1.0
 """Seconds between attempts to open a listening connection; waiters poll meanwhile."""
 
-UNLIKE = "the pool does not tell how it connects, so no connection like its own can be opened to listen on"
+UNLIKE = "the pool does not tell how it connects, so no connection can be opened to listen on"
 
 
 class Listener(Waiters):

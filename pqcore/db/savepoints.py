@@ -89,4 +89,4 @@ async def undo(session: Session, savepoint: str | None) -> None:
             await session.execute(savepoint_query("ROLLBACK TO", savepoint))
             await session.execute(savepoint_query("RELEASE", savepoint))
     except PQError as exc:
-        logger.warning("rolling back failed; the server does so when the connection ends: %s", exc)
+        logger.warning("cannot roll back; the server rolls back when the connection ends: %s", exc)

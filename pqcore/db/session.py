@@ -43,8 +43,8 @@ ASKING = 5.0
 """Seconds that a cancel request may take."""
 # limits the threads with running cancel requests, which may hang like their connections
 _asking = threading.BoundedSemaphore(8)
-NO_ANSWER = "the server had not answered for long, and was asked to cancel it; see answer_timeout"
-UNKNOWN = "it may have taken effect, or not: look before you do it again"
+NO_ANSWER = "the server did not answer in time (answer_timeout), and was asked to cancel the statement"
+UNKNOWN = "it may have taken effect, or not: check before you repeat it"
 
 
 class Session:
@@ -388,7 +388,11 @@ class Session:
     def _break_off(self, since: float) -> None:
         if self.busy_since == since:
             waited = time.monotonic() - since
-            logger.warning("no answer on a connection for %.1f seconds (%s): it is broken off", waited, self.statement)
+            logger.warning(
+                "closing a connection, because the server has not answered for %.1f seconds (%s)",
+                waited,
+                self.statement,
+            )
             self.abort()
 
     def busy(self) -> bool:

@@ -121,4 +121,4 @@ class SharedConnectionListener(Channels):
                 await session.execute(session.sql.notify_waiters)
                 self._notifies = False
         except PQError:  # the error does not concern the work that was done
-            logger.debug("what was waited on stays locked", exc_info=True)
+            logger.debug("cannot release the advisory locks of channels", exc_info=True)

@@ -19,7 +19,7 @@ logger = logging.getLogger("pqcore")
 
 T = TypeVar("T")
 
-LEFT = "the server takes no more writes: its connections are replaced"
+LEFT = "the server accepts no more writes: its connections are replaced"
 
 
 class Loan(list[Session]):

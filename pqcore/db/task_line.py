@@ -114,7 +114,7 @@ class TaskLine:
             try:
                 await self.together.undo(*answers)
             except PQError as exc:
-                logger.warning("what was done for callers that were cancelled is not undone: %s", exc)
+                logger.warning("cannot undo the operations of cancelled callers: %s", exc)
 
     async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
         """Undo the effects for callers that were cancelled meanwhile, and that wait for this."""

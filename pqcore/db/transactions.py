@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 SPOILT = "a task was cancelled in this block while it took a job: roll the block back, and begin it again"
 FORKED = (
-    "this transaction block was begun by process {}, of which this one is a fork: it is left to that process;"
-    " end a forked child within the block, with os._exit()"
+    "this transaction block belongs to process {}, and this process is a fork of it; end a forked child within the"
+    " block, with os._exit()"
 )
 
 
@@ -124,7 +124,7 @@ class Transactions(ABC):
         leaves()
         blocks = self._here()
         if not blocks:
-            msg = "no transaction block is open here"
+            msg = "no transaction block is open in this thread or task"
             raise TransactionOrderError(msg)
         block = blocks[-1]
         try:
@@ -155,7 +155,7 @@ class Transactions(ABC):
         if not transaction.blocks or transaction.blocks[-1] is not block:
             if block in transaction.blocks:
                 transaction.blocks.remove(block)  # the last block to end gives the connection back
-            msg = "transaction blocks ended in another order than they began: is one shared by concurrent tasks?"
+            msg = "transaction blocks did not end in the reverse order of their begin: do concurrent tasks share one?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
         return True
@@ -206,7 +206,7 @@ class Transactions(ABC):
             try:
                 self.runtime.finish(lambda: self._abandon(loan, block.savepoint))
             except PQError as exc:
-                logger.warning("a block that was interrupted could not be rolled back: %s", exc)
+                logger.warning("cannot roll back an interrupted transaction block: %s", exc)
 
     async def _failed(self, loan: Loan, exc: BaseException) -> None:
         interrupted = is_interrupt(exc)
@@ -226,7 +226,7 @@ class Transactions(ABC):
         except PQError as error:
             if not interrupted:
                 raise
-            logger.warning("giving back a connection after an interrupt failed: %s", error)
+            logger.warning("cannot return a connection to the pool after an interrupt: %s", error)
 
     async def _run_in_block(
         self, transaction: OpenTransaction, operation: Callable[[Session], Awaitable[T]], *, protect: bool
@@ -309,7 +309,7 @@ class Transactions(ABC):
             try:
                 await work(session)
             except PQError as exc:  # the block is committed, and no error may hide that
-                logger.warning("a place under a limit is free, and is given to a job by the next sweep: %s", exc)
+                logger.warning("a place under a limit stays free until the next sweep: %s", exc)
 
     async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
         """Run the operations that a block has for its end."""

@@ -21,7 +21,7 @@ CHECKS = {
         SELECT 0, count(*) FROM (SELECT FROM demo_results GROUP BY job_id HAVING count(*) > 1) AS twice""",
     "results of jobs that were not put": """
         SELECT 0, count(*) FROM demo_results WHERE job_id NOT IN (SELECT job_id FROM demo_put)""",
-    "results with the hash computed anew": """
+    "results with the same hash when computed again": """
         SELECT %(jobs)s, count(*) FROM demo_results
         JOIN demo_put USING (job_id, path) JOIN demo_files USING (path, sha256)""",
     "jobs left in the queue": "SELECT 0, count(*) FROM queue WHERE dequeued_at IS NULL",

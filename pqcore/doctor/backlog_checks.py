@@ -33,7 +33,7 @@ async def check_backlog(context: CheckContext) -> list[Finding]:
         if queue in alive:
             message, advice = (
                 f"{said}, though workers of the queue are alive",
-                "run more workers, or see what holds them",
+                "run more workers, or find out why they take no jobs (pqcore explain)",
             )
         else:
             message, advice = f"{said}, and no worker of the queue is alive", "start a worker of the queue"
@@ -61,9 +61,9 @@ async def check_leases(context: CheckContext) -> list[Finding]:
     queue, number, age = rows[0]
     some = f"{number}" if number < COUNTED else f"at least {COUNTED}"
     message = (
-        f"{some} leases of queue {queue!r} have run out, the first {age:.0f} s ago, and nobody took the jobs again"
+        f"{some} leases of queue {queue!r} have run out, the first {age:.0f} s ago, and no worker took the jobs again"
     )
-    return [Finding("leases", "warning", message, "start a worker of the queue: it runs them again", details)]
+    return [Finding("leases", "warning", message, "start a worker of the queue, which runs these jobs again", details)]
 
 
 async def check_expiry(context: CheckContext) -> list[Finding]:
@@ -71,12 +71,13 @@ async def check_expiry(context: CheckContext) -> list[Finding]:
     found = await list_expiry_of(context.s)
     details = {"expiry": [asdict(one) for one in found]}
     if not any(one.seconds is not None for one in found):
-        message = "finished rows and dead letters are kept for ever"
-        return [Finding("expiry", "ok", message, "pqcore expiry --finished 7d has workers delete them", details)]
+        message = "finished rows and dead letters are never deleted"
+        return [Finding("expiry", "ok", message, "to have workers delete them: pqcore expiry --finished 7d", details)]
     told = [
         f"{'finished rows' if one.kind == 'finished' else 'dead letters'} of"
         f" {'all queues' if one.queue is None else repr(one.queue)} are kept"
-        f" {'for ever' if one.seconds is None else f'for {one.seconds / 86400:g} days'}, {one.deleted} were deleted"
+        f" {'without a limit' if one.seconds is None else f'for {one.seconds / 86400:g} days'},"
+        f" {one.deleted} were deleted"
         for one in found
     ]
     return [Finding("expiry", "ok", "; ".join(told), details=details)]
@@ -87,7 +88,7 @@ async def check_dead_letters(context: CheckContext) -> list[Finding]:
     numbers = {queue: int(number) for queue, number in await context.s.execute(context.s.sql.admin.dead_by_queue)}
     details = {"queues": [{"queue": queue, "dead": number} for queue, number in numbers.items()]}
     if not numbers:
-        return [Finding("dead_letters", "ok", "there are none", details=details)]
+        return [Finding("dead_letters", "ok", "there are no dead letters", details=details)]
     queue = max(numbers, key=lambda name: numbers[name])
     message = f"{sum(numbers.values())} jobs failed for good, {numbers[queue]} of them in queue {queue!r}"
     advice = "pqcore dead list shows them, pqcore dead retry runs them again, pqcore dead purge deletes them"

@@ -64,8 +64,8 @@ async def examine(engine: Engine, queues: Sequence[str] = (), *, read_only: bool
         for name, check in _TABLE:
             await _collect(found, context, name, check)
         if any(one.check == "indexes" and one.level == "problem" for one in found):
-            message = "takes were not explained, as an index is missing"
-            found.append(Finding("plan", "warning", message, "repair the indexes, and look again"))
+            message = "the statements that take jobs were not explained, because an index is missing"
+            found.append(Finding("plan", "warning", message, "repair the indexes, and run pqcore doctor again"))
         else:
             await _collect(found, context, "plan", check_plans)
 
@@ -73,7 +73,7 @@ async def examine(engine: Engine, queues: Sequence[str] = (), *, read_only: bool
         await engine.migrate(work)
     except ConnectionLost as exc:
         found.append(
-            Finding("connection", "problem", str(exc), "see that the server runs, and is reached with this DSN")
+            Finding("connection", "problem", str(exc), "check that the server runs, and that this DSN reaches it")
         )
     except DatabaseError as exc:
         found.append(Finding("connection", "problem", str(exc)))
@@ -90,8 +90,8 @@ async def _collect(found: list[Finding], context: CheckContext, name: str, check
         if context.s.in_transaction():
             await context.s.rollback()
         refused = isinstance(exc, AccessDenied)
-        advice = "ask with a role that may: GRANT pg_monitor" if refused else "look again, once the server is free"
-        found.append(Finding(name, "warning", f"could not be looked at: {exc}", advice))
+        advice = "use a role with this right: GRANT pg_monitor" if refused else "try again when the server is less busy"
+        found.append(Finding(name, "warning", f"could not be checked: {exc}", advice))
 
 
 _SERVER: tuple[tuple[str, Check], ...] = (

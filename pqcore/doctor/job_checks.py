@@ -30,14 +30,16 @@ async def check_batches(context: CheckContext) -> list[Finding]:
     alive = {batch for (batch,) in await context.s.execute(query, query.bind({"ids": ids}))}
     lost = [(batch, queue, pending) for batch, queue, pending in rows if batch not in alive]
     if not lost:
-        return [Finding("batches", "ok", f"{len(rows)} are open, and their jobs are there", details={"lost": []})]
+        return [
+            Finding("batches", "ok", f"{len(rows)} batches are open, and none has lost its jobs", details={"lost": []})
+        ]
     details = {"lost": [{"batch": batch, "queue": queue, "pending": pending} for batch, queue, pending in lost]}
     batch, queue, pending = lost[0]
     message = (
-        f"of {len(lost)} open batches the jobs are gone, first of batch {batch} of queue {queue!r}, which waits for"
-        f" {pending}"
+        f"{len(lost)} open batches have lost jobs, first batch {batch} of queue {queue!r}, which still waits for"
+        f" {pending} of them"
     )
-    advice = "run a worker of the queue, which ends the batch within two minutes and counts the jobs as failed"
+    advice = "run a worker of the queue: within two minutes it ends the batch, and counts the lost jobs as failed"
     return [Finding("batches", "warning", message, advice, details)]
 
 
@@ -61,10 +63,10 @@ async def check_put_off(context: CheckContext) -> list[Finding]:
         return [Finding("put_off", "ok", "no job waits for another deployment of its workers", details={"jobs": []})]
     details = {"jobs": [dict(zip(("queue", "reason", "number", "message"), row, strict=True)) for row in rows]}
     queue, reason, number, message = rows[0]
-    said = f"{number} jobs of queue {queue!r} are put off again and again, as {reason} to workers: {message}"
+    said = f"workers postpone {number} jobs of queue {queue!r}, which are {reason} to them: {message}"
     advice = (
-        "deploy workers with the serializer, accept and keys, or with the function, that these jobs need; each is tried"
-        " again within a minute"
+        "deploy workers that have the function, or the serializer, accept and keys, that these jobs need; each job is"
+        " tried again within a minute"
     )
     return [Finding("put_off", "warning", said, advice, details)]
 
@@ -86,7 +88,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
     end = "until it is resumed" if remaining is None else f"for {remaining:.0f} s more"
     message = f"{len(rows)} pauses are in force, the first since {age:.0f} s ago: no job of {what} begins, {end}"
     option = "" if kind == "queue" else f" --{kind} {part}"
-    advice = f"if it was forgotten, pqcore resume --queue {queue}{option} ends it"
+    advice = f"if it is no longer wanted: pqcore resume --queue {queue}{option}"
     return [Finding("pauses", "warning", message, advice, details)]
 
 
@@ -99,14 +101,14 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
         ahead=AHEAD.total_seconds(),
     )
     if not rows:
-        return [Finding("ticks", "ok", "no last tick lies ahead of the server's clock", details={"ahead": []})]
+        return [Finding("ticks", "ok", "no last tick is ahead of the server's clock", details={"ahead": []})]
     details = {"ahead": [{"queue": queue, "name": name, "seconds": seconds} for queue, name, seconds in rows]}
     queue, name, seconds = rows[0]
     message = (
-        f"the last tick of {name!r} in queue {queue!r} lies {seconds:.0f} seconds ahead of the server's clock,"
-        " which ran ahead"
+        f"the last tick of {name!r} in queue {queue!r} is {seconds:.0f} seconds ahead of the server's clock,"
+        " which was wrong when the tick was put"
     )
-    advice = "see that the clock is right; a worker that knows the task lets its ticks begin from now, within a minute"
+    advice = "set the server's clock; within a minute, a worker that knows the task lets its ticks continue from now"
     return [Finding("ticks", "warning", message, advice, details)]
 
 
@@ -121,24 +123,26 @@ async def check_encodings(context: CheckContext) -> list[Finding]:
         number, queues = sum(one.number for one in some), sorted({one.queue for one in some})
         details = {"serializer": name, "key": key, "number": number, "queues": queues}
         names = ", ".join(map(repr, queues[:QUEUES_NAMED])) + " and others" * (len(queues) > QUEUES_NAMED)
-        where = f"{number} pieces of data of {names}"
+        where = f"{number} data of {names}"
         serializer = serializers.get(name)
         if isinstance(serializer, PQError):
             message = f"{where} are stored as {name!r}, which this process cannot read: {serializer}"
-            advice = "give it here what the workers have: the package, the key, or --import of what registers it"
+            advice = "give this process what workers have: the package, the key, or --import of the registering module"
             found.append(Finding("encodings", "warning", message, advice, details))
         elif key and not set(key.split("+")) <= (held := held_keys(serializer)):
-            message = f"{where} are under key {key}, and this process holds {', '.join(sorted(held)) or 'none'}"
-            advice = "add the key; then pqcore reencode writes the data under the first one"
+            message = f"{where} are encoded with key {key}, and this process has {', '.join(sorted(held)) or 'none'}"
+            advice = "add the key, then run pqcore reencode, which writes the data with the first key"
             found.append(Finding("encodings", "warning", message, advice, details))
         elif not key and written_under(serializer):
-            message = f"{where} do not say under which key they are: another program wrote them"
-            advice = "pqcore reencode writes them under the first key, and says so"
+            message = f"{where} do not say which key they need: another program wrote them"
+            advice = "run pqcore reencode, which writes them with the first key, and stores its id"
             found.append(Finding("encodings", "warning", message, advice, details))
     if found:
         return found
     names = ", ".join(sorted({name for name, _ in kinds if name})) or "nothing"
-    return [Finding("encodings", "ok", f"what is stored can be read here: {names}", details={"number": len(counted)})]
+    return [
+        Finding("encodings", "ok", f"this process can read all stored data: {names}", details={"number": len(counted)})
+    ]
 
 
 def _serializer(name: str) -> object:

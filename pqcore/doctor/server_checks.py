@@ -51,8 +51,8 @@ async def check_server(context: CheckContext) -> list[Finding]:
         found.append(Finding("writable", "problem", "transactions are read-only by default", advice))
     if isolation != "read committed":
         message = (
-            f"transactions are {isolation} by default: pqcore's own are read committed all the same, but a transaction"
-            " block that takes a job may fail, and has to be tried again"
+            f"transactions are {isolation} by default: pqcore's own transactions are read committed all the same, but a"
+            " transaction block that takes a job may fail, and must be repeated"
         )
         advice = "ALTER ROLE ... SET default_transaction_isolation = 'read committed'"
         found.append(Finding("isolation", "warning", message, advice, {"isolation": isolation}))
@@ -69,10 +69,12 @@ async def check_durability(context: CheckContext) -> list[Finding]:
     if "off" in (fsync, pages):
         off = " and ".join(name for name in ("fsync", "full_page_writes") if details[name] == "off")
         message = f"{off} off: a crash of the machine can destroy the database"
-        return [Finding("durability", "problem", message, "turn it on, unless all of it can be lost", details)]
+        return [
+            Finding("durability", "problem", message, "turn it on, unless you can lose the whole database", details)
+        ]
     if commit == "off":
         message = "synchronous_commit is off: a crash of the server loses what was committed just before"
-        advice = "turn it on, or see that jobs may be lost, and be run twice"
+        advice = "turn it on, or accept that jobs may be lost, or run twice"
         return [Finding("durability", "warning", message, advice, details)]
     return [Finding("durability", "ok", f"fsync is on, synchronous_commit {commit}", details=details)]
 
@@ -99,7 +101,7 @@ async def check_connections(context: CheckContext) -> list[Finding]:
             continue
         details = {"of": what, "used": number, "limit": limit}
         level: Level = "problem" if number >= NO_HEADROOM * limit else "warning" if number >= HEADROOM * limit else "ok"
-        advice = "" if level == "ok" else "lower max_connections of PQ, put a pooler in between, or raise the limit"
+        advice = "" if level == "ok" else "lower max_connections of PQ, use a pooler, or raise the limit"
         found.append(
             Finding("connections", level, f"{number} of {limit} connections of {what} in use", advice, details)
         )
@@ -175,7 +177,7 @@ async def check_listen(context: CheckContext) -> list[Finding]:
             message = "a pooler in transaction mode is in between, so waiters poll, and nothing is prepared"
             return [Finding("listen", "ok", message, _POOLER, {"heard": False, "seconds": None, "pooler": True})]
         if context.read_only:
-            message = "no notification was sent, as was asked for"
+            message = "no notification was sent, because of --read-only"
             return [Finding("listen", "ok", message, details={"heard": False, "seconds": None, "pooler": False})]
         topic = f"pqcore_doctor_{uuid.uuid4().hex}"
         await listener.listen(topic)
@@ -191,9 +193,7 @@ async def check_listen(context: CheckContext) -> list[Finding]:
             await listener.close()
     details = {"heard": heard, "seconds": took, "pooler": False}
     if not heard:
-        message = (
-            f"no notification arrived within {LISTEN_PATIENCE:g} seconds: is a pooler in transaction mode between?"
-        )
+        message = f"no notification arrived within {LISTEN_PATIENCE:g} seconds: is there a pooler in transaction mode?"
         return [Finding("listen", "problem", message, _POOLER, details)]
     return [Finding("listen", "ok", f"a notification arrived after {took * 1000:.0f} ms", details=details)]
 
@@ -251,7 +251,7 @@ async def check_snapshots(context: CheckContext) -> list[Finding]:
     bad.sort(key=lambda one: (one.level == "problem", one.details["transactions"]), reverse=True)
     found = bad[:10]
     if not found:
-        message = "no transaction has been open for long"
+        message = "no transaction has been open for a long time"
         if holders:
             oldest = max(holders, key=lambda one: one.details["transactions"])
             message = f"the oldest snapshot: {oldest.message}"
@@ -283,7 +283,8 @@ def _holder(
     if kind == "replication slot":
         level: Level = "ok" if active else "problem"
         advice = f"SELECT pg_drop_replication_slot('{quoted}'), if nobody needs it"
-        message = f"{kind} {who}, {'in use' if active else 'not in use'}: holds back {transactions} transactions"
+        use = "in use" if active else "not in use"
+        message = f"{kind} {who}, {use}: keeps the dead rows of the last {transactions} transactions"
     else:
         level = "ok" if (seconds or 0) < LONG else "warning" if (seconds or 0) < TOO_LONG else "problem"
         advice = (

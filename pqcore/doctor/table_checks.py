@@ -42,8 +42,8 @@ async def check_row_security(context: CheckContext) -> list[Finding]:
         return found
     if bound:
         some = ", ".join(one.table for one in bound)
-        message = f"row-level security binds role {bound[0].role!r}, which has policies for all it does, on {some}"
-        return [Finding("row_security", "ok", f"{message}: it sees the rows that they let it see")]
+        message = f"row-level security binds role {bound[0].role!r}, which has policies for all operations, on {some}"
+        return [Finding("row_security", "ok", f"{message}: it sees the rows that the policies allow")]
     return [Finding("row_security", "ok", "row-level security hides nothing from this role")]
 
 
@@ -60,17 +60,17 @@ async def check_schema_version(context: CheckContext) -> list[Finding]:
     if found is None:
         return [Finding("schema", "problem", f"table {names} does not exist", "pqcore create", details)]
     if found > schema.latest():
-        message = f"table {names} is of schema version {found}, this pqcore knows {schema.latest()}"
+        message = f"table {names} has schema version {found}, and this version of pqcore knows {schema.latest()}"
         try:
             await schema.check_version(context.s, names)
         except SchemaTooNew:
             return [Finding("schema", "problem", message, "upgrade pqcore", details)]
-        return [Finding("schema", "ok", f"{message}, and can work on it", details=details)]
+        return [Finding("schema", "ok", f"{message}, but can use the table", details=details)]
     if found < schema.latest():
-        message = f"table {names} is of schema version {found}, this pqcore needs {schema.latest()}"
-        advice = "pqcore migrate" if found else "pqcore adopt, if it is pq's"
+        message = f"table {names} has schema version {found}, and this version of pqcore needs {schema.latest()}"
+        advice = "pqcore migrate" if found else "pqcore adopt, if it is a table of pq"
         return [Finding("schema", "problem", message, advice, details)]
-    return [Finding("schema", "ok", f"table {names} is of schema version {found}, the latest", details=details)]
+    return [Finding("schema", "ok", f"table {names} has schema version {found}, the latest", details=details)]
 
 
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -147,7 +147,7 @@ async def check_indexes(context: CheckContext) -> list[Finding]:
         found.append(Finding("indexes", "problem", "the primary key is missing", advice, {"index": "primary key"}))
     if not found:
         names = sorted(valid)
-        return [Finding("indexes", "ok", f"all {len(names)} are there, and valid", details={"indexes": names})]
+        return [Finding("indexes", "ok", f"all {len(names)} indexes exist, and are valid", details={"indexes": names})]
     return found
 
 
@@ -159,10 +159,10 @@ async def check_sequences(context: CheckContext) -> list[Finding]:
         details = {"sequence": one.name, "next": one.following, "highest": one.highest}
         if one.behind:
             where = ", ".join(f"{table} has {most}" for table, most in one.highest.items() if most >= one.following)
-            message = f"sequence {one.name} gives id {one.following} next, and is behind: {where}; ids come again"
+            message = f"sequence {one.name} gives id {one.following} next, which is too low: {where}; ids will repeat"
             found.append(Finding("sequences", "problem", message, one.remedy, details))
         else:
-            message = f"sequence {one.name} gives id {one.following} next, beyond all that are there, up to {highest}"
+            message = f"sequence {one.name} gives id {one.following} next, above all stored ids (up to {highest})"
             found.append(Finding("sequences", "ok", message, details=details))
     return found
 
@@ -180,20 +180,26 @@ async def check_trigger(context: CheckContext) -> list[Finding]:
     found = []
     if name not in enabled:
         remedy = "; ".join(_statements_with(context, "notify_trigger"))
-        found.append(Finding("trigger", "problem", f"trigger {name} is missing: nobody is woken, waiters poll", remedy))
+        found.append(
+            Finding(
+                "trigger", "problem", f"trigger {name} is missing: no notifications are sent, and waiters poll", remedy
+            )
+        )
     elif enabled[name] not in ("O", "A"):
         quoted = context.engine.names.substitutions()["notify_trigger"]
         remedy = f"ALTER TABLE {context.engine.names} ENABLE TRIGGER {quoted}"
         found.append(
-            Finding("trigger", "problem", f"trigger {name} is disabled: nobody is woken, waiters poll", remedy)
+            Finding(
+                "trigger", "problem", f"trigger {name} is disabled: no notifications are sent, and waiters poll", remedy
+            )
         )
     elif silenced == "off":
-        message = "pqcore.notify is off for this role or database: nobody is woken, waiters poll"
+        message = "pqcore.notify is off for this role or database: no notifications are sent, and waiters poll"
         found.append(Finding("trigger", "warning", message, "ALTER ROLE (or DATABASE) ... RESET pqcore.notify"))
     if "pq_insert" in enabled:
-        message = "pq's trigger pq_insert is there too, and notifies row by row"
+        message = "pq's trigger pq_insert exists too, and notifies once per row"
         found.append(Finding("trigger", "warning", message, f"DROP TRIGGER pq_insert ON {context.engine.names}"))
-    return found or [Finding("trigger", "ok", f"trigger {name} is there, and enabled")]
+    return found or [Finding("trigger", "ok", f"trigger {name} exists, and is enabled")]
 
 
 _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_threshold")
@@ -218,9 +224,7 @@ async def check_autovacuum(context: CheckContext) -> list[Finding]:
     table = context.engine.names
     found = []
     if running == "off" or counting == "off":
-        message = (
-            f"autovacuum is {running}, track_counts {counting}: dead rows are not removed, and each get passes them"
-        )
+        message = f"autovacuum is {running}, track_counts {counting}: dead rows stay, and each get has to skip them"
         found.append(Finding("autovacuum", "problem", message, "turn both on", details))
     elif settings.get("autovacuum_enabled") in ("false", "off", "0", "no"):
         advice = f"ALTER TABLE {table} RESET (autovacuum_enabled)"
@@ -231,8 +235,8 @@ async def check_autovacuum(context: CheckContext) -> list[Finding]:
         found.append(Finding("autovacuum", "warning", message, "; ".join(statements), details))
     threshold = 1_000 + 0.01 * live
     if dead > 10 * threshold:
-        message = f"{dead} dead rows beside {live} live ones: vacuum does not keep up"
-        advice = f"see what holds the oldest snapshot, above; VACUUM {table}; more autovacuum_max_workers"
+        message = f"{dead} dead and {live} live rows: vacuum does not keep up"
+        advice = f"end what holds the oldest snapshot (see snapshots); VACUUM {table}; raise autovacuum_max_workers"
         found.append(Finding("autovacuum", "warning", message, advice, details))
     if changed > 10_000 and (analyzed is None or changed > live):
         message = f"{changed} rows changed since the table was analyzed"

@@ -62,7 +62,7 @@ class Logging:
             except ImportError as exc:
                 raise ConfigurationError("structlog is not installed: pip install 'pqcore[structlog]'") from exc
         if unknown := set(levels or {}) - set(LEVELS):
-            msg = f"levels are of no event: {', '.join(sorted(unknown))}; choose among {', '.join(LEVELS)}"
+            msg = f"levels has unknown events: {', '.join(sorted(unknown))}; choose among {', '.join(LEVELS)}"
             raise ConfigurationError(msg)
         self._structlog = structlog
         self._name = name

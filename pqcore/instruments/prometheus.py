@@ -48,7 +48,7 @@ class Prometheus:
     def __init__(
         self,
         port: int | None = None,
-        address: str = "0.0.0.0",  # noqa: S104 - as the client does: it is to be scraped
+        address: str = "0.0.0.0",  # noqa: S104 - as the client does: Prometheus must reach it
         registry: CollectorRegistry | None = None,
         buckets: Sequence[float] = BUCKETS,
     ) -> None:
@@ -166,11 +166,13 @@ class Prometheus:
             self._server, _ = start_http_server(port, address, self.served_registry())
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and SHARED in os.environ:
-                logger.info("port %d is taken: another process answers for this one's metrics too", port)
+                logger.info("port %d is taken by another process, which serves the metrics of this process too", port)
                 return
             msg = f"cannot serve metrics on {address}:{port}: {exc}"
             if exc.errno == errno.EADDRINUSE:
-                msg += "; with several processes on a machine, set PROMETHEUS_MULTIPROC_DIR, and one answers for all"
+                msg += (
+                    "; if several processes need it, set PROMETHEUS_MULTIPROC_DIR: then one serves the metrics of all"
+                )
             raise ConfigurationError(msg) from exc
 
 
@@ -193,6 +195,6 @@ def _port_of(port: int | None) -> int | None:
     except ValueError:
         number = -1
     if isinstance(given, bool) or not 0 <= number <= 65535:
-        msg = f"port is {given!r}; give a number from 0, for any free one, to 65535"
+        msg = f"port is {given!r}; give a number from 0 (any free port) to 65535"
         raise ConfigurationError(msg)
     return number

@@ -377,4 +377,4 @@ class _Attempt:
             try:
                 call_sync(self._undo)
             except PQError:  # the error must not hide the cancellation
-                logger.exception("what was taken from %r for a task that was cancelled is lost", self._queue.name)
+                logger.exception("lost the job that was taken from %r for a cancelled task", self._queue.name)

@@ -82,7 +82,9 @@ def get_pq(connection: HTTPConnection) -> Any:
     """
     pq = getattr(connection.state, "pqcore", None)
     if pq is None:
-        msg = "the application does not run within pqcore's lifespan: FastAPI(lifespan=lifespan(pq)), and start it"
+        msg = (
+            "the application does not run within pqcore's lifespan: write FastAPI(lifespan=lifespan(pq)), and start it"
+        )
         raise ConfigurationError(msg + " (in tests: with TestClient(app) as client)")
     return pq
 
@@ -116,4 +118,4 @@ async def _running(worker: Worker) -> AsyncIterator[None]:
 
 def _log_failure(running: asyncio.Task[None]) -> None:
     if not running.cancelled() and (error := running.exception()) is not None:
-        logger.error("the worker beside the application has ended: %s", error, exc_info=error)
+        logger.error("the worker in the application has failed: %s", error, exc_info=error)

@@ -84,7 +84,7 @@ class PQCore(PQ):
             ConfigurationError: There is no DSN, an option is invalid, or the application already has a `PQCore`.
         """
         if EXTENSION in app.extensions:
-            raise ConfigurationError(f"the application {app.name!r} has a PQCore already: init_app is called once")
+            raise ConfigurationError(f"the application {app.name!r} has a PQCore already: call init_app once")
         dsn = dsn_text(app.config.get("PQCORE_DSN"))
         if not dsn:
             said = "empty" if dsn is not None else f"a {type(app.config.get('PQCORE_DSN')).__qualname__}"
@@ -113,7 +113,7 @@ class PQCore(PQ):
         if len(engines) == 1:
             return engines[0]
         if engines:
-            msg = f"there are {len(engines)} applications, and none is current: work within app.app_context()"
+            msg = f"there are {len(engines)} applications, and none is current: call this within app.app_context()"
         else:
             msg = "there is no application yet: call init_app(app) first"
         raise ConfigurationError(msg)

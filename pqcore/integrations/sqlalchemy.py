@@ -81,10 +81,12 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
     asynchronous = isinstance(engine, AsyncEngine)
     plain = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if plain.dialect.name != "postgresql":
-        raise ConfigurationError(f"the engine is one of {plain.dialect.name}; pqcore works on PostgreSQL")
+        raise ConfigurationError(f"the engine is for {plain.dialect.name}; pqcore works on PostgreSQL")
     driver = plain.dialect.driver.removesuffix("_async")
     if driver not in _DSN:
-        msg = f"the engine's driver is {driver!r}, of {', '.join(_DSN)}: give PQ a DSN, and put with connection=session"
+        msg = (
+            f"the engine's driver is {driver!r}, not {', '.join(_DSN)}: give PQ a DSN, and put with connection=session"
+        )
         raise ConfigurationError(msg)
     arguments = _arguments(plain)
     unprepared = ("statement_cache_size", 0) in arguments.items() or ("prepare_threshold", None) in arguments.items()
@@ -127,7 +129,7 @@ def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
     return arguments
 
 
-_CREATOR = "the engine opens connections by a function of its own (creator, or a do_connect handler): give PQ a DSN"
+_CREATOR = "the engine opens connections with its own function (creator, or a do_connect handler): give PQ a DSN"
 
 
 def _of_libpq(make: Callable[..., str], arguments: Mapping[str, Any]) -> str:
@@ -138,7 +140,7 @@ def _of_libpq(make: Callable[..., str], arguments: Mapping[str, Any]) -> str:
     try:
         return make(**wanted)
     except Exception as exc:  # noqa: BLE001 - the driver's, for what libpq does not know
-        raise ConfigurationError(f"an argument of the engine's connections cannot be passed on: {exc}") from None
+        raise ConfigurationError(f"the driver refuses an argument of the engine's connections: {exc}") from None
 
 
 def _psycopg_dsn(arguments: Mapping[str, Any]) -> str:
@@ -233,7 +235,7 @@ def include_in(metadata: sqlalchemy.MetaData, table: str = "queue", schema: str 
     taken = [each.name for each in declared if prefix + each.name in metadata.tables and prefix + each.name != record]
     if taken:
         raise ConfigurationError(
-            f"the MetaData has a table {taken[0]!r} already: include a queue once, or name another"
+            f"the MetaData has a table {taken[0]!r} already: include each queue once, or give the queue another table"
         )
     made = [_table(metadata, names, each) for each in declared if prefix + each.name not in metadata.tables]
     keys = frozenset(each.key for each in made)

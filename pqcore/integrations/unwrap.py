@@ -51,8 +51,8 @@ def refuse_broken_atomic(connection: Any) -> None:
     """
     if connection.needs_rollback:
         msg = (
-            "Django rolls this atomic block back, as an earlier error or set_rollback(True) marked it;"
-            " put after the block, or give the part that may fail an atomic() of its own"
+            "Django rolls this atomic block back, because of an earlier error or set_rollback(True);"
+            " put after the block, or wrap the part that may fail in its own atomic()"
         )
         raise TransactionAborted(msg)
 

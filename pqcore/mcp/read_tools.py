@@ -47,16 +47,16 @@ class ReadTools:
         self,
         queue: QueueName,
         states: Annotated[
-            list[State] | None, Field(description="Only these; without it, those that are not finished.")
+            list[State] | None, Field(description="Only jobs in these states; without it, all unfinished jobs.")
         ] = None,
         task: Annotated[
             str | None, Field(description="Only calls of this function, by its path: 'app.tasks.send'.")
         ] = None,
         older_than: Annotated[
-            Age | None, Field(description="Only those that were put at least this long ago, as in '1h'.")
+            Age | None, Field(description="Only jobs that were put at least this long ago, as in '1h'.")
         ] = None,
-        failed: Annotated[bool, Field(description="Only those that failed at least once.")] = False,
-        limit: Annotated[int, Field(ge=1, le=500, description="How many, at most.")] = 50,
+        failed: Annotated[bool, Field(description="Only jobs that have failed at least once.")] = False,
+        limit: Annotated[int, Field(ge=1, le=500, description="Number of jobs, at most.")] = 50,
     ) -> dict[str, Any]:
         """List jobs of a queue by state, without their data.
 
@@ -98,7 +98,7 @@ class ReadTools:
         return self._redactor.explanation(json_views.explanation(found))
 
     async def peek_jobs(
-        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="How many, at most.")] = 5
+        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=20, description="Number of jobs, at most.")] = 5
     ) -> dict[str, Any]:
         """Show the next due jobs of a queue, in order, with their data, without taking them."""
         settings = self._runner.queue(queue)
@@ -107,9 +107,9 @@ class ReadTools:
         return {"jobs": self._redactor.documents(jobs)}
 
     async def list_dead_letters(
-        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=100, description="How many, at most.")] = 10
+        self, queue: QueueName, limit: Annotated[int, Field(ge=1, le=100, description="Number of jobs, at most.")] = 10
     ) -> dict[str, Any]:
-        """List the jobs of a queue that failed for good, the latest first, each with its error and traceback.
+        """List the dead letters of a queue (jobs that failed for good), the latest first, with error and traceback.
 
         `reason` is the cause: `failed` (no retries left), `crashed` (running the job killed its workers), `expired`
         (the deadline had passed), `invalid` (the data is damaged), `unreadable` (no worker had the serializer or key).
@@ -158,7 +158,10 @@ class ReadTools:
         self,
         queues: Annotated[
             list[QueueName] | None,
-            Field(max_length=10, description="Explain the takes of these; without it, of the three with most jobs."),
+            Field(
+                max_length=10,
+                description="The queues whose take statements are explained; without it, the three with most jobs.",
+            ),
         ] = None,
     ) -> dict[str, Any]:
         """Look for problems of the table, its server, or the connection, and say what to do.

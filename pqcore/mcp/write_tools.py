@@ -44,10 +44,14 @@ class WriteTools:
         self,
         queue: QueueName,
         data: Annotated[str, Field(description='The data, as JSON text: \'{"to": "ann"}\'.')],
-        schedule_at: Annotated[Time | None, Field(description="Not before: '5m' from now, or ISO 8601.")] = None,
-        expected_at: Annotated[Time | None, Field(description="Wanted by: the earlier, the sooner.")] = None,
+        schedule_at: Annotated[
+            Time | None, Field(description="Run it no earlier than this: '5m' from now, or ISO 8601.")
+        ] = None,
+        expected_at: Annotated[
+            Time | None, Field(description="When it should be done by: jobs with an earlier time are taken first.")
+        ] = None,
         dedup: Annotated[
-            str | None, Field(description="A key that one unfinished job of the queue has at a time.")
+            str | None, Field(description="A key that only one unfinished job of the queue can have.")
         ] = None,
     ) -> dict[str, Any]:
         """Put a job into a queue, and return its id.
@@ -82,7 +86,7 @@ class WriteTools:
         queue: QueueName,
         reason: Annotated[
             Literal["failed", "crashed", "expired", "invalid", "unreadable"],
-            Field(description="Only those that died for this reason."),
+            Field(description="Only dead letters with this reason."),
         ],
     ) -> dict[str, Any]:
         """Make all dead letters of a queue with one reason due now; they keep their ids.
@@ -98,7 +102,7 @@ class WriteTools:
         self,
         queue: QueueName,
         job_id: JobId,
-        running: Annotated[bool, Field(description="If it is being worked on, ask its worker to stop it.")] = False,
+        running: Annotated[bool, Field(description="If the job runs, ask its worker to stop it.")] = False,
     ) -> dict[str, Any]:
         """Delete a waiting job, or, with `running`, ask the worker of a running job to stop it.
 
@@ -115,15 +119,15 @@ class WriteTools:
     async def move_jobs(
         self,
         queue: QueueName,
-        to: Annotated[str, Field(description="The queue that they are moved to.")],
+        to: Annotated[str, Field(description="The queue to move the jobs to.")],
         job_ids: Annotated[
             JobIds | None, Field(description="The jobs to move. Give either `job_ids` or `all_jobs`.")
         ] = None,
         all_jobs: Annotated[
-            bool, Field(description="Move all jobs that wait, are scheduled or parked, or `limit` of them.")
+            bool, Field(description="Move all ready, scheduled and parked jobs, or `limit` of them.")
         ] = False,
         limit: Annotated[
-            int | None, Field(ge=1, description="With `all_jobs`: how many, at most: those that are due first.")
+            int | None, Field(ge=1, description="With `all_jobs`: move at most this number of jobs, those due first.")
         ] = None,
     ) -> dict[str, Any]:
         """Move waiting, scheduled or parked jobs to another queue; they keep their ids, times and records.
@@ -140,7 +144,7 @@ class WriteTools:
     async def pause(
         self,
         queue: QueueName,
-        until: Annotated[Time | None, Field(description="When it ends; without it, when it is resumed.")] = None,
+        until: Annotated[Time | None, Field(description="When the pause ends; without it, at `resume`.")] = None,
         task: PausedTask | None = None,
         limit: PausedLimit | None = None,
         group: PausedGroup | None = None,
@@ -176,7 +180,7 @@ class WriteTools:
         self,
         queue: QueueName,
         name: LimitName,
-        places: Annotated[int | None, Field(description="How many; null to remove the rule.")],
+        places: Annotated[int | None, Field(description="Number of jobs; null to remove the rule.")],
     ) -> dict[str, Any]:
         """Set how many jobs under a limit may run concurrently, overriding the numbers given with puts.
 
@@ -202,8 +206,8 @@ class WriteTools:
     async def set_weight(
         self,
         queue: QueueName,
-        share: Annotated[str, Field(description="The share; '' is that of jobs which name none.")],
-        weight: Annotated[float | None, Field(description="A number above 0; null to remove the rule, for 1.")],
+        share: Annotated[str, Field(description="The share; '' is the share of jobs that name none.")],
+        weight: Annotated[float | None, Field(description="A number above 0; null to remove the rule, which means 1.")],
     ) -> dict[str, Any]:
         """Set the weight of a share: with 3, it gets three times the jobs of another share, while both have jobs."""
         settings = self._runner.queue(queue)
@@ -214,7 +218,7 @@ class WriteTools:
         self,
         queue: QueueName,
         older_than: Annotated[
-            Age, Field(description="Those finished at least this long ago, as in '14d'; '0s' for all.")
+            Age, Field(description="Only jobs that finished at least this long ago, as in '14d'; '0s' for all.")
         ],
     ) -> dict[str, Any]:
         """Delete the rows of done jobs, kept or archived, permanently. Waiting jobs and dead letters stay."""
@@ -226,7 +230,7 @@ class WriteTools:
         self,
         queue: QueueName,
         older_than: Annotated[
-            Age, Field(description="Those that died at least this long ago, as in '14d'; '0s' for all.")
+            Age, Field(description="Only jobs that died at least this long ago, as in '14d'; '0s' for all.")
         ],
         job_ids: Annotated[
             JobIds | None, Field(description="The dead letters to delete. Give either `job_ids` or `all_jobs`.")

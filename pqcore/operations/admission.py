@@ -95,7 +95,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
             if in_transaction or not s.usable():
                 raise
             # the jobs of other lanes are named
-            logger.warning("%r: jobs of %r are not on their lanes yet: %s", queue.name, text, exc)
+            logger.warning("%r: cannot assign jobs of %r to their lanes yet: %s", queue.name, text, exc)
     return news
 
 
@@ -316,7 +316,7 @@ async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[Jo
     except PQError as exc:
         if in_transaction:
             raise
-        logger.warning("%r: jobs that came due are not on their lanes yet: %s", queue.name, exc)
+        logger.warning("%r: cannot assign due jobs to their lanes yet: %s", queue.name, exc)
 
 
 async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: float) -> list[JobRow]:
@@ -358,7 +358,7 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
         except PQError as exc:
             if in_transaction:
                 raise
-            logger.warning("%r: keys are not kept for a job under several: %s", queue.name, exc)
+            logger.warning("%r: cannot reserve the limits of a job under several limits: %s", queue.name, exc)
             return  # the take is committed, so the caller gets the leased jobs
 
 

@@ -217,7 +217,7 @@ async def end_lost(engine: Engine, queue: QueueSettings) -> int:
             await engine.runtime.sleep(BETWEEN_LOOKS)
             ended += await watch.look(engine, queue)
     except AccessDenied as exc:
-        logger.warning("%r: cannot look for batches whose jobs are gone: %s", queue.name, exc)
+        logger.warning("%r: cannot look for batches that have lost jobs: %s", queue.name, exc)
         return 0
     return ended
 
@@ -232,7 +232,7 @@ async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: i
         return bool(rows)
 
     if await engine.run(work):
-        logger.warning("%r: batch %d is ended: %d jobs of it are gone, and count as failed", queue.name, batch, pending)
+        logger.warning("%r: ended batch %d: it has lost %d jobs, which count as failed", queue.name, batch, pending)
 
 
 async def _close_if_over(
@@ -259,7 +259,7 @@ def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
         check_link(link := json.loads(text))
     except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
         logger.error(  # noqa: TRY400 - a traceback would say no more
-            "%r: what was to follow batch %d is no call, and is left out: %s", queue.name, batch, exc
+            "%r: the callback of batch %d is not a valid call, and is not put: %s", queue.name, batch, exc
         )
         return None
     return StoredPut.from_json(link)

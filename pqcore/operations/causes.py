@@ -56,10 +56,10 @@ def done(job_id: int, place: str) -> Cause:
 
 _DIED = {
     "failed": ("failed for good: it had no retries left", "Mend what failed"),
-    "crashed": ("died too often with its worker", "Mend what kills the worker"),
+    "crashed": ("was lost too often, because its worker died", "Mend what kills the worker"),
     "expired": ("was not started before its deadline", "If it is still wanted"),
     "invalid": (
-        "has data that are no call of a function",
+        "has data that are not a call of a function",
         "Mend the data with update() after the retry, or the worker",
     ),
     "unreadable": ("could not be read: no worker had its serializer or key", "Give the workers the serializer or key"),
@@ -99,7 +99,7 @@ def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str,
     if stops:
         return Cause(
             "stopping",
-            f"Job {job_id} runs, and is asked to stop; its lease ends at {shown_time(until)}.",
+            f"Job {job_id} is running, and was asked to stop; its lease ends at {shown_time(until)}.",
             "Wait until its function ends.",
             workers=workers,
             until=until,
@@ -109,7 +109,7 @@ def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str,
             "leased_without_worker",
             f"Job {job_id} is leased until {shown_time(until)}, and no worker of its queue is alive: its worker may"
             " have died, or a consumer without a worker has it.",
-            "Wait until the lease has ended: then the next worker takes the job.",
+            "Wait until the lease expires: then the next worker takes the job.",
             until=until,
         )
     return Cause(
@@ -132,14 +132,14 @@ def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error
     if kind == "unknown":
         return Cause(
             "unknown_task",
-            f"The worker that took it has no such function: {error.get('message', '')}. The next try is at {when}.",
+            f"Its last worker has no such function: {error.get('message', '')}. The next try is at {when}.",
             f"Run a worker that declares the function; {now}",
             until=due,
         )
     if kind == "unreadable":
         return Cause(
             "unreadable",
-            f"The worker that took it cannot read its data: {error.get('message', '')}. The next try is at {when}.",
+            f"Its last worker cannot read its data: {error.get('message', '')}. The next try is at {when}.",
             f"Give the workers the serializer or key; {now}",
             until=due,
         )
@@ -161,7 +161,7 @@ def expired(job_id: int, deadline: UtcDatetime) -> Cause:
     """Return the cause of a job whose deadline has passed."""
     return Cause(
         "expired",
-        f"Its deadline was {shown_time(deadline)}: the worker that takes it makes a dead letter of it.",
+        f"Its deadline was {shown_time(deadline)}: the worker that takes the job will turn it into a dead letter.",
         f"Put the job again with a later deadline, and cancel({job_id}).",
     )
 
@@ -203,7 +203,7 @@ def limit_reserved(key: str, job: int) -> Cause:
     """Return the cause of a job whose key is reserved for a job under several keys."""
     return Cause(
         "limit_reserved",
-        f"{_called(key)} is kept for job {job}, which needs several limits and has waited for long.",
+        f"{_called(key)} is reserved for job {job}, which needs several limits and has waited for a long time.",
         f"Wait until job {job} has run, or cancel({job}).",
         key,
         (job,),
@@ -307,7 +307,7 @@ def workers_busy(slots: int, jobs: Sequence[int], workers: tuple[str, ...]) -> C
     return Cause(
         "workers_busy",
         f"The workers that know its function have {slots} slots, and {named(jobs)} have a lease.",
-        "Wait until one of them ends, or run another worker, or the same with more concurrency.",
+        "Wait until one of them ends, or run another worker, or run the workers with more concurrency.",
         jobs=tuple(jobs[:SHOWN]),
         workers=workers,
     )
@@ -387,6 +387,6 @@ def old_snapshot(seconds: float) -> Cause:
     """Return the note about a transaction that keeps VACUUM from removing dead rows."""
     return Cause(
         "old_snapshot",
-        f"A transaction has been open for {seconds:.0f} s, so that dead rows stay, and takes become slower.",
-        "End it: pqcore doctor says which it is.",
+        f"A transaction has been open for {seconds:.0f} s: dead rows stay in the table, and slow down the workers.",
+        "End the transaction; pqcore doctor names it.",
     )

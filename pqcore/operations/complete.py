@@ -39,7 +39,7 @@ TOGETHER = 100
 TRIES = 3
 """Attempts to store the outcome of a single job, after deadlocks and other transient errors."""
 
-LOCKED = "the row of job {} is locked by another transaction: its end is stored as soon as it is not"
+LOCKED = "the row of job {} is locked by another transaction: its outcome is stored as soon as the lock is released"
 LOCK_NOT_AVAILABLE = "55P03"
 """The SQLSTATE for a lock that could not be obtained."""
 

@@ -137,7 +137,7 @@ async def count(engine: Engine, queue: QueueSettings, reason: str | None = None)
 
 def _check_reason(reason: str | None) -> str | None:
     if reason is not None and reason not in REASONS:
-        msg = f"{reason!r} is no reason of a dead letter; choose of {', '.join(REASONS)}"
+        msg = f"{reason!r} is not a reason of dead letters; choose one of {', '.join(REASONS)}"
         raise ConfigurationError(msg)
     return reason
 

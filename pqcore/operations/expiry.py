@@ -68,7 +68,7 @@ async def set_expiry(
     if dead is not AS_IT_IS:
         wanted["dead"] = dead
     if not wanted:
-        msg = "set_expiry has neither finished= nor dead=: give one of them, as in finished='7d', or None for ever"
+        msg = "set_expiry has neither finished= nor dead=: give one of them, as in finished='7d', or None to keep all"
         raise ConfigurationError(msg)
     periods = {kind: None if period is None else seconds(period) for kind, period in wanted.items()}
     name = ALL_QUEUES if queue is None else queue

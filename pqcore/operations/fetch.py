@@ -226,7 +226,9 @@ async def _try_to_follow(
                 await engine.run(partial(work, ones=[job]), undo=undo)
             except PQError:
                 logger.exception(
-                    "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
+                    "%r: what follows from job %d, which was taken with get, cannot be done",
+                    queue.name,
+                    job.id,
                 )
 
 

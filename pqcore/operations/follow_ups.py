@@ -85,7 +85,12 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
     for outcome in ended:
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
             job = outcome.job
-            logger.error("%r: job %d ended without what its headers ask for: %s", queue.name, job.id, job.header_faults)
+            logger.error(
+                "%r: job %d ended without what its headers ask for: %s",
+                queue.name,
+                job.id,
+                job.header_faults,
+            )
         await _keep_result(engine, queue, s, outcome)
         await _enqueue_next_in_chain(engine, queue, s, outcome)
     await _decrement_batch(engine, queue, s, ended)

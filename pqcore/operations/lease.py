@@ -35,7 +35,7 @@ def lease_time(duration: str | float | timedelta) -> float:
     """
     length = seconds(duration)
     if length <= 0:
-        msg = f"lease duration is {duration!r}; give a time longer than none"
+        msg = f"lease duration is {duration!r}; give a time longer than 0"
         raise ConfigurationError(msg)
     return length
 
@@ -263,8 +263,8 @@ def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
     ids = ", ".join(str(job.id) for job in jobs)
     if not any(job.leased for job in jobs):
         msg = (
-            f"queue {queue.name!r}: job {ids} has no lease: get takes jobs for good, so there is nothing left to end or"
-            " to extend; take jobs that may have to run again with lease()"
+            f"queue {queue.name!r}: job {ids} has no lease: get takes jobs for good, so there is no lease to end or to"
+            " extend; take jobs that may have to run again with lease()"
         )
         return LeaseLost(msg)
     msg = (

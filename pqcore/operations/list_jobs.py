@@ -161,7 +161,7 @@ async def list_by_state(
         raise ConfigurationError(f"n is {n!r}; give a number of jobs from 1 to {MOST:,}")
     for state in states:
         if state not in STATES:
-            raise ConfigurationError(f"{state!r} is no state of a job; choose of {', '.join(STATES)}")
+            raise ConfigurationError(f"{state!r} is not a state of jobs; choose one of {', '.join(STATES)}")
     values: dict[str, object] = {
         "q_name": queue.name,
         "task": None if task is None else call_pattern(task),
@@ -225,7 +225,7 @@ async def get_full_job(
     rows = await engine.execute("admin.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
-        raise JobNotFound(f"{where} has no job {job_id}: it never was, or nothing of it was kept")
+        raise JobNotFound(f"{where} has no job {job_id}: it was never put, or nothing of it was kept")
     [[*columns, data, payload, headers, group, key, size, place]] = rows
     return WholeJob(
         **_fields(StoredJobRow._make(columns)),

@@ -55,7 +55,7 @@ async def move(
             f"queue {target.name!r} is in {target.table}, not in {queue.table}: put the jobs there"
         )
     if queue.name == target.name:
-        raise ConfigurationError(f"{queue.name!r} is the queue that they are in: name another")
+        raise ConfigurationError(f"{queue.name!r} is the queue that the jobs are in: name another queue")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ConfigurationError(f"most is {most!r}; give a number of jobs, at least 1")
     chosen = None if ids is None else list(dict.fromkeys(ids))

@@ -249,9 +249,9 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         return rows[0]
     if found := await find_causes(engine, s):
         why = "; or ".join(found)
-        msg = f"put: no job was put under the dedup key {dedup.key!r}, and none is seen that has it: {why}"
+        msg = f"put: no job was put with the dedup key {dedup.key!r}, and no job with this key is visible: {why}"
         raise NotStored(msg)
-    msg = f"dedup key {dedup.key!r} is being taken and given up all the time: try again"
+    msg = f"dedup key {dedup.key!r} was taken and released by other jobs at each attempt: try again"
     raise TransientError(msg)
 
 

@@ -25,8 +25,8 @@ _Chunk: TypeAlias = tuple[list[str], int]
 _DIVISION_BY_ZERO = "22012"
 _NO_SQUARE_ROOT = "2201F"
 _RENUMBERED = (
-    "put_many: nothing was stored: a trigger of table {} changes enqueued_at, which tells one row from another;"
-    " have it leave enqueued_at as it is, or put jobs one at a time"
+    "put_many: nothing was stored: a trigger of table {} changes enqueued_at, by which the rows are identified;"
+    " change the trigger to keep enqueued_at, or put jobs one at a time"
 )
 
 CHUNK_ROWS = 5_000
@@ -139,9 +139,9 @@ def _chunks(
         rows_in_all, size_in_all = rows_in_all + len(piece), size_in_all + length
         if whole and size > WHOLE_SIZE:
             msg = (
-                f"queue {queue.name!r}: on an idle connection of yours jobs are put with one statement, and the first"
-                f" {rows} have {size} characters, more than {WHOLE_SIZE}: begin a transaction, in which they are put"
-                " with many, or put fewer at a time"
+                f"queue {queue.name!r}: outside a transaction of your connection put_many uses one statement, and the"
+                f" first {rows} jobs have {size} characters, more than {WHOLE_SIZE}: begin a transaction, in which"
+                " several statements put them, or put fewer jobs at a time"
             )
             raise PayloadTooLarge(msg)
         if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):

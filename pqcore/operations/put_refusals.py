@@ -15,8 +15,8 @@ SELECT pg_is_in_recovery(), row_security_active(:table_name::text), current_user
   coalesce((SELECT string_agg(rulename::text, ', ' ORDER BY rulename) FROM pg_rewrite
     WHERE ev_class = to_regclass(:table_name::text) AND ev_type = '3'), '')"""
 BALANCED = (
-    "statements that read are answered by a standby, which is behind: have the load balancer send all of them to the"
-    " primary, or connect to the primary"
+    "a standby, which is behind, answers the statements that read: configure the load balancer to send all statements"
+    " to the primary, or connect to the primary"
 )
 
 
@@ -30,9 +30,9 @@ async def find_causes(engine: Engine, s: Session) -> list[str]:
         return []
     found = []
     if triggers:
-        found.append(f"a BEFORE INSERT trigger of table {engine.names} returned NULL (there is {triggers})")
+        found.append(f"a BEFORE INSERT trigger of table {engine.names} returned NULL (check {triggers})")
     if rules:
-        found.append(f"a rule of table {engine.names} replaced the INSERT (there is {rules})")
+        found.append(f"a rule of table {engine.names} replaced the INSERT (check {rules})")
     if hidden:
         found.append(f"row-level security hides rows of table {engine.names} from role {role!r}")
     if standby:

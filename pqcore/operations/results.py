@@ -119,7 +119,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
         return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)
-    msg = f"queue {queue.name!r} knows nothing of job {job_id}: it never was, or nothing of it was kept"
+    msg = f"queue {queue.name!r} has no record of job {job_id}: it was never put, or nothing of it was kept"
     raise JobNotFound(msg)
 
 
@@ -145,8 +145,8 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
     for statement in ("tasks.find_job", "tasks.find_result"):
         if await _find(engine, queue, statement, int(job_id)):
             msg = (
-                f"the job {job_id} of queue {queue.name!r} that this handle is of is gone, and another job has its id:"
-                " the sequence of ids was set back; pqcore doctor tells, and pqcore create --set-sequences mends it"
+                f"job {job_id} of queue {queue.name!r} is gone, and a newer job has its id, because the sequence of ids"
+                " was set back; run pqcore create --set-sequences"
             )
             raise JobNotFound(msg)
 
@@ -189,7 +189,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
             raise JobNotFound(msg)
         left = POLL if deadline is None else deadline - time.monotonic()
         if left <= 0:
-            msg = f"job {job_id} of queue {queue.name!r} was {job.state} after {limit} seconds"
+            msg = f"job {job_id} of queue {queue.name!r} was still {job.state} after {limit} seconds"
             raise ResultTimeout(msg)
         await engine.wait(topic, ticket, min(left, POLL))
 
@@ -199,7 +199,7 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
         raise _failed(job_id, kept.state, kept.error)
     if kept.error is not None:
         details = read_error(kept.error)
-        msg = f"job {job_id} was done, and its result could not be stored: {details['type']}: {details['message']}"
+        msg = f"job {job_id} was done, but its result could not be stored: {details['type']}: {details['message']}"
         raise ResultNotStored(msg, details)
     raw = kept.data if kept.payload is None else bytes(kept.payload)
     return await decode(engine, queue, job_id, kept.serializer, "null" if raw is None else raw)

@@ -157,9 +157,8 @@ async def grant(engine: Engine, prefix: str | None = None) -> Roles:
         if found:
             [[name, where]] = found
             raise ConfigurationError(
-                f"role {name!r} is there, and has rights {where}: who was granted it for one table would "
-                "have it for both. Roles belong to the whole server: give those of this table names of their own, "
-                "with --role-prefix"
+                f"role {name!r} exists, and has rights {where}: its members would get the rights to both tables. "
+                "Roles belong to the whole server; give the roles of this table other names, with --role-prefix"
             )
         async with atomic(s):
             for statement in await statements(engine, s, prefix):

@@ -62,7 +62,7 @@ async def set_limit(
     """Set how many jobs of a limit may run concurrently, or remove the rule; then the newest put's number counts."""
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     if places is not None:
-        _check_number(f"limit {name!r}", places, "pause(limit=...) has none run")
+        _check_number(f"limit {name!r}", places, "to run none, call pause(limit=...)")
     await _change(engine, queue, "limit", key, connection, number=places)
 
 
@@ -73,7 +73,7 @@ async def set_rate(
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     number, period = (None, None) if rate is None else parse_rate(rate, f"the rate of {name!r}")
     if number is not None:
-        _check_number(f"the rate of {name!r}", number, "pause(limit=...) has none begin")
+        _check_number(f"the rate of {name!r}", number, "to start none, call pause(limit=...)")
     await _change(engine, queue, "rate", key, connection, number=number, period=period)
 
 
@@ -106,7 +106,7 @@ async def pause(
     """Pause a queue, a task or a key; see `pqcore.Queue.pause`."""
     name = _paused_name(task, limit, group)
     moment = parse(until)
-    refusal = f"until is {until!r}, which has passed; give a time to come, as in '5m', or None until it is resumed"
+    refusal = f"until is {until!r}, which has passed; give a future time, as in '5m', or None to pause until resume()"
     if isinstance(moment, timedelta) and moment <= timedelta():
         raise InvalidTimeSpec(refusal)
     if not await _change(engine, queue, "pause", name, connection, pauses=True, until=moment):
@@ -186,7 +186,7 @@ def _paused_name(task: object, limit: object, group: object) -> str:
         return "queue"
     if len(named) > 1:
         listed = " and ".join(f"{kind}={name!r}" for kind, name in named.items())
-        raise ConfigurationError(f"a pause is of one thing, and {listed} are given; make a call for each")
+        raise ConfigurationError(f"a call pauses one thing, and {listed} are given; call pause once for each")
     [(kind, name)] = named.items()
     path = getattr(name, "_path", name)  # the path of a function that was declared as a task
     return f"{kind}:{check_text(path, kind, MAX_KEY)}"

@@ -118,7 +118,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
             if columns.get(name) != kind
         ]
         if wrong:
-            raise SchemaError(f"table {engine.names} is no table of pq's ({', '.join(wrong)}): nothing is changed")
+            raise SchemaError(f"table {engine.names} is not a table of pq ({', '.join(wrong)}): nothing was changed")
         [[rows, unfinished, queues]] = await ask(
             engine,
             s,

@@ -249,7 +249,7 @@ async def _take_lease(
         except PQError as exc:
             if in_transaction:
                 raise
-            logger.warning("%r: fewer jobs are leased than are due: %s", queue.name, exc)  # those rows are the caller's
+            logger.warning("%r: not all due jobs could be leased: %s", queue.name, exc)  # those rows are the caller's
             break
         if more:
             rows = sorted((*rows, *more), key=_order)

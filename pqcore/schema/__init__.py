@@ -125,11 +125,12 @@ async def _check(session: Session, names: TableName, found: int | None) -> None:
         msg = f"table {names} does not exist: call create() once to make it, or run pqcore create"
         raise TableMissing(msg)
     if found > latest() and await _needed(session, names) > latest():
-        msg = f"table {names} is of schema version {found}, this pqcore knows {latest()}: upgrade pqcore"
+        msg = f"table {names} has schema version {found}, and this version of pqcore knows {latest()}: upgrade pqcore"
         raise SchemaTooNew(msg)
     if found < latest():
-        of = f"schema version {found}" if found else "pq's, or made by hand"
-        msg = f"table {names} is {of}; this pqcore needs version {latest()}: call create() to migrate it in place"
+        of = f"schema version {found}" if found else "a table of pq, or one made by hand"
+        needed = f"this version of pqcore needs schema version {latest()}"
+        msg = f"table {names} is {of}; {needed}: call create() to migrate it in place"
         raise SchemaOutdated(msg)
 
 
@@ -248,9 +249,9 @@ async def in_short_transactions(
                 raise
             if attempt == ATTEMPTS:
                 msg = (
-                    f"table {names} is not migrated: others hold a lock on it, which was waited for {ATTEMPTS} times,"
-                    f" {LOCK_TIMEOUT:g} seconds each; nothing is left locked. Call create() again once they are done:"
-                    f" pqcore doctor shows long transactions ({exc})"
+                    f"table {names} was not migrated, because other sessions hold locks on it ({ATTEMPTS} attempts of"
+                    f" {LOCK_TIMEOUT:g} seconds); nothing is left locked. Call create() again when their transactions"
+                    f" have ended; pqcore doctor shows long ones ({exc})"
                 )
                 raise TransientError(msg, exc.sqlstate) from exc
         await sleep(LOCK_TIMEOUT)
@@ -308,8 +309,8 @@ async def _check_partitions(session: Session, names: TableName, wanted: int) -> 
     number = len((await _partitions(session, names)).names)
     if number != wanted:
         msg = (
-            f"table {names} is there, with {number or 'no'} partitions, and not {wanted}: that is decided when a table"
-            " is made; make another one, and move what waits there"
+            f"table {names} exists, with {number or 'no'} partitions, not {wanted}: partitions cannot be changed later;"
+            " create another table, and move the waiting jobs to it"
         )
         raise ConfigurationError(msg)
 

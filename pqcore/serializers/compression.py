@@ -53,7 +53,7 @@ class Zstd(Wrapper):
     def unwrap(self, raw: bytes) -> bytes:
         size = self._zstd.frame_content_size(raw)
         if size < 0:
-            raise ValueError("the compressed data does not say how large it becomes: store the size in zstd's frame")
+            raise ValueError("the compressed data does not say its decompressed size: store the size in the zstd frame")
         self._check(size)
         if not hasattr(self._local, "decompressor"):
             self._local.decompressor = self._zstd.ZstdDecompressor()
@@ -63,7 +63,7 @@ class Zstd(Wrapper):
 
     def _check(self, size: int) -> None:
         if size > self.max_size:
-            msg = f"{size} bytes before compression, more than {self.max_size}: if that is right, give Zstd a max_size"
+            msg = f"{size} bytes before compression, more than {self.max_size}: give Zstd a larger max_size"
             raise ValueError(msg)
 
 

@@ -27,7 +27,7 @@ def find_keys(keys: Sequence[str | bytes] | None, variable: str, who: str, make:
         ConfigurationError: There are no keys, or the value is not a list.
     """
     if isinstance(keys, (str, bytes)):
-        raise ConfigurationError(f"{who}: keys is a {type(keys).__name__}; give a list of keys, even of one")
+        raise ConfigurationError(f"{who}: keys is a {type(keys).__name__}; give a list of keys, even for one key")
     if keys is None:
         keys = [key for key in re.split(r"[,\s]+", os.environ.get(variable, "")) if key]
     if not keys:

@@ -69,7 +69,9 @@ def refuse_deep_data(data: object, most: int) -> None:
 
 def too_deep(most: int) -> ValueError:
     """Return the error for data with too many levels."""
-    return ValueError(f"it is nested more than {most} levels deep, and readers may fail at it: store it flat")
+    return ValueError(
+        f"it is nested more than {most} levels deep, and readers may fail to decode it: store it with fewer levels"
+    )
 
 
 def refuse_colliding_keys(value: object, encode: Callable[[Any], str | bytes], decode: Callable[[Any], Any]) -> None:

@@ -83,7 +83,7 @@ class Wrapper:
 
     def refused_key(self, key: str) -> KeyNotHeld:
         """Return the error for bytes under a key that is not held."""
-        return KeyNotHeld(f"it was altered, or written under another key, {key}, than the {counted(len(self.key_ids))}")
+        return KeyNotHeld(f"it was altered, or written with another key, {key}, than the {counted(len(self.key_ids))}")
 
     def _wrapped(self, raw: bytes) -> bytes:
         marks = list(self.key_ids[:1])

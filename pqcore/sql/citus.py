@@ -100,10 +100,10 @@ class Citus(Dialect):
         Capability.LISTEN: "a distributed table has no triggers, and a notification stays on its node: waiters poll",
     }
     unsupported: ClassVar[Mapping[str, str]] = {
-        "partitions": "its shards are such partitions",
-        "group commit": "a statement that gives rows numbers of its own was not tried there",
+        "partitions": "Citus distributes the table over shards, which take the place of partitions",
+        "group commit": "its statement numbers rows, which was not tested on Citus",
         "shared looks": "a statement is sent to the node of one queue",
-        "move": "a job does not change its queue: that is what the tables are distributed by",
+        "move": "the table is distributed by queue, so a row cannot change its queue",
     }
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {
         **read_statements("citus.sql"),

@@ -67,12 +67,12 @@ class CockroachDB(Dialect):
     name = "cockroachdb"
     missing: ClassVar[Mapping[Capability, str]] = {
         Capability.LISTEN: "CockroachDB has no LISTEN: waiters poll",
-        Capability.PREPARED: "plans of prepared statements are not made anew, as DISCARD PLANS is not there",
+        Capability.PREPARED: "plans of prepared statements cannot be renewed, as there is no DISCARD PLANS",
     }
     unsupported: ClassVar[Mapping[str, str]] = {
-        "partitions": "it divides tables into ranges by itself",
-        "end and take": "a statement changes a table once",
-        "group commit": "a statement that gives rows numbers of its own was not tried there",
+        "partitions": "CockroachDB divides tables into ranges by itself",
+        "end and take": "a statement can change a table only once",
+        "group commit": "its statement numbers rows, which was not tested on CockroachDB",
     }
 
     rewrites: ClassVar[Mapping[str, str | Rewrite]] = {

@@ -169,7 +169,7 @@ def call_of(
     for name in [name for name in kwargs if (name[:1] == "_" and name[1:] in _OPTIONS) or name == "_connection"]:
         value = kwargs.pop(name)
         if name[1:] in _DECLARED_ONLY:
-            msg = f"{name} is not an option of a call: give {name[1:]} to the task"
+            msg = f"{name} is not an option of a call: give {name[1:]} where the task is declared"
             raise ConfigurationError(msg)
         if value is not None or name not in ("_schedule_at", "_expected_at"):  # in pq, None does not override
             own[name[1:]] = value
@@ -222,5 +222,5 @@ def _hints(kwargs: Mapping[str, Any]) -> str:
         if name in _OF_CALLS:
             told.append(f"{name} is an option of the call: write _{name}=..., or options({name}=...)(...)")
         elif name[:1] == "_" and (near := get_close_matches(name[1:], _OF_CALLS, 1)):
-            told.append(f"{name} is no option: did you mean _{near[0]}?")
+            told.append(f"{name} is not an option: did you mean _{near[0]}?")
     return "".join(f"; {hint}" for hint in told)

@@ -114,8 +114,8 @@ def _is_job(annotation: Any, names: Mapping[str, Any], path: str) -> bool:
             if not re.search(r"\b(Async)?Job\b", annotation):
                 return False
             msg = (
-                f"{path}: the annotation {annotation!r} of its first parameter cannot be read, so it is not known"
-                f" whether to give it the job: {exc}; import the name at run time, or write 'pqcore.Job'"
+                f"{path}: the annotation {annotation!r} of its first parameter cannot be read, so pqcore does"
+                f" not know whether to pass the job: {exc}; import the name at run time, or write 'pqcore.Job'"
             )
             raise ConfigurationError(msg) from exc
         return _is_job(annotation, names, path)

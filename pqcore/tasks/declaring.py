@@ -96,7 +96,7 @@ class TaskOptions:
             kinds = getattr(self, name)
             kinds = kinds if isinstance(kinds, tuple) else (kinds,)
             if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-                msg = f"{name} is {kinds!r}; give exceptions"
+                msg = f"{name} is {kinds!r}; give classes of exceptions"
                 raise ConfigurationError(msg)
             object.__setattr__(self, name, kinds)
         if self.retry is not None and not callable(self.retry):
@@ -258,11 +258,11 @@ class Call:
         """
         chosen = self.put_options()
         if chosen["dedup"] is not None:
-            msg = f"{self.task.path}: a dedup key is for a single put, not for a call of a chain or batch"
+            msg = f"{self.task.path}: a call of a chain or batch cannot have a dedup key; leave it out"
             raise ConfigurationError(msg)
         when = parse(self.options.schedule_at)
         if isinstance(when, datetime) or self.options.expected_at is not None:
-            msg = f"{self.task.path}: within a chain or batch give a time from then, such as '5m', or none"
+            msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
             raise ConfigurationError(msg)
         encoded = put_options(
             chosen["headers"],
@@ -320,7 +320,7 @@ def refuse_generator(function: Callable[..., Any], path: str) -> None:
     if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
         kind = "an asynchronous generator function" if inspect.isasyncgenfunction(within) else "a generator function"
         msg = (
-            f"{path} is {kind}, and cannot be a task: a call of it would run nothing of its body;"
+            f"{path} is {kind}, and cannot be a task: a call would not run its body;"
             " remove its yield, or declare a function that iterates over it"
         )
         raise ConfigurationError(msg)
@@ -352,7 +352,7 @@ def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
         given: Any = call
         put = ""
         if isinstance(given, JobId):
-            put = f"; job {int(given)} has been put, and stays"
+            put = f"; job {int(given)} was put already, and stays put"
         elif inspect.iscoroutine(given):
             given.close()  # it was not awaited, so nothing was put
         msg = (

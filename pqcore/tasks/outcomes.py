@@ -94,7 +94,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
-        job_logger.exception("job %d of %r is no call of a function", job.id, queue.name)
+        job_logger.exception("job %d of %r is not a call of a function", job.id, queue.name)
         return Outcome(job, "dead", error=describe_error(exc), reason="invalid")
     try:
         task = declarations.find_task(path)
@@ -113,7 +113,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
 def _path_in(data: Any) -> str:
     path = data["function"]
     if not isinstance(path, str):
-        raise TypeError(f"its function is {repr(path)[:80]}, and no path")
+        raise TypeError(f"the function of the job is {repr(path)[:80]}, which is not a path")
     return path
 
 
@@ -144,13 +144,13 @@ def _is_late(job: BaseJob) -> bool:
 
 
 def _expired(job: BaseJob) -> Outcome:
-    error = {"type": "deadline", "message": "its deadline passed before it was started", "traceback": ""}
+    error = {"type": "deadline", "message": "the deadline passed before a worker started the job", "traceback": ""}
     return Outcome(job, "dead", error=error, reason="expired")
 
 
 def _crashed(queue: QueueSettings, job: BaseJob) -> Outcome:
-    error = {"type": "crash", "message": f"its worker died {job.crashes} times, or lost its lease", "traceback": ""}
-    job_logger.error("job %d of %r is given up: %s", job.id, queue.name, error["message"])
+    error = {"type": "crash", "message": f"its worker died or lost the lease {job.crashes} times", "traceback": ""}
+    job_logger.error("job %d of %r is now a dead letter: %s", job.id, queue.name, error["message"])
     return Outcome(job, "dead", error=error, reason="crashed")
 
 
@@ -159,7 +159,7 @@ def snooze_unrunnable(
 ) -> Outcome:
     """Return a snooze for a job whose function or data this worker does not know, so that another worker gets it."""
     surprising = error if not isinstance(error, (UnknownTask, Unreadable)) else None
-    again = f"it is put off for {UNKNOWN_PAUSE:.0f} seconds"
+    again = f"the job is postponed for {UNKNOWN_PAUSE:.0f} seconds"
     logger.error("job %d of %r: %s; %s", job.id, queue.name, error, again, exc_info=surprising)
     details = {"type": reason, "message": describe_error(error)["message"], "traceback": ""}
     return Outcome(job, "snooze", error=details, delay=UNKNOWN_PAUSE, reason=reason)
@@ -261,9 +261,9 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
     except BaseException as exc:  # the retry policy is users' code
         if is_from_outside(exc):
             raise
-        logger.exception("the retry policy of %s failed; its jobs are tried again in a minute", run.task.path)
+        logger.exception("the retry policy of %s raised an error; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
-    again = "job %d of %r (%s) failed; again in %.1f s"
+    again = "job %d of %r (%s) failed; next attempt in %.1f s"
     job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=exc_info_of(error))
     return Outcome(job, "retry", error=details, delay=pause)
 
@@ -322,7 +322,7 @@ def refuse_unrun(result: Any) -> None:
         what, remedy = "something to await", "await it in the function"
     else:
         return
-    msg = f"the function returned {what}, a {type(result).__qualname__}, which nobody has run: {remedy}"
+    msg = f"the function returned {what}, a {type(result).__qualname__}, which was never run: {remedy}"
     if inspect.isgenerator(result) or inspect.iscoroutine(result):
         result.close()  # otherwise Python warns that it was never awaited
     raise ConfigurationError(msg)
@@ -367,7 +367,7 @@ def outcome_without_result(queue: QueueSettings, job: BaseJob, error: BaseExcept
         error: Why the result cannot be stored.
         result: The value that the function returned.
     """
-    job_logger.error("job %d of %r was done, and its result cannot be stored: %s", job.id, queue.name, error)
+    job_logger.error("job %d of %r was done, but its result cannot be stored: %s", job.id, queue.name, error)
     outcome = Outcome(job, "done", result, result_error=describe_error(error))
     return dead_letter_of(outcome, error) if job.headers.get("then") else outcome
 

@@ -57,7 +57,7 @@ class TaskDeclarations:
             ConfigurationError: The queue has a periodic task of this name.
         """
         if any(other.name == periodic.name for other in self.periodics):
-            msg = f"there is a periodic task {periodic.name!r} already: give this one a name"
+            msg = f"a periodic task {periodic.name!r} exists already: give this one another name"
             raise ConfigurationError(msg)
         self.periodics.append(periodic)
 
@@ -194,7 +194,7 @@ def _path_of(function: Callable[..., Any]) -> str:
         return f"{function.__module__}.{function.__qualname__}"
     except AttributeError:
         msg = (
-            f"a task is a {type(function).__qualname__} without a name, which a worker could not find: {function!r};"
+            f"a {type(function).__qualname__} cannot be a task, as workers find tasks by name: {function!r};"
             " declare a function that calls it"
         )
         raise ConfigurationError(msg) from None

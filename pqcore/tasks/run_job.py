@@ -181,7 +181,7 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     try:
         await runner.end(attempt, outcome)
     except PQError as exc:  # the exception that ends the program continues
-        logger.warning("%r: cannot give %r back: %s", attempt.queue.name, attempt.job, exc)
+        logger.warning("%r: cannot return %r to the queue: %s", attempt.queue.name, attempt.job, exc)
     runner.leave(leaving)
     return outcome
 

@@ -102,7 +102,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
             ConnectionLost: The connection given to `PQ`, or that of ``with queue``, is lost.
             Closed: The `PQ` is closed.
         """
-        self.logger.info("%r starts to perform jobs", self.name)
+        self.logger.info("%r: starting to run jobs", self.name)
         token = _working.set(True)
         try:
             with put_off():
@@ -151,7 +151,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
                 except LeaseLost:
                     return  # storing the job's outcome reports the error
                 except PQError as exc:
-                    self.logger.warning("could not extend the lease of %r: %s", job, exc)
+                    self.logger.warning("cannot extend the lease of %r: %s", job, exc)
 
         thread = threading.Thread(target=extend, name="pqcore-lease", daemon=True)
         thread.start()
@@ -333,12 +333,14 @@ class _Performer(Runner[Attempt]):
             if outcome.reason == "shutdown" and (verdict != "again" or refusals.number == GIVE_BACK_TRIES):
                 raise refusal
             if verdict == "again":
-                _pause_after(self._queue, refusal, refusals.number, f"cannot store how {self._job!r} ended")
+                _pause_after(self._queue, refusal, refusals.number, f"cannot store the outcome of {self._job!r}")
             elif verdict == "bury":
-                self._queue.logger.error("%r cannot end as it did: %s", self._job, refusal)
+                self._queue.logger.error(
+                    "the outcome of %r cannot be stored, so the job becomes a dead letter: %s", self._job, refusal
+                )
                 outcome = dead_letter_of(outcome, refusal)
             else:
-                self._queue.logger.error("%r cannot be a dead letter: %s", self._job, refusal)
+                self._queue.logger.error("%r cannot become a dead letter: %s", self._job, refusal)
                 return None  # the job's lease runs out, which counts as a crash
 
     async def _was_stored(self, outcome: Outcome, since: float) -> bool:

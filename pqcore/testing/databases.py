@@ -153,7 +153,7 @@ def prepared() -> bool:
     """
     said = os.environ.get("PQCORE_TEST_PREPARED", "")
     if said not in ("", "yes", "no"):
-        msg = f"PQCORE_TEST_PREPARED is to be yes or no, not {said!r}"
+        msg = f"PQCORE_TEST_PREPARED is {said!r}; give yes or no"
         raise ConfigurationError(msg)
     dsn = os.environ.get("PQCORE_TEST_DSN", "")
     if said or "://" not in dsn:

@@ -71,7 +71,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
     """
     for queue in queues:
         if not isinstance(queue, TaskDeclarations):
-            msg = f"{queue!r} is no queue; give a queue of a PQ or AsyncPQ"
+            msg = f"{queue!r} is not a queue; give a queue of a PQ or AsyncPQ"
             raise ConfigurationError(msg)
     ran: list[Ran] = []
     for queue in queues:
@@ -87,7 +87,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
             return ran
         if len(ran) >= at_most:
             await complete.finish(queue.engine, queue, [Outcome(job, "snooze")])
-            msg = f"{at_most} jobs were run, and there are more, as of {path_of(job)}: does one put itself again?"
+            msg = f"{at_most} jobs were run, and more are due, such as {path_of(job)}: does a job put itself again?"
             raise PQError(msg)
         ran.append(await _Drainer(queue, job, suspends=suspends).run(raise_errors=raise_errors))
 

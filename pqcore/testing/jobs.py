@@ -276,7 +276,7 @@ class Jobs:
         chosen = self._queues(queues)
         suspends = any(queue.engine.runtime.suspends for queue in chosen)
         if suspends and in_loop():
-            msg = "within an event loop an asynchronous queue is drained with await jobs.adrain(queue)"
+            msg = "within an event loop, drain an asynchronous queue with await jobs.adrain(queue)"
             raise ConfigurationError(msg)
         work = drain(chosen, raise_errors=raise_errors, at_most=at_most, suspends=suspends)
         return asyncio.run(work) if suspends else run_sync(work)
@@ -318,12 +318,12 @@ class Jobs:
             TransientError: A transaction has locked rows that must be moved.
         """
         if (by is None) == (to is None):
-            msg = "travel by a time, or to a time: one of them"
+            msg = "travel takes either a time to pass, or to=; give one of them"
             raise ConfigurationError(msg)
         start = self.now()
         arrival = parse(to) if by is None else start + timedelta(seconds=seconds(by))
         if not isinstance(arrival, datetime) or arrival < start:
-            msg = f"it is {start} in the test, and one travels to a later time, not to {to!r}"
+            msg = f"to is {to!r}, and it is {start} in the test; give a later time"
             raise ConfigurationError(msg)
         distance = arrival - start
         ticks = self._ticks(start, arrival, down=down)
@@ -391,7 +391,7 @@ class Jobs:
         found: dict[tuple[str, str], Any] = {}
         for one in given:
             if not isinstance(getattr(one, "engine", None), Engine):
-                msg = f"{one!r} is no queue, nor a PQ"
+                msg = f"{one!r} is neither a queue nor a PQ; give one of them"
                 raise ConfigurationError(msg)
             if not self._has(one.engine):
                 msg = f"{one!r} is not in the test's database: give it, or its PQ, to jobs.use() first"
@@ -424,7 +424,7 @@ class Jobs:
 
     def _enqueued(self, queue: Any, connection: Any) -> list[Enqueued]:
         if connection is not None and queue.engine.runtime.suspends:
-            msg = "what a connection of yours sees can be looked at through a blocking queue only"
+            msg = "connection= needs a blocking queue; give a queue of a PQ"
             raise ConfigurationError(msg)
 
         async def work(session: Session) -> Sequence[Any]:

@@ -46,7 +46,7 @@ def _opener_for(spec: BackendSpec) -> Opener:
         if driver in spec.requires and mode == spec.mode:
             return known
     raise ConfigurationError(
-        f"backend {spec.name!r} offers POOL, and the test kit cannot open a pool of its driver: name a function by an"
-        f' entry point in the group {POOLS}, as in {spec.name} = "package.module:open_pool"; it is given a DSN, a'
-        " number of connections, and whether statements may be prepared"
+        f"backend {spec.name!r} offers POOL, but the test kit cannot open a pool of its driver: add an entry point in"
+        f' the group {POOLS}, as in {spec.name} = "package.module:open_pool", for a function of a DSN, a number of'
+        " connections, and whether statements may be prepared"
     )

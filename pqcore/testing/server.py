@@ -20,7 +20,7 @@ def partitions() -> int | None:
     """
     said = os.environ.get("PQCORE_TEST_PARTITIONS", "")
     if said and not said.isdecimal():
-        msg = f"PQCORE_TEST_PARTITIONS is to be a number, not {said!r}"
+        msg = f"PQCORE_TEST_PARTITIONS is {said!r}; give a number"
         raise ConfigurationError(msg)
     return int(said) if said else None
 
@@ -40,7 +40,7 @@ def server() -> Iterator[tuple[str, str]]:
     """
     if dsn := os.environ.get("PQCORE_TEST_DSN"):
         if "://" not in dsn:
-            msg = f"PQCORE_TEST_DSN is to be a URL, postgresql://user@host/database, not {dsn!r}"
+            msg = f"PQCORE_TEST_DSN is {dsn!r}; give a URL, postgresql://user@host/database"
             raise ConfigurationError(msg)
         yield dsn, "PQCORE_TEST_DSN"
     elif image := os.environ.get("PQCORE_TEST_CONTAINER"):
@@ -89,8 +89,8 @@ def _about_ryuk(said: str) -> str:
     if "ryuk" not in said.lower():
         return ""
     return (
-        "; testcontainers starts a container of its own first, ryuk, which removes what a killed run leaves."
-        " Where the image of ryuk cannot be had, set TESTCONTAINERS_RYUK_DISABLED=true"
+        "; testcontainers first starts its container ryuk, which removes the containers of killed runs."
+        " If the image of ryuk cannot be pulled, set TESTCONTAINERS_RYUK_DISABLED=true"
     )
 
 

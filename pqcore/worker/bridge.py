@@ -23,7 +23,7 @@ from pqcore.worker.threads import Threads
 T = TypeVar("T")
 
 CONNECTIONS = 5
-"""A worker's own, at most, beside one to listen on: to take, to finish, to hold on, and two to spare."""
+"""A worker's own connections, at most, and one more to listen on: to take, to finish, to hold on, and two to spare."""
 
 
 class Bridge(Runner):

@@ -78,7 +78,7 @@ class Completer:
             server_error = await self._complete() or server_error
             if server_error is not None:
                 failures += 1
-                logger.warning("%r: cannot store how jobs ended: %s", queue_state.queue.name, server_error)
+                logger.warning("%r: cannot store the outcomes of jobs: %s", queue_state.queue.name, server_error)
                 await asyncio.sleep(backoff(failures))
                 queue_state.wake_completer.set()
                 continue
@@ -199,7 +199,7 @@ class Completer:
         if verdict == "again":
             pause = backoff(active.refusals.number)
             logger.warning(
-                "the end of job %d of %r is refused, next try in %.1f s: %s",
+                "the server refused the outcome of job %d of %r, next try in %.1f s: %s",
                 job.id,
                 queue_state.queue.name,
                 pause,
@@ -207,10 +207,15 @@ class Completer:
             )
             asyncio.get_running_loop().call_later(pause, self._queue_again, outcome)
         elif verdict == "bury":
-            logger.error("job %d of %r cannot end as it did: %s", job.id, queue_state.queue.name, error)
+            logger.error(
+                "the outcome of job %d of %r cannot be stored, so the job becomes a dead letter: %s",
+                job.id,
+                queue_state.queue.name,
+                error,
+            )
             self._queue_again(dead_letter_of(outcome, error))
         else:
-            logger.error("job %d of %r cannot be a dead letter: %s", job.id, queue_state.queue.name, error)
+            logger.error("job %d of %r cannot become a dead letter: %s", job.id, queue_state.queue.name, error)
             queue_state.active_jobs.pop(active.key)  # its lease runs out, which counts as a crash
             self._worker_state.notify_if_idle()
         return None

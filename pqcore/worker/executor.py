@@ -136,13 +136,13 @@ class Executor(Runner[ActiveJob]):
         waited = time.monotonic() - told_at
         broken_off = watchdog.break_off_blocks_of(active.thread)
         logger.warning(
-            "job %d of %r was told to stop %.1f s ago (%s), and its thread goes on:"
-            " it keeps its slot, lease and group%s",
+            "job %d of %r was told to stop %.1f s ago (%s), but its thread is still running:"
+            " the job keeps its slot, lease and group%s",
             active.job.id,
             active.context.queue.name,
             waited,
             active.context.stop_reason,
-            "; the connection of its transaction block, on which it waits, is broken off" if broken_off else "",
+            "; the connection on which its transaction block waits was closed" if broken_off else "",
         )
         asyncio.get_running_loop().call_later(waited, self._warn_of_unstopped, active, told_at)
 

@@ -59,7 +59,7 @@ class Maintenance:
                 await self._check_server()
                 await self._delete_old()
             except PQError as exc:
-                logger.warning("%r: cannot sweep: %s", self._queue_state.queue.name, exc)
+                logger.warning("%r: cannot run maintenance: %s", self._queue_state.queue.name, exc)
             turn += 1
 
     async def _sweep_once(self, old: bool) -> None:
@@ -97,8 +97,8 @@ class Maintenance:
         [[usage]] = await bridge.run(bridge.engine.execute, "notification_usage", {})
         if usage >= NEARLY_FULL:
             logger.warning(
-                "%r: the server's queue of notifications is %.0f %% full: a session that listens has been in a"
-                " transaction for long; pqcore doctor shows it",
+                "%r: the server's queue of notifications is %.0f %% full, because a listening session has had a"
+                " transaction open for a long time; pqcore doctor shows it",
                 name,
                 100 * usage,
             )

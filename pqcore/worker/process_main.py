@@ -135,7 +135,7 @@ def _returned(result: Any, *, finished: bool) -> bytes:
         return pickle.dumps(("done", pickle.dumps(result), finished))
     except BaseException as exc:  # noqa: BLE001 - an object's own code pickles it
         kind = f"{type(result).__module__}.{type(result).__qualname__}"
-        return pickle.dumps(("unsent", f"a {kind}, which the function returned, cannot be pickled: {exc}", finished))
+        return pickle.dumps(("unsent", f"the function returned a {kind}, which cannot be pickled: {exc}", finished))
 
 
 async def _awaited(result: Any) -> Any:
@@ -174,6 +174,6 @@ def _find(request: Request) -> tuple[Any, QueueSettings]:
         queue = QueueSettings(name, table, serializer, {})
     if function is None:
         raise LookupError(
-            f"there is no {location} to be imported in a process: it must be a function at the top level of a module"
+            f"{location} cannot be imported in a process: it must be a function at the top level of a module"
         )
     return function, queue

@@ -92,7 +92,7 @@ class Registration:
         unreachable = isinstance(error, (ConnectionLost, PoolTimeout, Closed))
         level = logging.DEBUG if self._has_warned or unreachable else logging.WARNING
         self._has_warned |= not unreachable
-        logger.log(level, "%s: this worker is not in the list of workers, and goes on: %s", self._names(), error)
+        logger.log(level, "%s: this worker runs, but cannot write to the list of workers: %s", self._names(), error)
 
     def _names(self) -> str:
         return ", ".join(map(repr, self._queues))

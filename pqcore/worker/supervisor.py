@@ -127,8 +127,8 @@ class Supervisor:
             self._kill()
 
     def _on_signal(self) -> None:
-        how = ("in order", "at once")[self._signals] if self._signals < 2 else "by being killed"
-        logger.info("told to stop: %d workers are to end %s", len(self._children), how)
+        how = ("after their jobs", "immediately")[self._signals] if self._signals < 2 else "by SIGKILL"
+        logger.info("told to stop: %d workers must end %s", len(self._children), how)
         self.stop()
 
     def _send(self, word: bytes) -> None:
@@ -139,7 +139,7 @@ class Supervisor:
         """Kill the processes that are left, with those that they have started."""
         for child in self._children:
             if child.process.returncode is None:
-                logger.error("worker %d (process %d) is killed: it does not end", child.number, child.process.pid)
+                logger.error("killing worker %d (process %d), because it does not end", child.number, child.process.pid)
                 with suppress(ProcessLookupError):
                     os.killpg(child.process.pid, signal.SIGKILL)
 
@@ -157,7 +157,7 @@ class Supervisor:
                 self._stopped(name, code)
                 return
             if code == USAGE_ERROR:
-                logger.error("%s: what it was told to do cannot be done; all are to end", name)
+                logger.error("%s: its command line is wrong; all workers must end", name)
                 self._code = USAGE_ERROR
                 self.stop()
                 return

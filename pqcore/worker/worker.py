@@ -207,12 +207,14 @@ class Worker:
     def _log_start(self, where: str) -> None:
         """Log what the worker works on, and warn of what may be a mistake."""
         names = ", ".join(repr(queue.name) for queue in self._queues)
-        logger.info("worker starts: %s, %d at once; %s", names, self.concurrency, where)
+        logger.info("worker starts: %s, concurrency %d; %s", names, self.concurrency, where)
         for queue in self._queues:
             if others := queue.queues_of_tasks():
                 listed = ", ".join(map(repr, others[:10]))
                 logger.warning(
-                    "%r: no task is declared on this queue, but on %s: is its name right?", queue.name, listed
+                    "%r: no task is declared on this queue, but tasks are declared on %s: is the queue's name right?",
+                    queue.name,
+                    listed,
                 )
         if self._recycling != Recycling() and self._run_in == "thread" and not TaskDeclarations.any_runs_in_process():
             logger.warning(
@@ -284,7 +286,8 @@ class Worker:
     def _on_signal(self) -> None:
         at_once = self._worker_state.draining.is_set()
         logger.info(
-            "told to stop%s", " at once" if at_once else f": no more jobs, {self._grace:.0f} s for those that run"
+            "told to stop%s",
+            " immediately" if at_once else f": no more jobs; running jobs get {self._grace:.0f} s to finish",
         )
         self._stop()
 

@@ -45,7 +45,7 @@ class Verdict:
 def read(logs: Iterable[Path]) -> list[Entry]:
     """What all clients wrote down; the last line of one that was killed may be half a line."""
     found = []
-    for log in filter(Path.exists, logs):  # one that was killed at once has none
+    for log in filter(Path.exists, logs):  # one that was killed immediately has none
         for line in log.read_text().splitlines():
             try:
                 found.append(json.loads(line))
@@ -250,7 +250,7 @@ def keys(told: Told, tables: Tables) -> Finding:
         key = event.queue, event.dedup_key or ""
         if event.what == "INSERT" and event.dedup_key is not None:
             if key in holder:
-                yield "two jobs of one dedup key at once", event.token
+                yield "two jobs with one dedup key at the same time", event.token
             holder[key] = event.job
         elif holder.get(key) == event.job and (event.over or event.what == "DELETE"):
             del holder[key]

@@ -38,7 +38,7 @@ PLACES = (1, 2, 5)
 LEASE = 0.7
 """Seconds of a lease: some are held for longer."""
 LATER = 1.5
-"""Seconds: jobs are scheduled for so long at most."""
+"""Seconds for which jobs are scheduled, at most."""
 THREADS = 3
 """Of each process."""
 CROWD = 7

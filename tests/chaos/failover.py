@@ -35,7 +35,7 @@ class Pair:
     """A primary and its standby, each behind a proxy, and both behind one that leads to the primary.
 
     Args:
-        folder: Where their data are, which whoever runs servers can reach.
+        folder: Where their data are, which the user of the servers can reach.
 
     Attributes:
         primary: The primary.

@@ -32,7 +32,7 @@ def run(*command: str, folder: Path | None = None) -> str:
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache; filled beside its place, and put there when it is whole.
+    """A folder of the cache; filled next to its place, and moved there when it is whole.
 
     Args:
         name: What it is called there.

@@ -23,7 +23,7 @@ from .servers import NEWEST, ROOT, container, embedded, installed_pgbouncer, new
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
-"""Modules of the suite that are run if it is to be quick: every statement that a queue has is in them."""
+"""Modules of the suite for a quick run: every statement that a queue has is in them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Cell:
     between: Callable[[], str] = lambda: ""
 
     def run(self, *, quick: bool, backends: tuple[str, ...]) -> Outcome:
-        """Run the suite; what it prints is kept beside its outcome."""
+        """Run the suite; what it prints is kept with its outcome."""
         outcome = Outcome(self.name, quick, backends, now(), revision())
         base = FOLDER / outcome.key
         base.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ SUITE = "sid"
 PACKAGES = "python3,python3-venv,pgbouncer,ca-certificates"
 _SHARED = "/proc /dev /sys /tmp /etc/ssl/certs"
 _ENTER = """#!/bin/sh
-# Runs a command in the Debian beside this file, in the folder that it is called in.
+# Runs a command in the Debian next to this file, in the folder that it is called in.
 DEBIAN={debian} ROOT={root} exec unshare --mount --propagation private sh -c '
 for folder in {shared} "$ROOT"; do
   mkdir -p "$DEBIAN$folder" && mount --rbind "$folder" "$DEBIAN$folder" || exit 1

@@ -57,7 +57,7 @@ def _environment(folder: Path, base: str, *more: str, enter: str = "") -> str:
     Args:
         folder: Where the environment is.
         base: The interpreter that it is made of.
-        *more: What is installed beside pqcore.
+        *more: What is installed in addition to pqcore.
         enter: A program that runs others where ``base`` is, if that is not here.
     """
     before = (enter,) if enter else ()

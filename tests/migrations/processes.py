@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 class Process:
-    """One of the programs beside this file.
+    """One of the programs next to this file.
 
     Args:
         *command: The file's name, and arguments.
@@ -54,7 +54,7 @@ class Process:
         self._process.stdin.flush()
 
     def expect(self, more: int, than: int = 0) -> None:
-        """Wait until it has said so many lines more."""
+        """Wait until it has written that many more lines."""
         with self._more:
             self._more.wait_for(lambda: len(self.lines) >= than + more or self._ended, PATIENCE)
             assert len(self.lines) >= than + more, f"{self._name} said only {self.lines[than:]}"

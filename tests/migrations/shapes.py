@@ -41,7 +41,7 @@ def shape(connection: psycopg.Connection[Any], schema: str, *, of_pq: bool = Fal
     Args:
         connection: Its search path is the schema.
         schema: The schema's name, of letters and digits.
-        of_pq: Whether there is to be what pq made; it is left out.
+        of_pq: Whether what pq made must exist; it is left out.
     """
     found: dict[str, Any] = {}
     pqs = set()

@@ -27,7 +27,7 @@ class Watched:
     Args:
         session: What does it.
         before: Called with each statement, and the session, before it is run.
-        after: Likewise, once it was.
+        after: Called once the statement was run.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The bare loop: pg8000 without pqcore, for `pqcore bench` to measure the backend beside it."""
+"""The bare loop: pg8000 without pqcore, with which `pqcore bench` compares the backend."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def arguments(dsn: str) -> dict[str, Any]:
     elif "://" not in dsn and not WORD.sub("", dsn.strip()):
         given |= {key: re.sub(r"\\(.)", r"\1", word.strip("'")) for key, word in WORD.findall(dsn)}
     else:
-        raise ValueError("neither a URL, postgresql://user@host/database, nor words, host=... dbname=...")
+        raise ValueError("neither a URL, postgresql://user@host/database, nor keywords, host=... dbname=...")
     given = {key: value for key, value in given.items() if value}
     host, port = given.pop("host", "localhost"), int(given.pop("port", 5432))
     local, mode, certificates = host.startswith("/"), given.pop("sslmode", "prefer"), given.pop("sslrootcert", None)

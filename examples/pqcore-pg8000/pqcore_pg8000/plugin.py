@@ -18,7 +18,7 @@ SPEC = BackendSpec(
     missing={Capability.POOL: "pg8000 has no pools"},
     connections=("pg8000.dbapi.Connection", "pg8000.legacy.Connection"),
     schemes=("postgresql+pg8000",),
-    bare_loop="pqcore_pg8000.bare:BarePg8000",  # the benchmarks measure the backend beside it
+    bare_loop="pqcore_pg8000.bare:BarePg8000",  # the benchmarks compare the backend with it
 )
 
 

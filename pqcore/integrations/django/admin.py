@@ -145,7 +145,7 @@ class RowAdmin(admin.ModelAdmin):
                 left += 1
         self.message_user(request, f"{changed} {done}", messages.SUCCESS if changed else messages.WARNING)
         if left:
-            self.message_user(request, f"{left} left as they are: by now in another state", messages.WARNING)
+            self.message_user(request, f"{left} were left unchanged, as their state has changed", messages.WARNING)
 
 
 def _block(text: str) -> Any:

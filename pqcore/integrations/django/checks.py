@@ -38,17 +38,17 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
         try:
             version = run_sync(schema_info.version(pqs[alias].engine))
         except (PQError, DatabaseError) as exc:
-            found.append(Error(f"table {table.names} cannot be looked at: {exc}", id="pqcore.E002"))
+            found.append(Error(f"table {table.names} cannot be checked: {exc}", id="pqcore.E002"))
             continue
         latest = schema.latest()
         hint = f"Run: manage.py migrate pqcore --database {table.database}"
         if version is None:
             found.append(Warning(f"table {table.names} of PQCORE[{alias!r}] does not exist.", hint, id="pqcore.W001"))
         elif version < latest:
-            message = f"table {table.names} is of schema version {version}; this pqcore needs {latest}."
+            message = f"table {table.names} has schema version {version}; this version of pqcore needs {latest}."
             found.append(Warning(message, hint, id="pqcore.W002"))
         elif version > latest and not _works_on(alias):
-            message = f"table {table.names} is of schema version {version}; this pqcore knows {latest}."
+            message = f"table {table.names} has schema version {version}; this version of pqcore knows {latest}."
             found.append(Error(message, "Upgrade pqcore.", id="pqcore.E003"))
     return found
 

@@ -45,9 +45,7 @@ def configured() -> dict[str, TableConfiguration]:
     """
     setting: Any = getattr(settings, "PQCORE", {"default": {}})
     if not isinstance(setting, Mapping) or not all(isinstance(entry, Mapping) for entry in setting.values()):
-        raise ConfigurationError(
-            "PQCORE is to be a dictionary of dictionaries, such as {'default': {'TABLE': 'queue'}}"
-        )
+        raise ConfigurationError("PQCORE must be a dictionary of dictionaries, such as {'default': {'TABLE': 'queue'}}")
     if "default" not in setting:
         raise ConfigurationError(f"PQCORE has no 'default', only {', '.join(map(repr, setting)) or 'nothing'}")
     return {alias: _read(alias, entry) for alias, entry in setting.items()}
@@ -57,12 +55,12 @@ def _read(alias: str, entry: Mapping[str, Any]) -> TableConfiguration:
     where = f"PQCORE[{alias!r}]"
     for key in entry:
         if key not in KEYS:
-            raise ConfigurationError(f"{where} has {key!r}; choose of {', '.join(KEYS)}")
+            raise ConfigurationError(f"{where} has {key!r}; choose among {', '.join(KEYS)}")
     options = entry.get("OPTIONS", {})
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"{where}['OPTIONS'] is {options!r}; give a dictionary")
     if wrong := sorted(_TAKEN.intersection(options)):
-        raise ConfigurationError(f"{where}['OPTIONS'] has {wrong[0]!r}, which is no option of a queue")
+        raise ConfigurationError(f"{where}['OPTIONS'] has {wrong[0]!r}, which is not an option of queues")
     prepared = entry.get("PREPARED")
     if prepared not in (None, True, False):
         raise ConfigurationError(f"{where}['PREPARED'] is {prepared!r}; give True or False, or leave it out")

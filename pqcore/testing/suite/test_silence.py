@@ -428,4 +428,4 @@ def test_task_past_its_timeout_loses_the_block_that_it_waits_in(
     with harness.working(queue, stall_timeout=0.3):
         harness.eventually(lambda: queue.status(int(handle)) == "dead")
     assert "was told to stop" in caplog.text
-    assert "is broken off" in caplog.text
+    assert "transaction block waits was closed" in caplog.text
