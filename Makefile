@@ -26,10 +26,13 @@ test: .venv/ready .venv/browser  ## run the whole test suite, on embedded Postgr
 	for part in $$parts; do wait $$part || status=$$?; done; \
 	cat reports/conformance-psycopg.log reports/tests-*.log; exit $$status
 
-lint: .venv/ready  ## check style, formatting and types
+PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs pqcore pqcore_backends
+
+lint: .venv/ready  ## check style, formatting, types and English
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell $(PROSE)
 
 docs: .venv/ready  ## write the documents as a site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -69,7 +72,7 @@ lowest: .venv/ready  ## run the tests of the extras with the lowest versions tha
 plans: .venv/ready  ## explain every statement on a table of millions of rows, into docs/plans.md
 	$(BIN)/python -m benchmarks.plans --markdown docs/plans.md
 
-bench: .venv/ready  ## measure everything over every driver, and beside other queues; writes reports/bench.html
+bench: .venv/ready  ## measure everything over every driver, and other queues too; writes reports/bench.html
 	@status=0; \
 	$(BIN)/pqcore bench --json reports/bench.json --html reports/bench.html || status=$$?; \
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json || status=$$?; \
@@ -85,7 +88,7 @@ dist: .venv/ready  ## build the distributions, and check them, into dist/
 	$(BIN)/twine check --strict dist/*
 
 # With hashes, for all supported Pythons; what is installed from it is what was looked at.
-lock: .venv/ready  ## write requirements-lock.txt anew, with the newest versions
+lock: .venv/ready  ## write requirements-lock.txt again, with the newest versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	  --no-emit-package pqcore --no-annotate --no-header --output-file requirements-lock.txt requirements-dev.txt

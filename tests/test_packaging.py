@@ -37,7 +37,7 @@ PACKAGES = {
 OTHERS = ("benchmarks", "peers")
 """Measures other queues, and needs the repository."""
 BESIDE = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-"""What the source distribution holds beside them."""
+"""What the source distribution holds in addition to them."""
 PATIENCE = 170
 
 
@@ -102,7 +102,7 @@ def metadata(built: Built) -> Message:
 
 
 def installed(built: Built) -> dict[str, PurePosixPath]:
-    """The files that are to be installed, by where they are in the project."""
+    """The files that must be installed, by where they are in the project."""
     return {
         str(path): PurePosixPath(package, *path.parts[len(PurePosixPath(folder).parts) :])
         for path in built.files
@@ -344,9 +344,9 @@ def test_pre_commit_hooks_run_the_tools_of_make() -> None:
         assert hook["language"] == "system"
         program = re.match(r"\.venv/bin/(\w+)", hook["entry"])
         assert program is not None
-        assert re.search(rf"^{program[1]}[>=]", required, re.MULTILINE), hook["entry"]
+        assert re.search(rf"^{program[1]}[>=[]", required, re.MULTILINE), hook["entry"]
         assert f"$(BIN)/{program[1]}" in lint[1]
-    assert len(repository["hooks"]) == 3
+    assert len(repository["hooks"]) == 4
 
 
 def test_lock_file_has_all_requirements_with_hashes() -> None:
