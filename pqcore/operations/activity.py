@@ -9,6 +9,7 @@ from typing import Any
 from pqcore.backend import Capability
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
+from pqcore.operations.periodic import BEFORE
 from pqcore.operations.schema_info import ask
 from pqcore.sql.identifiers import channel, control_channel
 from pqcore.times import UtcDatetime
@@ -88,6 +89,7 @@ class Tick:
         cron: The cron expression; None in a row of older code.
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
+        is_asked_for: Whether somebody asked for the job of a tick that has passed, and no worker has put it yet.
     """
 
     queue: str
@@ -97,6 +99,7 @@ class Tick:
     cron: str | None = None
     tz: str | None = None
     job: TickJob | None = None
+    is_asked_for: bool = False
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
@@ -125,7 +128,8 @@ async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
             # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
             job = found.get((queue, name)) if last is not None else None
-            ticks.append(Tick(queue, name, last, noted, cron, tz, job))
+            asked = noted.microsecond == 1_000_000 - BEFORE.microseconds
+            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked))
     return ticks
 
 

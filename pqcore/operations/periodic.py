@@ -15,6 +15,9 @@ logger = logging.getLogger("pqcore")
 AHEAD = timedelta(seconds=5)
 """How far a last tick may be ahead of the server's clock and still count, as after a failover."""
 
+BEFORE = timedelta(microseconds=1)
+"""By how much a last tick is set back behind a tick that somebody asked for."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -105,7 +108,7 @@ async def tick_window(
 async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
     """Let a worker put the job of a tick again within a minute; return whether the task is known, and was not changed.
 
-    The last tick is set back to just before that moment. A worker that declares the task with ``missed="skip"`` puts
+    The last tick is set back to `BEFORE` that moment. A worker that declares the task with ``missed="skip"`` puts
     no job for it, unless the moment has just passed.
 
     Args:
@@ -117,7 +120,7 @@ async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: d
     found = await last_tick(engine, queue, name)
     if found.tick is None or found.tick < moment:
         return found.tick is not None
-    values = {"q_name": queue.name, "name": name, "tick": found.tick, "now": moment - timedelta(microseconds=1)}
+    values = {"q_name": queue.name, "name": name, "tick": found.tick, "now": moment - BEFORE}
     return bool(await engine.execute("tasks.set_tick_back", values))
 
 

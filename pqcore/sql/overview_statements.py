@@ -65,17 +65,20 @@ SELECT max(id), (
     def find_tick_jobs(self) -> str:
         """Find the job of the last tick of each periodic task, among the jobs that were put last.
 
-        It is the first job that was put since the tick, is due at the tick or later, and calls the function with the
-        task's name. The job of a task with another name is not found, because other tasks may have the same tick.
+        The job calls the function with the task's name, was put since the tick, and is due at the tick; or later, if
+        the job was run before. The job of a task with another name is not found, because other tasks may have the
+        same tick.
         """
         columns = (
-            f"id, q_name, enqueued_at, schedule_at, left(data::text, {HEAD}) AS head, coalesce(failures, 0) AS failures"
+            f"id, q_name, enqueued_at, schedule_at, left(data::text, {HEAD}) AS head, attempts,"
+            " coalesce(failures, 0) AS failures"
         )
         last = f"ORDER BY id DESC LIMIT {SLICE}"
         state = (
             "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NULL AND leased_until >"
             " statement_timestamp() THEN 'leased' ELSE 'waiting' END"
         )
+        ended = f"CASE WHEN ended_at IS NOT NULL THEN {EXPRESSIBLE.format('ended_at')} END"
         return f"""
 WITH recent AS (
   (SELECT {columns}, {state} AS state, dequeued_at AS ended_at FROM {{table}} {last})
@@ -85,13 +88,14 @@ WITH recent AS (
   (SELECT {columns}, 'dead', died_at FROM {{dead}} {last})
 ), found AS (
   SELECT last.q_name, last.name, recent.id, state, failures, ended_at, row_number() OVER (
-    PARTITION BY last.q_name, last.name ORDER BY enqueued_at, recent.id
+    PARTITION BY last.q_name, last.name ORDER BY schedule_at = last.tick DESC, enqueued_at, recent.id
   ) AS place
   FROM {{ticks}} AS last JOIN recent ON recent.q_name = last.q_name
-  WHERE recent.enqueued_at >= last.tick - interval '5 seconds' AND recent.schedule_at >= last.tick
+  WHERE recent.enqueued_at >= last.tick - interval '5 seconds'
+    AND (recent.schedule_at = last.tick OR recent.schedule_at > last.tick AND recent.attempts > 0)
     AND strpos(recent.head, '"' || last.name || '"') > 0
 )
-SELECT q_name, name, id, state, failures, {EXPRESSIBLE.format("ended_at")} FROM found WHERE place = 1"""
+SELECT q_name, name, id, state, failures, {ended} FROM found WHERE place = 1"""
 
     @composed()
     def waiting_tasks(self) -> str:

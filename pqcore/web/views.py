@@ -284,7 +284,8 @@ def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
         with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
             coming = next(ticks_after(tick.cron, tick.tz, now), None)
             missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)
-    return ScheduledTick(tick, coming, missed is not None and missed < now - LATE)
+    late = missed is not None and missed < now - LATE and not tick.is_asked_for
+    return ScheduledTick(tick, coming, late)
 
 
 def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:

@@ -2028,28 +2028,31 @@ PREPARE "extend_group" AS
   AND cancelling;
 
 -- find_tick_jobs
-/*NO LOAD BALANCE*/ PREPARE "find_tick_jobs" AS WITH recent AS ((SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures,
+/*NO LOAD BALANCE*/ PREPARE "find_tick_jobs" AS WITH recent AS ((SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, attempts, coalesce(failures, 0) AS failures,
       CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NULL
       AND leased_until > statement_timestamp() THEN 'leased' ELSE 'waiting' END AS state, dequeued_at AS ended_at
       FROM "queue"
       ORDER BY id DESC
       LIMIT 10000)
-    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures, 'done', dequeued_at
+    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, attempts, coalesce(failures, 0) AS failures, 'done', dequeued_at
       FROM "queue_archive"
       ORDER BY id DESC
       LIMIT 10000)
-    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, coalesce(failures, 0) AS failures, 'dead', died_at
+    UNION ALL (SELECT id, q_name, enqueued_at, schedule_at, left(data::text, 2000) AS head, attempts, coalesce(failures, 0) AS failures, 'dead', died_at
       FROM "queue_dead"
       ORDER BY id DESC
       LIMIT 10000)), found AS (SELECT last.q_name, last.name, recent.id, state, failures, ended_at, row_number() OVER (PARTITION BY last.q_name, last.name
-      ORDER BY enqueued_at, recent.id) AS place
+      ORDER BY schedule_at = last.tick DESC, enqueued_at, recent.id) AS place
     FROM "queue_ticks" AS last
     JOIN recent
     ON recent.q_name = last.q_name
     WHERE recent.enqueued_at >= last.tick - interval '5 seconds'
-    AND recent.schedule_at >= last.tick
+    AND (recent.schedule_at = last.tick
+      OR recent.schedule_at > last.tick
+      AND recent.attempts > 0)
     AND strpos(recent.head, '"' || last.name || '"') > 0)
-  SELECT q_name, name, id, state, failures, least(greatest(ended_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')
+  SELECT q_name, name, id, state, failures,
+  CASE WHEN ended_at IS NOT NULL THEN least(greatest(ended_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM found
   WHERE place = 1;
 
