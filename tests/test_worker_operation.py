@@ -144,7 +144,7 @@ def test_worker_names_its_database_and_server_in_its_first_line(
     with caplog.at_level(logging.INFO, "pqcore.tasks"):
         asyncio.run(work())
     place = rf"database '{server.path[1:]}' of 127\.0\.0\.1:{server.port}, PostgreSQL \d+"
-    assert re.match(rf"worker starts: 'jobs', 3 at once; {place}", caplog.messages[0])
+    assert re.match(rf"worker starts: 'jobs', concurrency 3; {place}", caplog.messages[0])
 
 
 def test_worker_starts_though_its_server_cannot_be_named(
