@@ -192,7 +192,7 @@ def test_doctor_names_ticks_ahead_of_the_clock(dsn: str, pq: PQ) -> None:
     execute(dsn, "DELETE FROM queue_ticks", insert.format("+"))
     [found] = findings(dsn)["ticks"]
     assert found["level"] == "warning"
-    assert "'nightly' in queue 'q' lies 3" in found["message"]
+    assert "'nightly' in queue 'q' is 3" in found["message"]
 
 
 def test_doctor_reports_fsync(dsn: str, pq: PQ) -> None:

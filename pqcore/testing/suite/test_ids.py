@@ -55,7 +55,7 @@ def test_result_is_not_that_of_an_older_job_with_the_same_id(harness: Harness, r
     harness.sql(f"TRUNCATE {beside(harness, '_archive')}", rows=False)
     new = kept("of the new one")
     assert int(new) == int(old)
-    with pytest.raises(ResultTimeout, match="was ready"):
+    with pytest.raises(ResultTimeout, match="was still ready"):
         new.result(0)
     assert (new.status(), new.progress()) == ("ready", None)
     harness.drain(queue)
@@ -89,7 +89,7 @@ def test_progress_and_result_are_not_those_of_an_older_job(harness: Harness) -> 
     core = unwrapped(queue)
     harness.wait_for(lambda: results.report_progress(core.engine, core, unwrapped(job), "75"))
     assert new.progress() == 75
-    with pytest.raises(ResultTimeout, match="was leased"):
+    with pytest.raises(ResultTimeout, match="was still leased"):
         new.result(0)
 
 
@@ -138,7 +138,7 @@ def test_handle_refuses_a_newer_job_with_its_id(harness: Harness, retention: str
     harness.drain(queue)
     for handle in old:
         for ask in (lambda handle=handle: handle.result(1), handle.status, handle.progress):
-            with pytest.raises(JobNotFound, match="another job has its id"):
+            with pytest.raises(JobNotFound, match="a newer job has its id"):
                 ask()
     assert not any(queue.retry(handle) for handle in old)
     assert {handle.result(1) for handle in new} == {"of the new one"}
@@ -155,9 +155,9 @@ def test_handle_refuses_an_older_dead_letter_with_its_id(harness: Harness) -> No
     new = give("well")
     assert (old.status(), new.status()) == ("dead", "ready")
     harness.drain(queue)
-    with pytest.raises(JobNotFound, match="another job has its id"):
+    with pytest.raises(JobNotFound, match="a newer job has its id"):
         new.status()
-    with pytest.raises(JobNotFound, match="another job has its id"):
+    with pytest.raises(JobNotFound, match="a newer job has its id"):
         new.result(1)
     assert old.status() == "dead"
 
@@ -193,7 +193,7 @@ def test_handle_does_not_see_the_progress_of_a_newer_job(harness: Harness) -> No
     harness.wait_for(lambda: results.report_progress(core.engine, core, unwrapped(job), "75"))
     assert (new.progress(), new.status()) == (75, "leased")
     for ask in (old.progress, old.status):
-        with pytest.raises(JobNotFound, match="another job has its id"):
+        with pytest.raises(JobNotFound, match="a newer job has its id"):
             ask()
     assert not old.cancel(running=True)
     assert new.cancel(running=True)

@@ -59,7 +59,7 @@ def test_attempts_of_a_job_that_expired_unrun_are_none(harness: Harness) -> None
 
 def test_job_list_refuses_bad_arguments(harness: Harness) -> None:
     queue = harness.queue()
-    with pytest.raises(ConfigurationError, match="'lost' is no state"):
+    with pytest.raises(ConfigurationError, match="'lost' is not a state"):
         queue.jobs("lost")
     with pytest.raises(ConfigurationError, match="n is 0"):
         queue.jobs(n=0)

@@ -220,9 +220,9 @@ def test_lost_connection_of_the_caller_raises_an_error_with_advice(harness: Harn
         with pytest.raises(ConnectionLost) as caught:
             queue.put("gone")
         assert isinstance(caught.value, ConnectionError)
-    assert "DSN or pool" in str(caught.value)
+    assert "a DSN or a pool" in str(caught.value)
     for attempt in (queue.count, lambda: queue.get(timeout=PATIENCE), queue.__enter__):
-        with pytest.raises(ConnectionLost, match="DSN or pool"):
+        with pytest.raises(ConnectionLost, match="a DSN or a pool"):
             attempt()
     assert harness.queue().get().data == "kept"
 

@@ -391,7 +391,7 @@ def test_pq_table_raises_schema_outdated_before_create(harness: Harness) -> None
     before = make_pq_table(harness)
     pq = harness.pq(create=False)
     for name, attempt in attempts(pq).items():
-        with pytest.raises(SchemaOutdated, match=r"pq's.*create\(\)") as caught:
+        with pytest.raises(SchemaOutdated, match=r"a table of pq.*create\(\)") as caught:
             attempt()
         assert isinstance(caught.value, SchemaError), name
     assert contents(harness) == before

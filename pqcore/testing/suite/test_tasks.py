@@ -1061,7 +1061,7 @@ def test_task_declaration_of_a_generator_function_is_refused(harness: Harness, q
 
 
 def test_task_declaration_without_a_name_is_refused(queue: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"partial without a name.*declare a function that calls it"):
+    with pytest.raises(ConfigurationError, match=r"a partial cannot be a task.*declare a function that calls it"):
         queue.task()(partial(generator, 1))
 
 
