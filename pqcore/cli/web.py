@@ -133,8 +133,8 @@ def web(
     # Without a token, another site must not reach the page by a name that resolves to this address (DNS rebinding).
     hosts = None if token and not names else [*LOCAL, host, *names]
     app = web_app(database.pq, changes=allow_changes, token=token or None, hosts=hosts, interval=interval)
-    database.call(Engine.execute, "ping", {})
     server = page_server(app, root_path)
+    database.call(Engine.execute, "ping", {})
     with bound_socket(host, port) as bound:
         for number in (signal.SIGINT, signal.SIGTERM):  # these signals stop the server in order
             signal.signal(number, lambda *_: None)
