@@ -751,7 +751,7 @@ def test_wait_for_around_a_get_loses_no_job(harness: Harness) -> None:
         producer = asyncio.create_task(produce(queue, 60))
         while not producer.done() or len(got) < 60:
             try:
-                job = await asyncio.wait_for(queue.get(timeout=NEVER), rng.uniform(0, 0.003))
+                job = await asyncio.wait_for(queue.get(timeout=NEVER), rng.uniform(0, 0.01))
             except asyncio.TimeoutError:
                 timeouts += 1
                 assert timeouts < 10_000, f"{len(got)} of 60 arrived"
