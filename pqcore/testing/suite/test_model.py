@@ -77,7 +77,7 @@ GATES = st.sampled_from(
     ]
 )
 
-Moment = tuple[int, int]
+Moment = tuple[int, ...]
 """Hours, and the number of the statement: time stands still between two statements, and is advanced by hours."""
 
 
@@ -215,10 +215,11 @@ class Machine(RuleBasedStateMachine):
 
     def was_put(self, queue: str, ids: list[int], times: Times, gate: Gate, now: Moment) -> None:
         schedule, expected = times
-        for job_id in ids:
+        for number, job_id in enumerate(ids):  # the times of rows that are put together differ by microseconds
             assert job_id not in self.model.rows
             due = self.after(now, schedule) or now
-            self.model.rows[job_id] = Row(queue, 0, due, self.after(now, expected), gate=gate, waits=schedule is None)
+            expected_at = None if expected is None else (now[0] + expected, now[1], number)
+            self.model.rows[job_id] = Row(queue, 0, due, expected_at, gate=gate, waits=schedule is None)
 
     # Taking
 
