@@ -1,4 +1,4 @@
-"""A check whether an address can only be reached from this machine."""
+"""Hosts: whether only this machine can reach one, and how one is written before a port."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from pqcore.cli.errors import UsageError
-from pqcore.cli.web import GRACE, LOCAL, PORT, bound_socket, page_server
+from pqcore.cli.web import GRACE, LOCAL, bound_socket, page_server, port_option
 from pqcore.cli.worker import (
     log_to_stderr,
     modules_option,
@@ -41,14 +41,7 @@ ANSWER_TIMEOUT = 30.0
 @targets_argument
 @queues_option
 @modules_option
-@click.option(
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=PORT,
-    show_default=True,
-    help="Serve the page on this port of 127.0.0.1; 0 for any that is free.",
-)
+@port_option("Serve the page on this port of 127.0.0.1; 0 for any that is free.")
 @click.option(
     "--data",
     metavar="FOLDER",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,11 +15,13 @@ from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import duration, with_database
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError
-from pqcore.net import is_loopback
+from pqcore.net import bracketed, is_loopback
 from pqcore.web import web_app
 
 if TYPE_CHECKING:
     import uvicorn
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PORT = 8642
 """The default port."""
@@ -42,7 +45,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def _where(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http://{bracketed(host)}:{port}/"
 
 
 def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
@@ -77,16 +80,16 @@ def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
     return Server(config)
 
 
+def port_option(text: str) -> Callable[[F], F]:
+    """Return the option for the port of the page, with a help text."""
+    return click.option(
+        "--port", metavar="PORT", type=click.IntRange(0, 65535), default=PORT, show_default=True, help=text
+    )
+
+
 @click.command()
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to serve on.")
-@click.option(
-    "--port",
-    metavar="PORT",
-    type=click.IntRange(0, 65535),
-    default=PORT,
-    show_default=True,
-    help="The port to serve on; 0 picks a free one.",
-)
+@port_option("The port to serve on; 0 picks a free one.")
 @click.option(
     "--token",
     metavar="TOKEN",

@@ -28,7 +28,7 @@ from pqcore.mcp import LIMIT
 from pqcore.mcp.answers import Redactor
 from pqcore.mcp.read_tools import ReadTools
 from pqcore.mcp.write_tools import WriteTools
-from pqcore.net import is_loopback
+from pqcore.net import bracketed, is_loopback
 from pqcore.queue import PQ
 from pqcore.runner import PQRunner
 
@@ -207,7 +207,7 @@ def http_server(server: MCPServer[Any], host: str, port: int) -> uvicorn.Server:
     """
     security = None
     if is_loopback(host):
-        names = ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
+        names = ["127.0.0.1", "localhost", "[::1]", bracketed(host)]
         security = TransportSecuritySettings(
             allowed_hosts=[f"{name}:*" for name in names], allowed_origins=[f"http://{name}:*" for name in names]
         )

@@ -177,35 +177,6 @@ async def list_sessions(engine: Engine, queues: Iterable[str]) -> list[SessionIn
     return await engine.run(work, protect=False)
 
 
-# The server of a session
-
-
-@dataclass(frozen=True)
-class Place:
-    """The database that a session is connected to.
-
-    Attributes:
-        database: The name of the database.
-        address: The server's address; None for a local socket.
-        port: The server's port; None for a local socket.
-    """
-
-    database: str
-    address: str | None
-    port: int | None
-
-
-async def read_place(engine: Engine) -> Place:
-    """Return the database and the server of the connection."""
-
-    async def work(s: Session) -> Place:
-        query = "SELECT current_database()::text, host(inet_server_addr()), inet_server_port()"
-        [[database, address, port]] = await ask(engine, s, "place", query)
-        return Place(database, address, port)
-
-    return await engine.run(work, protect=False)
-
-
 # Statistics of the server
 
 

@@ -51,14 +51,19 @@ class JobEvents:
     Args:
         hooks: The hooks that any plugin implements.
         blocking: Whether the calling coroutine must not suspend.
+        logs_ends: Whether a worker logs a line for each attempt that has ended.
 
     Attributes:
         hooks: The hooks that any plugin implements.
+        logs_ends: The same.
+        needs_ends: Whether anything looks at an attempt after it has ended.
     """
 
-    def __init__(self, hooks: Collection[str], *, blocking: bool = False) -> None:
+    def __init__(self, hooks: Collection[str], *, blocking: bool = False, logs_ends: bool = False) -> None:
         self.hooks = frozenset(hooks)
         self._blocking = blocking
+        self.logs_ends = logs_ends
+        self.needs_ends = logs_ends or bool(self.hooks)
 
     async def call(self, hook: JobHook, attempt: Attempt, outcome: Outcome | None = None) -> None:
         """Call a hook, if any plugin implements it.
@@ -114,12 +119,9 @@ NO_EVENTS = JobEvents(())
 """A `JobEvents` that calls no hook."""
 
 
-def find_job_events(*, blocking: bool = False) -> JobEvents:
-    """Return the `JobEvents` for the plugins that are registered now.
-
-    Args:
-        blocking: Whether the calling coroutine must not suspend.
-    """
-    if not plugins.has_impl(*_HOOKS):
+def find_job_events(*, blocking: bool = False, logs_ends: bool = False) -> JobEvents:
+    """Return the `JobEvents` for the plugins that are registered now; see `JobEvents` for the arguments."""
+    if not logs_ends and not plugins.has_impl(*_HOOKS):
         return NO_EVENTS
-    return JobEvents([hook for hook in _HOOKS if plugins.has_impl(hook)], blocking=blocking)
+    hooks = [hook for hook in _HOOKS if plugins.has_impl(hook)]
+    return JobEvents(hooks, blocking=blocking, logs_ends=logs_ends)

@@ -19,7 +19,7 @@ from pqcore.operations.expiry import Expiry, list_expiry
 from pqcore.operations.rules import list_paused_queues
 from pqcore.operations.unknown_tasks import UnknownTask, list_unknown_tasks
 from pqcore.web.target import Target
-from pqcore.web.time_limits import ANSWER, NoAnswer, mark_seen
+from pqcore.web.time_limits import ANSWER, NoAnswer, ended, mark_seen
 
 WINDOW = 900.0
 """Seconds that charts go back, at most."""
@@ -187,13 +187,9 @@ class Sampler:
             taking = self._taking = asyncio.create_task(self._take())
             taking.add_done_callback(mark_seen)
         elif fresh:  # this look began before
-            await asyncio.wait([taking], timeout=ANSWER)
-            if not taking.done():
-                raise NoAnswer(ANSWER)
+            await ended(taking, ANSWER)
             return await self.latest(fresh=True)
-        await asyncio.wait([taking], timeout=ANSWER)
-        if not taking.done():
-            raise NoAnswer(ANSWER)
+        await ended(taking, ANSWER)
         return taking.result()
 
     async def shown(self) -> Sample:
@@ -257,7 +253,6 @@ class Sampler:
             paused = await read(list_paused_queues)
             expiry = await read(list_expiry)
             unknown = await read(list_unknown_tasks)
-        await self._target.find_place()
         queues = {}
         for name in sorted(there.keys() | finished.keys() | {*paused}):
             stats, done = there.get(name, _NOTHING), finished.get(name, _NONE)

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pqcore.async_queue import AsyncPQ
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
-from pqcore.operations.activity import read_place
+from pqcore.operations.readiness import read_place
 from pqcore.queue import PQ
 from pqcore.runner import PQRunner, open_async
 from pqcore.settings import QueueSettings
@@ -88,8 +88,7 @@ class Target(PQRunner):
         except PQError:  # the server cannot tell, now or later
             self._place = ""
             return
-        address = found.address and (f"[{found.address}]" if ":" in found.address else found.address)
-        self._place = f"{found.database} on {f'{address}:{found.port}' if address else 'a local socket'}"
+        self._place = f"{found.database} on {found.server or 'a local socket'}"
 
     def explain(self, error: PQError) -> str:
         """Return an error's message without the DSN, and without the password in the DSN."""

@@ -46,13 +46,22 @@ async def within(seconds: float, work: Awaitable[T]) -> T:
     """
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
+        await ended(task, seconds)
+        return task.result()
     finally:
         if not task.done():
             _abandon(task)
-    raise NoAnswer(seconds)
+
+
+async def ended(task: asyncio.Future[Any], seconds: float) -> None:
+    """Wait until a task has ended; its result or exception is not looked at.
+
+    Raises:
+        NoAnswer: The task took longer than these seconds. It goes on.
+    """
+    await asyncio.wait([task], timeout=seconds)
+    if not task.done():
+        raise NoAnswer(seconds)
 
 
 def _abandon(task: asyncio.Future[Any]) -> None:

@@ -41,7 +41,6 @@ class Completer:
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
         prefetch: How much is fetched ahead, at most.
-        log_jobs: Whether each end is logged.
     """
 
     def __init__(
@@ -52,10 +51,7 @@ class Completer:
         job_events: JobEvents,
         lease: float,
         prefetch: Prefetch,
-        *,
-        log_jobs: bool = False,
     ) -> None:
-        self._log_jobs = log_jobs
         self._worker_state = worker_state
         self._queue_state = queue_state
         self._executor = executor
@@ -252,13 +248,12 @@ class Completer:
                 is_lost = id(outcome) in lost
                 if is_lost:
                     warn_of_lost_lease(outcome)
-                if active is None or not (self._log_jobs or self._job_events.hooks):
+                if active is None or not self._job_events.needs_ends:
                     continue
                 end = endings.stored(outcome) if endings.buried else outcome
-                if self._log_jobs:
+                if self._job_events.logs_ends:
                     log_end(self._job_events, active, None if is_lost else end)
-                if self._job_events.hooks:
-                    await self._job_events.call_for_outcome(active, end, lost=is_lost)
+                await self._job_events.call_for_outcome(active, end, lost=is_lost)
         finally:
             queue_state.calling_hooks = False
         self._worker_state.changes += 1

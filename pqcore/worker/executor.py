@@ -48,7 +48,6 @@ class Executor(Runner[ActiveJob]):
         run_in: Where functions that are no coroutine functions run, unless their task says it.
         stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
         recycling: When a process that runs jobs is replaced.
-        log_jobs: Whether each end is logged.
     """
 
     def __init__(
@@ -58,13 +57,10 @@ class Executor(Runner[ActiveJob]):
         run_in: Literal["thread", "process"],
         stop_timeout: float = 20.0,
         recycling: Recycling = Recycling(),  # noqa: B008 - never changed
-        *,
-        log_jobs: bool = False,
     ) -> None:
         super().__init__(job_events, suspends=True)
         self._stop_timeout = stop_timeout
         self._recycling = recycling
-        self._log_jobs = log_jobs
         self._worker_state = worker_state
         self._run_in = run_in
         self._slots = worker_state.free_slots
@@ -324,13 +320,12 @@ class Executor(Runner[ActiveJob]):
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
         """Have the completer store the outcome, with others, and call its hook."""
         if outcome is not None:
-            if not (self.events.hooks or self._log_jobs):
-                # Nothing needs these any more: less memory, and less garbage collection.
+            if not self.events.needs_ends:  # nothing needs these any more: less memory, and less garbage collection
                 active.run = active.context = None
                 active.job.forget_decoded()
             active.queue_state.complete(active, outcome)
             return
-        if self._log_jobs:
+        if self.events.logs_ends:
             log_end(self.events, active, None)
         await self.events.call("pqcore_job_lost", active)
         active.queue_state.active_jobs.pop(active.key, None)

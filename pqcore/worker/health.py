@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pqcore.errors import ConfigurationError, PQError
+from pqcore.net import bracketed
 from pqcore.operations.admin import QueueFigures, count_queues
 from pqcore.operations.readiness import check_readiness
 from pqcore.worker.bridge import Bridge
@@ -64,7 +65,7 @@ class Address(NamedTuple):
         return cls(match[1] or match[2], int(match[3]))
 
     def __str__(self) -> str:
-        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
 
 class Answer(NamedTuple):

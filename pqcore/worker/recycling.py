@@ -40,10 +40,9 @@ class Recycling(NamedTuple):
 
 def _memory(given: int | str) -> int:
     try:
-        number = parse_size(given)
+        return parse_size(given)
     except ValueError as exc:
         raise ConfigurationError(f"max_memory is {given!r}; {exc}") from None
-    return number
 
 
 def parse_size(given: int | str) -> int:

@@ -224,10 +224,8 @@ class Worker:
     async def _run_parts(self, bridges: dict[int, Bridge]) -> None:
         """Run the parts of the worker until it is stopped and has drained."""
         worker_state = self._worker_state
-        job_events = find_job_events()
-        executor = Executor(
-            worker_state, job_events, self._run_in, self._stall_timeout, self._recycling, log_jobs=self._log_jobs
-        )
+        job_events = find_job_events(logs_ends=self._log_jobs)
+        executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout, self._recycling)
         fetchers = _start_tasks(
             *(self._fetcher(queue_state, executor).run() for queue_state in worker_state.queue_states)
         )
@@ -243,9 +241,7 @@ class Worker:
         services = _start_tasks(*(registration.run() for registration in registrations))
         for queue_state in worker_state.queue_states:
             heartbeat = Heartbeat(queue_state, executor, self._lease)
-            completer = Completer(
-                worker_state, queue_state, executor, job_events, self._lease, self._prefetch, log_jobs=self._log_jobs
-            )
+            completer = Completer(worker_state, queue_state, executor, job_events, self._lease, self._prefetch)
             services += _start_tasks(self._until_closing(completer.run), heartbeat.run(), heartbeat.listen())
         try:
             try:

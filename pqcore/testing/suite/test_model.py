@@ -453,7 +453,6 @@ class Machine(RuleBasedStateMachine):
             assert found == self.states(name, now)
 
 
-@pytest.mark.timeout(600)  # many examples, which a busy machine slows
 @pytest.mark.parametrize("retention", ["keep", "delete"])
 def test_queue_behaves_as_its_model(harness: Harness, retention: str) -> None:
     class Bound(Machine):
