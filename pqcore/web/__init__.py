@@ -25,18 +25,19 @@ def web_app(
     interval: float = 2.0,
     **options: Any,
 ) -> Starlette:
-    """The page, as an application to be served, or mounted in another of Starlette's or FastAPI's, at any prefix.
+    """Return the page as an application: serve it, or mount it in a Starlette or FastAPI application at any prefix.
 
     Every visitor sees all jobs of the table: mount the page behind the application's own authentication, or give
     a token.
 
     Args:
-        target: Whose queues: a `PQ`, whose operations run in threads, an `AsyncPQ`, or a DSN.
-        changes: Whether jobs can be retried, cancelled and purged, and rules be set; the routes for that do not exist
-            otherwise.
-        token: The token that visitors must know, at least 16 characters; None if they need none.
-        hosts: The names, without ports, by which it may be called, so that no other site can pose as it; None for any.
-        interval: Seconds between two looks at the table, while somebody has a page open.
+        target: The source of the queues: a `PQ`, whose operations run in threads, an `AsyncPQ`, or a DSN.
+        changes: Whether visitors can retry, cancel and purge jobs, and set rules; otherwise the routes for changes do
+            not exist.
+        token: The token that visitors must give, at least 16 characters; None for no token.
+        hosts: The host names, without ports, under which the page answers, so that no other site can pose as it; None
+            for any.
+        interval: Seconds between two looks at the table, while a visitor has a page open.
         **options: With a DSN: ``backend``, ``table`` and ``schema``, as for `PQ`.
 
     Raises:

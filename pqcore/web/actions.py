@@ -1,4 +1,4 @@
-"""The actions on jobs and rules that a page offers, each after a question; only if the page allows changes."""
+"""The actions on jobs and rules that a page offers if it allows changes; each asks a question first."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ ACTIONS: dict[str, Action] = {
         then="workers",
     ),
 }
-"""All actions, by the name that requests have."""
+"""All actions; the keys are their names in requests."""
 
 _POSSIBLE = {
     "dead": ("retry", "purge"),
@@ -210,7 +210,7 @@ def possible(state: str) -> tuple[str, ...]:
 
 
 def change_of_rule(rule: Rule) -> dict[str, str]:
-    """Return what a link to the change of a rule asks for: the action, and its fields."""
+    """Return the query of a link to the change of a rule: the action, and its fields."""
     if rule.kind == "pause":
         what, _, name = rule.name.partition(":")
         return {"do": "resume", "what": what, "name": name}

@@ -32,13 +32,13 @@ from pqcore.web.time_limits import PAGE, NoAnswer, within
 from pqcore.web.views import Views
 
 SHORTEST_INTERVAL = 0.1
-"""Seconds between two looks, at least."""
+"""The smallest number of seconds between two looks."""
 MOST_FOLLOWERS = 200
-"""Pages that are kept up to date concurrently, at most."""
+"""The largest number of pages that are kept up to date concurrently."""
 MOST_FORM = 65_536
-"""Bytes that a form may send."""
+"""The largest number of bytes that a form may send."""
 LIVE = {"queues": ("summary", "live"), "queue": ("summary", "live", "jobs"), "workers": ("summary", "live")}
-"""The pages that are kept up to date, and the parts of each: an event, and a template."""
+"""The pages that are kept up to date; each part of a page has an event and a template."""
 _STATIC = Path(__file__).parent / "static"
 _LINE = re.compile(r"\r\n|\r|\n")
 
@@ -54,7 +54,7 @@ def application(
     interval: float,
     options: Mapping[str, Any],
 ) -> Starlette:
-    """The application; see `pqcore.web.web_app`."""
+    """Return the application; see `pqcore.web.web_app`."""
     if not isinstance(interval, (int, float)) or isinstance(interval, bool) or not interval >= SHORTEST_INTERVAL:
         raise ConfigurationError(f"interval is {interval!r}; give at least {SHORTEST_INTERVAL} seconds")
     if isinstance(hosts, str):
@@ -86,12 +86,12 @@ class Site:
 
     Args:
         target: The table.
-        sampler: Reads the table for pages that are kept up to date.
+        sampler: The sampler that reads the table for pages that are kept up to date.
         changes: Whether visitors can change jobs.
-        token: The token that visitors must know; None if they need none.
+        token: The token that visitors must give; None for no token.
 
     Attributes:
-        sampler: As given.
+        sampler: The same.
     """
 
     def __init__(self, target: Target, sampler: Sampler, *, changes: bool, token: Token | None) -> None:
@@ -104,7 +104,7 @@ class Site:
         self._templates = rendering.environment()
 
     def routes(self) -> list[Route | Mount]:
-        """What can be asked for; without changes, and without a token, there is less."""
+        """The routes; those for changes and for the token exist only if the page has them."""
         found: list[Route | Mount] = [Route("/", self._page("queues"))]
         found += [Route(f"/{name}", self._page(name)) for name in ("queue", "job", "dead", "workers")]
         found += [Route(f"/live/{name}", self._live(name)) for name in LIVE]
@@ -169,10 +169,10 @@ class Site:
                             trouble = now
                             yield _event("trouble", self._text(request, "trouble.html", trouble=trouble))
                         for part, text in found.items():
-                            # A comment, if all is as it was: so we hear of it if nobody listens any more.
+                            # Without news, a comment is sent: sending fails if the browser has gone.
                             yield _event(part, text) if text != last[part] else b": as it was\n\n"
                         last = found
-                        if not trouble:  # how old what is shown is, also if it has not changed
+                        if not trouble:  # the age of the figures, even if they have not changed
                             yield _event("figures", json.dumps({"age": round(age, 1)}))
 
             return _Stream(
@@ -187,7 +187,7 @@ class Site:
     # Changes
 
     async def ask(self, request: Request) -> Response:
-        """Ask whether a change is meant."""
+        """Ask the visitor to confirm a change."""
         return await self._question(request, request.query_params, "")
 
     async def change(self, request: Request) -> Response:
@@ -204,7 +204,7 @@ class Site:
             raise HTTPException(
                 409, f"Nothing was changed: job {wanted.id} of {wanted.queue.name!r} is not, or no longer, as it was."
             )
-        with suppress(PQError):  # it is done, whatever comes of looking at it
+        with suppress(PQError):  # the change is made, even if the table cannot be read now
             await self.sampler.latest(fresh=True)
         root = security.root_of(request.scope)
         found = RedirectResponse(_page_after(root, name, wanted), 303)
@@ -285,16 +285,16 @@ class Site:
         security.keep_form_key(page, request, key)
         return page
 
-    # What went wrong
+    # Errors
 
     async def failed(self, request: Request, error: Exception) -> Response:
-        """Show an error of pqcore's."""
+        """Show an error of pqcore."""
         assert isinstance(error, PQError)  # noqa: S101 - as registered
         status = 404 if isinstance(error, JobNotFound) else 400 if isinstance(error, InvalidName) else 503
         return self._wrong(request, status, self._target.explain(error))
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """Show why something was refused."""
+        """Show why a request was refused."""
         assert isinstance(error, HTTPException)  # noqa: S101 - as registered
         text = "There is no such page." if error.status_code == 404 else error.detail
         return self._wrong(request, error.status_code, text)
@@ -302,7 +302,7 @@ class Site:
     def _wrong(self, request: Request, status: int, text: str) -> Response:
         return self._render(request, "wrong.html", status, page="wrong", text=text, code=status)
 
-    # Writing
+    # Answers
 
     def _render(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         text = self._text(request, template, **{"live": None, "flash": "", "trouble": "", **values})
@@ -329,7 +329,7 @@ class Site:
 
 
 class _Stream(StreamingResponse):
-    """The answer to a follower, which ends with it, even if nothing of it is ever sent."""
+    """A follower's response: when it ends, the follower ends, even if nothing was ever sent."""
 
     def __init__(self, follower: Follower, content: AsyncIterator[bytes], **more: Any) -> None:
         super().__init__(content, **more)
@@ -356,16 +356,16 @@ def _page_after(root: str, name: str, wanted: ActionRequest) -> str:
 
 
 def _event(name: str, text: str) -> bytes:
-    """An event of a stream; lines end with it, so each is one of its own."""
+    """Return an event of a stream; each line of the text gets a field of its own."""
     lines = "".join(f"data: {line}\n" for line in _LINE.split(text))
     return rendering.encodable(f"event: {name}\n{lines}\n")
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """What a form sent.
+    """Return the fields that a form sent.
 
     Raises:
-        HTTPException: It is too long, or no form.
+        HTTPException: The body is too long, or is not a form.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":

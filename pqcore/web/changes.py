@@ -1,4 +1,4 @@
-"""What each action of a page asks for, counts beforehand, and does."""
+"""The actions of a page: their fields, their counts before the question, and their effects."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pqcore.web.target import Target
 from pqcore.web.time_limits import ANSWER
 
 PAUSED = ("queue", "task", "limit", "group")
-"""What can be paused."""
+"""The kinds of things that can be paused."""
 KEPT_OF = ("this queue", "all queues for which nothing else is set")
-"""Of what it can be set how long rows are kept."""
+"""The scopes for which the time to keep rows can be set."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """What the page asks for before an action.
+    """A field of the form before an action.
 
     Attributes:
-        name: What the form calls it.
-        label: The text before it.
-        note: The text after it: what may be written.
-        default: What stands in it at first.
-        choices: What may be chosen; empty if it is written.
-        required: Whether it may not be left empty.
-        fixed: Whether it is not asked for, as the link to the question gives it.
+        name: The field's name in the form.
+        label: The text before the field.
+        note: The text after the field, which says what may be written.
+        default: The text in the field at first.
+        choices: The values to choose from; empty if the visitor writes the value.
+        required: Whether the field must have a value.
+        fixed: Whether the link to the question gives the value, so that the form does not ask for it.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Field:
 
 @dataclass(frozen=True)
 class ActionRequest:
-    """What a visitor wants an action on.
+    """The objects of an action that a visitor wants.
 
     Attributes:
         queue: The queue.
-        id: The job; 0 if the action is about the queue.
-        fields: What was written into the fields of the action, by their names.
+        id: The id of the job; 0 if the action is about the queue.
+        fields: The values of the action's fields; the keys are their names.
     """
 
     queue: QueueSettings
@@ -60,12 +60,12 @@ class ActionRequest:
 
 
 class Count(NamedTuple):
-    """How many rows an action would change.
+    """The number of rows that an action would change.
 
     Attributes:
-        number: How many were counted.
-        noun: What one of them is called.
-        complete: Whether all of them were counted.
+        number: The number of rows counted.
+        noun: The noun for one of the rows.
+        complete: Whether all rows were counted.
     """
 
     number: int
@@ -82,16 +82,16 @@ class Action:
     """An action on one job, on the jobs of a queue, or on its rules.
 
     Attributes:
-        label: The text of its button.
-        question: The question before it; ``{id}``, ``{queue}`` and ``{count}`` are filled in.
+        label: The text of the button.
+        question: The question before the action; ``{id}``, ``{queue}`` and ``{count}`` are filled in.
         consequence: The text below the question; the fields are filled in.
-        said: The message after it; ``{n}`` is filled in.
-        do: Does it, and returns how many jobs or rules were changed.
-        of_job: Whether it is about one job.
-        dangerous: Whether it deletes something for good.
-        fields: What the page asks for.
-        counts: Counts what it would change; None if it changes one thing.
-        then: The page that is shown after it.
+        said: The message after the action; ``{n}`` is filled in.
+        do: The function that makes the change, and returns how many jobs or rules it changed.
+        of_job: Whether the action is about one job.
+        dangerous: Whether the action deletes something for good.
+        fields: The fields of the form.
+        counts: The function that counts the rows that the action would change; None if the action changes one thing.
+        then: The page that is shown after the action.
     """
 
     label: str
@@ -107,42 +107,42 @@ class Action:
 
 
 async def retry_job(target: Target, wanted: ActionRequest) -> int:
-    """Make a job due now; whether it was another state before."""
+    """Make a job due now; return 1 if that changed the job, otherwise 0."""
     return int((await target.call(retry.retry, wanted.queue, wanted.id)).done)
 
 
 async def cancel_job(target: Target, wanted: ActionRequest) -> int:
-    """Delete a job that waits, or ask one that runs to stop; whether there was one."""
+    """Delete a waiting job, or ask a running job to stop; return 1 if there was such a job, otherwise 0."""
     return int(await target.call(admin.cancel, wanted.queue, wanted.id, running=True))
 
 
 async def purge_letter(target: Target, wanted: ActionRequest) -> int:
-    """Delete a dead letter; how many were deleted."""
+    """Delete a dead letter; return how many were deleted."""
     return await target.call(dead_letters.purge, wanted.queue, [wanted.id], 0)
 
 
 async def retry_dead(target: Target, wanted: ActionRequest) -> int:
-    """Make all dead letters jobs again; how many."""
+    """Make all dead letters jobs again; return their number."""
     return await target.call(dead_letters.revive, wanted.queue, None)
 
 
 async def retry_unreadable(target: Target, wanted: ActionRequest) -> int:
-    """Make the unreadable dead letters jobs again; how many."""
+    """Make the unreadable dead letters jobs again; return their number."""
     return await target.call(dead_letters.revive, wanted.queue, None, "unreadable")
 
 
 async def retry_group(target: Target, wanted: ActionRequest) -> int:
-    """Make the dead letters of a group jobs again; how many."""
+    """Make the dead letters of a group jobs again; return their number."""
     return await target.call(dead_groups.revive_group, wanted.queue, *_group(wanted))
 
 
 def _group(wanted: ActionRequest) -> tuple[str, str, str]:
-    """Return what tells a group of dead letters from others: task, error and reason."""
+    """Return the key of a group of dead letters: task, error and reason."""
     return wanted.fields["task"], wanted.fields["error"], wanted.fields["reason"]
 
 
 def counting_dead(reason: str | None) -> Callable[[Target, ActionRequest], Awaitable[Count]]:
-    """Return what counts the dead letters of a reason, or all."""
+    """Return a function that counts the dead letters of a reason, or all."""
 
     async def counts(target: Target, wanted: ActionRequest) -> Count:
         return Count(await target.read(dead_letters.count, wanted.queue, reason), "dead letter")
@@ -163,19 +163,19 @@ async def count_old_dead(target: Target, wanted: ActionRequest) -> Count:
 
 
 async def count_old_finished(target: Target, wanted: ActionRequest) -> Count:
-    """Count the finished rows that a purge would delete, for some seconds."""
+    """Count the finished rows that a purge would delete; the count stops after `ANSWER` seconds."""
     older_than = wanted.fields["older_than"]
     found = await target.read(purge_counts.count_old_finished, wanted.queue, older_than, ANSWER)
     return Count(found[0], "finished job", found[1])
 
 
 async def purge_dead(target: Target, wanted: ActionRequest) -> int:
-    """Delete old dead letters; how many."""
+    """Delete old dead letters; return their number."""
     return await target.call(dead_letters.purge, wanted.queue, None, wanted.fields["older_than"])
 
 
 async def purge_done(target: Target, wanted: ActionRequest) -> int:
-    """Delete old finished rows; how many."""
+    """Delete old finished rows; return their number."""
     return await target.call(admin.purge, wanted.queue, wanted.fields["older_than"])
 
 
@@ -187,12 +187,12 @@ async def pause(target: Target, wanted: ActionRequest) -> int:
 
 
 async def resume(target: Target, wanted: ActionRequest) -> int:
-    """End a pause; how many ended."""
+    """End a pause; return how many pauses ended."""
     return int(await target.call(rules.resume, wanted.queue, **_paused(wanted.fields)))
 
 
 def _paused(fields: Mapping[str, str]) -> dict[str, str]:
-    """What a pause is of, as the operations take it."""
+    """Return the object of a pause, as an argument of the operations."""
     what, name = fields["what"], fields["name"]
     if what not in PAUSED:
         raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose of {', '.join(PAUSED)}")
@@ -252,7 +252,7 @@ async def run_now(target: Target, wanted: ActionRequest) -> int:
 
 
 def _number(text: str, kind: type[int | float]) -> Any:
-    """The number that was written; None if nothing was."""
+    """Return the number in a text; None if the text is empty."""
     try:
         return kind(text) if text else None
     except ValueError:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pqcore.web.sampling import Figures, Point
 
 WIDTH, HEIGHT = 320.0, 80.0
-"""Units of the drawing."""
+"""The size of the drawing, in its own units."""
 SHORTEST = 60.0
-"""Seconds that a chart covers, at least."""
+"""The shortest time that a chart covers, in seconds."""
 GAP = 5.0
-"""Intervals without a sample after which a line is broken."""
+"""The number of intervals without a sample after which a line has a gap."""
 Reading = Callable[[Figures], float | None]
 
 
@@ -22,11 +22,11 @@ class Line:
     """One figure over time.
 
     Attributes:
-        name: What it is.
-        kind: How it is drawn: the end of a class's name.
-        pieces: The points of its unbroken pieces, as SVG's polylines have them.
-        areas: The same, closed along the base.
-        now: Its last value; None if there is none now.
+        name: The name of the figure.
+        kind: The way to draw the line: the end of a CSS class name.
+        pieces: The points of each unbroken piece, in the form for an SVG polyline.
+        areas: The same pieces, closed along the base.
+        now: The last value; None if the last sample has none.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Chart:
     """A chart.
 
     Attributes:
-        title: What it shows.
-        unit: Of its values: ``jobs``, ``jobs/min`` or ``seconds``.
-        lines: Its lines.
+        title: The title.
+        unit: The unit of the values: ``jobs``, ``jobs/min`` or ``seconds``.
+        lines: The lines.
         top: The value at the upper edge.
-        seconds: How much time it covers.
+        seconds: The time that the chart covers.
     """
 
     title: str
@@ -56,21 +56,21 @@ class Chart:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was found to draw."""
+        """Whether there is nothing to draw."""
         return not any(line.pieces for line in self.lines)
 
 
 def chart(
     title: str, unit: str, points: Sequence[Point], interval: float, lines: Sequence[tuple[str, str, Reading]]
 ) -> Chart:
-    """Lay a chart out.
+    """Return a chart of some samples.
 
     Args:
-        title: What it shows.
-        unit: Of its values.
+        title: The title.
+        unit: The unit of the values.
         points: The samples, the oldest first.
-        interval: Seconds between two.
-        lines: The name of each line, its kind, and what it reads of a sample.
+        interval: Seconds between two samples.
+        lines: For each line its name, its kind, and the function that reads its value from a sample.
     """
     end = points[-1].clock if points else 0.0
     span = max(end - points[0].clock, SHORTEST) if points else SHORTEST
@@ -98,7 +98,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _rounded_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ..."""
+    """Return the next number of 1, 2, 5, 10, 20, ..."""
     if value <= 0:
         return 1.0
     size = 10.0 ** math.floor(math.log10(value))
@@ -116,7 +116,7 @@ def _pieces(
                 pieces.append([])
             pieces[-1].append(((clock - start) / span * WIDTH, HEIGHT - value / top * HEIGHT))
         last = None if value is None else clock
-    # A single look is a point: it is drawn as a short line, so that it can be seen.
+    # A single sample would be an invisible point, so it is drawn as a short line.
     return [piece if len(piece) > 1 else [(piece[0][0] - 2, piece[0][1]), piece[0]] for piece in pieces]
 
 

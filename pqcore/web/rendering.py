@@ -1,4 +1,4 @@
-"""Templates, and how values are written in them; everything that comes from a job is escaped by the templates."""
+"""Templates, and filters that write values in them. The templates escape everything that comes from a job."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 NONE = "\N{EN DASH}"
-"""What is written for what is not there."""
+"""The text for a missing value."""
 MOST_SHOWN = 16_384
-"""Characters of JSON text, or bytes, of a job's data that are shown."""
+"""How much of a job's data is shown: characters of JSON, or bytes."""
 MOST_TRACEBACK = 32_768
-"""Characters of a traceback that are shown: the last ones, where the error is."""
+"""How many characters of a traceback are shown: the last ones, where the error is."""
 MOST_IN_LIST = 4_096
 """The same, in a list."""
 _BYTES = 1_024
 
 
 def environment() -> Environment:
-    """Where the templates are."""
+    """Return the environment of the templates."""
     made = Environment(
         loader=PackageLoader("pqcore.web"),
         autoescape=True,
@@ -44,19 +44,19 @@ def environment() -> Environment:
 
 
 def link(root: str, page: str, /, **query: object) -> str:
-    """The path of a page.
+    """Return the path of a page.
 
     Args:
-        root: Where the application is mounted.
-        page: Of which.
-        **query: What is asked of it; what is None or empty is left out.
+        root: The path at which the application is mounted.
+        page: The name of the page.
+        **query: The query; values that are None or empty are left out.
     """
     given = {name: each for name, each in query.items() if each not in (None, "")}
     return f"{root}/{page}" + (f"?{urlencode(given)}" if given else "")
 
 
 def age(seconds: float | None) -> str:
-    """A length of time; a dash for none."""
+    """Return a length of time; a dash for None."""
     if seconds is None:
         return NONE
     if not math.isfinite(seconds):
@@ -68,24 +68,24 @@ def age(seconds: float | None) -> str:
 
 
 def count(number: float) -> str:
-    """A number, in groups of three digits."""
+    """Return a number in groups of three digits."""
     return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def value(number: float | None, unit: str) -> str:
-    """A value of a chart."""
+    """Return a value of a chart."""
     if unit == "seconds":
         return age(number)
     return NONE if number is None else count(number)
 
 
 def moment(time: datetime | None) -> str:
-    """A time for people, in UTC."""
+    """Return a time for people, in UTC."""
     return NONE if time is None else f"{time:%Y-%m-%d %H:%M:%S}"
 
 
 def ago(time: datetime) -> str:
-    """How long ago a time was, or in what time it comes; `static/times.js` goes on with that."""
+    """Return how long ago a time was, or how far off it is; `static/times.js` keeps the text up to date."""
     seconds = (datetime.now(timezone.utc) - time.replace(tzinfo=time.tzinfo or timezone.utc)).total_seconds()
     size = abs(seconds)
     length = "< 1 min"
@@ -97,33 +97,33 @@ def ago(time: datetime) -> str:
 
 
 def machine(time: datetime) -> str:
-    """A time for programs."""
+    """Return a time for programs."""
     return time.isoformat()
 
 
 def kind(error: dict[str, str]) -> str:
-    """The class of an exception."""
+    """Return the class of an exception."""
     return error.get("type", "").removeprefix("builtins.")
 
 
 def tail(text: str, most: int) -> str:
-    """The last characters of a text."""
+    """Return the last characters of a text."""
     return text if len(text) <= most else f"… {len(text) - most:,} characters are left out …\n{text[-most:]}"
 
 
 def shown(raw: str | bytes, size: int) -> tuple[str, bool]:
-    """A job's data as text, and whether that is not all of it.
+    """Return a job's data as text, and whether the text is cut.
 
-    JSON is laid out in lines, if that changes nothing but blanks; other bytes than text are written in hexadecimal.
+    JSON is laid out in lines, if only blanks change. Bytes that are not text are written in hexadecimal.
 
     Args:
-        raw: The data, or its beginning.
-        size: The bytes of all of it.
+        raw: The data, or the beginning of it.
+        size: The size of all data, in bytes.
     """
     if isinstance(raw, bytes):
         part = raw[:_BYTES]
         return _dumped(part), size > len(part)
-    # What is left of a longer text ends anywhere: it is no JSON, and shown as it is stored.
+    # A cut text ends anywhere, so it is not JSON; it is shown as it is stored.
     whole = len(raw.encode("utf-8", "replace")) >= size
     return (_laid_out(raw) if whole else raw), not whole
 
@@ -150,10 +150,10 @@ def _dumped(data: bytes) -> str:
 
 
 def encodable(page: str) -> bytes:
-    """A page in UTF-8; halves of characters, which JSON can hold, are spelt out."""
+    """Return a page in UTF-8; surrogates, which JSON can hold, are spelt out."""
     return page.encode("utf-8", "backslashreplace")
 
 
 def laid_out(value: Any) -> str:
-    """A value that was JSON, for people."""
+    """Return a value that was JSON, for people."""
     return json.dumps(value, ensure_ascii=False, indent=2)

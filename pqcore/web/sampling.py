@@ -1,4 +1,4 @@
-"""The figures of each queue, now and over time; read only while a page is open, and once for all pages."""
+"""The figures of each queue, now and over time. They are read only while a page is open, once for all pages."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from pqcore.web.target import Target
 from pqcore.web.time_limits import ANSWER, NoAnswer, ended, mark_seen
 
 WINDOW = 900.0
-"""Seconds that charts go back, at most."""
+"""The longest time that charts go back, in seconds."""
 SAMPLES = 450
-"""That are remembered, at most."""
+"""The largest number of samples that are remembered."""
 QUEUES = 100
-"""Of which a sample is remembered: those with most jobs."""
+"""The number of queues whose samples are remembered: the queues with most jobs."""
 REST = 10.0
-"""The pause after a look, in lengths of the shorter of the last two looks: so pages take a tenth of a server's time."""
+"""The pause after a look, as a multiple of the shorter of the last two looks: pages take a tenth of a server's time."""
 LONGEST_PAUSE = 30.0
-"""Seconds of a pause, at most."""
+"""The longest pause, in seconds."""
 YOUNG = 10.0
-"""Seconds for which figures are young, at least."""
+"""The shortest time for which figures are young, in seconds."""
 _NOTHING = QueueFigures(0, 0, 0, None)
 _NONE = Finished(0, 0, None, None)
 
 
 class Figures(NamedTuple):
-    """What a queue has.
+    """The figures of a queue.
 
     Attributes:
         ready: Jobs that a get would find.
@@ -46,11 +46,12 @@ class Figures(NamedTuple):
         leased: Jobs held under a lease.
         parked: Jobs that wait for a place, or for their turn.
         dead: Dead letters.
-        oldest: Seconds since the oldest ready job became due; None without one.
-        minute: Jobs finished within the last minute, as far as that can be told.
-        hour: Within the last hour.
-        median: Seconds from due to finished, of those of the last minute; None without any.
-        slow: The same, of 95 of 100.
+        oldest: Seconds since the oldest ready job became due; None without a ready job.
+        minute: Jobs finished within the last minute, as far as known.
+        hour: Jobs finished within the last hour, as far as known.
+        median: The median time from due to finished, of the jobs of the last minute, in seconds; None without such
+            jobs.
+        slow: The 95th percentile of the same times.
         paused: Whether the whole queue is paused.
     """
 
@@ -74,14 +75,14 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What was found at one time.
+    """The figures of all queues at one moment.
 
     Attributes:
-        at: When.
-        clock: The same, by the monotonic clock.
-        queues: What each queue has, by name, in order.
-        activity: What the server counts of the table.
-        unknown: The tasks that jobs wait for and no living worker knows.
+        at: The moment.
+        clock: The same moment, by the monotonic clock.
+        queues: The figures of each queue; the keys are the names, in order.
+        activity: The server's statistics of the table.
+        unknown: The tasks that jobs wait for, and that no living worker knows.
         expiry: How long rows are kept.
         took: Seconds that the look took.
     """
@@ -100,7 +101,7 @@ class Sample:
         return time.monotonic() - self.clock + self.took
 
     def total(self) -> Figures:
-        """All queues together; without how long jobs took."""
+        """The sum of all queues, without the times that jobs took."""
         rows = self.queues.values()
         ages = [row.oldest for row in rows if row.oldest is not None]
         counts = {
@@ -111,14 +112,14 @@ class Sample:
 
 
 class Point(NamedTuple):
-    """A remembered sample of one queue; by the monotonic clock."""
+    """A remembered sample of one queue; its moment is by the monotonic clock."""
 
     clock: float
     figures: Figures
 
 
 class Follower:
-    """A page that is kept up to date: counted from when it is made until it is closed.
+    """A page that is kept up to date. The sampler counts a follower from its creation until `close`.
 
     Args:
         sampler: The sampler that it follows.
@@ -129,18 +130,18 @@ class Follower:
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Have `turns` end."""
+        """Make `turns` end."""
         self._stopped.set()
 
     async def turns(self) -> AsyncGenerator[None, None]:
-        """Give a turn whenever it is time to look again, until told to stop."""
+        """Yield whenever it is time to look again, until told to stop."""
         while not self._stopped.is_set():
             yield
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._sampler.next_look())
 
     def close(self) -> None:
-        """Follow no longer."""
+        """Stop following."""
         self._sampler.leave(self)
 
 
@@ -149,10 +150,10 @@ class Sampler:
 
     Args:
         target: The table.
-        interval: Seconds between two looks, at least.
+        interval: The shortest time between two looks, in seconds.
 
     Attributes:
-        looks: How many there were.
+        looks: The number of looks so far.
     """
 
     def __init__(self, target: Target, interval: float) -> None:
@@ -167,7 +168,7 @@ class Sampler:
 
     @property
     def followers(self) -> int:
-        """How many follow now."""
+        """The number of followers."""
         return len(self._followers)
 
     async def latest(self, *, fresh: bool = False) -> Sample:
@@ -177,8 +178,8 @@ class Sampler:
             fresh: Whether the sample must be a new one.
 
         Raises:
-            NoAnswer: The look takes longer than `ANSWER` seconds. It goes on.
-            PQError: The table cannot be looked at.
+            NoAnswer: The look takes longer than `ANSWER` seconds. The look goes on.
+            PQError: The table cannot be read.
         """
         if self._last is not None and not fresh and time.monotonic() < self._last.clock + self._pause():
             return self._last
@@ -186,7 +187,7 @@ class Sampler:
         if taking is None or taking.done() or taking.get_loop() is not asyncio.get_running_loop():
             taking = self._taking = asyncio.create_task(self._take())
             taking.add_done_callback(mark_seen)
-        elif fresh:  # this look began before
+        elif fresh:  # this look began before the call
             await ended(taking, ANSWER)
             return await self.latest(fresh=True)
         await ended(taking, ANSWER)
@@ -196,8 +197,8 @@ class Sampler:
         """Return the latest sample, or the one before while the database does not answer.
 
         Raises:
-            NoAnswer: There is none before.
-            PQError: The table cannot be looked at.
+            NoAnswer: The database does not answer, and there is no earlier sample.
+            PQError: The table cannot be read.
         """
         try:
             return await self.latest()
@@ -208,21 +209,21 @@ class Sampler:
 
     @property
     def young(self) -> float:
-        """Seconds for which figures are young: until then a page may call itself live."""
+        """The number of seconds for which figures are young, so that a page may call itself live."""
         return max(YOUNG, 1.5 * self.interval + ANSWER)
 
     def follow(self) -> Follower:
-        """Count one more follower, and return it."""
+        """Return a new follower, and count it."""
         follower = Follower(self)
         self._followers.add(follower)
         return follower
 
     def leave(self, follower: Follower) -> None:
-        """Count a follower no longer."""
+        """Stop counting a follower."""
         self._followers.discard(follower)
 
     def next_look(self) -> float:
-        """Seconds until the next look is due."""
+        """The number of seconds until the next look is due."""
         last = self._last
         left = self.interval if last is None else last.clock + self._pause() - time.monotonic()
         return max(left, self.interval / 10)
@@ -233,7 +234,7 @@ class Sampler:
             each.stop()
 
     def past(self, queue: str) -> list[Point]:
-        """What was found of a queue since `WINDOW` ago."""
+        """Return the samples of a queue within the last `WINDOW` seconds."""
         since = time.monotonic() - WINDOW
         return [Point(clock, queues[queue]) for clock, queues in self._past if clock >= since and queue in queues]
 
@@ -249,7 +250,7 @@ class Sampler:
         paused: Sequence[str] = ()
         unknown: Sequence[UnknownTask] = ()
         expiry: Sequence[Expiry] = ()
-        with suppress(AccessDenied):  # the role may read jobs, and not this
+        with suppress(AccessDenied):  # the role may read jobs, but not these statistics
             paused = await read(list_paused_queues)
             expiry = await read(list_expiry)
             unknown = await read(list_unknown_tasks)

@@ -17,11 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pqcore.errors import ConfigurationError
 
 SHORTEST_TOKEN = 16
-"""Characters: what is shorter can be guessed."""
+"""The smallest number of characters of a token: a shorter token can be guessed."""
 SESSION, FORM, DONE = "pqcore_web_session", "pqcore_web_form", "pqcore_web_done"
 """Cookies: the session of a visitor who gave the token; the key that forms must repeat; the change made last."""
 _ADMITTED = "admitted"
-"""What a session cookie holds, with the time and the signature."""
+"""The content of a session cookie, next to the time and the signature."""
 SESSION_LENGTH = 12 * 3_600
 """Seconds after which a visitor must give the token again."""
 DONE_LENGTH = 60
@@ -58,16 +58,16 @@ class Token:
                 "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
             )
         self._secret = secret.encode()
-        # Cookies are signed with a key that takes long to derive: a stolen cookie helps little to guess the token.
+        # The key that signs cookies takes long to derive, so a stolen cookie helps little to guess the token.
         key = hashlib.scrypt(self._secret, salt=b"pqcore.web", n=2**14, r=8, p=1, maxmem=2**26)
         self._signer = TimestampSigner(key, salt=SESSION, key_derivation="hmac", digest_method=hashlib.sha256)
 
     def matches(self, given: str) -> bool:
-        """Whether this is the token; takes as long wherever it differs."""
+        """Return whether this is the token, in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._secret)
 
     def session(self) -> str:
-        """Return the value of a session cookie: proof that the visitor gave the token, without the token."""
+        """Return the value of a session cookie: it proves that the visitor gave the token, without containing it."""
         return self._signer.sign(_ADMITTED).decode()
 
     def admits(self, cookie: str) -> bool:
@@ -76,9 +76,9 @@ class Token:
 
 
 class ChangeNotes:
-    """Notes of changes, each for the page that the visitor sees next: signed, so that no link or site can make one up.
+    """Notes of changes, each for the page that the visitor sees next; signed, so that no link or site can forge one.
 
-    The key lasts as long as the process. A page that another process serves says nothing of the change.
+    The key lasts as long as the process. If another process serves the next page, the page does not mention the change.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class ChangeNotes:
         _set_cookie(response, request, DONE, value, DONE_LENGTH)
 
     def read(self, request: Request) -> tuple[str, int] | None:
-        """Return the name of the action and the number; None without a note, or if the note is not ours."""
+        """Return the action's name and the number of changes; None without a note, or with a forged one."""
         try:
             text = self._signer.unsign(request.cookies.get(DONE, ""), DONE_LENGTH).decode()
         except BadData:
@@ -108,7 +108,7 @@ class SecurityMiddleware:
 
     Args:
         app: The application.
-        token: The token that visitors must know; None if they need none.
+        token: The token that visitors must give; None for no token.
         hosts: The host names that are answered, without ports; None for any.
     """
 
@@ -140,7 +140,7 @@ class SecurityMiddleware:
         refusal = self._refusal(request, path)
         try:
             await (self._app if refusal is None else refusal)(scope, receive, sending)
-        except Exception:  # Starlette answers those outside of this class, so without the headers
+        except Exception:  # Starlette answers these errors outside of this class, so without the headers
             if not begun:
                 await PlainTextResponse("an error of the page's own: see its log", 500)(scope, receive, sending)
             raise
@@ -191,15 +191,15 @@ def form_key(request: Request) -> str:
 def keep_form_key(response: Response, request: Request, key: str) -> None:
     """Have a browser keep the key that its forms must repeat; other sites can neither read nor send it."""
     _set_cookie(response, request, FORM, key, None)
-    # With "no-referrer", browsers would not tell the origin of what a form sends.
+    # With "no-referrer", browsers would not send the origin of a form.
     response.headers["referrer-policy"] = "same-origin"
 
 
 def ours(request: Request, given: str) -> bool:
-    """Whether what was sent comes from a form of ours.
+    """Return whether a request comes from a form of this page.
 
     Args:
-        request: What was sent.
+        request: The request.
         given: The key that the form repeated.
     """
     kept = request.cookies.get(FORM, "")
@@ -213,7 +213,7 @@ def _own_origin(request: Request) -> bool:
         return False
     if origin is None:
         return site == "same-origin"
-    # A proxy may have changed the name; no other site can have a browser send the header with which it says so.
+    # A proxy may have changed the host name, and names it in a header that no other site can make a browser send.
     names = (headers.get("host"), headers.get("x-forwarded-host"))
     return urlsplit(origin).netloc in [name for name in names if name]
 

@@ -23,7 +23,7 @@ class Target(PQRunner):
 
     Args:
         target: A `PQ`, an `AsyncPQ`, or a DSN. The connections of a DSN are the page's own.
-        options: With a DSN, as for `PQ`.
+        options: Options for a DSN, as for `PQ`.
 
     Raises:
         ConfigurationError: The target is none of these, or has options without being a DSN.
@@ -47,7 +47,7 @@ class Target(PQRunner):
 
     @property
     def name(self) -> str:
-        """The table's quoted name."""
+        """The quoted name of the table."""
         return str(self.engine.names)
 
     @property
@@ -56,7 +56,7 @@ class Target(PQRunner):
         return self.engine.spec.name
 
     def queue(self, name: str) -> QueueSettings:
-        """Return a queue, by the name that its rows have.
+        """Return the queue with this name in rows.
 
         Raises:
             InvalidName: No queue can have this name.
@@ -78,7 +78,7 @@ class Target(PQRunner):
         return self._place or ""
 
     async def find_place(self) -> None:
-        """Ask which database and server this is, if that was not asked before. Says nothing if it cannot be told."""
+        """Ask once which database and server this is. If the server cannot tell, `place` stays empty."""
         if self._place is not None:
             return
         try:

@@ -16,13 +16,13 @@ T = TypeVar("T")
 ANSWER = 3.0
 """Seconds without an answer from the database after which an open page says so."""
 PAGE = 6.0
-"""Seconds that a visitor waits for a page, at most."""
+"""The longest time that a visitor waits for a page, in seconds."""
 STATEMENT = 20.0
-"""Seconds that a statement which only reads for a page may take, at most."""
+"""The longest time of a statement that only reads for a page, in seconds."""
 SEARCH = 4.0
 """The same, of a statement that searches jobs for a text."""
 _abandoned: set[asyncio.Future[Any]] = set()
-"""Work that nobody waits for any more, until it ends: asyncio itself holds tasks only weakly."""
+"""Tasks that nobody waits for any more, until they end: asyncio itself holds only weak references to tasks."""
 
 
 class NoAnswer(PQError, TimeoutError):
@@ -33,16 +33,16 @@ class NoAnswer(PQError, TimeoutError):
 
 
 async def within(seconds: float, work: Awaitable[T]) -> T:
-    """Return the result of some work, which is cancelled if it takes longer.
+    """Return the result of some work; cancel the work if it takes too long.
 
-    What the work does when it is cancelled is not waited for: on a connection that is silent, that may take long.
+    This function does not wait for the cancelled work to end: on a silent connection, that may take long.
 
     Args:
-        seconds: How long it may take.
+        seconds: The longest time that the work may take.
         work: The work.
 
     Raises:
-        NoAnswer: It took longer.
+        NoAnswer: The work took longer.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -54,10 +54,10 @@ async def within(seconds: float, work: Awaitable[T]) -> T:
 
 
 async def ended(task: asyncio.Future[Any], seconds: float) -> None:
-    """Wait until a task has ended; its result or exception is not looked at.
+    """Wait until a task has ended; ignore its result or exception.
 
     Raises:
-        NoAnswer: The task took longer than these seconds. It goes on.
+        NoAnswer: The task took longer than these seconds. The task goes on.
     """
     await asyncio.wait([task], timeout=seconds)
     if not task.done():
@@ -65,7 +65,7 @@ async def ended(task: asyncio.Future[Any], seconds: float) -> None:
 
 
 def _abandon(task: asyncio.Future[Any]) -> None:
-    """Cancel a task, and let nobody wait for its end."""
+    """Cancel a task without waiting for its end."""
     _abandoned.add(task)
     task.add_done_callback(_abandoned.discard)
     task.add_done_callback(mark_seen)
@@ -73,17 +73,18 @@ def _abandon(task: asyncio.Future[Any]) -> None:
 
 
 def mark_seen(task: asyncio.Future[Any]) -> None:
-    """Mark an exception as seen: nobody waits for the task any more, and asyncio would log the exception."""
+    """Mark an exception as seen: nobody waits for the task any more, so asyncio would log the exception."""
     if not task.cancelled():
         task.exception()
 
 
 class BoundedEngine:
-    """An engine whose operations may not take long; for operations that only read.
+    """An engine with a time limit for each statement; for operations that only read.
 
     Args:
         engine: The engine.
-        limit: Seconds that a statement may take. After three quarters of that the server is asked to cancel it.
+        limit: Seconds that a statement may take. After three quarters of that time, the server is asked to cancel the
+            statement.
     """
 
     def __init__(self, engine: Engine, limit: float) -> None:
@@ -96,7 +97,7 @@ class BoundedEngine:
     def run(
         self, operation: Callable[[Session], Awaitable[T]], *, protect: bool = True, patient: bool = False
     ) -> Coroutine[Any, Any, T]:
-        """Run an operation as `Engine.run` does, with the limit for each statement, also if it is patient."""
+        """Run an operation as `Engine.run` does, with the limit for each statement, even of a patient operation."""
 
         async def work(session: Session) -> T:
             limit = self._limit if session.limit is None else min(session.limit, self._limit)

@@ -1,4 +1,4 @@
-"""What each page shows: the values for its template."""
+"""The values for the template of each page."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from pqcore.web.target import Target
 from pqcore.web.time_limits import SEARCH, NoAnswer, within
 
 STEPS = (25, 100, 500)
-"""How many jobs are listed, at most."""
+"""The lengths of a list of jobs that a visitor can choose from."""
 BUSIEST = 20
-"""Queues that are asked, where jobs of several are listed together."""
+"""The largest number of queues that are read, where jobs of several queues are listed together."""
 MOST_COUNTED = 20_000
-"""Jobs of a queue, at most, that are counted by limit and group each time that its page is shown."""
+"""The largest number of jobs of a queue that are counted by limit and group each time its page is shown."""
 MOST_GROUPS = 50
-"""Groups of dead letters that are shown, at most."""
+"""The largest number of groups of dead letters that are shown."""
 MOST_SEARCHED = 200
-"""Characters of a text that is searched, at most, and of a progress that is shown."""
+"""The largest number of characters of a searched text, and of a progress that is shown."""
 LATE = timedelta(minutes=1)
-"""Since when a tick must have been due to be late: a worker looks at least once a minute."""
+"""How long ago a tick must have been due to count as late: a worker looks at least once a minute."""
 _SPARKS = 40
-"""Samples in a small chart."""
+"""The number of samples in a small chart."""
 
 _DIGITS = 19
-"""That the id of a job has, at most."""
+"""The largest number of digits of a job's id."""
 
 Query = Mapping[str, str]
 View = dict[str, Any]
 
 
 class ScheduledTick(NamedTuple):
-    """A periodic task with what comes next.
+    """A periodic task with its next tick.
 
     Attributes:
         tick: The task and its last tick.
-        coming: The next tick; None if it cannot be told.
+        coming: The next tick; None if it is unknown.
         late: Whether a tick is due that no worker has put.
     """
 
@@ -64,7 +64,7 @@ class Views:
 
     Args:
         target: The table.
-        sampler: Reads the table for pages that are kept up to date.
+        sampler: The sampler that reads the table for pages that are kept up to date.
         changes: Whether visitors can change jobs.
     """
 
@@ -74,7 +74,7 @@ class Views:
         self._changes = changes
 
     async def queues(self, query: Query) -> View:
-        """All queues."""
+        """Return the values of the page of all queues."""
         sample = await self._sampler.shown()
         return {
             "sample": sample,
@@ -83,10 +83,10 @@ class Views:
         }
 
     async def queue(self, query: Query) -> View:
-        """One queue; its jobs by state, task or id.
+        """Return the values of a queue's page, with its jobs by state, task or id.
 
         Raises:
-            InvalidName: It cannot be one's name.
+            InvalidName: No queue can have this name.
         """
         name, state, task = query.get("name", ""), query.get("state", ""), query.get("task", "")
         settings = self._target.queue(name)
@@ -124,17 +124,17 @@ class Views:
         }
 
     async def _limits(self, settings: Any, figures: Figures) -> list[limits.LimitUsage]:
-        """Return the limits and groups in use for which most jobs wait; none where it takes long to count the jobs."""
+        """Return the limits and groups in use for which most jobs wait; none if counting the jobs takes long."""
         if figures.ready + figures.parked > MOST_COUNTED:
             return []
         found = await self._target.read(limits.list_limits, settings)
         return sorted(found, key=lambda usage: -usage.waiting)[: STEPS[0]]
 
     async def job(self, query: Query) -> View:
-        """One job.
+        """Return the values of a job's page.
 
         Raises:
-            JobNotFound: There is none.
+            JobNotFound: No job has this id.
         """
         given = query.get("id", "").strip()
         job_id = number(given)
@@ -156,14 +156,14 @@ class Views:
         }
 
     async def _progress(self, settings: QueueSettings, job: StoredJob) -> str:
-        """Return what a job has reported of its progress; nothing if it has not, or the role may not see that."""
+        """Return the progress that a job has reported; empty if it has reported none, or the role may not see it."""
         with suppress(AccessDenied, JobNotFound):
             progress = (await self._target.read(results.inspect, settings, job.id)).progress
             return "" if progress is None else rendering.laid_out(progress)[:MOST_SEARCHED]
         return ""
 
     async def dead(self, query: Query) -> View:
-        """Dead letters, of one queue or of those that have most."""
+        """Return the values of the page of dead letters: of one queue, or of the queues that have most."""
         counts = await self._target.read(list_jobs.count_dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
@@ -192,7 +192,7 @@ class Views:
         }
 
     async def workers(self, query: Query) -> View:
-        """Workers, and other sessions that wait."""
+        """Return the values of the page of workers and other waiting sessions."""
         sample = await self._sampler.shown()
         ticks = await self._target.read(activity.list_ticks)
         names = {*sample.queues, *(tick.queue for tick in ticks)}
@@ -249,14 +249,14 @@ class Views:
 
 
 def summary(sample: Sample) -> str:
-    """What there is, in a sentence."""
+    """Return a sentence that sums a sample up."""
     total = sample.total()
     queues = f"{len(sample.queues)} queue{'' if len(sample.queues) == 1 else 's'}"
     return f"{queues}: {total.ready} ready, {total.leased} leased, {total.scheduled} scheduled, {total.dead} dead"
 
 
 def number(given: str) -> int | None:
-    """The id that was written; None if it is none."""
+    """Return the id in a text; None if the text is not an id."""
     if not given.isascii() or not given.isdecimal() or len(given) > _DIGITS or not 0 < int(given) < 2**63:
         return None
     return int(given)
@@ -267,7 +267,7 @@ def _most(counts: Mapping[str, int]) -> list[str]:
 
 
 def followed(query: Query) -> Query:
-    """Return what the stream of a page asks for: a search, and a page after the first, are not listed all the time."""
+    """Return the query for the stream of a page: searches and later pages are not kept up to date."""
     still = query.keys() & {"search", "from"}
     return {**{name: value for name, value in query.items() if name not in still}, **({"still": "1"} if still else {})}
 
@@ -278,7 +278,7 @@ def parts_followed(parts: Sequence[str], query: Query) -> list[str]:
 
 
 def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
-    """Return a periodic task with its next tick, as far as that can be told."""
+    """Return a periodic task with its next tick, if the tick is known."""
     coming = missed = None
     if tick.cron is not None and tick.tz is not None:
         with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
@@ -293,7 +293,7 @@ def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:
 
     Args:
         states: The states of all pages.
-        given: Where the page begins: a state, a colon and a number; nothing for the first page.
+        given: The start of the page: a state, a colon and a number; empty for the first page.
     """
     state, _, skip = given.partition(":")
     if state not in states or not skip.isascii() or not skip.isdecimal() or len(skip) > _DIGITS - 1:

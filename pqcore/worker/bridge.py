@@ -1,4 +1,4 @@
-"""Runs operations on a worker's own connections; those of a blocking engine in threads of the worker's own.
+"""Operations run on a worker's own connections; those of a blocking engine also run in the worker's own threads.
 
 Users' functions have other threads, so they cannot delay operations.
 """
@@ -23,16 +23,16 @@ from pqcore.worker.threads import Threads
 T = TypeVar("T")
 
 CONNECTIONS = 5
-"""A worker's own connections, at most, and one more to listen on: to take, to finish, to hold on, and two to spare."""
+"""The largest number of a worker's own connections: to take, finish and extend, and two spare. One more listens."""
 
 
 class Bridge(Runner):
     """Runs operations on a worker's own connections.
 
     Args:
-        engine: A queue's engine, which is cloned. The clone of one with a DSN has connections of its own, so that
-            users' functions cannot use up those that hold on to their jobs; a pool is shared.
-        threads: Operations that run concurrently, at most, on a blocking engine.
+        engine: A queue's engine, which is cloned. The clone of an engine with a DSN has connections of its own, so that
+            users' functions cannot use up the connections that extend leases. A pool is shared.
+        threads: The largest number of operations that run concurrently on a blocking engine.
         limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
             connection of the worker's own that idles in a transaction.
 
@@ -44,7 +44,7 @@ class Bridge(Runner):
         if isinstance(engine.source, AdoptedConnection):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
-        self._threads = Threads(threads, "pqcore-worker")  # each starts when needed: never for an asynchronous engine
+        self._threads = Threads(threads, "pqcore-worker")  # an asynchronous engine starts none
         clone = engine.clone_for_worker(CONNECTIONS, limit)
         if isinstance(clone.source, Pool):
             clone.source.application_name = f"pqcore worker {socket.gethostname()}:{os.getpid()}"
@@ -53,12 +53,12 @@ class Bridge(Runner):
     async def finish(
         self, late: Callable[[T | None], None], operation: Callable[..., Awaitable[T]], *arguments: Any
     ) -> T:
-        """Run an operation as `call` does, and see it through.
+        """Run an operation as `call` does; if the caller is cancelled, the operation still runs to its end.
 
         Args:
-            late: Told what it returned, None if it failed, where the caller was cancelled meanwhile.
+            late: Called with the operation's result, or None after an error, if the caller was cancelled meanwhile.
             operation: The operation.
-            arguments: All but its first.
+            arguments: The arguments of the operation, after the engine.
         """
         if not self.engine.runtime.suspends:
             result: T = await self._threads.run(partial(call_sync, operation, self.engine, *arguments), late)
@@ -70,7 +70,7 @@ class Bridge(Runner):
             raise
 
     async def close(self) -> None:
-        """Close the connections, if they are the worker's own; those in use, when they are given back."""
+        """Close the connections, if they are the worker's own; a connection in use is closed when it is given back."""
         with suppress(PQError):
             await self.run(self.engine.close)
         self._threads.close()

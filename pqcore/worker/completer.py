@@ -1,4 +1,4 @@
-"""The completer stores outcomes of jobs: all that have gathered since the last time, together."""
+"""The completer stores outcomes of jobs: together, all outcomes that have gathered since the last time."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from pqcore.worker.state import Prefetch, QueueState, WorkerState
 logger = logging.getLogger("pqcore.tasks")
 
 GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
-"""Jobs per second from which outcomes are gathered, and for how many seconds: a commit costs more than the delay."""
+"""Above this many jobs per second, outcomes are gathered for this many seconds: a commit costs more than the delay."""
 MOST_TOGETHER = 100
-"""Jobs that are leased together, at most, where several are leased for one slot, as they run very fast."""
+"""The largest number of jobs leased together, when several are leased for one slot because they run very fast."""
 
 
 class Completer:
     """Stores the outcomes of one queue's jobs, and calls plugins' hooks for them.
 
     Args:
-        worker_state: What the worker's parts share.
+        worker_state: The state that the worker's parts share.
         queue_state: The queue.
-        executor: Runs the jobs that get the places of those that ended.
+        executor: Runs the jobs that get the places of ended jobs.
         job_events: Calls the hooks of plugins.
         lease: Seconds for which jobs are leased.
-        prefetch: How much is fetched ahead, at most.
+        prefetch: The limits of fetching ahead.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Completer:
         self._is_limited = False  # whether keys let fewer jobs run than there are slots for
 
     async def run(self) -> None:
-        """Store outcomes until cancelled; run again, go on with those that were left."""
+        """Store outcomes until cancelled; if called again, continue with the outcomes that are left."""
         queue_state = self._queue_state
         failures = 0
         queue_state.wake_completer.set()
         while True:
             await queue_state.wake_completer.wait()
             queue_state.wake_completer.clear()
-            if queue_state.shares_places:  # the others that were leased for the same places end soon, too
+            if queue_state.shares_places:  # the other jobs that were leased for the same places end soon, too
                 await asyncio.sleep(GATHER_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
@@ -83,7 +83,7 @@ class Completer:
                 await asyncio.sleep(GATHER_SECONDS)
 
     async def _give_back_unstarted(self) -> PQError | None:
-        """Give back jobs that were not started; return the error if that failed."""
+        """Give back jobs that were not started; return the error if giving back failed."""
         queue_state = self._queue_state
         jobs, queue_state.unstarted = queue_state.unstarted, []
         if not jobs:
@@ -112,8 +112,8 @@ class Completer:
             if endings is None:
                 endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
                 if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
-                    queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # jobs that wait may get the places
-        except BaseException:  # a cancellation: they may have been stored, or not
+                    queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # waiting jobs may get the places
+        except BaseException:  # a cancellation: the outcomes may be stored, or not
             self._store_again(outcomes)
             raise
         server_error = None
@@ -125,10 +125,10 @@ class Completer:
         return await self._end_jobs(outcomes, endings) or server_error
 
     async def _end_and_take(self, outcomes: Sequence[Outcome]) -> Endings | None:
-        """End jobs that have places under keys, and lease others in their places, which then start sooner.
+        """End jobs that have places under keys, and lease other jobs for these places, which then start sooner.
 
         Returns:
-            What became of the ends; None if nothing was done, as that is not possible now.
+            The results of the ends; None if nothing was done, because it is not possible now.
         """
         queue_state, worker_state = self._queue_state, self._worker_state
         queue, self._is_limited = queue_state.queue, False
@@ -140,7 +140,7 @@ class Completer:
             return None
         rules = queue.rule_cache
         if time.monotonic() >= rules.expires_at or rules.rules.paused_tasks:
-            return None  # a fetch reads the rules, and heeds pauses
+            return None  # a fetch reads the rules, and obeys pauses
         free = worker_state.slots_for(queue_state)
         n = queue_state.fetch_size(free, self._prefetch)
         if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
@@ -164,10 +164,10 @@ class Completer:
             )
         except PQError:
             accept(None)
-            for outcome in outcomes:  # the statement may have been committed, and what comes after it have failed
+            for outcome in outcomes:  # the statement may be committed although a later step failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
-            return None  # which of them are at fault is found out by storing them without a take
+            return None  # storing them without a take shows which of them are at fault
         self._is_limited = len(taken.rows) - sum(len(each.ids) - each.places for each in taken.shared) < n
         accept((lost, taken))
         gone = {id(job) for job in lost}
@@ -181,7 +181,7 @@ class Completer:
                 self._queue_state.outcomes.append(outcome)
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
-        """Have an outcome stored later that was refused now; return the error if the server is at fault."""
+        """Store an outcome later that the server refused now; return the error if the server is at fault."""
         queue_state, job = self._queue_state, outcome.job
         active = queue_state.active_jobs.get((job.id, job.token))
         if active is None:
@@ -212,7 +212,7 @@ class Completer:
             self._queue_again(dead_letter_of(outcome, error))
         else:
             logger.error("job %d of %r cannot become a dead letter: %s", job.id, queue_state.queue.name, error)
-            queue_state.active_jobs.pop(active.key)  # its lease runs out, which counts as a crash
+            queue_state.active_jobs.pop(active.key)  # the job's lease runs out, which counts as a crash
             self._worker_state.notify_if_idle()
         return None
 
@@ -224,7 +224,7 @@ class Completer:
         """Release jobs whose outcomes are stored, and call the hooks.
 
         Returns:
-            The error of the server, if it is not known which outcomes an earlier try stored.
+            The server's error, if it is unknown which outcomes an earlier try stored.
         """
         queue_state = self._queue_state
         server_error = None
@@ -236,7 +236,7 @@ class Completer:
                 server_error, unknown = exc, {id(outcome) for outcome, _ in uncertain}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
                 queue_state.outcomes += [outcome for outcome, _ in uncertain]
-            except BaseException:  # a cancellation: the next try finds which were stored
+            except BaseException:  # a cancellation: the next try finds out which outcomes are stored
                 self._store_again(outcomes)
                 raise
             else:

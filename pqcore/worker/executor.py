@@ -32,20 +32,20 @@ from pqcore.worker.threads import Threads
 logger = logging.getLogger("pqcore.tasks")
 
 LOOP_TURNS = 3
-"""Turns of the event loop after which a worker that was cancelled together with its jobs has noticed it."""
+"""Turns of the event loop after which a worker has noticed that it was cancelled together with its jobs."""
 
 
 class Executor(Runner[ActiveJob]):
-    """Runs jobs through `run_job`, as many concurrently as there are slots.
+    """Runs jobs through `run_job`: concurrently, one in each slot.
 
-    A task and a future for each job cost more than a short function. A job in a thread has neither, unless something
-    else than its function must be awaited. One callback of the event loop takes all outcomes that threads have handed
-    over.
+    An asyncio task and a future for each job cost more than a short function. So a job in a thread has neither, unless
+    its hooks or its serializer must be awaited. One callback of the event loop takes all outcomes that threads have
+    handed over.
 
     Args:
-        worker_state: What the worker's parts share.
+        worker_state: The state that the worker's parts share.
         job_events: Calls the hooks of plugins.
-        run_in: Where functions that are no coroutine functions run, unless their task says it.
+        run_in: Where functions that are not coroutine functions run, unless their task says it.
         stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
         recycling: When a process that runs jobs is replaced.
     """
@@ -69,10 +69,10 @@ class Executor(Runner[ActiveJob]):
         self._serializer_threads = SerializerThreads(worker_state, self._threads)
         self._processes: Processes | None = None
         self.stepped: set[Steps] = set()
-        self._steps_jobs = job_events.hooks <= {AROUND_RUN}  # other hooks may await anything
+        self._steps_jobs = job_events.hooks <= {AROUND_RUN}  # other hooks may await
 
     def start_jobs(self) -> None:
-        """Start fetched jobs in free slots, the queues in turn."""
+        """Start fetched jobs in free slots; the queues take turns."""
         worker_state = self._worker_state
         while not worker_state.draining.is_set() and (queue_state := worker_state.next_queue()) is not None:
             if (active := queue_state.next_job()) is not None:
@@ -91,7 +91,7 @@ class Executor(Runner[ActiveJob]):
             queue_state: The queue.
             rows: The rows of the jobs.
             leased_at: When the leases began, by the monotonic clock, in seconds.
-            shared: Those of the jobs that may not all run concurrently.
+            shared: The jobs that may not all run concurrently, because they share places.
         """
         jobs = [queue_state.active_job(row, leased_at) for row in rows]
         places = {
@@ -107,7 +107,7 @@ class Executor(Runner[ActiveJob]):
                 queue_state.give_back(jobs)
             else:
                 queue_state.buffer.extend(jobs)
-        if queue_state.job_size > QUICK_SIZE:  # decoding takes long enough that the next fetch is sent first
+        if queue_state.job_size > QUICK_SIZE:  # decoding takes long, so the next fetch is sent first
             asyncio.get_running_loop().call_soon(self.start_jobs)
         else:
             self.start_jobs()
@@ -123,9 +123,9 @@ class Executor(Runner[ActiveJob]):
             asyncio.get_running_loop().call_later(self._stop_timeout, self._warn_of_unstopped, active, time.monotonic())
 
     def _warn_of_unstopped(self, active: ActiveJob, told_at: float) -> None:
-        """Warn that a thread goes on though its job was stopped, and break off the statement that it waits for.
+        """Warn that a thread goes on although its job was stopped, and break off the statement that it waits for.
 
-        Only a statement in a transaction block of the thread can be broken off; nothing else of a thread can be ended.
+        Only a statement in a transaction block of the thread can be broken off. Nothing else in a thread can be ended.
         """
         if not active.is_running or active.context is None or active.thread is None:
             return
@@ -143,10 +143,10 @@ class Executor(Runner[ActiveJob]):
         asyncio.get_running_loop().call_later(waited, self._warn_of_unstopped, active, told_at)
 
     def give_back_running(self, queue_state: QueueState, *, at_once: bool = False) -> None:
-        """Stop the jobs that still run, and give them back.
+        """Stop the running jobs, and give them back.
 
         A job in a coroutine is given back when the coroutine has ended. A job in a thread is given back immediately,
-        though the thread may go on.
+        although the thread may go on.
 
         Args:
             queue_state: The queue.
@@ -160,7 +160,7 @@ class Executor(Runner[ActiveJob]):
                 queue_state.complete(active, Outcome(active.job, "snooze", reason="shutdown"))
 
     async def close(self) -> None:
-        """Abandon threads and coroutines that did not end, and kill processes."""
+        """Abandon threads and coroutines that have not ended, and kill processes."""
         for steps in list(self.stepped):
             steps.abandon()
         tasks = [
@@ -191,7 +191,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.free_slots -= 1
         if active.places is not None:
             active.places.used += 1
-        # In a context like the worker's: a job begun by one that ends must not see the variables that it set.
+        # In a copy of the worker's context: a job must not see the variables of the job whose end started it.
         variables = self._context.copy()
         coroutine = run_job(self, active, context)
         if self._steps_jobs and active.run is not None and self._is_for_thread(active.run):
@@ -205,7 +205,7 @@ class Executor(Runner[ActiveJob]):
         return not run.task.is_coroutine and (run.task.options.run_in or self._run_in) == "thread"
 
     async def _in_task(self, active: ActiveJob) -> None:
-        """Go on in a task, as what follows awaits something."""
+        """Go on in a task, because the next steps await something."""
         if active.steps is not None:
             await TASK
 
@@ -235,7 +235,7 @@ class Executor(Runner[ActiveJob]):
     # The methods that `run_job` calls
 
     async def decode(self, active: ActiveJob) -> Run | Outcome:
-        """Decode a job in a thread: that may take long, and leases are extended meanwhile."""
+        """Decode a job in a thread, because decoding may take long; the event loop extends leases meanwhile."""
 
         def read() -> Run | Outcome:
             active.thread = threading.get_ident()
@@ -274,14 +274,14 @@ class Executor(Runner[ActiveJob]):
             if active.steps.error is not None:
                 raise active.steps.error
             result = active.steps.result
-        if inspect.isawaitable(result):  # from a function that is none of `async def`
+        if inspect.isawaitable(result):  # from a function without `async def`
             await self._in_task(active)
             active.cancellable = True
             return await result
         return result
 
     async def complete(self, active: ActiveJob, result: Any, *, finished: bool) -> Outcome:
-        """Return the outcome of a job whose function returned; a thread encodes the result if that may take long."""
+        """Return the outcome of a job whose function returned; a thread encodes a result that may take long."""
         queue, job = active.queue, active.job
         end = partial(outcome_of_result, queue, job, result, finished=finished)
         if finished or not stores_result(job) or queue.writes_quickly(result):
@@ -305,7 +305,7 @@ class Executor(Runner[ActiveJob]):
 
     def release(self, active: ActiveJob) -> bool:
         """Free the slot; return False if the job was given back while its function ran."""
-        active.cancellable = False  # the function has ended: nothing can stop the rest
+        active.cancellable = False  # the function has ended: nothing can stop the remaining steps
         if active.timer is not None:
             active.timer.cancel()
         self._worker_state.free_slots += 1
@@ -318,7 +318,7 @@ class Executor(Runner[ActiveJob]):
         return is_open
 
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
-        """Have the completer store the outcome, with others, and call its hook."""
+        """Have the completer store the outcome together with others, and call the outcome's hook."""
         if outcome is not None:
             if not self.events.needs_ends:  # nothing needs these any more: less memory, and less garbage collection
                 active.run = active.context = None
@@ -332,7 +332,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.notify_if_idle()
 
     def leave(self, error: BaseException) -> None:
-        """Have the worker raise an error once its jobs are given back: raised here, it would end the event loop."""
+        """Have the worker raise an error after it gave its jobs back: raised here, it would end the event loop."""
         self._worker_state.interrupt(error)
 
     async def _call_in_process(self, active: ActiveJob, run: Run) -> Any:
@@ -341,7 +341,7 @@ class Executor(Runner[ActiveJob]):
         assert active.context is not None  # noqa: S101 - for the type checker
         active.cancellable = True
         async with self._processes.slot() as process:
-            self._start_clock(active, run)  # it waited for the process, too
+            self._start_clock(active, run)  # the future waited for the process, too
             with self.events.around(active):
                 return await process.run(run, active.context)
 
@@ -369,7 +369,7 @@ class Executor(Runner[ActiveJob]):
             active.timer = asyncio.get_running_loop().call_later(run.timeout, self.stop, active, "timeout")
 
     def _leaves(self, error: BaseException) -> bool:
-        """Return whether an error is Ctrl-C in the event loop's thread, and no failure of a job."""
+        """Return whether an error is Ctrl-C in the event loop's thread, rather than a failure of a job."""
         return isinstance(error, KeyboardInterrupt) and self._worker_state.interruptible
 
 

@@ -1,4 +1,4 @@
-"""The fetcher leases jobs: as many as there are free slots, and some ahead if jobs run fast."""
+"""The fetcher leases jobs: one for each free slot, and some ahead if jobs run fast."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Fetcher:
     """Leases the jobs of one queue, until the worker drains.
 
     Args:
-        worker_state: What the worker's parts share.
+        worker_state: The state that the worker's parts share.
         queue_state: The queue.
         executor: Runs the jobs.
         lease: Seconds for which jobs are leased.
         poll_interval: Seconds after which an idle fetcher tries again, woken or not.
-        prefetch: How much is fetched ahead, at most.
-        stop: What to call when there is nothing to do; None to wait instead.
+        prefetch: The limits of fetching ahead.
+        stop: The function to call when there is nothing to do; None to wait instead.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Fetcher:
         self._took_all = False  # whether the last fetch took all jobs that were due and admitted
         self._before: int | None = None  # the snapshot before that fetch
         self._failures = 0  # fetches that failed since one succeeded
-        self._slept_with: int | None = None  # the snapshot before a wait after which a look has to be begun here
+        self._slept_with: int | None = None  # the snapshot before a wait that ended without a look
 
     async def run(self) -> None:
         """Fetch jobs until the worker drains."""
@@ -80,18 +80,18 @@ class Fetcher:
                     await asyncio.wait_for(self._worker_state.draining.wait(), pause)
 
     async def _follow_given_up(self) -> None:
-        """Do what follows from jobs that were taken from the queue with `get` before, and that nobody performed."""
+        """Run the follow-ups of jobs that `get` took from the queue before, and that nobody performed."""
         queue = self._queue_state.queue
         if given_up := given_up_jobs(queue):
             await self._queue_state.bridge.call(follow_ups.complete_given_up, queue, given_up)
 
     async def _wait_for_slots(self) -> int:
-        """Return how many jobs to fetch; before it returns 0, wait until that may have changed."""
+        """Return how many jobs to fetch. If none can be fetched, wait until that may have changed, and return 0."""
         worker_state, queue_state = self._worker_state, self._queue_state
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
         n = 0 if queue_state.fetching else queue_state.fetch_size(slots, self._prefetch)
-        if n and queue_state.shares_places:  # the statement that ends these jobs leases others, of all lanes
+        if n and queue_state.shares_places:  # the statement that ends these jobs leases other jobs, of all lanes
             n = 0
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
@@ -137,7 +137,7 @@ class Fetcher:
             self._accept(rows, leased_at)
 
     async def _look(self, n: int, leased_at: float, *, woken: bool) -> tuple[Sequence[Any], float | None]:
-        """Look for up to ``n`` jobs, whose leases begin now; see `fetch.look`."""
+        """Lease up to ``n`` jobs, from now on; see `fetch.look`."""
         queue_state = self._queue_state
         queue_state.fetching = True
         try:
@@ -146,7 +146,7 @@ class Fetcher:
             rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
         except Exception:
             queue_state.fetching = False
-            self._worker_state.notify_if_idle()  # else a stopping worker waits for it
+            self._worker_state.notify_if_idle()  # otherwise a stopping worker waits for this operation
             raise
         finally:
             queue_state.reserved_slots = 0
@@ -159,7 +159,7 @@ class Fetcher:
         self._worker_state.notify_if_idle()
 
     def _note(self, rows: Sequence[Any], n: int, snapshot: int | None) -> bool:
-        """Note what a look found, and return whether it found jobs."""
+        """Record the result of a look, and return whether it found jobs."""
         if self._failures:
             logger.info("%r: the server answers again", self._queue_state.queue.name)
             self._failures = 0
@@ -170,14 +170,14 @@ class Fetcher:
         return bool(rows)
 
     async def _wait_and_look(self, snapshot: int | None, pause: float | None) -> LateLook | None:
-        """Wait until there may be a job, and look; the same thread does both, over a blocking driver.
+        """Wait until there may be a job, and look; over a blocking driver, the same thread does both.
 
         Args:
-            snapshot: Of the channel, from before the last look, which left no job.
-            pause: Seconds until it is worth another look; None if that is unknown.
+            snapshot: The channel's snapshot from before the last look, which left no job.
+            pause: Seconds until another look may find a job; None if that is unknown.
 
         Returns:
-            What was found; None if a look has to be begun in the event loop.
+            The result of the look; None if the event loop must begin a look.
         """
         queue_state, begun = self._queue_state, False
 
@@ -198,17 +198,17 @@ class Fetcher:
             found = await queue_state.bridge.finish(late, operation, queue_state.queue, self._lease)
         except Exception:
             if begun:
-                self._accept((), 0.0)  # a stopping worker waits for it
+                self._accept((), 0.0)  # a stopping worker waits for this operation
             raise
         if found is None:
             self._slept_with = snapshot
         return found
 
     def _begin_look(self) -> int:
-        """Return how many jobs to fetch after a wait; 0 if that has to be found in the event loop.
+        """Return how many jobs to fetch after a wait; 0 if only the event loop can tell.
 
-        Called in a thread, over a blocking driver. There only the slots of a worker of one queue can be told: those of
-        others are given away by the event loop meanwhile.
+        Called in a thread, over a blocking driver. The thread knows the free slots only if the worker has one queue:
+        with several queues, the event loop gives slots away meanwhile.
         """
         worker_state, queue_state = self._worker_state, self._queue_state
         in_thread = not queue_state.bridge.engine.runtime.suspends
@@ -223,11 +223,11 @@ class Fetcher:
         return n
 
     def _accept_late(self, leased_at: float, found: tuple[Sequence[Any], float | None] | None) -> None:
-        """Accept jobs that arrive after the fetcher was cancelled: they are given back."""
+        """Accept jobs that arrive after the fetcher was cancelled; the executor gives them back."""
         self._accept(() if found is None else found[0], leased_at)
 
     async def _end_lost_batches(self) -> bool:
-        """End batches whose jobs are gone; True if there were some, as their end may have put jobs."""
+        """End batches whose jobs are gone; return whether there were any, because their end may have put jobs."""
         ended = 0
         for queue_state in list(self._worker_state.queue_states):
             ended += await queue_state.bridge.call(batch_counts.end_lost, queue_state.queue)

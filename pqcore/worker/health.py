@@ -24,15 +24,15 @@ logger = logging.getLogger("pqcore.tasks")
 T = TypeVar("T")
 
 READY_TIMEOUT = 5.0
-"""Seconds that the database has to answer a look; then the worker is not ready, and has no metrics of its queues."""
+"""Seconds that the database has to answer a look; after that the worker is not ready, and queues have no metrics."""
 REQUEST_TIMEOUT = 5.0
 """Seconds that a client has to send its request, and to read the answer."""
 REQUEST_BYTES = 8_192
-"""Bytes of a request, at most."""
+"""The largest size of a request, in bytes."""
 CONNECTIONS = 32
-"""Connections that are served concurrently, at most; others are closed without an answer."""
+"""The largest number of connections that are served concurrently; others are closed without an answer."""
 FRESH = 1.0
-"""Seconds for which a look at the table is told again."""
+"""Seconds for which the answer of a look at the table is reused."""
 FIGURES_FRESH = 5.0
 """Seconds for which the figures of queues are told again: counting takes longer."""
 PATHS = "/live, /ready and /metrics"
@@ -41,11 +41,11 @@ _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
 
 
 class Address(NamedTuple):
-    """Where a worker serves its health.
+    """The address where a worker serves its health.
 
     Attributes:
         host: The name or number of a network interface of this machine.
-        port: The TCP port; 0 for any that is free.
+        port: The TCP port; 0 for any free port.
     """
 
     host: str
@@ -53,10 +53,10 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, given: str) -> Address:
-        """Return the address in a text, ``HOST:PORT``.
+        """Return the address that a text names: ``HOST:PORT``.
 
         Raises:
-            ConfigurationError: It is none.
+            ConfigurationError: The text is not an address.
         """
         match = _ADDRESS.fullmatch(given) if isinstance(given, str) else None
         if match is None or int(match[3]) > 65_535:
@@ -69,10 +69,10 @@ class Address(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer to a request.
+    """An answer to an HTTP request.
 
     Attributes:
-        status: The status of HTTP.
+        status: The HTTP status.
         body: The text.
         content_type: The type of the text.
     """
@@ -87,7 +87,7 @@ class Answer(NamedTuple):
         return cls(status, json.dumps(fields).encode() + b"\n")
 
     def encoded(self, *, with_body: bool) -> bytes:
-        """Return the bytes of the answer, to be followed by the end of the connection."""
+        """Return the bytes of the answer, after which the connection is closed."""
         head = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\nContent-Type: {self.content_type}\r\n"
             f"Content-Length: {len(self.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
@@ -96,11 +96,11 @@ class Answer(NamedTuple):
 
 
 class Look(Generic[T]):
-    """Asks the database one question, once at a time, however many clients want the answer.
+    """Asks the database one question, never twice concurrently, however many clients want the answer.
 
     Args:
-        ask: Asks.
-        fresh: Seconds for which an answer is told again.
+        ask: The function that asks the question.
+        fresh: Seconds for which an answer is reused.
     """
 
     def __init__(self, ask: Callable[[], Coroutine[Any, Any, T]], fresh: float) -> None:
@@ -113,7 +113,7 @@ class Look(Generic[T]):
         """Return the answer.
 
         Raises:
-            asyncio.TimeoutError: There is none within `READY_TIMEOUT` seconds.
+            asyncio.TimeoutError: No answer came within `READY_TIMEOUT` seconds.
         """
         if self._asking is None or (self._asking.done() and time.monotonic() - self._ended >= self._fresh):
             self._asking = asyncio.create_task(self._run())
@@ -123,7 +123,7 @@ class Look(Generic[T]):
         return self._asking.result()
 
     async def close(self) -> None:
-        """Wait no longer."""
+        """Stop waiting for an answer."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait([self._asking])
@@ -138,14 +138,14 @@ class Look(Generic[T]):
 class Health:
     """A small HTTP server on the worker's event loop.
 
-    ``/live`` answers 200 while the event loop runs. ``/ready`` answers 200 if the worker takes jobs, and each table
-    that it works on is there and as it should be; else 503, with the reason. ``/metrics`` answers in Prometheus' text
+    ``/live`` answers 200 while the event loop runs. ``/ready`` answers 200 if the worker takes jobs, and each of its
+    tables exists and has the right version; otherwise 503, with the reason. ``/metrics`` answers in Prometheus' text
     format.
 
     Args:
-        address: Where it listens.
-        worker_state: What the worker's parts share.
-        bridges: Run operations, one for each table.
+        address: The address where it listens.
+        worker_state: The state that the worker's parts share.
+        bridges: The bridges that run operations, one for each table.
     """
 
     def __init__(self, address: Address, worker_state: WorkerState, bridges: Sequence[Bridge]) -> None:
@@ -159,16 +159,16 @@ class Health:
 
     @property
     def address(self) -> str | None:
-        """Where it listens, ``HOST:PORT``; None if it does not."""
+        """The address where it listens, ``HOST:PORT``; None if it does not listen."""
         if self._server is None or not self._server.sockets:
             return None
         return str(self._wanted._replace(port=self._server.sockets[0].getsockname()[1]))
 
     async def start(self) -> None:
-        """Listen.
+        """Start listening.
 
         Raises:
-            ConfigurationError: The address cannot be listened on.
+            ConfigurationError: The server cannot listen on the address.
         """
         try:
             self._server = await asyncio.start_server(self._serve, *self._wanted, limit=REQUEST_BYTES)
@@ -178,7 +178,7 @@ class Health:
         logger.info("health is served on http://%s: %s", self.address, PATHS)
 
     async def close(self) -> None:
-        """Listen no longer, and end the connections."""
+        """Stop listening, and end the connections."""
         if self._server is not None:
             self._server.close()
         tasks = list(self._serving)
@@ -217,7 +217,7 @@ class Health:
         return Answer.of(HTTPStatus.NOT_FOUND, error=f"ask for {PATHS}")
 
     async def _why_not_ready(self) -> str | None:
-        """Return why the worker takes no jobs; None if it does."""
+        """Return why the worker takes no jobs; None if it takes jobs."""
         if self._worker_state.draining.is_set():
             return "the worker stops"
         try:
@@ -244,11 +244,11 @@ class Health:
         figures = None
         with suppress(asyncio.TimeoutError):
             figures = await self._figures.answer()
-        text = await asyncio.to_thread(exposition, figures)  # a collector of the user's may take its time
+        text = await asyncio.to_thread(exposition, figures)  # a user's collector may take long
         return Answer(HTTPStatus.OK, text, "text/plain; version=0.0.4; charset=utf-8")
 
     async def _count(self) -> dict[str, QueueFigures] | None:
-        """Count what the queues of the worker's tables have; None if the database refuses, or cannot be reached."""
+        """Count the jobs in the queues of the worker's tables; None if the database refuses, or cannot be reached."""
         found = {state.queue.name: QueueFigures(0, 0, 0, None) for state in self._worker_state.queue_states}
         try:
             for bridge in self._bridges:

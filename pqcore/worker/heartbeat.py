@@ -1,4 +1,4 @@
-"""The heartbeat of active jobs: it extends leases, heeds cancellations and pauses, and stores progress."""
+"""The heartbeat of active jobs: it extends leases, obeys cancellations and pauses, and stores progress."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Heartbeat:
         while True:
             try:
                 await queue_state.bridge.run(engine.wait, queue_state.control, snapshot, LISTEN_TIMEOUT, reads=False)
-                # Taken before the statement, so that a cancellation after it counts.
+                # The snapshot comes before the statement, so that a later cancellation counts.
                 snapshot, last = engine.snapshot(queue_state.control), snapshot
                 if snapshot != last:
                     queue_state.queue.rule_cache.forget(now=time.monotonic(), in_transaction=False)
@@ -81,7 +81,7 @@ class Heartbeat:
                 await asyncio.sleep(1.0)
 
     async def _heed_pause(self) -> None:
-        """Give back jobs that were fetched ahead, if their queue or task is paused: takes find none of them then."""
+        """Give back jobs that were fetched ahead, if their queue or task is paused, so that no slot runs them."""
         queue_state = self._queue_state
         if not queue_state.buffer:
             return
@@ -104,7 +104,7 @@ class Heartbeat:
                 self._cancel(active)
 
     async def _extend_leases(self, now: float) -> None:
-        """Extend the leases of which a third has passed."""
+        """Extend each lease after a third of it has passed."""
         queue_state = self._queue_state
         due = [active for active in queue_state.active_jobs.values() if now - active.leased_at > self._lease / 3]
         if not due:
@@ -119,7 +119,7 @@ class Heartbeat:
             elif active.key in locked:
                 self._extend_alone(active)
             elif active.context is not None and active.context.finished:
-                continue  # its function finished it; if that is rolled back, the end is refused
+                continue  # the function finished the job; if its transaction is rolled back, the end is refused
             elif not active.ended:
                 logger.warning("the lease of job %d of %r was lost", active.job.id, queue_state.queue.name)
                 if not active.is_started:
@@ -129,9 +129,9 @@ class Heartbeat:
                     self._executor.stop(active, "lost")
 
     def _extend_alone(self, active: ActiveJob) -> None:
-        """Wait for a row that another transaction has locked, and extend the lease; of others the next beat will.
+        """Wait for a row that another transaction has locked, and extend its lease; the next beat does other rows.
 
-        One at a time, as each that waits uses a connection of the worker's.
+        Only one row at a time, because each wait uses a connection of the worker.
         """
         if self._alone is None or self._alone.done():
             self._alone = asyncio.create_task(self._wait_and_extend(active))
@@ -141,7 +141,7 @@ class Heartbeat:
         try:
             await self._queue_state.bridge.call(extend, self._queue_state.queue, active.job, self._lease)
         except LeaseLost:
-            return  # the next beat finds that, too
+            return  # the next beat meets the same error
         except PQError as exc:
             logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
         else:
@@ -168,9 +168,9 @@ class Heartbeat:
 
 
 async def watch_stalls(worker_state: WorkerState) -> None:
-    """Give back jobs that wait for a slot for too long, and warn when the event loop stands still, until cancelled.
+    """Give back jobs that wait too long for a slot, and warn when the event loop stands still, until cancelled.
 
-    It waits for no answer of the server.
+    This coroutine waits for no answer of the server.
     """
     looked = time.monotonic()
     while True:

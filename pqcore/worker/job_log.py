@@ -14,9 +14,9 @@ def log_end(events: JobEvents, attempt: Attempt, outcome: Outcome | None) -> Non
     """Log how an attempt ended: the job, its task, the outcome and the seconds that the function took.
 
     Args:
-        events: Gives the event of the attempt.
+        events: The object that has the event of the attempt.
         attempt: The attempt.
-        outcome: How it ended, as it is stored; None if the lease was lost.
+        outcome: The stored outcome; None if the lease was lost.
     """
     event = events.event(attempt, outcome)
     if outcome is None:

@@ -1,4 +1,4 @@
-"""Maintenance: what any worker has to do from time to time for its queues, such as the ticks of periodic tasks."""
+"""Maintenance: the work that any worker does from time to time for its queues, such as the ticks of periodic tasks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Maintenance:
         await engine.run(work)
 
     async def _delete_old(self) -> None:
-        """Delete rows that are older than they are kept, unless the role may not."""
+        """Delete rows whose time to be kept is over, unless the role lacks the privilege."""
         if self._old is None:
             return
         try:
@@ -84,12 +84,12 @@ class Maintenance:
             logger.warning("%r: rows that are older than they are kept stay: %s", self._queue_state.queue.name, exc)
 
     async def _check_security(self, s: Session) -> None:
-        """Check whether row-level security hides rows by now: then fetches find nothing, without an error."""
+        """Check whether row-level security has begun to hide rows: then fetches find nothing, without an error."""
         engine = self._queue_state.bridge.engine
         engine.security = await security.look(s, str(engine.names))
 
     async def _check_server(self) -> None:
-        """Check how full the notification queue is; that also removes from it what all sessions have read."""
+        """Check how full the notification queue is; this also removes notifications that all sessions have read."""
         bridge, name = self._queue_state.bridge, self._queue_state.queue.name
         if not bridge.engine.offers(Capability.LISTEN):
             return
@@ -115,7 +115,7 @@ class Maintenance:
                 last, now = await bridge.call(tick_window, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
                 for tick in await _due(periodic, last, now):
-                    row = await self._row(periodic)  # made each time: it may have a deadline, counted from now
+                    row = await self._row(periodic)  # made at each tick: the job may have a deadline, counted from now
                     job_id = await bridge.call(put_tick, queue, periodic.name, tick, row)
                     if job_id is not None and plugins.has_impl("pqcore_job_put"):
                         call = periodic.call
@@ -151,4 +151,4 @@ class Maintenance:
 async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:
     if now - last < MANY_TICKS:
         return periodic.due(last, now)
-    return await asyncio.to_thread(periodic.due, last, now)  # there may be millions
+    return await asyncio.to_thread(periodic.due, last, now)  # the table may have millions of such rows

@@ -1,4 +1,4 @@
-"""Ending a process with its parent, however the parent ended."""
+"""A process that ends with its parent, however the parent ended."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ _PR_SET_PDEATHSIG = 1
 def end_with_parent(pipe: int, on_message: Callable[[bytes], None] | None = None) -> None:
     """Have this process killed when its parent dies.
 
-    The parent holds the other end of a pipe, and nobody else does: when it dies, the
-    pipe is at its end, which a thread notices.  On Linux the kernel kills too, in case the
-    thread never gets its turn.
+    Only the parent holds the other end of a pipe. When the parent dies, a thread of this process reads the end of the
+    pipe. On Linux the kernel kills the process, too, in case the thread never runs.
 
     Args:
         pipe: The end to read from.
         on_message: Called with each byte that the parent writes.
     """
     if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a libc without it: the thread is there
+        with suppress(OSError, AttributeError):  # this libc has no prctl: only the thread watches
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # If the parent died before that, the pipe says so.
+    # If the parent died before this call, the thread reads the end of the pipe.
     threading.Thread(target=_watch, args=(pipe, on_message), name="pqcore-parent", daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Processes in which a worker calls functions that are no coroutine functions."""
+"""Processes in which a worker calls functions that are not coroutine functions."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class RemoteTraceback(Exception):
 
 
 class Process:
-    """A process that makes one call at a time, and may be killed, or die, alone.
+    """A process that makes one call at a time; if it dies or is killed, other processes go on.
 
-    Started with its first call, from a thread that then waits for answers.
+    A thread starts the process with its first call, and then waits for answers.
 
     Args:
         threads: The threads.
@@ -59,7 +59,7 @@ class Process:
         return not self._killed and self._process is not None and bool(self._process.is_alive())
 
     def retire_if_due(self) -> bool:
-        """Have the process end if it has reached a limit; return whether it has.  No call may be under way."""
+        """End the process if it has reached a limit; return whether it has. No call may be under way."""
         if self._memory:
             reason = f"it holds {self._memory / 2**20:,.0f} MB of memory"
         elif self._recycling.jobs is not None and self._calls >= self._recycling.jobs:
@@ -75,8 +75,8 @@ class Process:
         """Make a call; if the awaiting task is cancelled, the process is killed.
 
         Raises:
-            WorkerProcessDied: It died.
-            ResultNotSent: The function returned, and its result did not get here.
+            WorkerProcessDied: The process died.
+            ResultNotSent: The function returned, but its result did not get here.
         """
         try:
             return await self._threads.run(lambda: self._call(run, context))
@@ -149,7 +149,7 @@ class Processes:
     Functions are found in them by importing their module; arguments and results are pickled.
 
     Args:
-        number: How many, at most.
+        number: The largest number of processes.
         recycling: When a process is replaced.
     """
 
@@ -162,7 +162,7 @@ class Processes:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Process]:
-        """Give a free process for the length of a block; wait for one."""
+        """Wait for a free process, and give it for the length of a block."""
         async with self._slots:
             process = self._acquire()
             try:

@@ -58,7 +58,7 @@ class Request:
 
     @classmethod
     def of(cls, run: Run) -> Request:
-        """Return the request for a run."""
+        """Return the request for a call."""
         queue = run.job.settings
         names = (queue.name, queue.table, queue.serializer_name)
         call = (run.task.path, run.task.location, run.task.first, tuple(run.args), dict(run.kwargs))
@@ -69,7 +69,7 @@ class _Context(JobContext):
     """The context of a job in a process, which is killed to stop the job."""
 
     def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
-        super().__init__(queue, job, leaves=lambda _: False)  # all that it raises is its failure
+        super().__init__(queue, job, leaves=lambda _: False)  # any exception of the function is its failure
         self._pipe = pipe
 
     def progress(self, value: Any) -> None:
@@ -86,15 +86,15 @@ def serve(pipe: Connection, first: Sequence[str] = (), max_memory: int | None = 
 
     Args:
         pipe: The connection to the worker.
-        first: The worker's `PRELOADED_MODULES`.
-        max_memory: Bytes of memory above which the worker is told, before it gets the answer; None for never.
+        first: The first message, with the worker's `PRELOADED_MODULES`.
+        max_memory: Bytes of memory above which the worker is told before it gets the answer; None to tell it never.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A terminal, or systemd, may signal all processes: the worker alone decides when jobs stop.
-        # Not SIG_IGN, which a job's child processes would inherit.
+        # A terminal, or systemd, may send signals to all processes, but the worker alone decides when jobs stop.
+        # SIG_IGN would not do: a job's child processes would inherit it.
         signal.signal(number, lambda *_: None)
     if (worker := multiprocessing.parent_process()) is not None:
-        end_with_parent(worker.sentinel)  # else a job that goes on would run twice concurrently
+        end_with_parent(worker.sentinel)  # otherwise a job that goes on would run twice concurrently
     while True:
         try:
             request = pipe.recv_bytes()
@@ -120,13 +120,13 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
                     around.enter_context(each())
                 task = Task(request.path, function, first=request.first)
                 result = task.call(context.job, request.args, request.kwargs)
-                if inspect.isawaitable(result):  # from a function that is none of `async def`
+                if inspect.isawaitable(result):  # from a function without `async def`
                     result = asyncio.run(_awaited(result))
-            refuse_unrun(result)  # which could not be written either
+            refuse_unrun(result)  # which cannot be pickled either
         finally:
             leave_job(before)
         return _returned(result if stores_result(context.job) else None, finished=context.finished)
-    except BaseException as exc:  # noqa: BLE001 - it is the job's failure
+    except BaseException as exc:  # noqa: BLE001 - any exception is the job's failure
         return _raised(exc)
 
 
@@ -146,15 +146,15 @@ def _raised(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         answer = pickle.dumps(("raised", error, text))
-        pickle.loads(answer)  # noqa: S301 - many exceptions can be written, and not be read
-    except Exception:  # noqa: BLE001 - whatever it is
+        pickle.loads(answer)  # noqa: S301 - many exceptions can be pickled, and cannot be unpickled
+    except Exception:  # noqa: BLE001 - unpickling may raise anything
         instead = RuntimeError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
         return pickle.dumps(("raised", instead, text))
     return answer
 
 
 def _find(request: Request) -> tuple[Any, QueueSettings]:
-    """The function, which the worker has found before, and the queue: as it was declared with, if that is here."""
+    """Return the function and its queue: the queue as it was declared, if this process has the declaration."""
     location = request.location
     module = location
     while "." in module:

@@ -1,4 +1,4 @@
-"""When a process that runs jobs is replaced by a new one: after a number of jobs, or once it holds much memory."""
+"""The limits after which a new process replaces one that runs jobs: a number of jobs, or an amount of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Recycling(NamedTuple):
     """The limits after which a process that runs jobs is replaced, between two jobs.
 
     Attributes:
-        jobs: Jobs that a process runs, at most; None for no limit.
+        jobs: The largest number of jobs that a process runs; None for no limit.
         memory: Bytes of memory above which a process is replaced; None for no limit.
     """
 
@@ -30,7 +30,7 @@ class Recycling(NamedTuple):
         """Return the limits that a worker was given.
 
         Raises:
-            ConfigurationError: One of them cannot be.
+            ConfigurationError: One of them is not a valid limit.
         """
         if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
             msg = f"max_jobs is {jobs!r}; give a number of at least 1"
@@ -52,7 +52,7 @@ def parse_size(given: int | str) -> int:
         given: Bytes, or text with a unit, as in ``512MB``; a kB has 1,024 bytes.
 
     Raises:
-        ValueError: It is no size, or less than one byte.
+        ValueError: The value is not a size, or is less than one byte.
     """
     number = 0
     if isinstance(given, str) and (match := _SIZE.fullmatch(given)) is not None:

@@ -32,12 +32,12 @@ def running_worker(concurrency: int) -> RunningWorker:
 
 
 class Registration:
-    """Lists a worker for its queues of one table while it runs. That it cannot be listed does not stop it.
+    """Lists a worker for its queues of one table while it runs. The worker runs even if it cannot be listed.
 
     Args:
-        bridge: Runs operations on the table.
+        bridge: The bridge that runs operations on the table.
         queue_states: The queues of the table.
-        worker: How the worker is listed.
+        worker: The entry of the worker.
     """
 
     def __init__(self, bridge: Bridge, queue_states: Sequence[QueueState], worker: RunningWorker) -> None:
@@ -56,7 +56,7 @@ class Registration:
             try:
                 await self._renew()
                 renewals += 1
-                if renewals % SWEEP_EVERY == 2:  # not of a worker that ends soon
+                if renewals % SWEEP_EVERY == 2:  # a worker that ends soon is not listed
                     await self._bridge.call(worker_registry.sweep)
             except PQError as exc:
                 self._listed = False
@@ -64,7 +64,7 @@ class Registration:
             await asyncio.sleep(worker_registry.RENEWAL)
 
     async def withdraw(self) -> None:
-        """Delete the rows, within `WITHDRAWAL` seconds; call it once `run` is cancelled."""
+        """Delete the rows, within `WITHDRAWAL` seconds; call this after `run` is cancelled."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._withdraw(), WITHDRAWAL)
 
@@ -88,7 +88,7 @@ class Registration:
             logger.debug("%s: cannot delete this worker from the list of workers: %s", self._names(), exc)
 
     def _report(self, error: PQError) -> None:
-        """Log why the worker is not listed; warn once, and not of a lost connection, of which other parts warn."""
+        """Log why the worker is not listed; warn once, but not of a lost connection, of which other parts warn."""
         unreachable = isinstance(error, (ConnectionLost, PoolTimeout, Closed))
         level = logging.DEBUG if self._has_warned or unreachable else logging.WARNING
         self._has_warned |= not unreachable

@@ -1,4 +1,4 @@
-"""Threads in which a worker's serializers decode and encode, so that its event loop goes on."""
+"""Threads in which a worker's serializers decode and encode, so that they do not hold up the event loop."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ DECAY = 0.8
 class SerializerThreads:
     """Decodes and encodes in threads.
 
-    Serializers that wait, as for a key service, work in as many threads as there are jobs.  Those that compute take
-    turns: many threads that compute keep the event loop's thread from getting the GIL.  A serializer takes turns
-    until it was seen to take little CPU time.
+    Serializers that wait, for a key service for example, work in one thread per job. Serializers that compute take
+    turns: many computing threads would keep the event loop's thread from getting the GIL. A serializer takes turns
+    until its calls are known to take little CPU time.
 
     Args:
-        worker_state: What the worker's parts share.
+        worker_state: The state that the worker's parts share.
         threads: The threads.
     """
 
@@ -54,11 +54,11 @@ class SerializerThreads:
             await waiter
 
     async def run(self, serializer: str, what: str, call: Callable[[], T]) -> T:
-        """Make a call in a thread, after `wait_turn`; the log names the serializer if it takes long.
+        """Make a call in a thread, after `wait_turn`; the log names the serializer if the call takes long.
 
         Args:
             serializer: The serializer's name.
-            what: What it does, for the log.
+            what: A description of the call, for the log.
             call: The call.
         """
 
@@ -87,11 +87,11 @@ class SerializerThreads:
         return result
 
     def is_fast(self, serializer: str) -> bool:
-        """Return whether a serializer took so little CPU time lately that it needs no thread."""
+        """Return whether a serializer's last calls took so little CPU time that it needs no thread."""
         return self._seconds.get(serializer, math.inf) <= FAST_SECONDS
 
     def note(self, serializer: str, seconds: float) -> None:
-        """Note the CPU time of a call."""
+        """Record the CPU time of a call."""
         self._seconds[serializer] = max(seconds, DECAY * self._seconds.get(serializer, 0.0))
 
     def _is_cpu_bound(self, serializer: str) -> bool:

@@ -50,12 +50,12 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(eq=False)
 class Places:
-    """Places under a limit that more jobs were leased for than there are places: they run one after the other.
+    """Places under a limit that were leased to more jobs than there are places: the jobs run one after the other.
 
     Attributes:
         number: How many of the jobs may run concurrently.
         since: When the jobs were leased, by the monotonic clock.
-        used: How many of them run.
+        used: How many of the jobs run.
     """
 
     number: int
@@ -64,11 +64,10 @@ class Places:
 
 
 class Prefetch(NamedTuple):
-    """How much a worker fetches ahead of each queue, at most.
+    """The limits of what a worker fetches ahead from each queue.
 
     Attributes:
-        jobs: Jobs.
-        size: Characters (JSON) or bytes of their data.
+        jobs: The largest number of jobs. size: The largest size of their data together, in characters (JSON) or bytes.
     """
 
     jobs: int
@@ -82,16 +81,16 @@ class ActiveJob(Attempt):
     Attributes:
         queue_state: The state of the job's queue.
         leased_at: When the lease began, by the monotonic clock.
-        task: The asyncio task that runs it, if one does.
-        steps: What runs it without an asyncio task, while its function is called in a thread.
+        task: The asyncio task that runs the job, if there is one.
+        steps: The object that runs the job without an asyncio task, while its function is called in a thread.
         timer: Stops the job at its timeout.
         thread: The identifier of the thread that calls the function, if a thread does.
         ended: Whether the outcome is decided: then nothing can stop the job.
         cancellable: Whether cancelling ``task`` stops the function.
-        progress_stored_at: When its progress was stored last, by the monotonic clock.
-        may_be_stored: Whether the outcome may be stored, as the answer to an earlier try was lost.
+        progress_stored_at: When the job's progress was stored last, by the monotonic clock.
+        may_be_stored: Whether the outcome may be stored already, because the answer to an earlier try was lost.
         refusals: The server's refusals to store the outcome; None before the first.
-        places: The places that it shares with other jobs of the worker; None if it has places of its own.
+        places: The places that the job shares with other jobs of the worker; None if it has places of its own.
     """
 
     queue_state: QueueState
@@ -109,7 +108,7 @@ class ActiveJob(Attempt):
 
     @property
     def may_start(self) -> bool:
-        """Whether it has a place to run in, for which it needs a slot only."""
+        """Whether the job may start as soon as a slot is free, because it has a place under its limits."""
         return self.places is None or self.places.used < self.places.number
 
     @property
@@ -119,12 +118,12 @@ class ActiveJob(Attempt):
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started, and what runs it has not come to its end."""
+        """Whether the job was started and has not ended."""
         return self.steps is not None or (self.task is not None and not self.task.done())
 
     @property
     def key(self) -> Key:
-        """The lease of the job."""
+        """The lease of the job, as a key of dicts."""
         return self.job.id, self.job.token
 
 
@@ -136,20 +135,20 @@ class QueueState:
         queue: The queue.
         bridge: Runs operations on the worker's connections.
         buffer: Jobs that wait for a slot.
-        active_jobs: All leased jobs, by their lease.
+        active_jobs: All leased jobs; the keys are their leases.
         outcomes: Outcomes that are not stored yet.
         unstarted: Jobs to give back that were not started.
         wake_completer: Set when there are outcomes to store, or jobs to give back.
-        calling_hooks: Whether the hooks of stored outcomes are being called.
-        throughput: Jobs per second, lately.
-        job_size: Characters or bytes of the data of a job, lately, on average; 0 before the first fetch.
+        calling_hooks: Whether hooks are being called for stored outcomes.
+        throughput: Jobs per second, at the last measurement.
+        job_size: The average size of the data of recent jobs, in characters or bytes; 0 before the first fetch.
         started: Jobs started since the throughput was measured.
-        measured_at: When it was measured, by the monotonic clock.
-        longest: Seconds that the longest of the last jobs ran, about; infinite before the first.
+        measured_at: When the throughput was measured, by the monotonic clock.
+        longest: About how many seconds the longest of the last jobs ran; infinite before the first job.
         reserved_slots: Slots for jobs that are being fetched.
         fetching: Whether jobs are being fetched.
-        wants_slot: Whether it waits for a free slot to fetch a job.
-        empty_at: `WorkerState.changes` before the last fetch, if that found no job.
+        wants_slot: Whether the queue waits for a free slot to fetch a job.
+        empty_at: `WorkerState.changes` before the last fetch, if that fetch found no job.
     """
 
     queue: Any
@@ -181,7 +180,7 @@ class QueueState:
         return ActiveJob(self.queue, job, queue_state=self, leased_at=leased_at)
 
     def measure(self, now: float) -> None:
-        """Measure the throughput, unless it was measured just before."""
+        """Measure the throughput, unless the last measurement is very recent."""
         elapsed = now - self.measured_at
         if elapsed >= THROUGHPUT_WINDOW / 4:
             weight = min(elapsed / THROUGHPUT_WINDOW, 1.0)
@@ -189,13 +188,13 @@ class QueueState:
             self.started, self.measured_at = 0, now
 
     def note_sizes(self, jobs: Sequence[ActiveJob]) -> None:
-        """Note the sizes of jobs that were fetched: those that are fetched next may be as large."""
+        """Record the sizes of fetched jobs: the next jobs may be as large."""
         if jobs:
             mean = sum(len(active.job.raw) for active in jobs) / len(jobs)
             self.job_size = max(mean, SIZE_DECAY * self.job_size)
 
     def most_ahead(self, prefetch: Prefetch) -> int:
-        """Return how many jobs of the size of the last ones may be fetched ahead."""
+        """Return how many jobs may be fetched ahead, if they are as large as the last jobs."""
         return min(prefetch.jobs, int(prefetch.size / self.job_size)) if self.job_size else prefetch.jobs
 
     def fetch_size(self, free: int, prefetch: Prefetch) -> int:
@@ -205,7 +204,7 @@ class QueueState:
         ahead = min(self.most_ahead(prefetch), int(self.throughput * seconds))
         most = max(STATEMENT_SIZE / self.job_size, 1) if self.job_size else math.inf
         waiting = len(self.buffer)
-        if waiting and not self.buffer[0].may_start:  # others need not wait for jobs that wait for a place
+        if waiting and not self.buffer[0].may_start:  # other jobs need not wait for jobs that wait for a place
             waiting = sum(active.may_start for active in self.buffer)
         if free <= 0 and waiting > ahead // 2:
             return 0
@@ -214,14 +213,14 @@ class QueueState:
 
     @property
     def shares_places(self) -> bool:
-        """Whether a job waits for others to end that were leased for the same places a short time ago."""
+        """Whether a job waits for the end of other jobs that were leased for the same places a short time ago."""
         if not self.buffer or self.buffer[0].may_start:
             return False
         places = self.buffer[0].places
         return places is not None and time.monotonic() - places.since < 2 * PLACE_SECONDS
 
     def note_run(self, seconds: float) -> None:
-        """Take note of how long a job ran."""
+        """Record how long a job ran."""
         self.longest = max(seconds, 0.0 if math.isinf(self.longest) else self.longest * LONGEST_FADES)
 
     def jobs_for_place(self) -> int:
@@ -229,7 +228,7 @@ class QueueState:
         return max(min(int(PLACE_SECONDS / max(self.longest, 1e-6)), MOST_FOR_PLACE), 1)
 
     def next_job(self) -> ActiveJob | None:
-        """Return the first job of the buffer that may start; None without one."""
+        """Return the first job of the buffer that may start; None if no job may."""
         return next((active for active in self.buffer if active.may_start), None)
 
     def complete(self, active: ActiveJob, outcome: Outcome) -> None:
@@ -255,17 +254,17 @@ class WorkerState:
 
     Attributes:
         free_slots: Slots in which no job runs.
-        queue_states: Its queues; the one whose turn it is comes first.
+        queue_states: The worker's queues; the queue whose turn it is comes first.
         wake_fetchers: Set when it may be time to fetch jobs.
         draining: Set when the worker fetches no more jobs.
         stop_now: Set when running jobs must stop, too.
         closing: Whether the worker itself ends its parts; before that, only the event loop cancels them.
         interruptible: Whether Ctrl-C may raise KeyboardInterrupt within a coroutine function.
-        interrupted: The exception that ended the worker so.
+        interrupted: The exception that ended the worker in this way.
         idle: Set when no job is active.
-        changes: Rises when jobs were fetched, and when outcomes were stored.
+        changes: A number that rises when jobs are fetched and when outcomes are stored.
         serializers_running: The names of serializers that decode or encode in threads, one per call.
-        serializers_seen: The names of those that did so since `watch_stalls` looked last.
+        serializers_seen: The names of serializers that ran in threads since `watch_stalls` looked last.
     """
 
     free_slots: int
@@ -288,7 +287,7 @@ class WorkerState:
         return self.free_slots - sum(each.reserved_slots for each in self.queue_states) + queue_state.reserved_slots
 
     def next_queue(self) -> QueueState | None:
-        """Return the queue that gets a free slot: of those that can use one, the one that waits for longest."""
+        """Return the queue that gets a free slot: of the queues that can use one, the queue that has waited longest."""
         if self.free_slots <= 0:
             return None
         for position, queue_state in enumerate(self.queue_states):
@@ -306,7 +305,7 @@ class WorkerState:
         self.wake_fetchers.set()
 
     def is_busy(self) -> bool:
-        """Return whether a job is active or being fetched, or a hook being called."""
+        """Return whether a job is active or being fetched, or a hook is being called."""
         return any(
             queue_state.active_jobs or queue_state.fetching or queue_state.calling_hooks
             for queue_state in self.queue_states

@@ -1,4 +1,4 @@
-"""Jobs that run without an asyncio task of their own: their coroutine goes on from the event loop's callbacks."""
+"""Jobs that run without an asyncio task of their own: callbacks of the event loop step their coroutines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pqcore.worker.threads import ThreadCall
 
 
 class _Pause:
-    """What a coroutine without a task of its own awaits, to say what it needs; see `Steps`."""
+    """The object that a coroutine without a task awaits, to say what it needs; see `Steps`."""
 
     def __await__(self) -> Generator[_Pause, None, None]:
         yield self
@@ -25,7 +25,7 @@ TASK = _Pause()
 
 
 class StepsExecutor(Protocol):
-    """What runs jobs in steps.
+    """An executor that runs jobs in steps.
 
     Attributes:
         stepped: Jobs whose functions are being called in threads.
@@ -37,16 +37,16 @@ class StepsExecutor(Protocol):
         """Call a job's function."""
 
     def call_in_thread(self, steps: Steps) -> None:
-        """Have a thread call a job's function, and settle then."""
+        """Have a thread call a job's function, and call `Steps.settle` afterwards."""
 
 
 class Steps(ThreadCall):
-    """A job whose coroutine goes on in the event loop without a task, before and after the call in a thread.
+    """A job whose function is called in a thread, and whose coroutine runs in the event loop without a task.
 
     Args:
-        executor: Runs the job.
+        executor: The executor that runs the job.
         active: The job.
-        coroutine: What runs it.
+        coroutine: The coroutine that runs the job.
         context: The context variables of the coroutine.
     """
 
@@ -65,9 +65,9 @@ class Steps(ThreadCall):
         return self._executor.call_here(self._active)
 
     def settle(self) -> None:
-        """Go on until a thread has to call the function, a task is needed, or the job has ended."""
+        """Step the coroutine until a thread must call the function, a task is needed, or the job has ended."""
         active = self._active
-        if active.steps is None:  # abandoned: what the thread returned comes too late
+        if active.steps is None:  # the job was abandoned: the thread's result comes too late
             return
         pause = None
         try:
@@ -79,12 +79,12 @@ class Steps(ThreadCall):
                 active.steps = None
                 self._executor.stepped.discard(self)
         if pause is CALL_IN_THREAD:
-            self.context = self._own_context.copy()  # so that what the function sets is not seen afterwards
+            self.context = self._own_context.copy()  # so that variables that the function sets are not seen afterwards
             self._executor.call_in_thread(self)
         elif pause is TASK:
             active.task = self._own_context.run(asyncio.get_running_loop().create_task, self._coroutine)
 
     def abandon(self) -> None:
-        """Go on as if the function had been cancelled."""
+        """Continue as if the function had been cancelled."""
         self.result, self.error = None, asyncio.CancelledError()
         self.settle()

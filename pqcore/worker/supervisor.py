@@ -1,8 +1,8 @@
 """The supervisor: a process that keeps several worker processes running.
 
-Each process is started again when it dies.  A pipe leads to each process: the supervisor sends its commands
-through it, and the process dies when the pipe closes, so that none outlives its supervisor.  Commands are not
-sent as signals, as a signal may reach a process twice: a terminal and systemd send it to all processes of a service.
+The supervisor starts a new process for each one that dies. It sends commands to each process through a pipe. A process
+dies when its pipe closes, so none outlives the supervisor. Commands are not signals, because a signal may reach a
+process twice: a terminal and systemd send signals to all processes of a service.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class _Child:
 class Supervisor:
     """Keeps processes running until told to stop by SIGTERM or SIGINT.
 
-    The first signal stops them in order, a second immediately, a third kills them.
+    The first signal stops the processes in order, the second stops them immediately, and the third kills them.
 
     Args:
-        command: Gives the command of a process by its number, from 1; ``--supervised`` and a descriptor for
-            `ParentPipe` are added.
+        command: Returns the command of a process for its number, from 1. The supervisor adds ``--supervised`` and a
+            descriptor for `ParentPipe`.
         processes: The number of processes.
-        stop_timeout: Seconds that processes have to stop in order; then they are killed.
+        stop_timeout: Seconds that processes have to stop in order; after that they are killed.
         stop_now_timeout: Seconds that processes have to stop after the second signal.
         burst: Whether processes end by themselves when there is no job.
     """
@@ -79,7 +79,7 @@ class Supervisor:
         """Run the processes until they have stopped.
 
         Returns:
-            The exit code: 0 if they stopped in order; 1 if not; 2 if the arguments of one are wrong.
+            The exit code: 0 if the processes stopped in order, 1 if not, 2 if the arguments of a process are wrong.
         """
         return asyncio.run(self._run())
 
@@ -115,7 +115,7 @@ class Supervisor:
             self._kill()
 
     def stop(self) -> None:
-        """Stop the processes in order; called again, immediately; called a third time, kill them."""
+        """Stop the processes in order. The second call stops them immediately, the third kills them."""
         self._signals += 1
         if self._signals == 1:
             self._stopping.set()
@@ -136,7 +136,7 @@ class Supervisor:
             child.send(word)
 
     def _kill(self) -> None:
-        """Kill the processes that are left, with those that they have started."""
+        """Kill the remaining processes, and the processes that they have started."""
         for child in self._children:
             if child.process.returncode is None:
                 logger.error("killing worker %d (process %d), because it does not end", child.number, child.process.pid)
@@ -180,7 +180,7 @@ class Supervisor:
                 str(theirs),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs,),
-                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor
+                start_new_session=True,  # a terminal's Ctrl-C must reach only the supervisor
             )
         except BaseException:
             os.close(ours)
@@ -197,7 +197,7 @@ class Supervisor:
         return child
 
     def _stopped(self, name: str, code: int) -> None:
-        # A SIGTERM that was sent to all processes may have met it while it started.
+        # A SIGTERM that was sent to all processes may have ended this one while it started.
         if code in (0, -signal.SIGTERM, -signal.SIGINT):
             logger.info("%s", name)
         else:
@@ -217,8 +217,8 @@ def _described(code: int) -> str:
 class ParentPipe:
     """A supervised process's end of the pipe: the process ends with its supervisor, and by its commands.
 
-    A SIGTERM or SIGINT of the process's own stops it in order, once, so that it does not
-    matter whether it receives signals as well as the supervisor's commands.
+    A SIGTERM or SIGINT that the process itself receives stops it in order, but only once. So it does not matter whether
+    the process receives signals in addition to the supervisor's commands.
 
     Args:
         pipe: The descriptor that the supervisor gave.
@@ -234,13 +234,13 @@ class ParentPipe:
     def _receive(self, word: bytes) -> None:
         self._level = max(self._level, 2 if word == _STOP_NOW else 1)
         if self._on_stop is not None:
-            with suppress(RuntimeError):  # the loop is closed: it has stopped
+            with suppress(RuntimeError):  # the loop is closed: the worker has stopped
                 self._on_stop(self._level)
 
     def attach(self, on_stop: Callable[[int], None]) -> None:
         """Have a function called, from any thread, with 1 to stop in order and with 2 to stop immediately.
 
-        It is called for an earlier command, too.
+        If a command has arrived already, the function is called for it.
         """
         self._on_stop = on_stop
         if self._level:

@@ -1,4 +1,4 @@
-"""Threads in which a worker makes calls: of functions that are no coroutine functions, and of blocking operations."""
+"""Threads in which a worker calls functions that are not coroutine functions, and blocking operations."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class ThreadCall:
         raise NotImplementedError
 
     def make(self) -> None:
-        """Make the call, and note its outcome."""
+        """Make the call, and keep its outcome."""
         try:
             self.result = self.context.run(self.call)
-        except BaseException as exc:  # noqa: BLE001 - it is the caller's
+        except BaseException as exc:  # noqa: BLE001 - the caller gets it
             self.error = exc
 
     def settle(self) -> None:
-        """Take the outcome, in the event loop."""
+        """Handle the outcome, in the event loop."""
         raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ class _AwaitedCall(ThreadCall):
     """A call whose caller awaits a future.
 
     Args:
-        function: What is called.
+        function: The function to call.
         late: Called with the result, or None after an exception, if the caller was cancelled meanwhile.
     """
 
@@ -80,15 +80,15 @@ class _AwaitedCall(ThreadCall):
 class Threads:
     """A pool of threads, started when needed, for the calls of one event loop.
 
-    They are daemons: one that never ends does not keep the process from ending.
+    The threads are daemons: a thread that never ends does not keep the process from ending.
 
-    Calls and outcomes are handed over in batches, because waking a thread costs more than a short call does. A thread
-    makes the calls that wait, one after another. Before each call it wakes another thread, if more calls wait and no
-    thread is on its way to them: so no call waits behind a long one. The event loop is woken once for all outcomes that
-    have gathered.
+    Calls and outcomes are handed over in batches, because waking a thread costs more than a short call. A thread makes
+    the waiting calls one after another. Before each call it wakes another thread, if more calls wait and no other
+    thread is waking up: so no call waits behind a long one. The event loop is woken once for all outcomes that have
+    gathered.
 
     Args:
-        number: How many threads, at most.
+        number: The largest number of threads.
         name: The name of each thread.
     """
 
@@ -126,10 +126,10 @@ class Threads:
         try:
             raise made.error
         finally:
-            del made  # else the exception's traceback holds the exception
+            del made  # otherwise the exception's traceback refers to the exception: a reference cycle
 
     def submit(self, call: ThreadCall) -> None:
-        """Have a thread make a call. To be called in the event loop.
+        """Have a thread make a call. Call this only in the event loop.
 
         Raises:
             RuntimeError: No thread can be started.
@@ -144,12 +144,12 @@ class Threads:
             self._start(new)
 
     def _call_thread(self) -> threading.Thread | None:
-        """Have a thread come for the calls that wait; return one that must be started. The caller holds the lock."""
+        """Wake a thread for the waiting calls, or return a new one that must be started. The caller holds the lock."""
         if self._coming:
             return None
         if self._idle:
             self._wakes.put(True)
-            self._coming = True  # only now: Ctrl-C may come between any two lines
+            self._coming = True  # only now, because Ctrl-C may come between any two lines
             self._idle -= 1
             return None
         if len(self._threads) >= self._number or self._closed:
@@ -166,7 +166,7 @@ class Threads:
             with self._lock:
                 self._coming = False
                 self._threads.remove(new)
-                if self._threads and isinstance(exc, RuntimeError):  # too many: those that run make the call
+                if self._threads and isinstance(exc, RuntimeError):  # too many threads: a running thread makes the call
                     return
                 self._waiting.pop()
                 self._busy -= 1
@@ -182,10 +182,10 @@ class Threads:
             awake = self._wakes.get()
 
     def _next(self, made: ThreadCall | None = None) -> ThreadCall | None:
-        """Return the next call, None if none waits.
+        """Return the next call; None if no call waits.
 
         Args:
-            made: The call that this thread has made; None if it was woken just now.
+            made: The call that this thread has made; None if the thread was just woken.
         """
         new = None
         with self._lock:
@@ -198,7 +198,7 @@ class Threads:
                 self._idle += 1
             elif self._waiting:
                 new = self._call_thread()
-            # A thread that is on its way tells of them in time: where it waits for the GIL, the event loop would, too.
+            # A thread that wakes up reports these outcomes soon: while it waits for the GIL, the event loop would, too.
             # A new thread may fail to start.
             is_told_of = self._told or (call is not None and self._coming and new is None)
             must_tell = bool(self._made) and not is_told_of
@@ -212,7 +212,7 @@ class Threads:
         return call
 
     def _settle(self) -> None:
-        """Take the outcomes that have gathered; those that come meanwhile have to wait for other callbacks."""
+        """Handle the outcomes that have gathered; outcomes that come meanwhile wait for other callbacks."""
         try:
             for _ in range(len(self._made)):
                 call = self._made.popleft()
@@ -235,7 +235,7 @@ class Threads:
         """Wait for the threads to end, for up to `JOIN_TIMEOUT` seconds.
 
         Args:
-            calls: Whether calls that are being made are waited for, too.
+            calls: Whether to wait also for calls that are being made.
         """
         limit = time.monotonic() + JOIN_TIMEOUT
         while time.monotonic() < limit:

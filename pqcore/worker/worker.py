@@ -1,17 +1,17 @@
 """The worker: it leases jobs of its queues, runs them, and stores their outcomes.
 
-It is asynchronous inside, over any backend.  These parts run concurrently:
+The worker is asynchronous inside, over any backend. These parts run concurrently:
 
-* `Fetcher` (one per queue) leases as many jobs as there are free slots, and some ahead if jobs run fast;
-* `Executor` runs jobs: coroutine functions on the event loop, others in threads or processes;
+* `Fetcher` (one per queue) leases a job for each free slot, and some ahead if jobs run fast;
+* `Executor` runs jobs: coroutine functions on the event loop, other functions in threads or processes;
 * `Completer` (one per queue) stores outcomes, and calls plugins' hooks for them;
 * `Heartbeat` (one per queue) extends leases, listens for cancellations, and stores progress;
-* `watch_stalls` gives back jobs that wait for a slot for too long;
+* `watch_stalls` gives back jobs that wait too long for a slot;
 * `Maintenance` (one per queue) puts the jobs of periodic tasks, and sweeps;
 * `Registration` (one per table) lists the worker in the table of workers.
 
 They share a `WorkerState`, with a `QueueState` per queue.  A failure of the database
-stops none of them: each waits a while, with backoff and jitter, and goes on.
+stops none of these parts: each waits, with backoff and jitter, and goes on.
 """
 
 from __future__ import annotations
@@ -61,34 +61,34 @@ class Worker:
     """Runs the jobs of queues.
 
     Args:
-        *queues: Queues of a `pqcore.PQ` or `AsyncPQ`, or of those of `pqcore.tasks`.
-        concurrency: Slots: the number of jobs that run concurrently, at most.
-        lease: Seconds, ``'1m'`` or a timedelta for which a job is leased. The worker extends its leases
-            while it lives; when it dies, its jobs run elsewhere once their leases have run out.
-        grace: Seconds, ``'1m'`` or a timedelta that running jobs get to finish after a stop signal; then they are
-            given back.
+        *queues: Queues of a `PQ` or `AsyncPQ`, of `pqcore` or of `pqcore.tasks`.
+        concurrency: The number of slots: the largest number of jobs that run concurrently.
+        lease: How long a job is leased: seconds, ``'1m'`` or a timedelta. The worker extends its leases while it lives.
+            If it dies, its jobs run elsewhere after their leases have run out.
+        grace: The time that running jobs get to finish after a stop signal: seconds, ``'1m'`` or a timedelta. After
+            that they are given back.
         poll_interval: Seconds after which an idle worker tries to fetch jobs, woken or not.
-        prefetch: Jobs fetched ahead of each queue, at most, where jobs run fast.
-        prefetch_bytes: Bytes (of JSON: characters) of data that these jobs hold, at most, by the sizes of the jobs
-            fetched last. A job that is larger is fetched for a free slot.
-        run_in: Where functions that are no coroutine functions run: ``"thread"`` or ``"process"``.
-        stall_timeout: Seconds without an answer after which a connection is broken off;
-            never more than a third of the lease.
-        burst: Whether to stop when there is no job.
-        max_jobs: Jobs that a process of ``run_in="process"`` runs; then a new process takes its place.
+        prefetch: The largest number of jobs fetched ahead from each queue, if jobs run fast.
+        prefetch_bytes: The largest amount of data that these jobs hold together: bytes, or characters of JSON. It is
+            estimated from the jobs fetched last. A larger job is fetched only for a free slot.
+        run_in: Where functions that are not coroutine functions run: ``"thread"`` or ``"process"``.
+        stall_timeout: Seconds without an answer after which a connection is closed; never more than a third of the
+            lease.
+        burst: Whether to stop when no job is left.
+        max_jobs: The number of jobs after which a process of ``run_in="process"`` is replaced by a new one.
         max_memory: Bytes of memory, or ``'512MB'``, above which a process of ``run_in="process"`` is replaced, once its
             job has ended.
-        health: Where the worker answers over HTTP whether it lives (``/live``) and is ready (``/ready``):
-            ``'127.0.0.1:8081'``. Port 0 is any that is free. Nowhere by default.
+        health: The address at which the worker answers over HTTP whether it lives (``/live``) and is ready
+            (``/ready``), such as ``'127.0.0.1:8081'``. Port 0 is any free port. None by default.
         log_jobs: Whether to log one line for each attempt that has ended, at level INFO to ``pqcore.worker.jobs``: the
             job, its task, the outcome and the seconds that the function took.
 
     Attributes:
-        interrupts_handled: Whether the program handles SIGINT in another way than by KeyboardInterrupt. A
-            KeyboardInterrupt that a coroutine function raises is then the job's own failure.
+        interrupts_handled: Whether the program handles SIGINT itself, without KeyboardInterrupt. Then a
+            KeyboardInterrupt of a coroutine function is a failure of its job.
 
     Raises:
-        ConfigurationError: An argument cannot be, or a queue has a single connection.
+        ConfigurationError: An argument is invalid, or a queue has a single connection.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Worker:
         self._health_wanted = None if health is None else Address.of(health)
         self._health: Health | None = None
         self._log_jobs = log_jobs
-        # So a lease that a stalled connection could not extend can still be extended over another.
+        # So a lease that a stalled connection could not extend can still be extended over another connection.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -144,20 +144,20 @@ class Worker:
 
     @property
     def health_address(self) -> str | None:
-        """Where the worker answers about its health, as ``127.0.0.1:8081``; None if it does not."""
+        """The address of the worker's health, such as ``127.0.0.1:8081``; None if there is none."""
         return None if self._health is None else self._health.address
 
     async def run(self, *, handle_signals: bool = False) -> None:
-        """Run jobs until stopped, then drain; if cancelled, stop immediately.
+        """Run jobs until stopped, and then drain; if cancelled, stop immediately.
 
         Args:
             handle_signals: Whether SIGTERM and SIGINT stop it: the first drains, a second stops immediately.
 
         Raises:
-            SchemaError: The table is missing, or not as this pqcore needs it.
-            ConfigurationError: It runs already, or cannot listen on the address of ``health``.
-            KeyboardInterrupt: A coroutine function was interrupted, or raised one, in the main thread, and the worker
-                does not handle signals. Jobs are given back before.
+            SchemaError: The table is missing, or its schema does not fit this pqcore.
+            ConfigurationError: The worker runs already, or cannot listen on the address of ``health``.
+            KeyboardInterrupt: A coroutine function was interrupted, or raised KeyboardInterrupt, in the main thread,
+                and the worker does not handle signals. Jobs are given back first.
         """
         if self._loop is not None:
             msg = "this worker is running already"
@@ -183,10 +183,10 @@ class Worker:
             logger.info("worker stopped")
 
     async def _begin(self, bridges: Sequence[Bridge]) -> None:
-        """Log what the worker works on, and answer about its health, before it takes jobs.
+        """Log the worker's settings, and start the server for its health, before the worker takes jobs.
 
         Raises:
-            ConfigurationError: The address of ``health`` cannot be listened on.
+            ConfigurationError: The worker cannot listen on the address of ``health``.
         """
         asked = asyncio.ensure_future(_describe(bridges))
         try:
@@ -205,7 +205,7 @@ class Worker:
             asked.cancel()
 
     def _log_start(self, where: str) -> None:
-        """Log what the worker works on, and warn of what may be a mistake."""
+        """Log the worker's queues and settings, and warn of possible mistakes."""
         names = ", ".join(repr(queue.name) for queue in self._queues)
         logger.info("worker starts: %s, concurrency %d; %s", names, self.concurrency, where)
         for queue in self._queues:
@@ -262,12 +262,12 @@ class Worker:
             await asyncio.gather(*(registration.withdraw() for registration in registrations))
             for bridge in bridges.values():
                 await bridge.close()
-            await _cancel_and_wait(watchers)  # last, so that nothing above waits for an answer that does not come
+            await _cancel_and_wait(watchers)  # last, so that no step above waits for an answer that does not come
 
     def stop(self) -> None:
-        """Fetch no more jobs, finish those that run, and end; called again, end immediately.  From any thread."""
+        """Fetch no more jobs, finish running jobs, and end; a second call ends immediately. Threads may call this."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: it has ended
+            with suppress(RuntimeError):  # the loop is closed: the worker has ended
                 self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
@@ -358,7 +358,7 @@ class Worker:
                 wait.cancel()
 
     async def _until_closing(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a part that must go on until the worker closes, though the event loop cancels all of its tasks.
+        """Run a part that must go on until the worker closes, even if the event loop cancels all of its tasks.
 
         `asyncio.run` does that when a KeyboardInterrupt or SystemExit leaves its loop.
         """
@@ -373,13 +373,13 @@ class Worker:
         for task in tasks:
             task.cancel()
         for queue_state in self._worker_state.queue_states:
-            queue_state.bridge.engine.wake(queue_state.control)  # so that threads that listen end
+            queue_state.bridge.engine.wake(queue_state.control)  # so that listening threads end
         await executor.close()
         await _cancel_and_wait(tasks)
 
 
 async def _describe(bridges: Sequence[Bridge]) -> str:
-    """Return the databases that a worker works on, or why they cannot be told."""
+    """Return the databases that a worker works on, or why they are unknown."""
     try:
         return ", ".join(dict.fromkeys([await bridge.call(describe_database) for bridge in bridges]))
     except PQError as exc:
