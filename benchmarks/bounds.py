@@ -19,7 +19,7 @@ TARGETS: Mapping[str, float] = {
     "lease_ack": 0.85,
     "worker": 0.25,
 }
-"""The lowest speed of an operation, as a share of a bare loop over the driver; see docs/benchmarks.md."""
+"""The lowest speed of an operation, as a share of a bare loop over the driver; see docs/benchmark-targets.md."""
 CPU: Mapping[str, float] = {
     "put": 2.0,
     "get": 2.3,
@@ -29,7 +29,7 @@ CPU: Mapping[str, float] = {
     "lease_ack": 2.2,
     "worker": 8.0,
 }
-"""The largest CPU time of the client per job, as a multiple of a bare loop's; see docs/benchmarks.md.
+"""The largest CPU time of the client per job, as a multiple of a bare loop's; see docs/benchmark-targets.md.
 
 Each is a third more than the largest value measured over any driver with both processors busy.
 """

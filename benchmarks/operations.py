@@ -29,7 +29,7 @@ class Operation:
         title: The title of the operation.
         jobs: The number of jobs in one call. The number is low, so that the time of a statement is visible.
         takes: Whether the operation needs existing jobs.
-        floor: The lowest share of pgbench's rate; see docs/benchmarks.md.
+        floor: The lowest share of pgbench's rate; see docs/benchmark-targets.md.
         script: The script of `pgbench.SCRIPTS` that does the same.
     """
 

@@ -190,9 +190,8 @@ def invoke(monkeypatch: pytest.MonkeyPatch, pqcore_server: str) -> Callable[...,
 @functools.cache
 def documented() -> dict[str, str]:
     """The keys of a report that the documentation names, and their types."""
-    text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text("utf-8")
-    _, _, section = text.partition("## The format of the JSON")
-    lines = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", section, re.MULTILINE)
+    text = (Path(__file__).parent.parent / "docs/reference/benchmark-json.md").read_text("utf-8")
+    lines = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE)
     named, summary = [line for line in lines if line[0] not in SUMMARY], [line for line in lines if line[0] in SUMMARY]
     assert [key for key, _ in summary] == SUMMARY
     own = {"summary": summary, "figure": [*summary, ("values[]", "number")]}

@@ -820,8 +820,14 @@ def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Comma
             yield " ".join((*names, name)), command
 
 
+def documentation() -> str:
+    pages = [ROOT / "docs/command-line.md", *sorted((ROOT / "docs/command-line").glob("*.md"))]
+    assert len(pages) > 1
+    return "\n".join(page.read_text() for page in pages)
+
+
 def test_commands_and_options_are_all_documented() -> None:
-    text = (ROOT / "docs/command-line.md").read_text()
+    text = documentation()
     sections = {
         title: body
         for title, body in re.findall(r"^#+ (.*)\n((?:(?!^#).*\n)*)", text, re.MULTILINE)
@@ -843,7 +849,7 @@ def test_commands_and_options_are_all_documented() -> None:
 
 def test_json_fields_are_documented(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
-    text = (ROOT / "docs/command-line.md").read_text()
+    text = documentation()
     for command in ("dead list", f"dead show {job_id}", f"status {job_id}", f"dead retry {job_id}"):
         done = run(*command.split(), "--queue", "apples", "--json", dsn=dsn)
         for field in json.loads(done.stdout):
