@@ -31,8 +31,8 @@ from .run import BACKENDS, Report, run
 def main(
     seconds: float, seed: int, backend: tuple[str, ...], clients: int, fault: tuple[str, ...], failover: str
 ) -> None:
-    """Have clients put and take while everything fails, and prove what became of each job. Exit code 1 for a loss."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was mounted and started is taken away
+    """Run clients while everything fails, and prove the outcome of each job. The exit code is 1 if a job is lost."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # mounted disks and started processes are removed
     console = Console()
     chosen = [kind for kind in BACKENDS if not backend or kind[0] in backend] * clients
     if not chosen:
@@ -51,7 +51,7 @@ def main(
 
 
 def show(console: Console, title: str, report: Report, seed: int) -> bool:
-    """Print what came of a run; whether that is bad."""
+    """Print the result of a run; return whether it has losses."""
     console.rule(title)
     for heading, counts in (
         ("faults injected", report.injected),

@@ -1,4 +1,4 @@
-"""Reads what clients wrote down, and the tables, and finds what cannot be."""
+"""The checker: it reads the logs of the clients and the tables, and finds contradictions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .worker_tasks import NAME, TICK
 
 Entry: TypeAlias = dict[str, Any]
 ENDED = ("ok", "unknown", "failed", "lost")
-"""How an act may end, as a client is told."""
+"""The outcomes of an act, from the client's view."""
 EXACT = 0.002
-"""Seconds: a distance that a client gave in milliseconds is kept as closely."""
+"""The tolerance for distances between times, in seconds; clients give distances in milliseconds."""
 ENDLESS = 120.0
-"""Seconds that no act takes, whatever fails: a silent connection is found closed after 20 seconds."""
+"""Seconds within which each act ends, whatever fails: a client finds a silent connection closed after 20 seconds."""
 SECOND = timedelta(seconds=1)
-"""Between two ticks."""
+"""The time between two ticks."""
 
 
 @dataclass
 class Verdict:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         counts: How often each act ended in each way, as in ``put ok``.
-        errors: The errors that clients were given, by their names.
-        losses: What cannot be: empty, if all is well.
+        errors: The errors that clients got, by their names.
+        losses: The contradictions that the checker found; empty if there is none.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -43,9 +43,9 @@ class Verdict:
 
 
 def read(logs: Iterable[Path]) -> list[Entry]:
-    """What all clients wrote down; the last line of one that was killed may be half a line."""
+    """Return the entries of all clients' logs; the last line of a killed client may be incomplete."""
     found = []
-    for log in filter(Path.exists, logs):  # one that was killed immediately has none
+    for log in filter(Path.exists, logs):  # a client that was killed immediately has no log
         for line in log.read_text().splitlines():
             try:
                 found.append(json.loads(line))
@@ -55,7 +55,7 @@ def read(logs: Iterable[Path]) -> list[Entry]:
 
 
 class Told:
-    """What clients were told, by act, outcome and job."""
+    """The answers that clients got, by act, outcome and job."""
 
     def __init__(self, history: Sequence[Entry]) -> None:
         self.history = history
@@ -69,21 +69,21 @@ class Told:
                 self._leases[how][entry["tokens"][0], entry["attempt"]] += 1
 
     def times(self, act: str, outcome: str) -> Counter[str]:
-        """How often an act on each job ended so."""
+        """Return how often the act had this outcome, for each job."""
         return self._tokens[act, outcome]
 
     def jobs(self, act: str, outcome: str) -> set[str]:
         return set(self._tokens[act, outcome])
 
     def leases(self, act: str, outcome: str) -> Counter[tuple[str, int]]:
-        """How often an act on each lease ended so, by token and attempt."""
+        """Return how often the act had this outcome, for each lease: by token and attempt."""
         return self._leases[act, outcome]
 
     def entries(self, act: str, *outcomes: str) -> Iterator[Entry]:
         return (entry for entry in self.history if entry["act"] == act and entry["outcome"] in outcomes)
 
     def unheard(self, act: str) -> int:
-        """How many jobs may have been taken for clients that did not hear of it."""
+        """Return how many jobs may have been taken for clients that got no answer."""
         asked = sum(entry["n"] for entry in self.entries(act, "begun"))
         return int(asked - sum(entry["n"] for entry in self.entries(act, "ok", "failed")))
 
@@ -97,7 +97,7 @@ def _all(what: str, found: Iterable[Any]) -> Finding:
 
 
 def check(history: Sequence[Entry], tables: Tables) -> Verdict:
-    """Hold what clients were told against what is in the tables, of which no row is ever deleted but by `cancel`."""
+    """Compare the answers that clients got with the tables; only `cancel` ever deletes a row."""
     told = Told(history)
     verdict = Verdict(told.counts)
     for each in (
@@ -128,13 +128,13 @@ def check(history: Sequence[Entry], tables: Tables) -> Verdict:
 
 
 def errors(told: Told, tables: Tables) -> Finding:
-    """What drivers raise within pqcore is told as an error of pqcore's."""
+    """Check that clients got pqcore's own errors for all exceptions of drivers."""
     del tables
     yield from _all("an error that is none of pqcore's", (e["why"] for e in told.history if e.get("foreign")))
 
 
 def puts(told: Told, tables: Tables) -> Finding:
-    """A put that was acknowledged is there, one that failed is not, and many are put together or not at all."""
+    """Check that acknowledged puts exist and failed puts do not, and that `put_many` puts all of its jobs or none."""
     there = Counter(event.token for event in tables.events if event.what == "INSERT")
     yield from _all("put, acknowledged, and not there", told.jobs("put", "ok") - set(there))
     refused = told.jobs("put", "failed") | (told.jobs("keyed", "failed") - told.jobs("keyed", "unknown"))
@@ -158,7 +158,7 @@ def puts(told: Told, tables: Tables) -> Finding:
 
 
 def effects(told: Told, tables: Tables) -> Finding:
-    """A job that was taken in a transaction, or finished by a worker in one, has its effect, and that once."""
+    """Check that a job that was taken or finished in a transaction has its effect exactly once."""
     written = Counter(token for token, _ in tables.effects)
     done = {row.token for row in tables.rows if row.over and row.queue in ("transaction", NAME)}
     yield from _all("an effect twice", (token for token, number in written.items() if number > 1))
@@ -175,7 +175,7 @@ def effects(told: Told, tables: Tables) -> Finding:
 
 
 def pops(told: Told, tables: Tables) -> Finding:
-    """What was popped is gone for others; what was popped and reached nobody is explained."""
+    """Check that popped jobs were delivered once; a popped job without a taker needs a lost answer or client."""
     done = {row.token for row in tables.rows if row.over and row.queue == "pop"}
     heard = told.times("pop", "ok")
     yield from _all("popped by two", (token for token, number in heard.items() if number > 1))
@@ -187,7 +187,7 @@ def pops(told: Told, tables: Tables) -> Finding:
 
 
 def leases(told: Told, tables: Tables) -> Finding:
-    """Each lease is given to one, who heard of it, or whose answer was lost."""
+    """Check that each lease was given to one client, which either got the answer or lost it."""
     given = {
         (event.token, event.attempts)
         for event in tables.events
@@ -203,7 +203,7 @@ def leases(told: Told, tables: Tables) -> Finding:
 
 
 def endings(told: Told, tables: Tables) -> Finding:
-    """What a holder was told of the end of its lease is what became of it."""
+    """Check that the end of each lease agrees with the answer that its holder got."""
     found: dict[str, set[tuple[str, int]]] = {"ack": set(), "nack": set(), "extend": set()}
     for event in tables.events:
         if event.queue == "lease" and event.what == "UPDATE" and event.attempts == event.was_attempts:
@@ -231,7 +231,7 @@ def _ending(event: Event) -> str:
 
 
 def cancels(told: Told, tables: Tables) -> Finding:
-    """A job that was cancelled is gone, and was not given to anybody after; others are there still."""
+    """Check that cancelled jobs are gone and were not delivered afterwards, and that other jobs still exist."""
     gone = {event.token for event in tables.events if event.what == "DELETE" and event.queue in CANCELLED}
     said: dict[bool, set[str]] = {True: set(), False: told.jobs("cancel", "failed")}
     for entry in told.entries("cancel", "ok"):
@@ -242,7 +242,7 @@ def cancels(told: Told, tables: Tables) -> Finding:
 
 
 def keys(told: Told, tables: Tables) -> Finding:
-    """A dedup key has one job at a time, and a put under it gives the id of that."""
+    """Check that a dedup key has one job at a time, and that a put under the key returned the id of that job."""
     holder: dict[tuple[str, str], int] = {}
     put = {event.job: event.token for event in tables.events if event.what == "INSERT"}
     key_of = {token: entry["key"] for entry in told.entries("keyed", "begun") for token in entry["tokens"]}
@@ -269,7 +269,7 @@ def keys(told: Told, tables: Tables) -> Finding:
 
 
 def changes(told: Told, tables: Tables) -> Finding:
-    """Each change of a job is one that may follow the last, by the server's clock."""
+    """Check that each change of a job may follow the previous change, by the server's clock."""
     del told
     for job, chain in tables.chains().items():
         if chain[0].what != "INSERT":
@@ -283,7 +283,7 @@ def changes(told: Told, tables: Tables) -> Finding:
             elif event.attempts not in (event.was_attempts, event.was_attempts + 1):
                 yield "its attempts do not rise by one", f"{event.token} ({job})"
             elif event.what == "DELETE" and event.queue not in CANCELLED:
-                continue  # a dead letter, which is found as such
+                continue  # the job is a dead letter, which another rule checks
             elif event.attempts > event.was_attempts or event.what == "DELETE":
                 if _was_held(event):
                     yield "given to another under a lease that held", f"{event.token} ({job})"
@@ -294,7 +294,7 @@ def changes(told: Told, tables: Tables) -> Finding:
 
 
 def rows(told: Told, tables: Tables) -> Finding:
-    """The table is what the audit says, and all that is left is given to who asks."""
+    """Check that the table agrees with the audit, and that a client that asks gets all remaining jobs."""
     del told
     last = {job: chain[-1] for job, chain in tables.chains().items()}
     alive = {job: (event.attempts, event.over) for job, event in last.items() if event.what != "DELETE"}
@@ -307,7 +307,7 @@ def rows(told: Told, tables: Tables) -> Finding:
 
 
 def waits(told: Told, tables: Tables) -> Finding:
-    """Each act ends in the time that the longest wait may take."""
+    """Check that each act ended within the time of the longest wait."""
     del tables
     last: dict[str, Entry] = {}
     for entry in told.history:
@@ -322,7 +322,7 @@ def waits(told: Told, tables: Tables) -> Finding:
 
 
 def answers(told: Told, tables: Tables) -> Finding:
-    """What a client is answered is the answer to what it asked."""
+    """Check that each client got the answer to its own question."""
     del tables
     wrong = (entry["asked"] for entry in told.entries("ask", "ok") if entry["answer"] != entry["asked"])
     yield from _all("an answer to what another asked", wrong)
@@ -330,11 +330,11 @@ def answers(told: Told, tables: Tables) -> Finding:
 
 @dataclass
 class Gate:
-    """What a job needs to run.
+    """The limits and the group that a job needs to run.
 
     Attributes:
-        limits: How many jobs may run at the same time, by key.
-        group: Its group, or None.
+        limits: How many jobs may run concurrently; the keys are the limits' names.
+        group: The job's group, or None.
     """
 
     limits: dict[str, int]
@@ -343,17 +343,17 @@ class Gate:
 
 @dataclass
 class Run:
-    """A run of a job under limits or in a group, or a lease of it, for as long as it counts.
+    """A run or a lease of a job under limits or in a group, with the time during which it counts.
 
     A lease counts until the server ends it, or makes the job wait again. A run counts from its first record to its
     last. A run without a last record may have ended with the first. A run whose lease ran out counts until the server
-    makes the job wait again, or gives it to another. Its function may go on, or begin, after that: this is the promise
-    of at least once. A run that was given back or ended counts no more.
+    makes the job wait again, or gives it to another consumer. Its function may go on, or even begin, after that: jobs
+    run at least once. A run whose job was given back or ended does not count any more.
 
     Attributes:
         job: The job.
         begun: The number of its first record, or of the event that leased the job.
-        over: The number of what ended it.
+        over: The number of the record or event that ended it.
     """
 
     job: int
@@ -362,24 +362,24 @@ class Run:
 
 
 def _waits(event: Event) -> bool:
-    """Return whether the job waits to be admitted, after a change."""
+    """Return whether the job waits for admission after a change."""
     return event.leased == WAITING
 
 
 def _was_held(event: Event) -> bool:
-    """Return whether a lease on the job held, before a change."""
+    """Return whether the job was under a lease before a change."""
     return event.was_leased is not None and event.at < event.was_leased < WAITING
 
 
 def _ends_lease(event: Event, tables: Tables) -> bool:
-    """Return whether a change ends a lease; a lease that had not run out is not ended by making the job wait."""
+    """Return whether a change ends a lease. Making the job wait ends only a lease that had run out."""
     if _waits(event):
         return not _was_held(event) or not tables.is_steady(event)
     return event.attempts > event.was_attempts or event.over or event.leased is None or event.what == "DELETE"
 
 
 def _gates(told: Told, tables: Tables) -> dict[int, Gate]:
-    """Return what each job needs to run, by id; the order is that of ids."""
+    """Return the limits and group of each job, by id, in the order of ids."""
     gates = {
         token: Gate(entry["limits"], entry["group"])
         for entry in told.entries("gate", "begun")
@@ -413,7 +413,7 @@ def _runs(tables: Tables) -> list[Run]:
 
 
 def _too_many(runs: Sequence[Run], places: int) -> Iterator[str]:
-    """Yield the jobs that run at the same time as another begins, where they are too many."""
+    """Yield the jobs that run when another job begins, if they are too many."""
     found: dict[tuple[int, ...], int] = {}
     for number, run in enumerate(runs):
         jobs = {run.job} | {other.job for other in runs[:number] if other.over > run.begun}
@@ -423,7 +423,7 @@ def _too_many(runs: Sequence[Run], places: int) -> Iterator[str]:
 
 
 def limits(told: Told, tables: Tables) -> Finding:
-    """At no moment do more jobs run than their limit admits, under each of their limits."""
+    """Check that at no moment more jobs ran than a limit allows, for each limit."""
     gates = _gates(told, tables)
     places = {key: number for gate in gates.values() for key, number in gate.limits.items()}
     under: dict[str, list[Run]] = defaultdict(list)
@@ -437,7 +437,7 @@ def limits(told: Told, tables: Tables) -> Finding:
 
 
 def groups(told: Told, tables: Tables) -> Finding:
-    """The jobs of a group run one at a time, each after those that were put before it are done."""
+    """Check that the jobs of a group ran one at a time, each after all jobs that were put before it had ended."""
     gates = _gates(told, tables)
     members: dict[str, list[int]] = defaultdict(list)
     for job, gate in gates.items():
@@ -467,9 +467,9 @@ def groups(told: Told, tables: Tables) -> Finding:
 
 
 def ends(told: Told, tables: Tables) -> Finding:
-    """What a worker tells plugins of the end of a run is what became of the job.
+    """Check that workers told their plugins the true end of each run.
 
-    A run that failed is left out: its function may have finished the job in a transaction whose answer it did not hear.
+    Failed runs are left out: the function may have finished the job in a transaction, and lost the answer.
     """
     done = {(event.job, event.attempts) for event in tables.events if event.over}
     said: dict[str, set[tuple[int, int]]] = {
@@ -488,10 +488,11 @@ def _ticks(tables: Tables) -> list[Event]:
 
 
 def ticks(told: Told, tables: Tables) -> Finding:
-    """Each tick has one job, and ticks go on; where missed ones are made up for, none is left out.
+    """Check that each tick has one job, that ticks go on, and that no tick is left out if missed ticks are put later.
 
-    A server's clock that is put ahead or behind comes to no time twice: see `ServerClock`. For a moment sessions differ
-    in what time it is, as in no real server: then one sets the tick back that another has put, which comes again.
+    A stepped clock of the server shows no time twice: see `ServerClock`. But for a moment, sessions see different
+    times, unlike on a real server. Then one session may set a tick back that another session has put, and the tick
+    comes again.
     """
     put = {event.due for event in _ticks(tables)}
     steady = Counter(event.due for event in _ticks(tables) if tables.is_steady(event))

@@ -1,4 +1,4 @@
-"""A client process: it puts and takes in all ways, and writes down what it was told of each, before and after."""
+"""A client process: it puts and takes in all ways, and logs each act before it begins and after it ends."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ T = TypeVar("T")
 
 QUEUES = ("transaction", "lease", "pop")
 CANCELLED = (*QUEUES, GATED)
-"""The queues of which jobs are cancelled."""
+"""The queues whose jobs are cancelled."""
 PLACES = (1, 2, 5)
-"""How many jobs may run at the same time under a limit."""
+"""How many jobs may run concurrently under each limit."""
 LEASE = 0.7
-"""Seconds of a lease: some are held for longer."""
+"""The length of a lease, in seconds; some leases are held for longer."""
 LATER = 1.5
-"""Seconds for which jobs are scheduled, at most."""
+"""The longest time until a scheduled job is due, in seconds."""
 THREADS = 3
-"""Of each process."""
+"""The number of threads of each process."""
 CROWD = 7
-"""Further threads that a thread calls together with now and then, so that calls travel in groups."""
+"""The number of threads that sometimes call concurrently with another thread, so that calls share a statement."""
 KEYS = 5
 """Dedup keys that clients share."""
 PAUSE = 4.0
-"""Seconds between two acts of a thread that put several jobs which wait for one another: workers must keep up."""
+"""Seconds between two acts of a thread that put jobs which wait for one another, so that workers can keep up."""
 APPLICATION = "pqcore-chaos"
 OWN = tuple(f"{Path(module.__file__).parent}/" for module in (pqcore, pqcore_backends) if module.__file__)
-"""Where pqcore's code is."""
+"""The folder of pqcore's code."""
 
 
 class ApplicationError(Exception):
-    """What a driver raised in a statement of the application's own."""
+    """An exception of a driver, in one of the application's own statements."""
 
 
 class TimeLimit(Exception):
@@ -61,14 +61,14 @@ class TimeLimit(Exception):
 
 
 class Client:
-    """One thread's; those of a process share its connections.
+    """A client in one thread; the clients of a process share its connections.
 
     Args:
-        pq: The queues, which look blocking.
-        portal: What makes them look so, if they are asynchronous.
-        log: Where it is written what happened.
-        name: Its name, which no other has.
-        seed: What is done.
+        pq: The queues; asynchronous ones look blocking.
+        portal: The portal that makes asynchronous queues look blocking; None for blocking ones.
+        log: The log of the client's acts.
+        name: The client's unique name.
+        seed: The seed that determines the acts.
     """
 
     def __init__(self, pq: Any, portal: Portal | None, log: Log, name: str, seed: int) -> None:
@@ -119,12 +119,12 @@ class Client:
         }
 
     def run(self) -> None:
-        """Go on until killed."""
+        """Act until the process is killed."""
         while True:
             self.step()
 
     def step(self) -> None:
-        """Do one of the acts."""
+        """Perform one act."""
         [act] = self._rng.choices(list(self.acts), list(self.acts.values()))
         if act in self._scarce:
             now = time.monotonic()
@@ -134,20 +134,20 @@ class Client:
         act()
 
     def become(self, name: str) -> None:
-        """Go on under another name, as a forked process."""
+        """Continue under another name, in a forked process."""
         self._name, self._number, self._cancellable, self._crowd = name, 0, [], []
         self._rng = random.Random(name)
 
     def interrupt(self, *_: object) -> None:
-        """Raise what Ctrl-C raises, at any moment of an act but while the log is written."""
+        """Raise KeyboardInterrupt, at any moment of an act except while the log is written."""
         if self._interruptible:
             self._interruptible = False
             raise KeyboardInterrupt
 
     def limit(self, *_: object) -> None:
-        """Have a time limit run out before any of the next lines of pqcore's that run.
+        """Make a time limit run out before one of the next lines of pqcore's code.
 
-        Most of the time of an act is spent in waiting for the server: what is raised at a moment rarely hits a line.
+        An act mostly waits for the server, so an exception at a random moment would rarely hit a line of pqcore.
         """
         self._lines = int(10 ** self._rng.uniform(0, 3.5))
 
@@ -163,7 +163,7 @@ class Client:
         return self._trace
 
     def _exposed(self, do: Callable[[], T]) -> T:
-        """Do something that may be interrupted."""
+        """Call a function that may be interrupted."""
         self._interruptible = True
         try:
             if self._lines > 0:
@@ -185,7 +185,7 @@ class Client:
         told: Callable[[Any], dict[str, Any]] | None = None,
         **facts: Any,
     ) -> tuple[str, Any]:
-        """Do something, and write down how it ended, as it was told."""
+        """Call a function, and log the outcome that the client saw."""
         outcome, found = "ok", None
         more: dict[str, Any] = {}
         begun = time.monotonic()
@@ -199,7 +199,7 @@ class Client:
             outcome = "lost"
         except (PQError, ApplicationError) as exc:
             outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc}"[:200]}
-        except Exception as exc:  # which is wrong: the checker says so
+        except Exception as exc:  # this is a fault, which the checker reports
             outcome, more = "failed", {"why": f"{type(exc).__name__}: {exc!r}"[:500], "foreign": True}
         else:
             more = {} if told is None else told(found)
@@ -209,9 +209,9 @@ class Client:
         return outcome, found
 
     def _call(self, name: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a method of a queue; of an asynchronous one, now and then in a task that is cancelled soon.
+        """Call a method of a queue; on an asynchronous queue, sometimes in a task that is soon cancelled.
 
-        A get or a lease is not cancelled: it would be undone, and the checker knows only what clients ask for.
+        A get or a lease is not cancelled: it would be undone, which the checker cannot know.
         """
         if self._portal is None or method not in ("put", "ack") or self._rng.random() < 0.7:
             return getattr(self._pq[name], method)(*args, **options)
@@ -274,16 +274,16 @@ class Client:
         self._try("put", lambda: self._tasks["work"](token), tokens=[token])
 
     def _gated(self, tokens: Sequence[str], limits: dict[str, int], group: str | None = None) -> None:
-        """Write down what jobs need to run."""
+        """Log the limits and groups that jobs need to run."""
         self._tell("gate", "begun", tokens=list(tokens), limits=limits, group=group)
 
     def _limits(self, *numbers: int) -> dict[str, int]:
-        """Return limits that others use, too; keys change, as a place is held while the clock was ahead."""
+        """Return limits that clients share; the keys change, because a place may be held while the clock is ahead."""
         moment = f"{time.monotonic() // 10:.0f}"
         return {f"{moment}-{places}-{self._rng.randrange(2)}": places for places in numbers}
 
     def put_limited(self) -> None:
-        """Put more jobs under a limit than may run, of any tenants and priorities."""
+        """Put more jobs under a limit than may run concurrently, with random tenants and priorities."""
         places = self._rng.choice(PLACES)
         limits, tokens = self._limits(places), self._tokens(places + 2)
         self._gated(tokens, limits)
@@ -299,12 +299,12 @@ class Client:
         return outcome
 
     def _gated_put(self, token: str, limits: dict[str, int], group: str | None = None) -> Callable[[], Any]:
-        """Return what puts a job under limits or in a group, with any tenant and priority."""
+        """Return a function that puts a job under limits or in a group, with a random tenant and priority."""
         tenant, priority = self._rng.choice([None, None, "one", "two"]), self._rng.choice([0, 0, 0, -1, 5])
         return lambda: self._tasks["gated"](token, limits, group, tenant, priority)
 
     def put_grouped(self, *places: int) -> None:
-        """Put jobs into a group of their own, each when the one before is known to be there: their order is known."""
+        """Put jobs into a new group, each after the previous put was acknowledged, so that their order is known."""
         tokens = self._tokens(4)
         for token in tokens:
             limits = self._limits(*places)
@@ -323,7 +323,7 @@ class Client:
         self._put_gated(token, {})
 
     def put_crosswise(self) -> None:
-        """Put jobs under two limits in a block that stays open for a moment; others do it in the other order."""
+        """Put jobs under two limits in a block that stays open for a moment; other clients use the opposite order."""
         tokens = self._tokens(2)
         keys = list(self._limits(*PLACES[:2]).items())
         self._rng.shuffle(keys)
@@ -340,13 +340,13 @@ class Client:
         self._try("put", block, tokens=tokens)
 
     def put_kept(self) -> None:
-        """Put a job that is retried, and has a result: both notify."""
+        """Put a job that is retried and has a result: both events notify."""
         [token] = self._tokens()
         self._tell("put", "begun", tokens=[token])
         self._try("put", lambda: self._tasks["kept"](token), tokens=[token])
 
     def put_keyed(self) -> None:
-        """Put under a key that others put under, too: one job has it at a time."""
+        """Put under a dedup key that other clients use, too: one job has the key at a time."""
         key, [token] = f"shared-{self._rng.randrange(KEYS)}", self._tokens()
         facts: dict[str, Any] = {"tokens": [token], "key": key}
         self._tell("keyed", "begun", **facts)
@@ -358,10 +358,10 @@ class Client:
         )
 
     def put_once(self) -> None:
-        """Put under a key of its own, again and again while it is unknown whether the last put took effect."""
+        """Put under a unique dedup key, and repeat while it is unknown whether the last put took effect."""
         [token] = self._tokens()
         facts: dict[str, Any] = {"tokens": [token], "key": token}
-        dedup = Dedup(token, until="1000d")  # longer than any clock is put ahead
+        dedup = Dedup(token, until="1000d")  # longer than any step of a clock
         for _ in range(5):
             self._tell("keyed", "begun", **facts)
             outcome, _ = self._try(
@@ -374,12 +374,12 @@ class Client:
                 break
 
     def put_together(self) -> None:
-        """Put a job of each of several threads at the same time, into one queue."""
+        """Put jobs into one queue by several threads concurrently."""
         queue = self._rng.choice(QUEUES)
         self._together(lambda client: client.put(queue))
 
     def take_together(self) -> None:
-        """Take jobs by several threads at the same time, from one queue."""
+        """Take jobs from one queue by several threads concurrently."""
         self._together(self._rng.choice([Client.pop, Client.lease]))
 
     def _together(self, act: Callable[[Client], None]) -> None:
@@ -410,7 +410,7 @@ class Client:
     # Taking
 
     def ask(self) -> None:
-        """Have the server answer with what it is asked, in a block."""
+        """Make the server return a value that the client sends, in a block."""
         [token] = self._tokens()
 
         def block() -> Any:
@@ -421,7 +421,7 @@ class Client:
         self._try("ask", block, lambda answer: {"answer": answer}, asked=token)
 
     def take(self) -> None:
-        """Take jobs, and write their effects, in one transaction; two take locks in the order that comes."""
+        """Take jobs, and write their effects, in one transaction; with two jobs, locks are taken in any order."""
         taken: list[str] = []
         number, tallied = self._rng.choice([1, 1, 2]), self._rng.random() < 0.3
         pause = self._rng.choice([0.0, 0.0, 0.03])
@@ -443,7 +443,7 @@ class Client:
         self._try("take", block, tokens=taken)
 
     def _sql(self, cursor: Any, text: str, *values: Any, answered: bool = False) -> Any:
-        """Run a statement of the application's own, as its driver is spoken to; return the value that it answers."""
+        """Run one of the application's own statements through its driver; return the value."""
         numbered = hasattr(cursor, "fetchval")
         statement = text.format(*[f"${place}" if numbered else "%s" for place in range(1, len(values) + 1)])
         call = (lambda make: make()) if self._portal is None else self._portal.call
@@ -468,12 +468,12 @@ class Client:
         )
 
     def lease(self) -> None:
-        """Lease jobs, and let them end in each of the ways there are."""
+        """Lease jobs, and end the leases in all possible ways."""
         queue, n = self._pq["lease"], self._rng.choice([1, 1, 3])
         self._tell("lease", "begun", n=n)
 
         def told(jobs: Sequence[Any]) -> dict[str, Any]:
-            for job in jobs:  # before it is written that the act ended: a process may be killed in between
+            for job in jobs:  # before the end of the act is logged, because the process may be killed in between
                 self._tell("leased", "ok", tokens=[job.data], attempt=job.token)
             return {}
 
@@ -498,11 +498,11 @@ class Client:
             self._ack_all(queue, jobs)
 
     def pop_gated(self) -> None:
-        """Take a job as a get does, which heeds no limits."""
+        """Take a job with `get`, which ignores limits."""
         self._try("pop_gated", lambda: self._pq[GATED].get(block=False))
 
     def lease_gated(self) -> None:
-        """Lease a job that needs places under limits or the turn of its group, and record that it runs."""
+        """Lease a job that needs places under limits, or the turn of its group; record its run."""
         queue = self._pq[GATED]
         _, job = self._try("lease_gated", lambda: queue.lease(LEASE, wait=0.05))
         if job is None:
@@ -530,7 +530,7 @@ class Client:
     def _end(self, act: str, jobs: Sequence[Any], do: Callable[[Any], Any]) -> None:
         for job in jobs:
             facts = {"tokens": [job.data], "attempt": job.token}
-            for _ in range(2):  # again, if it is unknown whether it took effect
+            for _ in range(2):  # repeated if it is unknown whether it took effect
                 self._tell(act, "begun", **facts)
                 outcome, _ = self._try(act, lambda job=job: do(job), **facts)  # type: ignore[misc]
                 if outcome != "unknown":
@@ -550,16 +550,16 @@ def _some(job: Any) -> list[Any]:
 
 
 def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
-    """Go on, in several threads, until killed.
+    """Run clients in several threads, until the process is killed.
 
     Args:
         backend: The backend's name.
         mode: ``blocking`` or ``async``.
-        dsn: The server, through whatever fails.
-        log: Where it is written what happened.
-        seed: What is done.
+        dsn: The address of the server, behind the failing proxy.
+        log: The path of the log.
+        seed: The seed that determines the acts.
     """
-    logging.getLogger("pqcore").setLevel(logging.CRITICAL)  # it warns of what is done to it
+    logging.getLogger("pqcore").setLevel(logging.CRITICAL)  # pqcore warns of the injected faults
     portal = Portal() if mode == "async" else None
     options: dict[str, Any] = {"backend": backend, "timeout": 0.05, "pool_timeout": 5}
     pq: Any = PQ(dsn, **options) if portal is None else Blocking(AsyncPQ(dsn, **options), portal)

@@ -1,4 +1,4 @@
-"""The client processes, and the workers among them; one that is killed has another take its place."""
+"""The processes of clients and workers; a new process replaces each killed one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .worker_tasks import GATED, NAME, OTHERS, declare
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER, FORKING = "worker", "forking"
-"""What workers and clients that fork are among modes; other clients are ``blocking`` or ``async``."""
+"""The modes of workers and of forking clients; other clients are ``blocking`` or ``async``."""
 WORKERS_LEASE = 2
-"""Seconds."""
+"""The length of workers' leases, in seconds."""
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Member:
     """One process.
 
     Attributes:
-        backend: Its backend.
-        mode: Its mode, or `WORKER`, or `FORKING`.
+        backend: The process's backend.
+        mode: The backend's mode, or `WORKER`, or `FORKING`.
         process: The process.
-        clock: Its clock, if that can be stepped.
-        complaints: What it wrote to stderr.
-        log: What it writes down; not there yet before it is at work.
+        clock: The clock of the process, if it can be stepped.
+        complaints: The file with the process's stderr.
+        log: The path of the log; the file exists as soon as the process works.
     """
 
     backend: str
@@ -51,19 +51,19 @@ class Member:
 
 
 class Clients:
-    """All of them.
+    """All processes of a run.
 
     Args:
-        dsns: Where the server is; one of them for each process.
-        direct: Where it is for this process, with nothing between.
-        folder: Where they write down what happened.
-        rng: Chooses.
-        missed: What becomes of ticks that were missed: as for a periodic task.
+        dsns: The addresses of the server; each process gets one of them.
+        direct: The address of the server for this process, without a proxy.
+        folder: The folder of the logs.
+        rng: The random generator that chooses processes.
+        missed: Which missed ticks are put later, as for a periodic task.
 
     Attributes:
-        logs: What they wrote down.
-        missed: What becomes of ticks that were missed.
-        faked: The library by which their clocks are stepped, if there is one.
+        logs: The logs.
+        missed: Which missed ticks are put later.
+        faked: The library that steps the processes' clocks, if there is one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Clients:
         self._folder = folder
         self._rng = rng
         self._running: list[Member] = []
-        self._changing = threading.Lock()  # faults are injected by two threads
+        self._changing = threading.Lock()  # two threads inject faults
         self._number = self._interrupting = 0
         self.missed = missed
         self.logs = [folder / "history"]
@@ -82,7 +82,7 @@ class Clients:
         self.faked = library()
 
     def hire(self, backend: str, mode: str) -> None:
-        """Start one."""
+        """Start a process."""
         self._number += 1
         log, complaints = (self._folder / f"{kind}-{self._number}" for kind in ("history", "complaints"))
         self.logs.append(log)
@@ -115,29 +115,29 @@ class Clients:
         self._running.append(Member(backend, mode, process, clock, complaints, log))
 
     def kill_one(self) -> None:
-        """SIGKILL any, and start another."""
+        """Send SIGKILL to a random process, and start a new one."""
         with self._changing:
             member = self._running.pop(self._rng.randrange(len(self._running)))
             _kill(member)
             self.hire(member.backend, member.mode)
 
     def freeze_one(self) -> None:
-        """Have any stand still, maybe for longer than its leases last."""
+        """Stop a random process for a while, maybe for longer than its leases last."""
         member = self._rng.choice(self._running)
         member.process.send_signal(signal.SIGSTOP)
         time.sleep(self._rng.choice([0.1, 0.3, 1.2 * LEASE]))
         member.process.send_signal(signal.SIGCONT)
 
     def interrupt_one(self, number: signal.Signals) -> None:
-        """Have what any blocking client does be interrupted, as by Ctrl-C or a time limit, at random moments."""
+        """Interrupt a random blocking client at random moments, as Ctrl-C or a time limit would."""
         self._signal("blocking", number, self._rng.randint(5, 30))
 
     def fork_one(self) -> None:
-        """Have a client fork, in C."""
+        """Make a client fork in C."""
         self._signal(FORKING, signal.SIGUSR1, self._rng.randint(1, 2))
 
     def _signal(self, mode: str, number: signal.Signals, times: int) -> None:
-        """Send a signal to any process of a mode that is at work."""
+        """Send a signal to a random working process of a mode."""
         with self._changing:
             member = self._rng.choice([member for member in self._running if member.mode == mode])
         for _ in range(times):
@@ -146,7 +146,7 @@ class Clients:
             time.sleep(self._rng.uniform(0.005, 0.04))
 
     def interrupt_jobs(self) -> None:
-        """Put jobs that raise KeyboardInterrupt, in a thread or coroutine of their worker's, and in a process."""
+        """Put jobs that raise KeyboardInterrupt in their worker: in a thread, in a coroutine, and in a process."""
         with PQ(self._direct(), backend="psycopg") as pq:
             tasks = declare(pq)
             for name in ("interrupted", "interrupted_process"):
@@ -164,17 +164,17 @@ class Clients:
                 self._log.write({"act": "put", "outcome": outcome, "tokens": [token]})
 
     def step_clock(self) -> None:
-        """Put the clock of any forward or back."""
+        """Set the clock of a random process forward or back."""
         clock = self._rng.choice(self._running).clock
         if clock is not None:
             clock.step(self._rng)
 
     def at_work(self) -> bool:
-        """Return whether any worker runs."""
+        """Return whether a worker runs."""
         return any(member.mode == WORKER and member.process.poll() is None for member in self._running)
 
     def fallen(self) -> list[str]:
-        """Those that ended by themselves, which none does, with the last that they said."""
+        """Return the processes that ended by themselves, which none should do, with their last output."""
         return [
             f"{member.backend} ({member.mode}): exit code {code}: {member.complaints.read_text()[-1500:]}"
             for member in self._running
@@ -182,10 +182,10 @@ class Clients:
         ]
 
     def stop(self, *, but: str = "") -> None:
-        """Kill all.
+        """Kill the processes.
 
         Args:
-            but: The mode of those that are left.
+            but: The mode of processes to leave alive.
         """
         for member in self._running:
             if member.mode != but:
@@ -197,7 +197,7 @@ class Clients:
 
 
 def _kill(member: Member) -> None:
-    """Kill a process, and those that it made."""
+    """Kill a process and its child processes."""
     with suppress(ProcessLookupError):
         os.killpg(member.process.pid, signal.SIGKILL)
     member.process.wait()

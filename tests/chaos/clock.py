@@ -1,4 +1,4 @@
-"""Clocks of clients and a server that can be stepped, by libfaketime: the wall clock alone, as if somebody set it."""
+"""Clocks of clients and of a server that can be stepped, by libfaketime: only the wall clock, as if somebody set it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psycopg
 from pqcore_backends.embedded import EmbeddedServer
 
 UPTIME = "/proc/uptime"
-"""Has the seconds that the machine runs, which libfaketime leaves as they are."""
+"""The file with the machine's uptime in seconds, which libfaketime does not change."""
 SHIFTS = ("+3h", "-3h", "+40d", "-40d", "+90s", "-90s", "+0")
 _PLACES = ("usr/lib/*/faketime", "usr/lib/faketime", "usr/lib64/faketime", "usr/local/lib/faketime")
 # Some releases of the library, with some Pythons, break the waits of threads.
@@ -29,8 +29,8 @@ class Clock:
     """The clock of one process.
 
     Args:
-        file: Where it is written how it goes.
-        preloaded: What `library` gave.
+        file: The file that tells the library how far the clock is off.
+        preloaded: The result of `library`.
     """
 
     def __init__(self, file: Path, preloaded: Path) -> None:
@@ -42,51 +42,52 @@ class Clock:
         """Return the environment to start the process with.
 
         Args:
-            often: Whether the file is read each time that the process asks for the time; else every second or two.
+            often: Whether the library reads the file each time the process asks for the time; otherwise every second or
+                two.
         """
         return {
             "LD_PRELOAD": str(self._preloaded),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             **({"FAKETIME_NO_CACHE": "1"} if often else {"FAKETIME_CACHE_DURATION": "1"}),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",  # as older releases call it
+            "DONT_FAKE_MONOTONIC": "1",  # the name in older releases
         }
 
     def set(self, shift: str) -> None:
-        """Put it forward or back: so far from the true time."""
+        """Set the clock this far from the true time."""
         replacement = self._file.with_suffix(".new")
         replacement.write_text(f"{shift}\n")
         replacement.chmod(0o644)  # a server reads it as another user
         replacement.replace(self._file)
 
     def step(self, rng: random.Random) -> None:
-        """Put it seconds, hours or days forward or back."""
+        """Set the clock forward or back by seconds, hours or days."""
         self.set(rng.choice(SHIFTS))
 
 
 class ServerClock:
-    """The clock of a server, which is started again under the library.
+    """The clock of a server, which is restarted with the library preloaded.
 
-    No time comes twice: each step goes further from the true time than the one before. The library reads the clock's
-    file with malloc. PostgreSQL asks for the time in its handler of SIGALRM too, which may have interrupted malloc, and
-    then the session hangs. So the file is read rarely, and sessions notice a step within `LATE` seconds.
+    No time comes twice: each step goes further from the true time than the one before. The library calls malloc to read
+    the clock's file. PostgreSQL asks for the time in its SIGALRM handler, too. If the signal interrupted malloc, the
+    session hangs. So the library reads the file rarely, and sessions notice a step within `LATE` seconds.
 
     Args:
-        server: The server, which runs.
-        folder: Where its clock is, open to the user that the server runs as.
-        preloaded: What `library` gave.
+        server: The running server.
+        folder: The folder of the clock's file, accessible to the server's user.
+        preloaded: The result of `library`.
 
     Attributes:
-        unsteady: For each step, from which uptime of the machine to which other some sessions may not go by it.
+        unsteady: For each step, the machine's uptimes between which some sessions may not have noticed the step.
 
     Raises:
         OSError: The library does not work with this server.
     """
 
     FIRST, FURTHER = 3 * 3600, 600
-    """Seconds of the first step, and those that each other one goes further."""
+    """The first step, and how much further each later step goes, in seconds."""
     LATE = 2.0
-    """Seconds until all sessions go by a step."""
+    """Seconds until all sessions have noticed a step."""
 
     def __init__(self, server: EmbeddedServer, folder: Path, preloaded: Path) -> None:
         own = folder / preloaded.name
@@ -120,23 +121,23 @@ class ServerClock:
         self._clock.set(shift)
 
     def step(self, sign: str) -> None:
-        """Put it hours ahead of the true time (``+``), or behind (``-``)."""
+        """Set the clock hours ahead of the true time (``+``), or behind it (``-``)."""
         self._steps += 1
         self._set(f"{sign}{self.FIRST + self.FURTHER * self._steps}")
 
     def right(self) -> None:
-        """Put it right."""
+        """Set the clock to the true time."""
         self._set("+0")
 
     def pass_all(self) -> None:
-        """Put it further ahead than it ever was: all leases have run out, and all jobs are due."""
+        """Set the clock further ahead than ever, so that all leases have run out and all jobs are due."""
         self._steps += 3
         self.step("+")
 
 
 @cache
 def library() -> Path | None:
-    """The library that is preloaded: the first that is found, and works here; None without one."""
+    """Return the first library that is found and works here, for preloading; None without one."""
     spec = importlib.util.find_spec("libfaketime")
     folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
     found = [path for folder in folders for path in sorted(folder.rglob("libfaketime*.so*"))]

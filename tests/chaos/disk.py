@@ -1,4 +1,4 @@
-"""Disks of a few megabytes that a run's server writes to, to be filled up and emptied again."""
+"""Disks of a few megabytes that the server writes to; faults fill and empty them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SETTINGS = {"max_wal_size": "64MB", "min_wal_size": "32MB"}
-"""Of a server whose log of writes is on a small disk."""
+"""The settings of a server whose write-ahead log is on a small disk."""
 TABLES, LOG = 256, 160
-"""Megabytes of each disk."""
+"""The size of each disk, in megabytes."""
 
 
 class Disk:
     """A file system in memory.
 
     Args:
-        size: Megabytes.
+        size: The size in megabytes.
 
     Raises:
-        OSError: It cannot be mounted here, for which one has to be root.
+        OSError: It cannot be mounted; only root can mount it.
     """
 
     def __init__(self, size: int) -> None:
@@ -44,33 +44,33 @@ class Disk:
             raise OSError(error, f"a disk cannot be mounted: {os.strerror(error)}")
 
     def fill(self) -> None:
-        """Leave no room on it."""
+        """Fill the disk."""
         with self._ballast.open("ab") as ballast:
             piece = TABLES * 2**20
             while piece >= 2**12:
                 try:
                     os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), piece)
-                except OSError:  # there is not so much
+                except OSError:  # the disk has less room than that
                     piece //= 2
 
     def empty(self) -> None:
-        """Make room again."""
+        """Empty the disk."""
         self._ballast.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Take it away, used or not."""
+        """Unmount the disk, even if it is in use."""
         self._libc.umount2(bytes(self.folder), 2)  # MNT_DETACH
         self.folder.rmdir()
 
 
 class Disks:
-    """Where a server has its tables, and its log of writes.
+    """The disks of a server's tables and of its write-ahead log.
 
     Args:
-        server: The server, which is started, and is restarted.
+        server: The running server, which is restarted.
 
     Raises:
-        OSError: They cannot be mounted here.
+        OSError: The disks cannot be mounted here.
     """
 
     def __init__(self, server: EmbeddedServer) -> None:

@@ -1,4 +1,4 @@
-"""A primary with a synchronous standby: it is killed, the standby promoted, and a new one made, time and again."""
+"""A primary with a synchronous standby: again and again, the primary dies, and the standby takes its place."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .faults import FaultOrder, OfServer, of_clients, of_network, within_clients
 from .run import BACKENDS, SETTLE, Report, hire, judge, named
 
 PATIENCE = 60.0
-"""Seconds for which a standby is waited for."""
+"""Seconds to wait for a standby."""
 SETTINGS = {"synchronous_standby_names": "*", "deadlock_timeout": "20ms"}
-"""Of both: who was promoted answers no commit before it has a standby of its own."""
+"""The settings of both servers: a promoted server answers no commit before it has its own standby."""
 FAILOVER = "the primary killed, its standby promoted"
 
 
@@ -35,11 +35,11 @@ class Pair:
     """A primary and its standby, each behind a proxy, and both behind one that leads to the primary.
 
     Args:
-        folder: Where their data are, which the user of the servers can reach.
+        folder: The folder of the data, accessible to the servers' user.
 
     Attributes:
         primary: The primary.
-        proxies: That to the primary, whichever that is, and those to the two places of servers.
+        proxies: The proxy that leads to the present primary, and the proxies of the two servers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,17 +51,17 @@ class Pair:
         self.proxies = [Proxy(self.primary.dsn()) for _ in range(3)]
         self._of_primary, self._of_standby = self.proxies[1:]
         self._follow()
-        tables.make(self.primary.dsn())  # which waits for the standby, as all commits do
+        tables.make(self.primary.dsn())  # waits for the standby, as all commits do
 
     def addresses(self) -> list[str]:
-        """Where clients may find it: a place that is led to the primary, and two of which one is it."""
+        """Return the addresses for clients: one that leads to the primary, and one that names both servers."""
         one, first, second = (urlsplit(proxy.dsn) for proxy in self.proxies)
         hosts = ",".join(parts.netloc.rpartition("@")[2] for parts in (first, second))
         both = first._replace(netloc=f"{tables.ROLE}@{hosts}", query="target_session_attrs=read-write")
         return [named(urlunsplit(one)), named(urlunsplit(both))]
 
     def fail(self) -> None:
-        """Kill the primary, promote the standby, and make a new one of it."""
+        """Kill the primary, promote the standby, and make a new standby of the new primary."""
         self.primary.kill()
         if self.primary is not self._first:
             self.primary.stop()
@@ -74,7 +74,7 @@ class Pair:
         self._follow()
 
     def close(self) -> None:
-        """Stop all."""
+        """Stop both servers and the proxies."""
         for proxy in self.proxies:
             proxy.close()
         self._servers.close()
@@ -84,14 +84,14 @@ class Pair:
         return self._folder / f"data-{self._number}"
 
     def _started(self, place: Path, **settings: str) -> EmbeddedServer:
-        programs = None if self._first is None else self._first.programs  # so that they are copied once
+        programs = None if self._first is None else self._first.programs  # so that the data is copied only once
         server = EmbeddedServer(data_dir=place, settings={**SETTINGS, **settings}, binaries=programs)
         self._servers.enter_context(server)
         self._first = self._first or server
         return server
 
     def _follow(self) -> None:
-        """Copy the primary, and have the copy follow it, synchronously."""
+        """Copy the primary, and make the copy its synchronous standby."""
         place, link = self._place(), self.primary.dsn()
         command = [
             str(self.primary.programs / "pg_basebackup"),
@@ -120,18 +120,18 @@ def run(
     settle: float = SETTLE,
     most: int = 10**6,
 ) -> Report:
-    """Run, and check: what was acknowledged survives each failover.
+    """Run a failover test, and check that everything acknowledged survives each failover.
 
-    Statements are not cancelled here: the server answers a commit that is cancelled while it waits for the standby as
-    done, with a warning, though it is not there yet.
+    No statement is cancelled here: if a commit is cancelled while it waits for the standby, the server reports success,
+    with a warning, although the standby does not have it.
 
     Args:
         seconds: How long faults are injected.
-        seed: Which, and what clients do.
-        backends: One client of each, and one worker of each kind.
-        told: Hears of each fault.
+        seed: The seed that determines the faults and the acts of clients.
+        backends: The backends; each gets one client, and one worker of each kind.
+        told: A function that is told of each fault.
         settle: Seconds without faults at the end.
-        most: How often the primary fails, at most.
+        most: The largest number of failures of the primary.
     """
     rng = random.Random(seed)
     report = Report()

@@ -1,4 +1,4 @@
-"""What fails: clients and their clocks, connections, statements, the server, its limits, its disks."""
+"""The faults: of clients and their clocks, connections, statements, the server, its limits, its disks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .tables import ROLE
 Kinds: TypeAlias = dict[str, Callable[[], Any]]
 
 SETTINGS = {"max_connections": "90", "deadlock_timeout": "20ms", "superuser_reserved_connections": "6"}
-"""Of the server: few connections, so that they can be used up; deadlocks are looked for early."""
+"""The server's settings: few connections, so that they can be used up, and early checks for deadlocks."""
 NOTIFY_PAGES, NOTIFY_RELEASE = 64, 17
 """The smallest NOTIFY queue, and the first release where it can be smaller than 8 GB."""
 SURPRISES = {
@@ -43,25 +43,25 @@ SURPRISES = {
     "enable_indexscan": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-"""Settings of roles that applications come with."""
+"""Settings that applications' roles may have."""
 LEVELS = ("repeatable read", "serializable")
-"""What the default isolation is raised to."""
+"""The levels to which the default isolation is raised."""
 NOTIFICATIONS = 500
-"""Notifications of 7,000 bytes that are sent to fill the NOTIFY queue: more than it holds."""
+"""The number of notifications of 7,000 bytes that fill the NOTIFY queue; it holds fewer."""
 UNHEARD = 20.0
 """Seconds until a client finds a silent connection closed."""
 LONGEST = 15.0
-"""Seconds after which a session of a fault is cancelled: a server whose clock is put back forgets its own timeouts."""
+"""Seconds after which a fault's session is cancelled: a server whose clock was set back forgets its own timeouts."""
 PATIENCE = 60.0
-"""Seconds for which a server that was broken is waited for."""
+"""Seconds to wait for a broken server."""
 
 
 def shrink_notify_queue(server: EmbeddedServer, missing: dict[str, str]) -> None:
-    """Have a server's NOTIFY queue be small; the server is restarted.
+    """Make a server's NOTIFY queue small; the server is restarted.
 
     Args:
         server: The server.
-        missing: Is told if that cannot be.
+        missing: A function that is told if this is not possible.
     """
     if int(server.version.split(".")[0]) < NOTIFY_RELEASE:
         missing["the NOTIFY queue full"] = f"it holds 8 GB before PostgreSQL {NOTIFY_RELEASE}"
@@ -72,11 +72,11 @@ def shrink_notify_queue(server: EmbeddedServer, missing: dict[str, str]) -> None
 
 
 def of_clients(clients: Clients, missing: dict[str, str]) -> Kinds:
-    """The faults of client processes.
+    """Return the faults of client processes.
 
     Args:
         clients: The clients.
-        missing: Is told which of them cannot be injected, and why.
+        missing: A function that is told which faults cannot be injected, and why.
     """
     kinds: Kinds = {"a client killed": clients.kill_one, "a client frozen": clients.freeze_one}
     if clients.faked is None:
@@ -87,12 +87,12 @@ def of_clients(clients: Clients, missing: dict[str, str]) -> Kinds:
 
 
 def within_clients(clients: Clients, modes: Iterable[str], missing: dict[str, str]) -> Kinds:
-    """Return the faults within client processes, which can be injected while any other is.
+    """Return the faults within client processes, which can overlap with any other fault.
 
     Args:
         clients: The clients.
-        modes: Their modes.
-        missing: Is told which of them cannot be injected, and why.
+        modes: The modes of the clients.
+        missing: A function that is told which faults cannot be injected, and why.
     """
     kinds: Kinds = {"a client forked in C": clients.fork_one, "jobs raise KeyboardInterrupt": clients.interrupt_jobs}
     interrupts: Kinds = {
@@ -106,16 +106,16 @@ def within_clients(clients: Clients, modes: Iterable[str], missing: dict[str, st
 
 
 class SilentProxy(Proxy):
-    """A proxy of which single connections fall silent, while others go on."""
+    """A proxy whose connections can fall silent one by one, while others go on."""
 
     def silence(self, share: float, rng: random.Random, pause: float) -> None:
-        """Swallow what comes over some connections, both ways; the server notices before the client does.
+        """Drop all data of some connections, in both directions; the server notices before the client does.
 
         Args:
-            share: Which part of the connections, listening ones among them.
-            rng: Chooses.
-            pause: Seconds until the server finds such a connection closed. The client does after `UNHEARD` seconds,
-                unless it gave up before.
+            share: The share of the connections, which may include listening ones.
+            rng: The random generator that chooses connections.
+            pause: Seconds until the server finds such a connection closed. The client notices
+                after `UNHEARD` seconds, unless it gave up before.
         """
         with self._lock:
             links = [link for link in self._links if rng.random() < share]
@@ -141,21 +141,21 @@ def _cut(links: Iterable[_Link]) -> None:
 
 
 def lasting_of_network(proxy: SilentProxy, rng: random.Random) -> Kinds:
-    """Return the faults of the network that last, and can be injected while any other is.
+    """Return the faults of the network that last, which can overlap with any other fault.
 
     Args:
-        proxy: Through which it goes.
-        rng: Says for how long.
+        proxy: The proxy of all clients.
+        rng: The random generator that determines their length.
     """
     return {"connections silent": lambda: proxy.silence(rng.uniform(0.1, 0.4), rng, rng.uniform(0.5, 2.5))}
 
 
 def of_network(proxy: Proxy, rng: random.Random) -> Kinds:
-    """The faults of the network.
+    """Return the faults of the network.
 
     Args:
-        proxy: Through which it goes.
-        rng: Says for how long.
+        proxy: The proxy of all clients.
+        rng: The random generator that determines their length.
     """
 
     def stall() -> None:
@@ -193,13 +193,13 @@ class OfServer:
 
     Args:
         server: The server.
-        disks: Those that it writes to, if they are small ones.
-        rng: Says for how long.
+        disks: The server's disks, if they are small ones.
+        rng: The random generator that determines the length of faults.
 
     Attributes:
-        kinds: The faults of which one is injected at a time.
-        lasting: Those that last, and can be injected while any other is.
-        brief: Those that do not last, and can be injected while any other is.
+        kinds: The faults that are injected one at a time.
+        lasting: The faults that last, and can overlap with any other fault.
+        brief: The short faults that can overlap with any other fault.
     """
 
     def __init__(self, server: EmbeddedServer, disks: Disks | None, rng: random.Random) -> None:
@@ -253,7 +253,7 @@ class OfServer:
 
     @contextmanager
     def _session(self) -> Iterator[psycopg.Connection[Any]]:
-        """A session of a superuser's; that it breaks is part of it."""
+        """Open a session of a superuser for a block; if the fault breaks the session, that is no error."""
         session = self._connected(options="-c lock_timeout=2s")
         limit = threading.Timer(LONGEST, _cancel, [session])
         limit.daemon = True
@@ -265,13 +265,13 @@ class OfServer:
             limit.cancel()
 
     def _connected(self, options: str = "") -> psycopg.Connection[Any]:
-        """Return a session, however long the server takes to be there.
+        """Return a session, as soon as the server accepts one.
 
         Args:
-            options: Settings of the session, as libpq takes them.
+            options: Settings of the session, in libpq's form.
 
         Raises:
-            psycopg.OperationalError: It is not in a minute.
+            psycopg.OperationalError: The server accepted none within a minute.
         """
         until = time.monotonic() + PATIENCE
         while True:
@@ -281,7 +281,7 @@ class OfServer:
                 if time.monotonic() > until:
                     raise
                 with self._starting:
-                    self._server.start()  # which does nothing if it is there
+                    self._server.start()  # does nothing if the server runs
                 time.sleep(0.05)
 
     def _run(self, *statements: str) -> None:
@@ -290,7 +290,7 @@ class OfServer:
                 session.execute(statement)
 
     def _insist(self, statement: str) -> None:
-        """Run what others rest on."""
+        """Run a statement that later steps depend on, and repeat it until it succeeds."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
@@ -334,7 +334,7 @@ class OfServer:
             self._pause()
 
     def _deadlock(self) -> None:
-        """Lock what blocks write last, then what they write first: of the two, the client gives way."""
+        """Lock the rows that blocks write last, then those that they write first: the client loses the deadlock."""
         with self._session() as session:
             session.execute("SET deadlock_timeout = '500ms'")
             for _ in range(5):
@@ -344,7 +344,7 @@ class OfServer:
                     session.execute("LOCK TABLE queue IN EXCLUSIVE MODE")
 
     def _limit(self, setting: str, value: str, *, locking: bool = False) -> None:
-        """Have a setting be in force for clients that connect from now on, and that all do."""
+        """Change a setting for new connections, and make all clients connect again."""
         try:
             self._run(f"ALTER ROLE {ROLE} SET {setting} = '{value}'")
             self._signal("pg_terminate_backend", 1000)
@@ -365,7 +365,7 @@ class OfServer:
             self._insist(allow)
 
     def _crowd(self) -> None:
-        """Take all connections that there are, and cut clients off from theirs, in turn."""
+        """Alternately take all free connections, and end those of clients."""
         crowd: list[psycopg.Connection[Any]] = []
         try:
             until = time.monotonic() + self._rng.uniform(0.5, 1.0)
@@ -373,7 +373,7 @@ class OfServer:
             while time.monotonic() < until:
                 try:
                     crowd.append(psycopg.connect(dsn))
-                except psycopg.OperationalError:  # no more
+                except psycopg.OperationalError:  # no connection is free
                     self._signal("pg_terminate_backend", 3)
                     time.sleep(0.01)
         finally:
@@ -381,7 +381,7 @@ class OfServer:
                 connection.close()
 
     def _fill_tables(self, disk: Disk) -> None:
-        """Leave no room for the tables to grow: statements fail, and the server goes on."""
+        """Fill the disk of the tables: statements fail, and the server goes on."""
         disk.fill()
         try:
             self._pause()
@@ -390,16 +390,16 @@ class OfServer:
             disk.empty()
 
     def _fill_log(self, disk: Disk) -> None:
-        """Leave no room for what is written ahead: the server stops, and cannot come back until there is.
+        """Fill the disk of the write-ahead log: the server stops, and cannot start until there is room.
 
-        Nobody starts it meanwhile: a start that fails removes the server's data.
+        Nothing starts the server meanwhile: a failed start would remove its data.
         """
         try:
             with self._session() as session, self._starting:
                 try:
                     disk.fill()
                     with suppress(psycopg.Error):
-                        for _ in range(30):  # past the segments that are there already
+                        for _ in range(30):  # more than the existing segments hold
                             session.execute("SELECT pg_logical_emit_message(false, 'chaos', 'x'), pg_switch_wal()")
                     self._pause()
                 finally:
@@ -420,13 +420,13 @@ class OfServer:
             self._server.kill()
             self._server.start()
 
-    # What lasts
+    # Faults that last
 
     def _last(self) -> None:
         time.sleep(self._rng.uniform(1.0, 2.0))
 
     def _isolate(self) -> None:
-        """Raise the default isolation of all sessions, those that are open too."""
+        """Raise the default isolation of all sessions, including open ones."""
         level = self._rng.choice(LEVELS)
         try:
             self._run(f"ALTER SYSTEM SET default_transaction_isolation = '{level}'", "SELECT pg_reload_conf()")
@@ -436,7 +436,7 @@ class OfServer:
             self._insist("SELECT pg_reload_conf()")
 
     def _isolate_new(self) -> None:
-        """Raise the default isolation of sessions that are opened from now on, and have some opened."""
+        """Raise the default isolation of new sessions, and make clients open some."""
         level = self._rng.choice(LEVELS)
         try:
             self._run(f"ALTER DATABASE postgres SET default_transaction_isolation = '{level}'")
@@ -447,7 +447,7 @@ class OfServer:
             self._signal("pg_terminate_backend", 1000)
 
     def _fill_notify_queue(self) -> None:
-        """Have a listener hold the tail of the queue in an open transaction, and fill it up."""
+        """Fill the NOTIFY queue, while a listener's open transaction holds its tail."""
         tail = self._connected()
         try:
             with suppress(psycopg.Error):
@@ -460,7 +460,7 @@ class OfServer:
                 self._last()
         finally:
             tail.close()
-            self._insist("SELECT pg_notification_queue_usage()")  # which moves the tail
+            self._insist("SELECT pg_notification_queue_usage()")  # this moves the tail
 
 
 def of_clock(clock: ServerClock, rng: random.Random) -> Kinds:
@@ -468,7 +468,7 @@ def of_clock(clock: ServerClock, rng: random.Random) -> Kinds:
 
     Args:
         clock: The clock.
-        rng: Says for how long.
+        rng: The random generator that determines their length.
     """
 
     def step(sign: str) -> None:
@@ -493,7 +493,7 @@ class FaultOrder:
 
         Args:
             kinds: The names to choose from.
-            rng: Chooses among those that were injected equally often.
+            rng: The random generator that chooses among faults that were injected equally often.
         """
         with self._lock:
             least = min(self._begun[name] for name in kinds)
@@ -503,13 +503,13 @@ class FaultOrder:
 
 
 class ConcurrentFaults:
-    """A thread that injects faults, one after the other, while others are injected.
+    """A thread that injects faults one after the other, while other threads inject faults.
 
     Args:
         kinds: The faults.
-        order: Chooses the next fault.
-        rng: Chooses with it, and says how long to pause.
-        told: Is told of each.
+        order: The object that chooses the next fault.
+        rng: The random generator for the choice and the pauses.
+        told: A function that is told of each fault.
     """
 
     def __init__(self, kinds: Kinds, order: FaultOrder, rng: random.Random, told: Callable[[str], None]) -> None:
@@ -523,12 +523,12 @@ class ConcurrentFaults:
         self.injected: Counter[str] = Counter()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         if self._kinds:
             self._thread.start()
 
     def stop(self) -> None:
-        """Wait for the end of the fault that is injected now; raise what injecting raised."""
+        """Wait for the end of the present fault; raise the exception of a fault, if there was one."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()

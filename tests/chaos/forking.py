@@ -1,4 +1,4 @@
-"""A client process that forks in C, as uWSGI does, while it has connections; parent and child go on over one `PQ`."""
+"""A client process that forks in C, as uWSGI does, while it has connections. Parent and child go on with one `PQ`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .client import Client
 from .log import Log
 
 ACTS, MOST = 15, 3.0
-"""What a child does at most, in acts and in seconds."""
+"""The largest number of a child's acts, and of its seconds."""
 
 
 class Loop(Portal):
-    """A portal whose event loop runs in the main thread, during each call; a forked process has a loop of its own."""
+    """A portal whose event loop runs in the main thread during each call; a forked process has its own loop."""
 
     def __init__(self) -> None:
-        self._kept: list[Any] = []  # the parent's: closing them here would end what the parent still uses
+        self._kept: list[Any] = []  # these belong to the parent: closing them here would end what the parent still uses
         self._pid = 0
 
     def call(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Await what is made, always in the same task, and return the result."""
+        """Make an awaitable, await it, always in the same task, and return the result."""
         if self._pid != os.getpid():
             self._pid, self._loop = os.getpid(), asyncio.new_event_loop()
             self._inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -50,25 +50,25 @@ class Loop(Portal):
 
 
 def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
-    """Go on until killed, and fork at each SIGUSR1.
+    """Act until the process is killed, and fork at each SIGUSR1.
 
     Args:
         backend: The backend's name.
         mode: ``blocking`` or ``async``.
-        dsn: The server, through whatever fails.
-        log: Where it is written what happened, by the children too.
-        seed: What is done.
+        dsn: The address of the server, behind the failing proxy.
+        log: The path of the log, also for the children.
+        seed: The seed that determines the acts.
     """
-    logging.getLogger("pqcore").setLevel(logging.CRITICAL)  # it warns of what is done to it
+    logging.getLogger("pqcore").setLevel(logging.CRITICAL)  # pqcore warns of the injected faults
     loop = Loop() if mode == "async" else None
     options: dict[str, Any] = {"backend": backend, "timeout": 0.05, "pool_timeout": 5}
     pq: Any = PQ(dsn, **options) if loop is None else Blocking(AsyncPQ(dsn, **options), loop)
     wanted: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, _: wanted.append(number))
     client = Client(pq, loop, Log(Path(log)), f"{os.getpid()}-{seed}", int(seed))
-    if loop is not None:  # which runs in this thread alone
+    if loop is not None:  # runs only in this thread
         del client.acts[client.put_together], client.acts[client.take_together]
-    # The GIL is held during the call, so that the child's only thread has it.
+    # The call holds the GIL, so that the child's only thread has it.
     fork = ctypes.PyDLL(None).fork
     children: set[int] = set()
     while True:
@@ -78,12 +78,12 @@ def main(backend: str, mode: str, dsn: str, log: str, seed: str) -> None:
             wanted.clear()
             child = int(fork())
             if child == 0:
-                _enqueue_next_in_chain(client, seed)
+                _run_child(client, seed)
             children.add(child)
 
 
-def _enqueue_next_in_chain(client: Client, seed: str) -> None:
-    """Use what the parent uses, for a while, and end."""
+def _run_child(client: Client, seed: str) -> None:
+    """Use the parent's `PQ` for a while, and exit."""
     client.become(f"{os.getpid()}-{seed}")
     until = time.monotonic() + MOST
     try:

@@ -1,4 +1,4 @@
-"""The log of one process: what it was told, before and after each act."""
+"""The log of one process: an entry before each act, and one with its outcome after it."""
 
 from __future__ import annotations
 

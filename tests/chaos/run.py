@@ -41,24 +41,24 @@ from .faults import (
 from .worker_tasks import NAME
 
 SETTLE = 5.0
-"""Seconds without faults at the end, in which clients go on."""
+"""Seconds without faults at the end, while clients go on."""
 BACKLOG = 90.0
-"""Seconds in which workers do another of the jobs that are left: longer than a free place goes unnoticed."""
+"""Seconds within which workers do another remaining job: longer than a free place stays unnoticed."""
 PATIENCE = 60.0
-"""Seconds in which the server has noticed that clients are gone."""
+"""Seconds within which the server notices that clients are gone."""
 BACKENDS = (("psycopg", "blocking"), ("psycopg", "async"), ("asyncpg", "async"), ("psycopg2", "blocking"))
 
 
 @dataclass
 class Report:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        verdict: What the checker found.
+        verdict: The checker's verdict.
         injected: How often each fault was injected.
         missing: The faults that cannot be injected here, and why.
-        history: What clients were told.
-        found: What is in the tables.
+        history: The logs of the clients.
+        found: The content of the tables.
     """
 
     verdict: Verdict = field(default_factory=Verdict)
@@ -78,16 +78,16 @@ def run(
     least: int = 0,
     only: Sequence[str] = (),
 ) -> Report:
-    """Run, and check.
+    """Run clients and faults, and check the result.
 
     Args:
         seconds: How long faults are injected.
-        seed: Which, and what clients do.
-        backends: One client of each, and one worker of each kind.
-        told: Hears of each fault.
+        seed: The seed that determines the faults and the acts of clients.
+        backends: The backends; each gets one client, and one worker of each kind.
+        told: A function that is told of each fault.
         settle: Seconds without faults at the end.
-        least: How many faults are injected, however long it takes.
-        only: Parts of the names of the faults that are injected; all of them, if empty.
+        least: The smallest number of faults, however long they take.
+        only: Parts of the names of the faults to inject; all faults, if empty.
     """
     rng = random.Random(seed)
     report = Report()
@@ -101,7 +101,7 @@ def run(
         except OSError as exc:
             report.missing |= {f"the disk of the {which} full": str(exc) for which in ("tables", "log")}
         else:
-            stack.callback(server.stop)  # before its disks are taken away
+            stack.callback(server.stop)  # before the server's disks are removed
         clock = _clock(server, folder, report)
         tables.make(server.dsn())
         proxy = SilentProxy(server.dsn())
@@ -146,7 +146,7 @@ def run(
 
 
 def _only(kinds: Kinds, parts: Sequence[str]) -> Kinds:
-    """Return the kinds with one of the parts in their names; all of them, if no part is given."""
+    """Return the kinds with one of the parts in their names; all kinds, if no part is given."""
     return {name: inject for name, inject in kinds.items() if not parts or any(part in name for part in parts)}
 
 
@@ -165,7 +165,7 @@ def _clock(server: EmbeddedServer, folder: Path, report: Report) -> ServerClock 
 
 
 def named(dsn: str) -> str:
-    """The address of clients, who say that they are such."""
+    """Return the address with clients' ``application_name``."""
     parts = urlsplit(dsn)
     hosts = parts.netloc.rpartition("@")[2]
     query = urlencode({"application_name": APPLICATION})
@@ -175,7 +175,7 @@ def named(dsn: str) -> str:
 
 
 def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
-    """Start a client of each kind, and a worker and a client that forks of each backend; wait until all are at work."""
+    """Start the clients, and a worker and a forking client for each backend; wait until all work."""
     backends = list(backends)
     for backend, mode in backends:
         clients.hire(backend, mode)
@@ -190,7 +190,7 @@ def hire(clients: Clients, backends: Iterable[tuple[str, str]]) -> None:
 
 
 def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy, clock: ServerClock | None = None) -> None:
-    """Stop the clients, then the workers, and hold what they were told against what is there."""
+    """Stop the clients, then the workers, and compare their logs with the tables."""
     ticking = tables.ticks_go_on(dsn, PATIENCE / 2)
     fallen = clients.fallen()
     clients.stop(but=WORKER)
@@ -214,10 +214,10 @@ def judge(report: Report, clients: Clients, dsn: str, *proxies: Proxy, clock: Se
 
 
 def _idle(dsn: str) -> None:
-    """Wait until the server has noticed that the clients are gone, and what they had begun is over.
+    """Wait until the server has noticed that the clients are gone, and their transactions have ended.
 
     Raises:
-        TimeoutError: It has not in a minute.
+        TimeoutError: The server did not notice it within a minute.
     """
     until = time.monotonic() + PATIENCE
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -225,6 +225,6 @@ def _idle(dsn: str) -> None:
         while left := connection.execute(statement, [APPLICATION]).fetchall():
             if time.monotonic() > until:
                 raise TimeoutError(f"the server has not noticed that clients are gone: {left}")
-            if time.monotonic() > until - PATIENCE / 2:  # deadlocks are not looked for while a clock was put back
+            if time.monotonic() > until - PATIENCE / 2:  # a clock set back delays deadlock checks
                 connection.execute(f"SELECT pg_terminate_backend(pid) FROM ({statement}) AS client", [APPLICATION])
             time.sleep(0.05)

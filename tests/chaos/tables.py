@@ -1,4 +1,4 @@
-"""The tables of a run: the queue, effects of jobs, and an audit that the server writes of each change of each job."""
+"""The tables of a run: the queue, the effects of jobs, and an audit of each change of each job by the server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
 PATIENCE = 60.0
-"""Seconds for which a server that was broken is waited for."""
+"""Seconds to wait for a broken server."""
 WAITING = datetime(9999, 1, 1, tzinfo=timezone.utc)
-"""The end of the lease of a job that waits to be admitted: infinity, as the audit has it."""
+"""The end of the lease of a job that waits for admission: infinity, in the audit's form."""
 ROLE = "client"
-"""Whom clients log in as: no superuser, so that limits hold for them."""
+"""The role of clients: not a superuser, so that the server's limits apply to them."""
 MAKE = f"""
 CREATE TABLE effects (token text, job_id bigint, tallied boolean);
 CREATE TABLE tallies (name text PRIMARY KEY, number bigint NOT NULL);
@@ -70,7 +70,7 @@ GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO {ROLE};
 LEFT: LiteralString = (
     "FROM queue WHERE dequeued_at IS NULL AND q_name IN (%s, %s) AND data #>> '{args,0}' IS DISTINCT FROM %s"
 )
-"""The jobs that are left for workers, but for those of ticks, which come on and on."""
+"""A query of the jobs that are left for workers, without jobs of ticks, which never end."""
 
 
 @dataclass
@@ -78,22 +78,23 @@ class Event:
     """One change of one job, as the server saw it.
 
     Attributes:
-        n: Rises with each change of a job: it is drawn while the row is locked.
-        at: The server's clock at the statement.
-        job: The id.
+        n: A number that rises with each change of a job, because it is drawn while the row is locked.
+        at: The time of the statement, by the server's clock.
+        job: The job's id.
         queue: The queue.
-        token: The job's data, which no other job has.
+        token: The job's data, which is unique.
         what: ``INSERT``, ``UPDATE`` or ``DELETE``.
         dedup_key: The key that the job holds until it is finished.
-        due: When it was due, before.
-        distance: Seconds between being put and being due, after; None if it was not scheduled.
-        was_attempts: Attempts before.
-        attempts: And after.
-        was_leased: The end of its lease before.
-        leased: And after.
-        was_over: Whether it was finished before.
-        over: And after.
-        uptime: The machine's uptime in seconds, which is right while the server's clock is not; None without /proc.
+        due: When the job was due, before the change.
+        distance: Seconds from the put to the due time, after the change; None if it was not scheduled.
+        was_attempts: The attempts before the change.
+        attempts: The attempts after the change.
+        was_leased: The end of the lease before the change.
+        leased: The end of the lease after the change.
+        was_over: Whether the job was finished before the change.
+        over: Whether the job was finished after the change.
+        uptime: The machine's uptime in seconds, which is right even while the server's clock is wrong; None without
+            /proc.
     """
 
     n: int
@@ -116,7 +117,7 @@ class Event:
 
 @dataclass
 class Row:
-    """A job as it is in the queue's table in the end."""
+    """A job in the queue's table at the end of a run."""
 
     job: int
     queue: str
@@ -127,14 +128,14 @@ class Row:
 
 @dataclass
 class Record:
-    """What a job under limits, or in a group, wrote as it began or ended.
+    """A record that a job under limits, or in a group, wrote at its beginning or end.
 
     Attributes:
-        n: Drawn as those of events are: what began before another ended has a lower one.
-        at: The server's clock.
-        job: The id.
-        attempt: The fencing token of the lease that it ran under.
-        over: Whether it ended.
+        n: A number from the sequence of the events: a run that began before another ended has the lower number.
+        at: The time by the server's clock.
+        job: The job's id.
+        attempt: The fencing token of the run's lease.
+        over: Whether the run ended.
     """
 
     n: int
@@ -146,19 +147,19 @@ class Record:
 
 @dataclass
 class Tables:
-    """All that there is in the end.
+    """The content of all tables at the end of a run.
 
     Attributes:
-        rows: Of the queue.
+        rows: The rows of the queue.
         events: The audit, in order.
         effects: The token of each effect, and whether it was tallied.
-        tallies: What was counted in the transactions of effects.
-        stuck: Ids of jobs that nobody was given, when all that was left was asked for.
-        dead: Dead letters, and why they are such.
-        records: What jobs under limits and in groups wrote, in order.
-        ticking: Whether ticks went on when nothing failed any more.
-        missed: What becomes of ticks that were missed.
-        unsteady: From which uptime to which other the server's sessions could differ in what time it is.
+        tallies: The counts that the transactions of effects wrote.
+        stuck: The ids of jobs that no client got when it asked for all remaining jobs.
+        dead: The dead letters, with their reasons.
+        records: The records of jobs under limits and in groups, in order.
+        ticking: Whether ticks went on after the last fault.
+        missed: Which missed ticks are put later.
+        unsteady: The uptimes between which the server's sessions could see different times.
     """
 
     rows: list[Row]
@@ -173,11 +174,11 @@ class Tables:
     unsteady: list[tuple[float, float]] = field(default_factory=list)
 
     def is_steady(self, event: Event) -> bool:
-        """Return whether all of the server's sessions had the same time when it happened."""
+        """Return whether all sessions of the server saw the same time at an event."""
         return not any(event.uptime is None or start <= event.uptime <= end for start, end in self.unsteady)
 
     def chains(self) -> dict[int, list[Event]]:
-        """The changes of each job."""
+        """Return the changes of each job."""
         found: dict[int, list[Event]] = defaultdict(list)
         for event in self.events:
             found[event.job].append(event)
@@ -188,7 +189,7 @@ def make(dsn: str) -> None:
     """Make the tables.
 
     Args:
-        dsn: The server, as a superuser.
+        dsn: The address of the server, for a superuser.
     """
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {ROLE} LOGIN")
@@ -199,7 +200,7 @@ def make(dsn: str) -> None:
 
 
 def read(dsn: str) -> Tables:
-    """Read them."""
+    """Read the tables."""
     with psycopg.connect(dsn) as connection:
         rows = connection.cursor(row_factory=class_row(Row)).execute(
             "SELECT id AS job, q_name AS queue, CASE WHEN data #>> '{args,0}' = %s THEN %s || '-' || id"
@@ -219,10 +220,10 @@ def read(dsn: str) -> Tables:
 
 
 def ticks_go_on(dsn: str, patience: float) -> bool:
-    """Wait for the next tick's job; whether there is one.
+    """Wait for the next tick's job; return whether it came.
 
     Args:
-        dsn: The server.
+        dsn: The address of the server.
         patience: Seconds to wait.
     """
     count = "SELECT count(*) FROM audit WHERE what = 'INSERT' AND token LIKE %s"
@@ -238,9 +239,9 @@ def workers_are_done(dsn: str, patience: float, at_work: Callable[[], bool]) -> 
     """Wait until workers have done all jobs that are left to them.
 
     Args:
-        dsn: The server.
+        dsn: The address of the server.
         patience: Seconds to wait for the next job to be done.
-        at_work: Whether there is any worker.
+        at_work: A function that returns whether a worker runs.
     """
     least, until = None, time.monotonic() + patience
     while (left := _count(dsn, f"SELECT count(*) {LEFT}", [GATED, OTHERS, TICK])) and at_work():
@@ -252,7 +253,7 @@ def workers_are_done(dsn: str, patience: float, at_work: Callable[[], bool]) -> 
 
 
 def _count(dsn: str, statement: LiteralString, values: list[str]) -> int:
-    """Return a number, when the server is there to tell it."""
+    """Return the number that a query counts, as soon as the server answers."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -266,11 +267,11 @@ def _count(dsn: str, statement: LiteralString, values: list[str]) -> int:
 
 
 def drain(dsn: str, queues: list[str], patience: float) -> list[int]:
-    """Take all that is left, as anybody would; the ids of what cannot be had.
+    """Take all remaining jobs as a client would; return the ids of jobs that cannot be taken.
 
     Args:
-        dsn: The server.
-        queues: Of which queues.
+        dsn: The address of the server.
+        queues: The names of the queues.
         patience: Seconds to wait for jobs that are leased, or scheduled for later.
     """
     with PQ(dsn) as pq:

@@ -1,4 +1,4 @@
-"""What worker processes run: tasks that record what they do, and a plugin that records what a worker tells plugins."""
+"""The content of worker processes: tasks that record their runs, and a plugin that records the worker's events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pqcore.tasks import PQ, AsyncPQ, current
 from .log import Log
 
 NAME, GATED, OTHERS = "work", "gated", "others"
-"""The queues: of jobs that end in a transaction of their own, of those under limits and in groups, and of others."""
+"""The queues: for jobs that end in their own transaction, for jobs under limits and in groups, and for other jobs."""
 OPTIONS: dict[str, Any] = {"max_retries": 10**6, "max_crashes": 10**6, "retry_in": 0.05}
-"""It is tried until it works: functions need the server, too."""
+"""The options of all tasks: they are retried until they succeed, because functions need the failing server, too."""
 TICK = "tick"
 """The argument of the periodic task, and the first part of its jobs' tokens."""
 BRIEF = 0.03
-"""Seconds that a job under limits, or in a group, takes at most."""
+"""The longest time of a job under limits, or in a group, in seconds."""
 RECORD = "INSERT INTO runs (job, attempt, over) VALUES ({}, {}, {})"
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "work": (NAME, {}),
@@ -56,7 +56,7 @@ def work(job_id: int, token: str) -> None:
 
 
 def gated(job_id: int, token: str, limits: dict[str, int], group: str | None, tenant: str | None, urgency: int) -> None:
-    """Hold a place under each limit, and the turn of a group, for a moment."""
+    """Run for a moment, with a place under each limit, and the turn of the group."""
     del token, limits, tenant, urgency
     _record(job_id, over=False)
     time.sleep(BRIEF if group is None else BRIEF / 3)
@@ -111,34 +111,34 @@ async def interrupted_async(job_id: int, token: str) -> None:
 
 
 def interrupted_process(job_id: int, token: str) -> None:
-    """Raise KeyboardInterrupt in the first run, in a process of the job's own."""
+    """Raise KeyboardInterrupt in the first run, in a separate process."""
     interrupted(job_id, token)
 
 
 def tick(job_id: int, token: str) -> None:
-    """Do nothing: that the job was put, and when, is what is checked."""
+    """Do nothing: the checker only looks at the puts of the jobs."""
 
 
 BLOCKING: dict[str, Callable[..., Any]] = {name: globals()[name] for name in TASKS}
 ASYNCHRONOUS: dict[str, Callable[..., Any]] = {name: globals().get(f"{name}_async", BLOCKING[name]) for name in TASKS}
 for functions in (BLOCKING, ASYNCHRONOUS):
-    for name, function in functions.items():  # jobs are put by one path, whichever process runs them
+    for name, function in functions.items():  # the path is the same in each process
         function.__module__, function.__name__, function.__qualname__ = "tests.chaos.worker_tasks", name, name
 tick.__module__ = "tests.chaos.worker_tasks"
 
 
 def declare(pq: Any, functions: Mapping[str, Callable[..., Any]] = BLOCKING) -> dict[str, Any]:
-    """Declare the tasks; return what puts their jobs, by the function's name.
+    """Declare the tasks; return the functions that put their jobs, by the functions' names.
 
     Args:
         pq: The queues, blocking or asynchronous.
-        functions: The functions that run.
+        functions: The functions of the tasks.
     """
     return {name: pq[queue].task(**OPTIONS, **options)(functions[name]) for name, (queue, options) in TASKS.items()}
 
 
 class Watcher:
-    """A plugin that records how runs ended, as a worker tells it.
+    """A plugin that records how runs ended, according to the worker.
 
     Args:
         log: The log.
