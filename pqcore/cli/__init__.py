@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, *, name: str = "pqcore") -> int
         code: object = app.main(args=arguments, prog_name=name)
     except SystemExit as exc:
         code = exc.code
-    except BaseException:  # noqa: BLE001 - shown, and the process ended all the same
+    except BaseException:  # noqa: BLE001 - the error is shown, and the process ends
         sys.excepthook(*sys.exc_info())
         code = 1
     return leave(code if isinstance(code, int) else 0 if code is None else 1)

@@ -60,7 +60,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Also run them with these numbers of processes.",
+    help="Also run the simple workloads with these numbers of processes.",
 )
 @click.option("--soak", metavar="TIME", type=duration, help="How long the soak lasts: 3600, or 1h.")
 @click.option(

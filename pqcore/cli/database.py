@@ -59,7 +59,7 @@ class Database(BlockingRunner):
         return self.engine.spec.name
 
     def queue(self, name: str, **options: Any) -> QueueSettings:
-        """Return a queue, as ``pq[name]`` does, or one with options of its own."""
+        """Return a queue, as ``pq[name]`` does, or a new one with options."""
         return self.pq.queue(name, **options) if options else self.pq[name]
 
     def queue_of(self, job_id: int, name: str | None) -> QueueSettings:

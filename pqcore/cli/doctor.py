@@ -30,9 +30,9 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 def doctor(
     database: Database, queues: tuple[str, ...], read_only: bool, modules: tuple[str, ...], as_json: bool
 ) -> None:
-    """Look for what is wrong with the table, and say what to do.
+    """Check the table and the server, and say how to fix problems.
 
-    The command looks at the server and the way there, too.
+    The command also checks the connection to the server.
     """
     from pqcore.cli.targets import import_modules  # imports the module of tasks
 

@@ -38,7 +38,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     show_default=True,
     help="Rows in one transaction, at most.",
 )
-@click.option("--all", "every", is_flag=True, help="Also rewrite data that already are as their queue writes them.")
+@click.option("--all", "every", is_flag=True, help="Also re-encode data that is already as its queue writes it.")
 @click.option(
     "--wait",
     metavar="TIME",
@@ -62,7 +62,7 @@ def reencode(
 ) -> None:
     """Re-encode data, after a key or a serializer has changed.
 
-    The command finds the data of queues wherever they lie.
+    The command covers jobs, chains, batches, dead letters, the archive and results.
     """
     from pqcore.cli.targets import import_modules  # imports the module of tasks
 

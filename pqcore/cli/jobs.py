@@ -50,7 +50,7 @@ def status(database: Database, job_id: int, queue: str | None, as_json: bool) ->
 @json_option
 @with_database
 def cancel(database: Database, job_id: int, queue: str | None, running: bool, as_json: bool) -> None:
-    """Delete a job that waits; with --running, stop one that runs."""
+    """Delete a waiting job; with --running, stop a running one."""
     settings = database.queue_of(job_id, queue)
     queue = settings.name
     outcome = "none"
@@ -75,9 +75,9 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
 @json_option
 @with_database
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
-    """Show all that is stored of a job, wherever it is.
+    """Show everything that is stored of a job.
 
-    That is its data, its record and the last traceback.
+    The output has the data, the record and the last traceback.
     """
     settings = None if queue is None else database.queue(queue)
     job = database.call(list_jobs.get_full_job, job_id, settings)
@@ -139,7 +139,7 @@ def _lines(cause: Cause) -> str:
 @json_option
 @with_database
 def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_json: bool) -> None:
-    """Make jobs due now that are dead, done, or scheduled.
+    """Make dead, done or scheduled jobs due now.
 
     The jobs keep their ids.
     """

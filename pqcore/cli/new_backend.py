@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 @click.command("new-backend")
 @click.argument("name")
 @click.option(
-    "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="How the driver is called."
+    "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="The kind of driver."
 )
 @click.option("--driver", metavar="MODULE", help="The module that the driver is imported as; by default NAME.")
 @click.option(
@@ -42,9 +42,9 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 )
 @json_option
 def new_backend(name: str, mode: str, driver: str | None, directory: Path | None, as_json: bool) -> None:
-    """Write a project to write a backend in.
+    """Create a project for a new backend.
 
-    It is a skeleton that can be installed, with the conformance suite wired in.
+    The project is an installable skeleton, with the conformance suite.
 
     Users will choose the backend by NAME: backend="NAME".
     """

@@ -39,7 +39,7 @@ def size(text: str | int) -> int:
     """The type of an option that is a size: bytes, or a number and a unit.
 
     Raises:
-        click.BadParameter: It is none.
+        click.BadParameter: The text is not a size.
     """
     from pqcore.worker.recycling import parse_size
 
@@ -77,11 +77,9 @@ _DATABASE = (
         envvar="PQCORE_DSN",
         show_envvar=True,
         default=DEFAULT_DSN,
-        help="Where the database is; by default as libpq's PG* variables say.",
+        help="The address of the database; by default, libpq's PG* variables decide.",
     ),
-    click.option(
-        "--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default as PQ chooses it."
-    ),
+    click.option("--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default, PQ chooses one."),
     click.option("--table", metavar="NAME", default="queue", show_default=True, help="The table of the queues."),
     click.option("--schema", metavar="NAME", help="The table's schema; by default the first in the search path."),
 )

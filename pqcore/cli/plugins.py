@@ -77,9 +77,9 @@ def _broken_backends() -> list[tuple[str, PluginError]]:
 @click.command()
 @json_option
 def backends(as_json: bool) -> None:
-    """List the backends, and what each can do.
+    """List the backends, with their drivers and capabilities.
 
-    Shown is which can be used, and over which driver.
+    The list says which backends can be used.
     """
     specs = [_backend(spec) for spec in plugins.backend_specs()]
     broken = _broken_backends()
@@ -126,7 +126,7 @@ def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:
         return str(exc)
     except KeyboardInterrupt:
         raise
-    except BaseException as exc:  # noqa: BLE001 - one that is broken does not take the others down
+    except BaseException as exc:  # noqa: BLE001 - a broken plugin must not affect other plugins
         return f"{type(exc).__name__}: {exc}"
     return None
 
@@ -154,9 +154,9 @@ def _plugin(group: str, point: importlib.metadata.EntryPoint) -> dict[str, Any]:
 @click.command("plugins")
 @json_option
 def plugins_(as_json: bool) -> None:
-    """List the plugins, and what each can do.
+    """List the plugins, with their capabilities.
 
-    Shown is where a plugin is from, its version, and what keeps it from being used.
+    The list has the package and the version of each plugin, and says why a plugin cannot be used.
     """
     found = []
     for group in GROUPS:

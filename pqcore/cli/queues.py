@@ -99,9 +99,9 @@ def put(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put a job, whose data are JSON.
+    """Put a job with JSON data.
 
-    Without DATA, or with -, the data are read from standard input.
+    Without DATA, or with -, the command reads the data from standard input.
     """
     settings = database.queue(queue)
     try:
@@ -206,9 +206,9 @@ _n_option = click.option(
 @json_option
 @with_database
 def get(database: Database, queue: str, n: int, wait: float, retention: str, as_json: bool) -> None:
-    """Take jobs that are due, and write their data.
+    """Take due jobs, and write their data.
 
-    The jobs are finished once their data are written.
+    The jobs are completed after their data has been written.
     """
     settings = database.queue(queue)
     settings.retention = retention  # type: ignore[assignment]

@@ -55,9 +55,9 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 def pause(
     database: Database, queue: str, until: datetime | timedelta | None, as_json: bool, **what: str | None
 ) -> None:
-    """Have no jobs of a queue, task, limit or group begin.
+    """Stop jobs of a queue, task, limit or group from starting.
 
-    Jobs that run go on.
+    Running jobs go on.
     """
     settings = database.queue(queue)
     database.call(operations.pause, settings, until, **what)
@@ -120,7 +120,7 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
     """Set how many jobs under a limit run concurrently.
 
-    NAME is the limit. The number that jobs were put with does not count then.
+    NAME is the limit. The number replaces the one that jobs were put with.
     """
     _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
 
@@ -132,7 +132,7 @@ def limit(database: Database, name: str, places: int | None, queue: str, as_json
 @json_option
 @with_database
 def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) -> None:
-    """Set how many jobs under a limit begin in a time.
+    """Set how many jobs under a limit begin per period.
 
     NAME is the limit; a rate is written as 10/s, 600/min or 100/5m.
     """
@@ -148,7 +148,7 @@ def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) ->
 def weight(database: Database, share: str, weight: float | None, queue: str, as_json: bool) -> None:
     """Set the weight of a share of a queue.
 
-    With 3, SHARE gets three times the jobs of others.
+    With 3, SHARE gets three times as many jobs as a share of weight 1.
     """
     _set(database, operations.set_weight, "weight", queue, share, weight, as_json=as_json)
 
@@ -178,7 +178,7 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
 def limits(database: Database, queue: str, as_json: bool) -> None:
     """List the limits and groups in use.
 
-    Shown are their places, the jobs that run under them, and how many wait.
+    The list has their places, the running jobs, and the number of waiting jobs.
     """
     found = database.call(list_limits, database.queue(queue))
     if as_json:

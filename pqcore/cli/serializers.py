@@ -17,7 +17,7 @@ from pqcore.serializers.protocol import is_wrapper
 @click.command()
 @json_option
 def serializers(*, as_json: bool) -> None:
-    """List the serializers. Say why one cannot be used."""
+    """List the serializers, and say why some cannot be used."""
     found = [_described(name) for name in plugins.serializer_names()]
     if as_json:
         for each in found:
@@ -68,7 +68,7 @@ def _described(name: str) -> dict[str, Any]:
         plugins.serializer(f"json+{name}" if wraps else name)
     except PQError as exc:
         described["error"] = str(exc)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 - one that is broken does not take the others down
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - a broken plugin must not affect other plugins
         described["error"] = f"{type(exc).__name__}: {exc}"
     return described
 

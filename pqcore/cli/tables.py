@@ -221,7 +221,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
 def adopt(database: Database, check: bool, as_json: bool) -> None:
     """Take over a table of pq 1.9.1 in place.
 
-    The command says what the table is, and migrates it. Jobs stay as they are.
+    The command describes the table, and migrates it. It changes no job.
     """
     table = database.table
     found = database.call(schema_info.version)
@@ -262,7 +262,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 @click.option(
     "--queue",
     metavar="NAME",
-    help="Set it for this queue; without it, for all queues that have no setting of their own.",
+    help="Set the times for this queue; without it, for all queues without a setting.",
 )
 @click.option("--finished", metavar="TIME", help="How long to keep finished rows, as in 7d; 'none' keeps all.")
 @click.option("--dead", metavar="TIME", help="How long to keep dead letters, as in 90d; 'none' keeps all.")
@@ -271,7 +271,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
     """Show or set how long finished rows are kept.
 
-    Dead letters have a time of their own.
+    Dead letters have a separate time.
     """
     wanted = {"finished": finished, "dead": dead}
     chosen = {kind: _kept(text) for kind, text in wanted.items() if text is not None}

@@ -42,7 +42,7 @@ queues_option = click.option(
     "--queues",
     metavar="A,B",
     multiple=True,
-    help="Of a target that is a PQ: the names of its queues. By default those on which tasks are declared.",
+    help="The queues of a target that is a PQ; by default, the queues on which tasks are declared.",
 )
 
 modules_option = click.option(
@@ -60,7 +60,7 @@ def named_queues(queues: Sequence[str]) -> list[str]:
 
 
 def log_to_stderr(level: str) -> None:
-    """Have what is logged written to stderr, with the time, the level and the process."""
+    """Write log records to stderr, with the time, the level and the process."""
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s", force=False
     )
@@ -191,11 +191,11 @@ def worker(
     supervised: int | None,
     **options: Any,
 ) -> None:
-    """Run the jobs of queues, until told to stop.
+    """Run the jobs of queues, until stopped.
 
     A target names a queue in a module, or a PQ or AsyncPQ, or a function that
-    returns either. Of a PQ, the worker works on the queues on which tasks are
-    declared, unless --queues says others.
+    returns one of these. For a PQ, the worker runs the queues on which tasks
+    are declared, unless --queues names others.
     """
     log_to_stderr(log_level)
     if options["log_jobs"]:

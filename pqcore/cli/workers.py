@@ -19,9 +19,9 @@ _SHOWN = 5
 @json_option
 @with_database
 def workers(database: Database, queue: str | None, as_json: bool) -> None:
-    """List the workers that run.
+    """List the running workers.
 
-    Those that ran within the last hour, and did not stop in order, are listed too.
+    The list also has workers that ran within the last hour and did not stop in order.
     """
     found = database.call(list_workers, None if queue is None else database.queue(queue))
     if as_json:

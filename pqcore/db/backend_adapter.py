@@ -153,7 +153,7 @@ class BackendAdapter:
         return [session for session in there if session is not None]
 
     def count_broken_off(self, now: float) -> None:
-        """Record a closed connection, whose statement may continue to wait on the server."""
+        """Record a closed connection: its statement may still wait on the server."""
         self._broken_off.append(now)
 
     def pause(self) -> float:

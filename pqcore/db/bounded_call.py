@@ -40,7 +40,7 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
     """Await a driver's call; if a cancelled call takes more than `AFTER_CANCEL` seconds, close its connection.
 
     After a cancellation, drivers ask the server to cancel the statement, and some wait for the answer without a limit.
-    This function passes on what the call yields: a task for each call would cost more than many a statement.
+    The function yields everything that the call yields. A task for each call would cost more than a short statement.
     """
     steps = call.__await__()
     cancelled: BaseException | None = None

@@ -104,7 +104,7 @@ class Channels:
             self.wake_waiters(channel)
 
     def _pause(self, channel: str, seconds: float) -> float:
-        """Return how long to wait, at most; for a new channel, only until it is no longer new."""
+        """Return the longest time to wait; for a new channel, the time until it is no longer new."""
         at = self._unsettled.get(channel)
         return seconds if at is None else max(min(seconds, at - time.monotonic()), 0.0)
 

@@ -224,7 +224,7 @@ class Listener(Waiters):
             return False
         try:
             session = await self._source.listener()
-        except Exception as exc:  # noqa: BLE001 - such as of a function of the caller's: waiters poll, whatever it is
+        except Exception as exc:  # noqa: BLE001 - such as an error of a caller's function: waiters poll after any error
             self._retry_at = time.monotonic() + RETRY
             self._log.warn_refused(exc)
             return False

@@ -117,7 +117,7 @@ class TaskLine:
                 logger.warning("cannot undo the operations of cancelled callers: %s", exc)
 
     async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
-        """Undo the effects for callers that were cancelled meanwhile, and that wait for this."""
+        """Undo the effects for callers that were cancelled meanwhile; they wait until this has ended."""
         try:
             await self._undo(answers)
         finally:

@@ -52,7 +52,7 @@ def work(task: Task, pipe: Connection[Message, Order]) -> None:
                 consume(task, worker_pipe)
         except Stopped:
             raise
-        except Exception:  # noqa: BLE001 (told to the conductor, whatever it is)
+        except Exception:  # noqa: BLE001 (the conductor gets any exception)
             worker_pipe.tell(Failed(traceback.format_exc()))
 
 
@@ -96,7 +96,7 @@ def consume(task: Task, worker_pipe: WorkerPipe) -> None:
                 cursor.execute(sql, _result(task, job))
                 if hold:
                     worker_pipe.tell(Holding(job.id))
-                    worker_pipe.order()  # waits in vain for an order
+                    worker_pipe.order()  # waits for an order that does not come
             worker_pipe.tell(Done())
 
 

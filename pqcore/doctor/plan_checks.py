@@ -17,7 +17,7 @@ FEW_PAGES = 32
 FEW_ROWS = 100
 """Index entries; sorting this number costs almost nothing, so they need not be read in order."""
 QUEUES = 3
-"""How many queues' takes are explained, those with the most jobs first, if the caller names none."""
+"""The number of queues whose takes are explained if the caller names none: those with the most jobs."""
 _WHOLE = """
 SELECT part.relname::text, whole.relname::text FROM (
   SELECT to_regclass(:table_name::text)::oid AS oid

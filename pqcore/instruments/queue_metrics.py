@@ -26,14 +26,14 @@ GAUGES = {
     "dead": ("pqcore_dead_letters", "Jobs that failed for good."),
     "oldest": ("pqcore_oldest_ready_seconds", "Seconds since the oldest ready job came due; 0 without one."),
 }
-"""By the attribute of `QueueFigures`: the name of the gauge, and its help."""
+"""The name and the help of each gauge; the keys are the attributes of `QueueFigures`."""
 
 
 def gauges(figures: Mapping[str, QueueFigures]) -> list[Metric]:
     """Return the gauges, with a sample for each queue.
 
     Args:
-        figures: What each queue has, by its name.
+        figures: The figures of each queue, by its name.
     """
     made: list[Metric] = []
     for attribute, (name, text) in GAUGES.items():
@@ -45,7 +45,7 @@ def gauges(figures: Mapping[str, QueueFigures]) -> list[Metric]:
 
 
 class QueueCollector(Collector):
-    """Has a registry tell what waits in the queues of a table, and how many dead letters they have.
+    """Adds gauges of a table's queues to a registry: their waiting jobs and dead letters.
 
     The database is asked at each scrape. The answer is the same in each process, so one process is enough. While the
     database does not answer, the gauges are left out.
@@ -88,7 +88,8 @@ def exposition(figures: Mapping[str, QueueFigures] | None) -> bytes:
     """Return the metrics of this process and the gauges of queues, in Prometheus' text format.
 
     Args:
-        figures: What each queue has, by its name; None if the database does not answer: then the gauges are left out.
+        figures: The figures of each queue, by its name; None if the database does not answer, so that the gauges are
+            left out.
     """
     text = generate_latest(served_registry())
     if figures is None:

@@ -161,7 +161,7 @@ class Watch:
 
     @property
     def suspects(self) -> bool:
-        """Return whether another look may find that a batch is lost."""
+        """Return whether a later look may find that a batch is lost."""
         return any(seen.alive is not True for seen in self._seen.values())
 
     @staticmethod

@@ -55,7 +55,7 @@ def check_json(value: object, raw: str) -> None:
         ValueError: The data is refused.
     """
     refuse_deep(raw)
-    if _find_key(raw) is not None:  # only such a key may have been another type than a string
+    if _find_key(raw) is not None:  # only such a key may come from another type than a string
         refuse_colliding_keys(value, _encoder.encode, json.loads)
 
 

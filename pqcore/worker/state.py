@@ -24,8 +24,9 @@ THROUGHPUT_WINDOW = 0.02
 PREFETCH_SECONDS = 0.1
 """Seconds of work, at the current throughput, that a worker fetches ahead."""
 PREFETCH_SECONDS_OF_LANES = 0.01
-"""The same where jobs wait to be admitted, and none where tenants have shares: a job that comes has its turn behind
-those that were fetched ahead.
+"""The same, while jobs wait for admission.
+
+If tenants have shares, nothing is fetched ahead: a new job would wait behind the jobs that were fetched ahead.
 """
 PLACE_SECONDS = 0.01
 """Seconds of work for which jobs are leased for one place under a limit.
@@ -33,9 +34,9 @@ PLACE_SECONDS = 0.01
 A commit takes longer than a job that does little: one job for each commit would be fewer than the limit allows.
 """
 MOST_FOR_PLACE = 50
-"""Jobs that are leased for one place, at most."""
+"""The largest number of jobs that are leased for one place."""
 LONGEST_FADES = 0.9
-"""How far the time of the longest job counts after one more job."""
+"""The factor by which the time of the longest job shrinks with each later job."""
 
 STATEMENT_SIZE = 2 * 2**20
 """Characters or bytes of data that one statement fetches, about. In a larger answer each job takes about twice as long,

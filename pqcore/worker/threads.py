@@ -105,7 +105,7 @@ class Threads:
         self._idle = 0
         """Threads that wait to be woken."""
         self._coming = False
-        """Whether a thread was woken, and has not looked for a call yet."""
+        """Whether a thread was woken and has not looked for a call yet."""
         self._told = False
         """Whether the event loop was told of outcomes, and has not taken all of them yet."""
         self._busy = 0

@@ -19,10 +19,11 @@ HEAD = ("cell", "what", "server", "Python", "psycopg2, psycopg, asyncpg", "passe
 
 INTRODUCTION = """# Where the conformance suite was run
 
-Written by `python -m tests.matrix --markdown docs/matrix.md`; see
-[the conformance suite](conformance.md#over-what-users-have). What is *not offered* is about something that a backend,
-or the way to the server, has not got, and was not run. *Queues* are the modules of the suite about queues; *all* are
-those about tasks and workers, too. Times are UTC, followed by the commit; a plus says that files differed from it.
+`python -m tests.matrix --markdown docs/matrix.md` writes this page; [the conformance
+suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues; *all* also
+runs those about tasks and workers. *Not offered* counts tests that were not run, because they need an ability that the
+backend, or the connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files differed
+from it.
 """
 
 

@@ -550,7 +550,7 @@ def step_by_step(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
 
 
 async def interrupted(make: Callable[[], Coroutine[Any, Any, Any]], when: str) -> AsyncIterator[Any]:
-    """Repeat an operation, interrupting it one suspension later each time, until it ends before.
+    """Repeat an operation, and interrupt it one suspension later each time, until it ends without an interruption.
 
     Yields the result of the operation, or None.
     """
