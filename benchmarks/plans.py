@@ -550,16 +550,18 @@ def _document(findings: Findings) -> str:
     samples = "\n".join(_sample(findings, *sample) for sample in SAMPLES).rstrip()
     return f"""# What the statements read
 
-Every statement, run under `EXPLAIN (ANALYZE, BUFFERS)` on {findings.server}. `make plans` measures it all again, on an
-embedded server, and writes this page; `python -m benchmarks.plans --dsn DSN` does so on another. Both print all plans.
+This page shows how many pages each statement reads, by `EXPLAIN (ANALYZE, BUFFERS)` on {findings.server}. `make
+plans` measures all statements again, on an embedded server, and writes this page. `python -m benchmarks.plans
+--dsn DSN` uses another server. Both commands print all plans.
 
-A figure is the number of pages (8 kB; shared buffers hit or read) that one run of a statement touched. It tells more
-than a time: it does not depend on the machine, and whatever grows with the table shows immediately.
+A figure is the number of pages (8 kB; shared buffers hit or read) that one run of a statement touched. Pages
+say more than times: they do not depend on the machine, and a statement that reads more in a larger table is
+easy to see.
 
-At most, in any of these situations:
+The largest numbers of pages in all situations below:
 
-- {usual} for a take of one job, and {merged} while hidden jobs are out (up to {REACH:,} of them are compared)
-- {most("next_due_probe")} to find out why there was none, {most("peek_1")} for a peek
+- {usual} for a take of one job, and {merged} while jobs have come out of hiding (up to {REACH:,} of them are compared)
+- {most("next_due_probe")} to find out why a take found no job, {most("peek_1")} for a peek
 - {most("put", "put_timed")} for a put, {most("update")} for an update, {most("cancel")} for a cancel
 - {held} for an ack, nack or extend
 
@@ -567,38 +569,40 @@ The situations:
 
 {situations}
 
-`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows; see
-`pqcore/sql/fetch_statements.py` for the others. S, B and T mark a sequential scan, a bitmap scan and a sort of more
-than {WHOLE:,} rows. Only the last statements of the first table, which tell about any number of rows or remove them,
-may have such.
+`keep_{MANY}_ordered` takes {MANY} jobs, in the usual order, and keeps the finished rows.
+`pqcore/sql/fetch_statements.py` explains the other names. S, B and T mark a sequential scan, a bitmap scan and
+a sort of more than {WHOLE:,} rows. Only the last statements of the first table may have these marks, because
+they count or delete any number of rows.
 
 ## Custom and generic plans
 
-Of tables that were vacuumed and analyzed. Two figures are that of the custom plan, made for the values, and that of the
-generic one, made without them; one figure is both.
+The tables were vacuumed and analyzed. The first figure is that of the custom plan, which is made for the
+values; the second is that of the generic plan, which is made without them. A single figure stands for both.
 
 {_settled_table(findings)}
 
-## Whatever the planner knows
+## Plans from outdated statistics
 
-The most pages in any of the situations: after ANALYZE; after VACUUM alone, without statistics; and with generic plans
-made earlier, when the table was something else, and kept, as prepared statements keep them, while it was filled as in
-{DEEP.key} or {HELD.key} and nobody analyzed it. *Emptied* is a table that was used, emptied, vacuumed and analyzed.
+The largest number of pages in all situations: after ANALYZE; after VACUUM without statistics; and with older
+generic plans. A prepared statement got such a plan while the table had another content. Then the table was
+filled as in {DEEP.key} or {HELD.key}, without ANALYZE, and the statement kept its plan. *Emptied* is a table
+that was used, emptied, vacuumed and analyzed.
 
 {_most_table(findings)}
 
 ## Dead rows
 
-The index entry of a row that was taken stays until VACUUM. A scan that meets it looks at the row and, if nobody can see
-that any more, marks the entry, so that this is done once; then only the index's pages are left to pass. But while a
-transaction is open that began earlier, anywhere in the database, each take looks at all rows taken since. Rows that
-were put one after the other share pages, so the time tells more than the pages here. Keep transactions short.
+The index entry of a taken row stays until VACUUM. A scan that finds the entry reads the row. If no transaction
+can see the row any more, the scan marks the entry, and later scans skip it: they read only the pages of the
+index. But an older transaction, anywhere in the database, prevents the mark. Then each take reads all rows that
+were taken since that transaction began. Rows that were put one after the other share pages, so in this table
+the time says more than the pages. Keep transactions short.
 
 {_table([["a take of one job, after", "pages", "ms"], *dead])}
 
 ## Some plans
 
-Generic ones, of analyzed tables.
+These are generic plans, of analyzed tables.
 
 {samples}
 """
