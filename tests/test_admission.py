@@ -55,7 +55,7 @@ def test_admission_of_a_group_does_not_pass_a_first_job_that_is_locked(dsn: str)
         assert job.data == 1
 
 
-def test_puts_under_crossing_keys_wait_for_nobody(dsn: str) -> None:
+def test_puts_under_crossing_keys_do_not_wait_for_each_other(dsn: str) -> None:
     with PQ(dsn) as pq, psycopg.connect(dsn) as one, psycopg.connect(dsn) as two:
         pq.create()
         queue = pq["q"]

@@ -126,7 +126,7 @@ def test_doctor_names_jobs_that_wait_for_another_deployment(dsn: str, pq: PQ) ->
     assert "deploy workers" in found["advice"]
 
 
-def test_doctor_names_jobs_that_nobody_works_on(dsn: str, pq: PQ) -> None:
+def test_doctor_names_jobs_that_no_worker_runs(dsn: str, pq: PQ) -> None:
     assert [findings(dsn)[check][0]["level"] for check in ("backlog", "leases", "dead_letters")] == ["ok"] * 3
     pq["a"].put_many([1, 2])
     held = pq["b"].put(1)

@@ -661,7 +661,7 @@ def test_rule_commands_change_rules_while_all_runs(dsn: str, pq: PQ, backend: st
     assert {rule.name for rule in queue.rules()} == {"task:app.send", "limit:x"}
 
 
-def test_limits_command_lists_what_is_in_use(dsn: str, pq: PQ) -> None:
+def test_limits_command_lists_limits_in_use(dsn: str, pq: PQ) -> None:
     queue = pq["q"]
     assert "no limits or groups of 'q' are in use" in call("limits", "--queue", "q", dsn=dsn).stdout
     queue.put_many([1, 2], limits={"x": 1})
@@ -691,7 +691,7 @@ def test_limits_command_lists_what_is_in_use(dsn: str, pq: PQ) -> None:
         (("resume", "--group", ""), "group is empty"),
     ],
 )
-def test_rule_commands_refuse_what_cannot_be_a_rule(dsn: str, pq: PQ, arguments: tuple[str, ...], said: str) -> None:
+def test_rule_commands_refuse_invalid_rules(dsn: str, pq: PQ, arguments: tuple[str, ...], said: str) -> None:
     assert said in line(call(*arguments, "--queue", "q", dsn=dsn), 2)
     assert pq["q"].rules() == []
 

@@ -228,7 +228,7 @@ def test_loop_that_ends_amid_concurrent_puts_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
-def test_closed_pq_tells_threads_that_wait_what_became_of_their_puts(slow: str, backend: str) -> None:
+def test_closed_pq_reports_the_outcome_of_puts_to_waiting_threads(slow: str, backend: str) -> None:
     pq = PQ(slow, backend=backend, max_connections=2)
     queue = pq["q"]
     begun = threading.Barrier(CALLERS + 1)

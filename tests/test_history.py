@@ -230,7 +230,7 @@ def test_history_records_operations() -> None:
     assert max(instants) <= after
 
 
-def test_history_records_a_batch_of_puts_or_none() -> None:
+def test_history_records_all_puts_of_a_batch_or_none() -> None:
     history = History()
     with history.record("put") as op:
         op.jobs = [(1, None), (2, None)]
@@ -263,7 +263,7 @@ def test_history_records_outcomes_of_exceptions() -> None:
     ]
 
 
-def test_history_merges_those_of_threads_and_processes() -> None:
+def test_history_merges_histories_of_threads_and_processes() -> None:
     history = History()
 
     def work(first: int) -> None:

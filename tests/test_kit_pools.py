@@ -37,7 +37,7 @@ def test_pool_of_another_backend_is_opened_by_its_entry_point(mode: str) -> None
     assert run_sync(open_pool(spec, "postgresql://", 3)) == (mode, "postgresql://", 3)
 
 
-def test_pool_of_an_unknown_driver_is_refused_with_what_to_do() -> None:
+def test_pool_of_an_unknown_driver_is_refused_with_advice() -> None:
     with pytest.raises(
         ConfigurationError, match=r"backend 'acme' offers POOL.*entry point in the group pqcore\.testing\.pools"
     ):

@@ -651,7 +651,7 @@ def test_version_6_consumers_leave_waiting_jobs_to_newer_code(place: Place, opti
         job.ack()
 
 
-def test_pq_get_takes_waiting_jobs_and_holds_up_none_behind_them(place: Place) -> None:
+def test_pq_get_takes_waiting_jobs_and_does_not_hold_up_later_jobs(place: Place) -> None:
     place.create()
     with place.pq() as pq:
         queue = pq["q"]

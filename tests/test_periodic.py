@@ -61,7 +61,7 @@ def test_periodic_tick_on_time_is_not_missed() -> None:
         assert due(task, "2026-01-01T01:00:00", "2026-01-01T01:00:05") == []
 
 
-def test_periodic_task_that_skips_missed_ticks_keeps_those_on_time() -> None:
+def test_periodic_task_that_skips_missed_ticks_keeps_punctual_ticks() -> None:
     task = periodic("*/10 * * * * *", missed="skip")
     assert due(task, "2026-01-01T00:00:00", "2026-01-01T00:05:01") == ["01-01 00:05:00"]
     assert due(periodic("0 0 * * *", missed="skip"), "2025-12-01T00:00:00", "2026-01-01T00:00:20") == ["01-01 00:00:00"]

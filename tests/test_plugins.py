@@ -726,7 +726,7 @@ def test_backends_of_one_name_in_two_distributions_are_refused(tmp_path: Path, m
     assert list(fresh.broken) == ["acme"]
 
 
-def test_backend_that_rivals_the_preferred_one_raises_where_none_is_named(tmp_path: Path) -> None:
+def test_backend_name_of_two_packages_is_refused(tmp_path: Path) -> None:
     distribute(tmp_path, "acme-psycopg", {"psycopg": "acme_plugin"})
     (tmp_path / "acme_plugin.py").write_text("")
     [errors, named, adopted, listed] = run(
@@ -1101,7 +1101,7 @@ def test_faces_take_the_same_arguments(blocking: type, asynchronous: type) -> No
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS)
-def test_async_face_awaits_what_waits_and_nothing_else(blocking: type, asynchronous: type) -> None:
+def test_async_face_awaits_only_methods_that_wait(blocking: type, asynchronous: type) -> None:
     for name, function in vars(asynchronous).items():
         if name.startswith("_") or not inspect.isfunction(function):
             continue

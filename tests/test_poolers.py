@@ -66,7 +66,7 @@ def test_pooler_is_recognised_without_a_setting(
     assert harness.waiting() == []
 
 
-def test_pooler_found_by_several_threads_lets_none_prepare(harness: Harness, through: str) -> None:
+def test_pooler_found_by_several_threads_keeps_all_from_preparing(harness: Harness, through: str) -> None:
     harness.pq()
     one = harness.pq(through, create=False, prepared=None)["a"]
 
@@ -89,7 +89,7 @@ def test_prepared_argument_skips_the_pooler_check(
     assert said(caplog) == 0
 
 
-def test_pooler_check_finds_none_at_the_server_itself(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+def test_pooler_check_finds_no_pooler_at_the_server_itself(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     one = harness.queue("a", prepared=None)
     for number in range(TURNS):

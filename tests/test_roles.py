@@ -228,7 +228,7 @@ def test_roles_can_be_created_again_and_written_as_sql(users: Users) -> None:
         connection.execute(script)
 
 
-def test_producer_role_cannot_learn_what_others_put(users: Users) -> None:
+def test_producer_role_cannot_read_the_jobs_of_others(users: Users) -> None:
     queue = users.pq("consumer")["q"]
     held = queue.put({"secret": "SESAME"}, dedup="key", headers={"x": "SESAME"})
     with psycopg.connect(users.dsn, autocommit=True) as owner:

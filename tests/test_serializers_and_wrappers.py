@@ -466,7 +466,7 @@ def test_decompression_bomb_with_a_false_size_is_refused() -> None:
         serializer.loads(bomb(900) + bomb(900))
 
 
-def test_compression_refuses_to_write_what_it_would_not_read() -> None:
+def test_compression_refuses_to_write_data_that_it_would_not_read() -> None:
     assert Zstd(max_size=12).dumps("0" * 10)
     with pytest.raises(ValueError, match="13 bytes before compression, more than 12: "):
         Zstd(max_size=12).dumps("0" * 11)

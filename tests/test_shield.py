@@ -60,7 +60,7 @@ def test_shielded_work_returns_its_result(own_task: bool) -> None:
     run(test)
 
 
-def test_shielded_work_raises_what_it_met(own_task: bool) -> None:
+def test_shielded_work_raises_its_own_exception(own_task: bool) -> None:
     async def test(trial: Trial) -> None:
         task = trial.begin(own_task)
         await trial.waits.wait()

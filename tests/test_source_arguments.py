@@ -286,7 +286,7 @@ def test_connection_argument_of_a_bad_type_raises_an_error_with_advice(place: st
         assert len(pq["q"]) == 0
 
 
-def test_pq_for_engine_refuses_what_is_no_engine() -> None:
+def test_pq_for_engine_refuses_objects_that_are_not_engines() -> None:
     for given, says in (
         (sqlalchemy.make_url(NOWHERE), r"a sqlalchemy.engine.url.URL; give PQ\(url\)"),
         (NOWHERE, r"a builtins.str; give PQ\(url\)"),

@@ -91,7 +91,7 @@ def test_task_call_with_wrong_arguments_is_refused_and_puts_nothing(
     assert queue.stats().ready == queue.stats().scheduled == 0
 
 
-def test_task_call_error_names_what_the_function_takes(queue: Any) -> None:
+def test_task_call_error_names_the_parameters_of_the_function(queue: Any) -> None:
     def send(job: Job, to: str, *, urgent: bool = False) -> None: ...
 
     with pytest.raises(InvalidCall, match=re.escape("it takes (to: 'str', *, urgent: 'bool' = False)")):
@@ -119,7 +119,7 @@ async def test_async_task_call_with_wrong_arguments_is_refused(dsn: str) -> None
         assert (await opened["calls"].stats()).scheduled == 1
 
 
-def test_task_of_a_decorated_function_takes_what_the_decorator_takes(queue: Any) -> None:
+def test_task_of_a_decorated_function_takes_the_arguments_of_the_decorator(queue: Any) -> None:
     def with_database(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> None:
@@ -163,7 +163,7 @@ def test_periodic_task_of_wrong_arguments_is_refused_where_it_is_declared(queue:
 # Options that share no namespace with arguments
 
 
-def test_task_options_apply_to_the_calls_of_what_they_return_alone(queue: Any) -> None:
+def test_task_options_apply_only_to_calls_of_the_returned_task(queue: Any) -> None:
     task = queue.task()(lambda timeout: None)
     later = task.options(schedule_at="1h", timeout=9, headers={"trace": 1})
     later("an argument")
@@ -237,7 +237,7 @@ def test_task_name_of_another_function_is_refused(queue: Any) -> None:
 @pytest.mark.parametrize(
     "names", [{"name": ""}, {"name": 5}, {"aliases": "ship"}, {"aliases": [None]}, {"name": "a\0"}]
 )
-def test_task_name_that_is_none_is_refused(queue: Any, names: dict[str, Any]) -> None:
+def test_task_name_that_is_invalid_is_refused(queue: Any, names: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         queue.task(**names)(ship)
 
@@ -248,13 +248,13 @@ def test_task_name_that_is_none_is_refused(queue: Any, names: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("name", "told"), [("delay", r"ship\(\.\.\.\)"), ("apply_async", r"ship\.options"), ("s", r"ship\.call")]
 )
-def test_task_attribute_of_another_library_is_told_what_to_write(queue: Any, name: str, told: str) -> None:
+def test_task_attribute_of_another_library_raises_an_error_with_advice(queue: Any, name: str, told: str) -> None:
     with pytest.raises(AttributeError, match=told):
         getattr(queue.task()(ship), name)
     assert not hasattr(queue.task()(ship), "nothing")
 
 
-def test_chain_of_what_was_put_is_refused_and_told(queue: Any) -> None:
+def test_chain_of_calls_that_were_put_is_refused_with_the_reason(queue: Any) -> None:
     task = queue.task()(ship)
     number = task(1)
     for put in (queue.chain, queue.batch, queue.put_calls, lambda *calls: queue.batch(then=calls[0])):
@@ -274,7 +274,7 @@ async def test_async_chain_of_calls_without_await_is_refused_and_puts_nothing(ds
 
 
 @in_loop
-async def test_queue_of_the_other_kind_of_with_is_told_what_to_write(pq: PQ, dsn: str) -> None:
+async def test_queue_in_the_wrong_kind_of_with_raises_an_error_with_advice(pq: PQ, dsn: str) -> None:
     async with AsyncPQ(dsn) as opened:
         with pytest.raises(InvalidCall, match="async with queue"), opened["calls"]:  # type: ignore[attr-defined]
             pass

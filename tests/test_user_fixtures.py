@@ -789,7 +789,7 @@ def test_drain_logs_a_retry_with_its_seconds(
     assert said in caplog.text
 
 
-def test_drain_raises_a_retry_with_none_left(pqcore_jobs: Jobs, queue: Queue) -> None:
+def test_drain_raises_a_retry_if_no_retries_are_left(pqcore_jobs: Jobs, queue: Queue) -> None:
     @queue.task()
     def work(job_id: int) -> None:
         raise Retry("1h")

@@ -203,7 +203,7 @@ def test_statement_of_the_users_is_undone_with_its_block(wire: Wire, first: str,
     assert numbers(wire.dsn) == []
 
 
-def test_user_may_roll_back_what_a_put_began(wire: Wire) -> None:
+def test_user_may_roll_back_a_transaction_that_a_put_began(wire: Wire) -> None:
     async def scenario(queue: Any) -> None:
         for _ in range(3):
             async with wire.block(queue) as handle:
@@ -214,7 +214,7 @@ def test_user_may_roll_back_what_a_put_began(wire: Wire) -> None:
     wire.run(scenario)
 
 
-def test_put_of_awkward_data_in_a_block_arrives_as_it_was(wire: Wire) -> None:
+def test_put_of_awkward_data_in_a_block_arrives_unchanged(wire: Wire) -> None:
     data = [
         "it's",
         "100% %s %(a)s",
@@ -273,7 +273,7 @@ def test_proxy_delays_pipelined_messages_without_queueing_them(dsn: str) -> None
         proxy.close()
 
 
-def test_traffic_counts_what_is_committed_and_what_is_not(dsn: str) -> None:
+def test_traffic_counts_committed_and_uncommitted_statements(dsn: str) -> None:
     proxy = Proxy(dsn)
     try:
         with psycopg.connect(proxy.dsn, autocommit=True) as connection:
