@@ -202,7 +202,7 @@ def test_web_pages_show_an_empty_table_and_an_unknown_queue(dsn: str, pq: PQ) ->
         assert "No queue has jobs" in client.get("/").text
         page = client.get(path("queue", name="nobody's")).text
         assert tiles(page)["Ready"] == "0"
-        assert "There is none" in page
+        assert "There are no such jobs" in page
 
 
 def test_web_pages_list_workers_and_waiters(dsn: str, pq: PQ, tmp_path: Path) -> None:
@@ -511,7 +511,7 @@ def test_web_page_sets_rules_and_lists_them(dsn: str, pq: PQ) -> None:
         assert "Rules" not in shown()
         done = change("pause", what="queue", until="1h")
         assert done.status_code == 303
-        assert "It is paused" in client.get(done.headers["location"]).text
+        assert "The pause is set" in client.get(done.headers["location"]).text
         assert change("pause", what="task", name="app.send").status_code == 303
         assert change("limit", name=EVIL, places="3").status_code == 303
         assert change("rate", name="api", rate="100/5m").status_code == 303

@@ -219,7 +219,7 @@ def test_web_page_asks_for_the_token_in_a_form(pq: PQ, browser: Browser) -> None
         page.goto("/")
         page.get_by_label("Token").fill("wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        expect(page.get_by_role("alert")).to_have_text("The token is wrong.")
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("link", name="apples")).to_be_visible()

@@ -219,14 +219,14 @@ async def _try_to_follow(
     try:
         await engine.run(partial(work, ones=jobs), undo=undo)
     except ConnectionLost:
-        logger.exception("%r: what follows from jobs that were taken with get is not done", queue.name)
+        logger.exception("%r: the follow-ups of jobs that were taken with get were not run", queue.name)
     except PQError:
         for job in jobs:  # the operation fails for one of the jobs, and must not fail for the others
             try:
                 await engine.run(partial(work, ones=[job]), undo=undo)
             except PQError:
                 logger.exception(
-                    "%r: what follows from job %d, which was taken with get, cannot be done",
+                    "%r: cannot run the follow-ups of job %d, which was taken with get",
                     queue.name,
                     job.id,
                 )

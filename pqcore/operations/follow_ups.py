@@ -75,9 +75,7 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
         try:
             await engine.run(partial(work, job=job))
         except PQError:
-            logger.exception(
-                "%r: what follows from job %d, which was taken with get, cannot be done", queue.name, job.id
-            )
+            logger.exception("%r: cannot run the follow-ups of job %d, which was taken with get", queue.name, job.id)
 
 
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
@@ -86,7 +84,7 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
             job = outcome.job
             logger.error(
-                "%r: job %d ended without what its headers ask for: %s",
+                "%r: job %d ended without the follow-ups in its headers: %s",
                 queue.name,
                 job.id,
                 job.header_faults,

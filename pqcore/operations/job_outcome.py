@@ -132,7 +132,7 @@ def dead_letter_of(outcome: Outcome, refusal: BaseException) -> Outcome:
         outcome: The refused outcome.
         refusal: The error of the refusal.
     """
-    run = "it was run, but what follows from it" if outcome.kind == "done" else "how it ended"
+    run = "it was run, but its follow-ups" if outcome.kind == "done" else "its outcome"
     error = {
         "type": f"{type(refusal).__module__}.{type(refusal).__qualname__}",
         "message": f"{run} cannot be stored: {refusal}",

@@ -29,7 +29,7 @@ from pqcore.web.changes import (
     set_weight,
 )
 
-_AGE = Field("older_than", "Only those older than", "as in 30s, 2h or 14d; 0s for all", "14d")
+_AGE = Field("older_than", "Only if older than", "as in 30s, 2h or 14d; 0s for all", "14d")
 _WHAT = (
     Field("what", "What", "", "queue", choices=PAUSED),
     Field("name", "Its name", "of a task, as in app.emails.send; none for the queue", required=False),
@@ -41,7 +41,7 @@ ACTIONS: dict[str, Action] = {
     "retry": Action(
         "Retry",
         "Run job {id} of {queue} again?",
-        "It is due immediately, with the same id. One that was dead or done begins with a clean record.",
+        "It is due immediately, with the same id. A dead or done job begins with a clean record.",
         "The job is due now.",
         retry_job,
         then="job",
@@ -49,8 +49,8 @@ ACTIONS: dict[str, Action] = {
     "cancel": Action(
         "Cancel",
         "Cancel job {id} of {queue}?",
-        "One that waits is deleted. One that runs is asked to stop: a worker cancels a coroutine; a function in a"
-        " thread has to check whether it should stop.",
+        "A waiting job is deleted. A running job is asked to stop: its worker cancels a coroutine; a function in a"
+        " thread must check whether it should stop.",
         "The job is cancelled, or was asked to stop.",
         cancel_job,
         dangerous=True,
@@ -58,7 +58,7 @@ ACTIONS: dict[str, Action] = {
     "purge": Action(
         "Purge",
         "Delete dead letter {id} of {queue} for good?",
-        "Nothing of it is kept.",
+        "The table keeps nothing of it.",
         "The dead letter is deleted.",
         purge_letter,
         dangerous=True,
@@ -77,7 +77,7 @@ ACTIONS: dict[str, Action] = {
     "retry-group": Action(
         "Retry the group",
         "Run {count} of {queue} again?",
-        "Those of the task {task} that died of {error} ({reason}). Each is due immediately, with the same id and a"
+        "These are the dead letters of {task} with {error} ({reason}). Each is due immediately, with the same id and a"
         " clean record.",
         "{n} dead letters are due now.",
         retry_group,
@@ -99,7 +99,7 @@ ACTIONS: dict[str, Action] = {
     "purge-dead": Action(
         "Purge dead letters",
         "Delete {count} of {queue} for good?",
-        "Those that died {older_than} ago, or earlier. Nothing of them is kept.",
+        "These are the dead letters that died {older_than} ago, or earlier. The table keeps nothing of them.",
         "{n} dead letters are deleted.",
         purge_dead,
         of_job=False,
@@ -111,7 +111,7 @@ ACTIONS: dict[str, Action] = {
     "purge-done": Action(
         "Purge finished jobs",
         "Delete the rows of {count} of {queue} for good?",
-        "Those that were finished {older_than} ago, or earlier: rows that the table keeps, and archived rows.",
+        "These are the jobs that finished {older_than} ago, or earlier: kept rows and archived rows.",
         "{n} finished jobs are deleted.",
         purge_done,
         of_job=False,
@@ -122,16 +122,19 @@ ACTIONS: dict[str, Action] = {
     "pause": Action(
         "Pause",
         "Pause {queue}, or a part of it?",
-        "Within a second no more of its jobs begin. Those that run go on, and jobs can be put.",
-        "It is paused.",
+        "Within a second, its jobs stop starting. Running jobs go on, and jobs can be put.",
+        "The pause is set.",
         pause,
         of_job=False,
-        fields=(*_WHAT, Field("until", "Until", "as in 30m or 2030-01-31T12:00Z; else it is resumed", required=False)),
+        fields=(
+            *_WHAT,
+            Field("until", "Until", "as in 30m or 2030-01-31T12:00Z; empty: until you resume", required=False),
+        ),
     ),
     "resume": Action(
         "Resume",
         "Resume {queue}, or a part of it?",
-        "Its jobs begin again immediately.",
+        "Its jobs start again immediately.",
         "Pauses that ended: {n}.",
         resume,
         of_job=False,
@@ -140,20 +143,20 @@ ACTIONS: dict[str, Action] = {
     "limit": Action(
         "Set a limit",
         "Set a limit of {queue}?",
-        "This many jobs run concurrently under the limit, whatever number they were put with.",
+        "At most this many jobs run concurrently under the limit, whatever number they were put with.",
         "The limit is changed.",
         set_limit,
         of_job=False,
-        fields=(_LIMIT, Field("places", "Jobs", "a number; nothing removes the rule", required=False)),
+        fields=(_LIMIT, Field("places", "Jobs", "a number; empty removes the rule", required=False)),
     ),
     "rate": Action(
         "Set a rate",
         "Set a rate of {queue}?",
-        "This many jobs under the limit begin in a time.",
+        "At most this many jobs under the limit start in the given time.",
         "The rate is changed.",
         set_rate,
         of_job=False,
-        fields=(_LIMIT, Field("rate", "Rate", "as in 10/s, 600/min or 100/5m; nothing removes it", required=False)),
+        fields=(_LIMIT, Field("rate", "Rate", "as in 10/s, 600/min or 100/5m; empty removes it", required=False)),
     ),
     "weight": Action(
         "Set a weight",
@@ -163,15 +166,15 @@ ACTIONS: dict[str, Action] = {
         set_weight,
         of_job=False,
         fields=(
-            Field("name", "Share", "nothing is that of jobs which name none", required=False),
-            Field("weight", "Weight", "a number above 0; nothing is 1", required=False),
+            Field("name", "Share", "empty: the jobs without a tenant", required=False),
+            Field("weight", "Weight", "a number above 0; empty: 1", required=False),
         ),
     ),
     "expiry": Action(
         "Set how long rows are kept",
         "How long does {queue} keep rows?",
         "Workers delete what is older, in small steps. An empty time stays as it is; 'none' keeps all rows.",
-        "How long rows are kept is changed.",
+        "The times are changed.",
         set_expiry,
         of_job=False,
         fields=(
@@ -183,8 +186,8 @@ ACTIONS: dict[str, Action] = {
     "run-now": Action(
         "Run now",
         "Run the periodic task {name} of {queue} now?",
-        "A worker that declares the task puts its job within a minute, as for the last time at which it was due. Of a"
-        " task with missed='skip' no job is put.",
+        "A worker that declares the task puts its job within a minute, as for the last time at which it was due. For a"
+        " task with missed='skip', no job is put.",
         "A worker puts the job within a minute.",
         run_now,
         of_job=False,

@@ -252,7 +252,7 @@ class Site:
         action = ACTIONS[name]
         number = views.number(id_) if action.of_job else 0
         if number is None:
-            raise HTTPException(400, f"{id_[:40]!r} is no id of a job")
+            raise HTTPException(400, f"{id_[:40]!r} is not the id of a job")
         fields = {field.name: given.get(field.name, field.default).strip() for field in action.fields}
         return name, ActionRequest(self._target.queue(given.get("queue", "")), number, fields)
 
@@ -268,7 +268,7 @@ class Site:
         if not security.ours(request, form.get("key", "")):
             return self._login(request, "Your browser does not keep cookies, or this form is not of this page.", 403)
         if self._token is None or not self._token.matches(form.get("token", "")):
-            return self._login(request, "That is not the token.", 403)
+            return self._login(request, "The token is wrong.", 403)
         found = RedirectResponse(rendering.link(security.root_of(request.scope), ""), 303)
         security.admit(found, request, self._token)
         return found

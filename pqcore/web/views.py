@@ -139,7 +139,7 @@ class Views:
         given = query.get("id", "").strip()
         job_id = number(given)
         if job_id is None:
-            raise JobNotFound(f"{given[:40]!r} is no id of a job: write a number")
+            raise JobNotFound(f"{given[:40]!r} is not the id of a job: write a number")
         queue = self._target.queue(query["queue"]) if query.get("queue") else None
         job = await self._target.read(list_jobs.get_full_job, job_id, queue, rendering.MOST_SHOWN)
         text, cut = rendering.shown(job.raw, job.size)

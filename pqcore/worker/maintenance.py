@@ -81,7 +81,7 @@ class Maintenance:
             await self._queue_state.bridge.run(self._old.run, self._queue_state.bridge.engine)
         except AccessDenied as exc:
             self._old = None
-            logger.warning("%r: rows that are older than they are kept stay: %s", self._queue_state.queue.name, exc)
+            logger.warning("%r: cannot delete expired rows: %s", self._queue_state.queue.name, exc)
 
     async def _check_security(self, s: Session) -> None:
         """Check whether row-level security has begun to hide rows: then fetches find nothing, without an error."""

@@ -785,7 +785,7 @@ def test_forged_chain_that_cannot_be_stored_is_skipped_when_its_job_is_acked(
     queue.count()  # the follow-ups of a job taken with get run when the queue is used again
     assert (count(harness), queue.stats().leased) == (0, 0)
     harness.drain(queue)
-    assert "ended without what its headers ask for: header 'then'" in caplog.text
+    assert "ended without the follow-ups in its headers: header 'then'" in caplog.text
 
 
 def test_follow_up_of_an_acked_job_belongs_to_the_acks_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
@@ -1016,7 +1016,7 @@ def test_popped_job_whose_follow_up_is_refused_is_returned_nonetheless(
     batch = queue.batch((tasks.add.call(1, 2), tasks.note.call("forbidden")), tasks.add.call(1, 2))
     forbid(harness, "")
     assert len(harness.pq(create=False)["q"].get_many(2)) == 2
-    assert "what follows from job" in caplog.text
+    assert "cannot run the follow-ups of job" in caplog.text
     assert harness.sql(f"SELECT id, pending FROM {beside(harness, '_batches')}") == [(batch.id, 1)]
 
 

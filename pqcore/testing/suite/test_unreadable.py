@@ -644,7 +644,7 @@ def test_chain_whose_needed_result_cannot_be_stored_becomes_a_dead_letter(harnes
     job = queue.chain(first.call(), second.call())
     harness.drain(queue)
     assert (seen.items, letters(queue)) == (["first"], [(int(job), "failed")])
-    assert "it was run, but what follows" in queue.dead.get(job).error["message"]
+    assert "it was run, but its follow-ups" in queue.dead.get(job).error["message"]
     with pytest.raises(JobFailed):
         job.result(PATIENCE)
     queue.dead.retry(job)
