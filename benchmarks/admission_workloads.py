@@ -135,7 +135,7 @@ def _latencies(reports: Sequence[ClientReport]) -> dict[str, float]:
 class Limited(Common):
     """A limit or a group is the bottleneck.
 
-    The rate is compared with what it allows, and with the same jobs without it.
+    The rate is compared with the limit's own bound, and with the same jobs without a limit.
     """
 
     name: str = "limited"

@@ -277,7 +277,7 @@ def serve_client(pipe: Connection) -> None:
         answer: tuple[str, Any]
         try:
             answer = ("done", _alone(contender, place, part, index, number, pipe, options))
-        except BaseException as exc:  # noqa: BLE001 - told to who waits for it
+        except BaseException as exc:  # noqa: BLE001 - the waiting caller gets it
             answer = ("failed", f"{type(exc).__name__}: {exc}\n{traceback.format_exc()}")
         pipe.send(answer)
 

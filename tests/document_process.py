@@ -22,7 +22,7 @@ SECONDS = 60
 
 
 class Document:
-    """What the blocks of a document share.
+    """The state that the blocks of a document share.
 
     Args:
         path: The document's, for tracebacks.
@@ -38,10 +38,10 @@ class Document:
         """Run a block.
 
         Args:
-            language: Its language.
-            text: What it holds.
-            line: Where that begins in the document, from 1.
-            file: The file that it shows, or a part of it.
+            language: The language of the block.
+            text: The content of the block.
+            line: The line in the document where the content begins, from 1.
+            file: The file that the block shows, or a part of it.
         """
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Concurrent callers of one process, run by `test_group_commit_crashes`, which kills it or its server.
 
-Each caller writes what it was told to stdout, one line per call: ``acked`` with the job's id and data, ``unknown`` or
+Each caller writes its answers to stdout, one line per call: ``acked`` with the job's id and data, ``unknown`` or
 ``refused`` with the data.  A line is one write, so a process that is killed writes whole lines.
 """
 
@@ -25,12 +25,12 @@ def tell(*words: object) -> None:
 
 
 async def result_of(value: Any) -> Any:
-    """Return what a call of either face gives."""
+    """Return the result of a call of either face."""
     return await value if asyncio.iscoroutine(value) else value
 
 
 def step_of(act: str, queue: Any) -> Step:
-    """Return what a caller does again and again, given data that no other call has; None if there is no job."""
+    """Return the function that a caller repeats with unique data; it returns None if there is no job."""
 
     async def put(data: str) -> tuple[int, Any] | None:
         return int(await result_of(queue.put(data))), data

@@ -1,4 +1,4 @@
-"""A pooler in transaction mode, of our own: what it does next is known."""
+"""Our own pooler in transaction mode, whose next step is known."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Pooler:
     of the server's that does not exist, as poolers do.
 
     Args:
-        dsn: Of the server, as a URL.
-        order: In which order sessions are given to those who come.
+        dsn: The DSN of the server, as a URL.
+        order: The order in which sessions are lent to clients.
     """
 
     def __init__(self, dsn: str, order: type[queue.Queue[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""A job that a worker gave back before it ran, for tests of what is shown of a job."""
+"""A job that a worker gave back before it ran, for tests of the views of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of data that JSON has not, by serializer: each value is put into a queue, and taken.
+"""Round trips of values that JSON lacks, by serializer: each value is put into a queue, and taken.
 
 ``python -m tests.round_trips`` writes the table into docs/serializers.md; a test sees that it is current.
 """
@@ -70,7 +70,7 @@ SAME, REFUSED = "same", "refused"
 
 
 def outcome(queue: Any, value: Any) -> str:
-    """Put a value and take it; what came back, in the words of the table."""
+    """Put a value and take it; return the result, in the words of the table."""
     try:
         queue.put(value)
     except PQError:

@@ -1,4 +1,4 @@
-"""Snapshots of each dialect's statements: what is sent to a server, as SQL that psql and reviewers can read.
+"""Snapshots of each dialect's statements, as they are sent to a server, in SQL that psql and reviewers can read.
 
 After a statement was changed on purpose, this writes the snapshots again; the difference belongs to the change:
 
@@ -76,7 +76,7 @@ def laid_out(sql: str) -> str:
 
 
 def snapshot(kind: type[Dialect]) -> str:
-    """All statements of a dialect: those of the migrations first."""
+    """Return all statements of a dialect; the statements of migrations come first."""
     dialect = kind(NAMES, "numeric_dollar")
     places = NAMES.substitutions() | {"concurrently": ""}
     parts = [f"-- The statements of the dialect {kind.name}. python -m tests.statement_snapshots writes them."]
@@ -100,7 +100,7 @@ def path(kind: type[Dialect]) -> Path:
 
 
 def difference(kind: type[Dialect]) -> str:
-    """What a dialect's statements differ in from their snapshot."""
+    """Return the difference between a dialect's statements and their snapshot."""
     old, new = path(kind).read_text("utf-8").splitlines(), snapshot(kind).splitlines()
     return "\n".join(unified_diff(old, new, "snapshot", "code", n=8, lineterm=""))
 

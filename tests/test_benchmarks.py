@@ -1,4 +1,4 @@
-"""The benchmarks: that they measure what is there, judge by name, and notice a lost job.  No test asserts a time."""
+"""The benchmarks: they measure installed backends, judge by name, and notice a lost job. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def measured(dsn: str, names: Sequence[str], chosen: Sequence[str] = (), **optio
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the machine for a moment only: nothing here depends on what is found."""
+    """Probe the machine only for a moment: no test here depends on the result."""
     monkeypatch.setattr(machine, "WAIT", 0.02)
     monkeypatch.setattr(machine, "FLUSHES", 4)
 
@@ -218,7 +218,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def paths(value: Any, path: str = "") -> Iterator[str]:
-    """The paths of all scalars of a report, as the documentation writes them; each has the type that it says."""
+    """Yield the paths of all scalars of a report, as the documentation writes them; check their documented types."""
     if isinstance(value, dict):
         for key, inner in value.items():
             name = "*" if path in (*ANY_NAME, "workloads[].notes") else key
@@ -444,7 +444,7 @@ def test_bench_reports_a_bare_loop_that_cannot_be_imported(
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> BackendSpec:
-    """What the example of a backend declares."""
+    """Return the declaration of the example backend."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples" / "pqcore-pg8000"))
     spec: BackendSpec = importlib.import_module("pqcore_pg8000.plugin").SPEC
     return spec
@@ -1029,7 +1029,7 @@ def times(factor: float, values: Sequence[float] = STEADY) -> list[float]:
 
 
 def change(old: dict[str, Any], new: dict[str, Any]) -> Any:
-    """What is said of two rows."""
+    """Return the verdict on two rows."""
     [only] = compare.compare(report_of(workloads=[old]), report_of(workloads=[new])).changes
     return only
 
@@ -1195,7 +1195,7 @@ def test_bench_against_measures_concurrent_callers(invoke: Callable[..., Result]
 
 
 def ratios_of(*ratios: float, callers: int = 64, p99: float = 1.0) -> concurrent_builds.Cell:
-    """What came of puts by async callers, whose rates are some times as high as the other build's."""
+    """Return a result of puts by async callers, with rates some times as high as the other build's."""
     cell = concurrent_builds.Cell("asyncpg", "async", "put", callers)
     cell.rounds += [
         concurrent_builds.Round(100, 100 * each, each, 10, (0.001, 0.001), (0.01, 0.01 * p99)) for each in ratios
@@ -1315,7 +1315,7 @@ def test_bench_compare_refuses_a_file_that_is_no_report(
 
 
 class References(HTMLParser):
-    """Finds what a page would fetch, and its text outside of scripts."""
+    """Finds the addresses that a page would fetch, and its text outside of scripts."""
 
     def __init__(self) -> None:
         super().__init__()

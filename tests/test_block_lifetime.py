@@ -150,7 +150,7 @@ def test_block_of_a_task_outlasts_a_unit_of_work_of_another_task(dsn: str, backe
 
 
 class Traced(AsyncQueue):
-    """A queue whose methods do what they did, and may do more."""
+    """A queue with the same methods, which a subclass may extend."""
 
     async def __aenter__(self) -> Any:
         return await super().__aenter__()

@@ -31,7 +31,7 @@ def report() -> Report:
 
 @pytest.fixture(scope="module")
 def left(report: Report) -> bytes:
-    """What is there after a run: what clients were told, and the tables."""
+    """The result of a run: the answers that clients got, and the tables."""
     return pickle.dumps((report.history, report.found))
 
 
@@ -62,10 +62,10 @@ def test_chaos_injects_each_fault_as_often_as_another() -> None:
 
 
 class Forger:
-    """What is there after a run, to be changed for the worse.
+    """The result of a run, which tests forge.
 
     Args:
-        left: What is there, pickled.
+        left: The pickled result.
     """
 
     def __init__(self, left: bytes) -> None:
@@ -165,7 +165,7 @@ class Made:
         self.record(job, over=False)
 
     def wait(self, job: int) -> None:
-        """Have a job wait to be admitted again, whose lease ran out."""
+        """Make a job whose lease ran out wait for admission again."""
         self._change(job, leased=WAITING)
 
     def record(self, job: int, *, over: bool, attempt: int | None = None) -> None:
@@ -173,7 +173,7 @@ class Made:
         self.tables.records.append(Record(n, at, job, attempt or self._last[job].attempts, over))
 
     def end(self, job: int) -> None:
-        """Have a job's function end, and finish the job."""
+        """End a job's function, and finish the job."""
         self.record(job, over=True)
         self._change(job, leased=None, over=True)
 
@@ -582,7 +582,7 @@ def test_chaos_checker_has_a_forgery_for_each_kind_of_loss() -> None:
 
 
 def _known() -> Iterator[str]:
-    """What the checker yields, with the name of a loss first, itself or by `_all`."""
+    """Return the losses that the checker can yield, directly or through `_all`."""
     for node in ast.walk(ast.parse(inspect.getsource(checker))):
         named: ast.expr | None = None
         if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):

@@ -149,7 +149,7 @@ def pq(dsn: str) -> Iterator[tasks.PQ]:
 
 
 def seen(pq: PQ) -> list[Any]:
-    """What a function tells next."""
+    """Return the next message of a function."""
     job = pq["seen"].get(timeout=PATIENCE)
     assert job is not None, "no function told anything"
     data: list[Any] = job.data
@@ -720,7 +720,7 @@ def test_cancel_command_cancels_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> N
         assert worker.wait() == 0
 
 
-# Where the database is, and what is not to be said
+# The address of the database, and secrets
 
 
 def test_commands_without_a_dsn_use_libpqs_variables(dsn: str, pq: tasks.PQ) -> None:

@@ -1,4 +1,4 @@
-"""``pqcore doctor``: it says what is wrong, what to do, and changes nothing."""
+"""``pqcore doctor``: it reports faults with advice, and changes nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def doctor(dsn: str, *arguments: str) -> Result:
 
 
 def findings(dsn: str, *arguments: str, code: int | None = None) -> dict[str, list[Any]]:
-    """What was found, by what was looked at; the exit code is 1 if, and only if, something of it is a problem."""
+    """Return the findings by check; the exit code must be 1 if, and only if, one of them is a problem."""
     done = doctor(dsn, *arguments, "--json")
     found: dict[str, list[Any]] = {}
     for line in done.stdout.splitlines():

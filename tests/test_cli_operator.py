@@ -1,4 +1,4 @@
-"""The commands of operators: the table, jobs, figures, what is installed."""
+"""The commands of operators: the table, jobs, figures, installed plugins."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 
 
 def call(*arguments: str, dsn: str | None, given: str | bytes | None = None) -> Result:
-    """Run a command in this process; what it raises that is no message is raised."""
+    """Run a command in this process; raise its exceptions, except for messages."""
     variables = {"PQCORE_DSN": dsn, "PGCONNECT_TIMEOUT": "10", "PQCORE_BACKEND": None}
     done = CliRunner().invoke(app, arguments, input=given, env=variables)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -54,7 +54,7 @@ def objects(*arguments: str, dsn: str, code: int = 0, given: str | None = None) 
 
 
 def line(done: Result, code: int) -> str:
-    """The one line that says what was wrong."""
+    """Return the single line of the error."""
     assert done.exit_code == code, done.output
     said = [text for text in done.stderr.splitlines() if text]
     assert said, done.output
@@ -77,7 +77,7 @@ def execute(dsn: str, *statements: str) -> list[Any]:
 
 
 def shape(dsn: str) -> list[Any]:
-    """What the catalogues say of all that belongs to the table."""
+    """Return the catalogues' description of the table and its related objects."""
     return execute(
         dsn,
         "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, i.indisvalid,"

@@ -1,4 +1,4 @@
-"""What the statements of operators read is bounded, whatever lies in the table."""
+"""The statements of operators read a bounded number of pages, whatever the table contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server in a container, by testcontainers: what an error says where the container does not start."""
+"""A server in a container, by testcontainers: the error if the container does not start."""
 
 from __future__ import annotations
 

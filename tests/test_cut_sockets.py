@@ -18,7 +18,7 @@ from pqcore_backends.asyncpg import AsyncpgBackend, AsyncpgSession
 
 
 def hang_up(fileno: int) -> None:
-    """Have a file be one of which poll says POLLHUP and nothing else, as of a socket at the moment when it is reset."""
+    """Make poll report only POLLHUP for a file, as for a socket at the moment when it is reset."""
     reading, writing = os.pipe()
     os.close(writing)
     os.dup2(reading, fileno)

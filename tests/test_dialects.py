@@ -1,4 +1,4 @@
-"""Dialects: how one is chosen, what it changes, and that a statement that is rewritten means the same."""
+"""Dialects: the choice of one, its changes, and the unchanged meaning of rewritten statements."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ UNLIKE = {
 
 
 def scenarios() -> Iterator[Any]:
-    """Of those, what needs no more than a harness."""
+    """The scenarios of these modules that need only a harness."""
     for dialect, modules in REWRITTEN.items():
         for module in modules:
             for name, scenario in vars(module).items():

@@ -103,7 +103,7 @@ def test_django_put_commits_and_rolls_back_with_the_models(outside: Callable[[],
     assert (outside(), Order.objects.count()) == ([], 0)
     with transaction.atomic():
         work(2)
-        assert orders.count() == 3  # what is in the transaction is seen in it
+        assert orders.count() == 3  # the transaction sees its own writes
         assert outside() == []
     assert (outside(), Order.objects.count()) == ([2, 2, 2], 1)
     orders.put(3)

@@ -28,7 +28,7 @@ dsn, project = fixtures.dsn, fixtures.project
 
 @pytest.fixture(scope="module")
 def users(project: str) -> dict[str, User]:
-    """Who may do all, look, operate, or remove."""
+    """Users who may do everything, look, operate, or remove."""
     made = {"root": User.objects.create_superuser("root")}
     for name in ("view", "change", "delete"):
         made[name] = User.objects.create_user(name, is_staff=True)

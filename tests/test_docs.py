@@ -1,4 +1,4 @@
-"""What the documents say is there, is there."""
+"""The documents: everything that they name exists."""
 
 from __future__ import annotations
 

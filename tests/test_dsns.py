@@ -59,7 +59,7 @@ def place() -> Iterator[Place]:
 
 
 def put(driver: str, dsn: str, name: str = "q", data: Any = 1, table: str = "queue") -> Any:
-    """Make the table, put a job, and take it: what it held."""
+    """Make the table, put a job, take it, and return its data."""
     backend, _, awaited = driver.partition("-")
     if backend != "asyncpg" and not awaited:
         with PQ(dsn, backend=backend, table=table) as pq:

@@ -1,4 +1,4 @@
-"""The launcher of throw-away servers: life, death, and what is left over."""
+"""The launcher of throw-away servers: their start, their end, and remains."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def discarded(job_id: int) -> None:
 
 
 class Notes(probes.Notes):
-    """What was noted, in order."""
+    """Return the notes, in order."""
 
     def of(self, item: Any) -> Callable[[int], None]:
         """A function that notes something, for a task."""
@@ -495,7 +495,7 @@ def test_jobs_before_a_job_are_counted(site: Site, options: dict[str, Any], expe
     assert queue.lease(60, block=False).id == job_id
 
 
-# What is left of a job, and what hides it
+# Remains of a job, and rows that are hidden
 
 
 def test_job_of_which_only_the_result_is_kept_says_how_it_ended(site: Site) -> None:
@@ -680,7 +680,7 @@ class Random:
         return False
 
     def act(self, job_id: int, cause: Cause) -> None:
-        """Do what a cause says."""
+        """Follow the advice of a cause."""
         queue = self._queue
         if cause.code in ("leased", "leased_without_worker", "stopping"):
             queue.nack(self._held.pop(job_id))
@@ -752,7 +752,7 @@ def test_causes_of_random_states_are_all_that_keeps_a_job_from_running(site: Sit
 
 
 def drain(queue: Any, **options: Any) -> None:
-    """Have a worker do all jobs that are due, and end."""
+    """Run all due jobs in a worker, which then ends."""
     asyncio.run(asyncio.wait_for(Worker(queue, burst=True, **options).run(), PATIENCE))
 
 

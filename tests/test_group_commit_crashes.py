@@ -28,7 +28,7 @@ PATIENCE = 60.0
 
 
 class Told:
-    """What the callers of a process were told: ids by data for `acked` and `leased`, data for the others."""
+    """Return the answers that callers of a process got: ids by data for `acked` and `leased`, data for the others."""
 
     def __init__(self) -> None:
         self.acked: dict[str, int] = {}

@@ -39,7 +39,7 @@ class TimeLimit(Exception):
 
 
 class Sent:
-    """What was sent: the values of each group. Each value is answered by itself in capitals.
+    """The values of each group that was sent. Each value is answered by itself in capitals.
 
     Args:
         pauses: How often other tasks have their turn before a statement, and during it.
@@ -80,7 +80,7 @@ class Sent:
         return [value.upper() for value in values]
 
     def check(self, value: str, answer: object) -> None:
-        """Check that what a caller was told is true, as it goes alone, or is done once."""
+        """Check that a caller got the true answer: its call was sent alone, or took effect once."""
         times = Counter(value for group in self.groups for value in group)[value]
         if answer is ALONE or isinstance(answer, PoolTimeout):
             assert times == 0, "the caller does it again"
@@ -92,7 +92,7 @@ class Sent:
 
 
 def traced(number: int, kind: type[BaseException], raised: list[int]) -> Callable[..., Any]:
-    """Return a trace function that raises an exception at an instruction of the line's, as a signal's handler does."""
+    """Return a trace function that raises an exception at an instruction of the line, as a signal handler does."""
     left = number
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -125,7 +125,7 @@ class Caller:
         try:
             self.answer = run_sync(self._line.join(self.value))
         except BaseException as exc:
-            self.answer = exc  # kept, as a shell does: what its traceback refers to lives on
+            self.answer = exc  # kept, as a shell does, so that objects in its traceback stay alive
         finally:
             sys.settrace(None)
 
@@ -180,7 +180,7 @@ def interrupted(number: int, whom: int, *, busy: bool) -> tuple[list[Caller], li
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have callers look soon whether they were forgotten, and the first of those that wait lead."""
+    """Make callers check soon whether they were forgotten, and make the first waiting caller lead."""
     monkeypatch.setattr(thread_line, "LOOK_AGAIN", 0.02)
     monkeypatch.setattr(group_commit, "PATIENCE", 0.1)
 
@@ -255,7 +255,7 @@ def test_interrupts_at_random_moments_leave_no_thread_waiting() -> None:
 
 
 async def turns(number: int) -> None:
-    """Have the event loop run other tasks some times."""
+    """Let the event loop run other tasks several times."""
     for _ in range(number):
         await asyncio.sleep(0)
 

@@ -131,7 +131,7 @@ def test_concurrent_puts_over_one_connection_travel_together(table: str, backend
 
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:
-    """Call each in a thread; what they return or raise."""
+    """Call each function in a thread; return the results or exceptions."""
 
     def caught(call: Callable[[], Any]) -> Any:
         try:

@@ -143,7 +143,7 @@ def test_history_names_the_lost_job() -> None:
 
 
 def pair(*takes: Operation, key: object = "k", second: object = "k") -> list[str]:
-    """What is found of two jobs, put one after the other."""
+    """Return the violations for two jobs that were put one after the other."""
     return found(op("put", 0, 1, 1, key=key), op("put", 2, 3, 2, key=second), *takes)
 
 

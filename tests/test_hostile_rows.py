@@ -98,7 +98,7 @@ TEXTS = st.sampled_from([None, "", "x", "\U0010ffff" * 100, "'; DROP TABLE queue
 
 
 class Producer:
-    """Puts what it likes, as a role that may do no more."""
+    """A producer that puts hostile rows, as a role that may only put."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self.dsn = dsn

@@ -57,7 +57,7 @@ numbers = itertools.count(1)
 
 
 class Broken(Exception):
-    """What the jobs of these tests fail with."""
+    """The exception of failing jobs in these tests."""
 
 
 @pytest.fixture
@@ -840,7 +840,7 @@ sent: list[Envelope] = []
 
 
 class Memory(Transport):
-    """Keeps what would be sent."""
+    """A transport that keeps everything it would send."""
 
     def capture_envelope(self, envelope: Envelope) -> None:
         sent.append(envelope)
@@ -863,7 +863,7 @@ def sentry() -> Iterator[None]:
 
 
 def events(kind: str) -> list[Any]:
-    """What was sent: transactions, or errors (``event``)."""
+    """Return the transactions that were sent, or the errors (``event``)."""
     found = [item.payload.json for envelope in sent for item in envelope.items if item.type == kind]
     return [event for event in found if event is not None]
 

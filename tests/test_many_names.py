@@ -1,4 +1,4 @@
-"""Names of queues without end: what a `PQ` keeps of them."""
+"""An endless number of queue names: a `PQ` keeps little for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MCP server, as a client of the SDK's sees it: in a process of its own, over a real table."""
+"""The MCP server, from the view of an SDK client: in a separate process, over a real table."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def text(result: CallToolResult) -> str:
 
 
 async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    """What a tool answers; as text it is the same."""
+    """Return the answer of a tool, whose text form is the same."""
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, text(result)
     assert SECRET not in text(result)
@@ -106,7 +106,7 @@ async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 async def refused(client: Client, tool: str, **arguments: Any) -> str:
-    """What a tool says that fails."""
+    """Return the error of a failing tool."""
     result = await client.call_tool(tool, arguments)
     assert result.is_error, text(result)
     assert SECRET not in text(result)

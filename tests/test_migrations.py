@@ -76,7 +76,7 @@ class Place:
             pq.create()
 
     def kill(self, victim: int) -> None:
-        """Have the server end a connection, and see that it has."""
+        """Make the server end a connection, and check that it has."""
         assert self.eyes.execute("SELECT pg_terminate_backend(%s)", [victim]).fetchone() == (True,)
         while self.eyes.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [victim]).rowcount:
             time.sleep(0.001)  # nobody tells of it
@@ -531,7 +531,7 @@ def test_older_and_newer_versions_work_on_one_table(place: Place, fresh: dict[st
     older, new, late = (Crew(place, name, leases=True) for name in ("older", "new", "late"))
     with ExitStack() as stack:
         with starts.knowing(version):
-            stack.enter_context(older.working())  # who has looked at the version once looks no more
+            stack.enter_context(older.working())  # a session that has checked the version does not check it again
         older.expect(20)
         place.create()
         assert place.shape() == fresh

@@ -1,4 +1,4 @@
-"""``pqcore new-backend``: its project installs, says what the author must write, and works once that is written."""
+"""``pqcore new-backend``: its project installs, lists the methods to write, and works after they are written."""
 
 from __future__ import annotations
 

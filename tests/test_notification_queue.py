@@ -1,4 +1,4 @@
-"""A server whose queue of notifications is full, as a session that listens stays in a transaction."""
+"""A server whose notification queue is full, because a listening session stays in a transaction."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_full_notify_queue_refuses_a_put_as_transient_until_it_has_room(
         with pytest.raises(TransientError, match="queue of notifications is full"):
             await put_in_block(queue)
         full.end()
-        with pytest.raises(TransientError):  # which has the server look what can be freed
+        with pytest.raises(TransientError):  # this makes the server free entries
             await maybe(queue.put(1))
         await maybe(queue.put(2))
         assert [job.data for job in await maybe(queue.get_many(5))] == [2]

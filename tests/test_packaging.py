@@ -1,4 +1,4 @@
-"""The distributions: what they hold and say of themselves; that what they install works, with no extra and with all."""
+"""The distributions: their content and metadata; and the installed package, without extras and with all of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Built(NamedTuple):
 
 
 def done(*command: str | Path, folder: Path | None = None, dsn: str | None = None, code: int = 0) -> str:
-    """Run a command to its end, and end what it leaves behind; what it wrote."""
+    """Run a command to its end, and end processes that it leaves behind; return its output."""
     with group(
         [*map(str, command)],
         cwd=folder,

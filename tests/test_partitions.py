@@ -1,4 +1,4 @@
-"""Tables in partitions by the queue's name: what is made, what is read, what is refused."""
+"""Tables in partitions by the queue's name: their creation, the partitions that statements read, and refusals."""
 
 from __future__ import annotations
 

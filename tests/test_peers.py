@@ -1,4 +1,4 @@
-"""The benchmark of peers: the protocol, with pqcore as the system; what is lost is told; the table.  No peer."""
+"""The benchmark of peers: the protocol, with pqcore as the system; reports of lost jobs; the table.  No peer."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Memory(System):
 
 
 async def measured(system: System, key: str) -> dict[str, Any]:
-    """What comes of a workload, in two slices or in one."""
+    """Return the result of a workload, in two slices or in one."""
     measuring = Measuring(system)
     if key.startswith("horizon"):
         await measuring.age(200)

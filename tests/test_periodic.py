@@ -188,7 +188,7 @@ def test_periodic_next_tick_in_a_repeated_hour_comes_later(tz: str, change: str,
 
 
 def test_periodic_ticks_are_in_utc() -> None:
-    """What is added to or taken from a time of another zone is an hour off behind a change of its clock."""
+    """Adding to a time in another zone gives a time that is an hour off after a clock change."""
     for cron in ("30 2 * * *", "0 30 2 * * *", "*/5 * * * *"):
         ticks = periodic(cron, "Europe/Berlin", missed="all").due(at("2026-03-28T00:00:00"), at("2026-03-30T00:00:00"))
         assert {tick.tzinfo for tick in ticks} == {UTC}

@@ -1,4 +1,4 @@
-"""Plugins: how they are found and chosen, what a bad one cannot break; and that the core stands without drivers."""
+"""Plugins: their discovery and choice, the isolation of bad ones, and the core without drivers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DSN = "postgresql://nobody@127.0.0.1:1/nowhere"  # nothing is sent before the fi
 
 
 def run(code: str, *folders: Path, **environment: str) -> Any:
-    """Run code in a fresh process; returns what it gives to ``report``."""
+    """Run code in a fresh process; return the values that it gives to ``report``."""
     paths = [*map(str, folders), str(CORE.parent)]
     begin = "import json\ndef report(*results): print(json.dumps(results))\n"
     done = subprocess.run(
@@ -652,7 +652,7 @@ def test_plugins_are_called_in_their_requested_order() -> None:
 
 
 def test_plugins_of_another_api_version_are_reported_and_others_work(tmp_path: Path) -> None:
-    """Of each group, as they are found."""
+    """Return the names of each group, in the order in which they are found."""
     groups = ("backends", "serializers", "plugins", "instruments")
     hook = "from pqcore import hookimpl\npqcore_plugin_api = 2\n@hookimpl\ndef pqcore_{}(event): raise SystemExit\n"
     for group in groups:

@@ -31,7 +31,7 @@ async def given(value: Any) -> Any:
 
 
 def woken(pq: PQ) -> None:
-    """Check that a waiter listens, and so is woken though it does not poll."""
+    """Check that a waiter listens, so that it is woken although it does not poll."""
     queue = pq.queue("q", poll_interval=NEVER)
     assert queue.get(timeout=0.05) is None
     assert queue.engine.listener._session is not None  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Query plans: what a statement reads is bounded, whatever lies in the table and whatever the planner knows."""
+"""Query plans: a statement reads a bounded number of pages, whatever the table contains and the planner knows."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class Server:
         return found[0]["Plan"]
 
     def offence(self, case: Case, name: str = "tried") -> str | None:
-        """What is wrong with how a statement goes, if anything."""
+        """Return the faults of a statement's plan."""
         waiting = self.run("SELECT id FROM queue WHERE dequeued_at IS NULL ORDER BY id DESC LIMIT 100")
         ids = sorted(row[0] for row in waiting)
         self.explain(case, ids, name)  # once before, so that the catalogue's pages are not counted
@@ -325,7 +325,7 @@ def test_query_plans_do_not_depend_on_the_depth_of_the_queue(server: Server, kin
     offences = []
     for known in ("VACUUM", "VACUUM ANALYZE"):
         for mode in ("custom", "generic"):
-            server.run(f"{known} queue")  # what was rolled back is dead rows
+            server.run(f"{known} queue")  # a rollback leaves dead rows
             for case in (*CASES, *COLD):
                 server.prepare(mode, case)
                 if offence := server.offence(case):

@@ -48,7 +48,7 @@ class Pair:
         self.dsn = f"postgresql://postgres@{hosts}/postgres?{options}"
 
     def turn(self) -> None:
-        """Have the first take no more writes, whatever connections are open."""
+        """Make the first server refuse writes, even over open connections."""
         execute(self.first, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
         deadline = time.monotonic() + PATIENCE
         with psycopg.connect(self.first.dsn(), autocommit=True) as connection:

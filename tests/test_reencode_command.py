@@ -164,7 +164,7 @@ def test_doctor_warns_of_rows_whose_key_is_missing(pq: PQ, dsn: str) -> None:
 
 
 class Layer(Wrapper):
-    """Adds a key to what is wrapped: encryption of a sort."""
+    """Adds a key to the wrapped data: a toy encryption."""
 
     layer = "layer"
     authenticates = True

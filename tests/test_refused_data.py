@@ -1,4 +1,4 @@
-"""What is refused as it could not be read again, and what is refused as it is no serializer."""
+"""Refusals: data that could not be read again, and objects that are not serializers."""
 
 from __future__ import annotations
 

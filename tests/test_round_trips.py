@@ -1,4 +1,4 @@
-"""The table of what survives which serializer says what is the case."""
+"""The table of the serializers' round trips is correct."""
 
 from __future__ import annotations
 

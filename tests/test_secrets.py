@@ -1,4 +1,4 @@
-"""A DSN's password is in no repr, no error, no log and no output, whatever fails; for keys see those of serializers."""
+"""A DSN's password is in no repr, error, log or output, whatever fails; the tests of serializers cover keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The serializers that are extras, and those that wrap others: round trips, keys, refusals, and how they are found.
+"""Serializers that are extras, and wrappers: round trips, keys, refusals, and their discovery.
 
 What any serializer does in a queue is in the conformance suite.
 """
@@ -196,7 +196,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 @pytest.fixture
 def register() -> Iterator[Callable[..., None]]:
-    """Have a plugin bring serializers, for the length of a test."""
+    """Make a plugin bring serializers, for the length of a test."""
     before = dict(plugins._serializers)
     registered: list[object] = []
 
@@ -220,7 +220,7 @@ def register() -> Iterator[Callable[..., None]]:
 
 
 def stored(serializer: Serializer, value: Any) -> Any:
-    """What comes back of a value that was written, once what is written has been looked at."""
+    """Write a value, check the written form, and return the value that is read."""
     raw = serializer.dumps(value)
     assert type(raw) is (bytes if serializer.binary else str)
     if not serializer.binary:
@@ -342,7 +342,7 @@ def test_serializer_options_of_the_libraries_are_passed_on() -> None:
     assert MsgspecJson(Line, strict=False).loads('{"sku": "x", "count": "3"}') == Line("x", 3)
 
 
-# What cannot be written, or read
+# Data that cannot be written, or read
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -503,7 +503,7 @@ def test_serializer_can_be_shared_by_threads() -> None:
 
 
 def everything(error: BaseException) -> str:
-    """All that is shown of an error, and of those that it came from, shown or not."""
+    """Return everything that is shown of an error and of its causes, even of hidden ones."""
     told = []
     seen: set[int] = set()
     queue = [error]
@@ -529,7 +529,7 @@ def test_encryption_keys_can_be_rotated(make: Callable[[list[str]], Serializer],
     written = make([old]).dumps("payload")
     assert make([new, old]).loads(written) == "payload"  # first every reader knows the new key
     rewritten = make([new, old]).dumps("payload")
-    assert make([new]).loads(rewritten) == "payload"  # and what is written then needs the old one no more
+    assert make([new]).loads(rewritten) == "payload"  # data that is written then does not need the old key
     for others in ([new], [newest], [newest, new]):
         with pytest.raises(ValueError, match="another key"):
             make(others).loads(written)

@@ -1,4 +1,4 @@
-"""Work that is finished once begun, in a task of its own or in the one that waits for it: what a cancellation does."""
+"""Shielded work, which ends once it has begun, in its own task or in that of the waiter: the effect of cancellation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("own_task", [True, False], ids=["own task",
 
 
 class Trial:
-    """Work that waits for ``answer``, and what became of it."""
+    """Work that waits for ``answer``, and its outcome."""
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()

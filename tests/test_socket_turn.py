@@ -37,7 +37,7 @@ def put(dsn: str) -> Iterator[Callable[[str], Any]]:
 
 @pytest.fixture
 def stood_still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the listener's own thread read nothing."""
+    """Make the listener's own thread read nothing."""
     goes_on = threading.Event()
     monkeypatch.setattr(SocketTurn, "wait_idle", lambda turn, seconds: goes_on.wait(PATIENCE))
     yield
@@ -52,7 +52,7 @@ class Waiters:
         self._threads = threads
 
     def wait(self, name: str, timeout: float = NEVER) -> Callable[[], Any]:
-        """Have a thread wait for a job, and return once it waits; give what returns the job."""
+        """Start a thread that waits for a job, and wait until it waits; return a function that returns the job."""
         queue, listener = self._pq[name], self._pq.engine.listener
         if name not in listener._channels:
             assert queue.get(timeout=0.1) is None

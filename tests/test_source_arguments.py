@@ -66,7 +66,7 @@ def place(pqcore_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def queued(place: str) -> Iterator[Callable[[], int]]:
-    """Says how many jobs are there, and takes them."""
+    """Return the number of jobs, and take them."""
     with PQ(place) as pq:
         pq["q"].clear()
         yield lambda: len(pq["q"].get_many(10, block=False))

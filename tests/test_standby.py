@@ -1,4 +1,4 @@
-"""Standbys: what they tell is marked, and nothing is put on one or taken from it."""
+"""Standbys: their figures are marked as old, and they refuse puts and takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What modules may import, and what they may reach into.
+"""The imports of modules, and their access to private names.
 
 Imports within functions and under ``TYPE_CHECKING`` count as any other.
 """

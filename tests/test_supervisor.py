@@ -72,7 +72,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 
 def seen(pq: PQ) -> list[Any]:
-    """What a function tells next."""
+    """Return the next message of a function."""
     job = pq["seen"].get(timeout=PATIENCE)
     assert job is not None, "no function told anything"
     data: list[Any] = job.data
@@ -115,7 +115,7 @@ def test_supervisor_replaces_a_worker_that_was_told_to_stop(dsn: str, pq: PQ, fo
     with Command("worker", "app:queue", "--processes", "2", dsn=dsn, folder=folder) as supervisor:
         workers(supervisor)
         _, first = seen(pq)
-        for _ in range(3):  # what is sent to a process again does not hurry it
+        for _ in range(3):  # a repeated signal does not hurry a process
             os.kill(first, signal.SIGTERM)
         pq["go"].put(1)
         assert seen(pq) == ["ended", first]

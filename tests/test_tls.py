@@ -1,4 +1,4 @@
-"""TLS: what a DSN says of certificates holds over every driver."""
+"""TLS: the certificate settings of a DSN hold over every driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "s3cr3t"
 
 
 class Front:
-    """Speaks TLS for a server that does not: what comes through it is passed on, bare.
+    """A proxy that speaks TLS for a server without TLS, and passes everything on in plain text.
 
     Args:
         dsn: The server's.

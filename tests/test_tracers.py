@@ -1,4 +1,4 @@
-"""Connections and pools within proxies, as tracers make them: pqcore takes what the driver would take."""
+"""Connections and pools inside proxies, as tracers make them: pqcore accepts every proxy that the driver accepts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SEEN: dict[str, tuple[str, ...]] = {
 
 
 class Forgetful:
-    """A proxy that passes on what is asked of it, and nothing that is set on it."""
+    """A proxy that passes on every access, but no assignment."""
 
     def __init__(self, inner: Any) -> None:
         self.__wrapped__ = inner

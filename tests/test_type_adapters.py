@@ -79,7 +79,7 @@ async def use_async(pq: AsyncPQ) -> None:
 
 
 def run_tasks(dsn: str, backend: str) -> list[int]:
-    """Have a worker run tasks over connections of its own; what they were called with."""
+    """Run tasks in a worker with its own connections; return the arguments of their calls."""
     seen: list[int] = []
     pq = tasks.PQ(dsn, backend=backend)
     pq.create()

@@ -1,4 +1,4 @@
-"""What users get for their tests: a queue of their own, assertions, running jobs inline, time travel."""
+"""The fixtures for users' tests: an isolated queue, assertions, jobs that run inline, time travel."""
 
 from __future__ import annotations
 
@@ -1584,7 +1584,7 @@ def test_package_exports_its_names_lazily() -> None:
 
 
 def documented() -> dict[str, str]:
-    """The files of docs/testing.md, by name: each example says in its first line what it is of."""
+    """Return the files in docs/testing.md by name: the first line of each example is its name."""
     files: dict[str, str] = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.DOTALL):
         name, _, text = block.partition("\n")

@@ -1,4 +1,4 @@
-"""The web page, over real HTTP: every page, who is let in, what may be changed, and the stream of what is new."""
+"""The web page, over real HTTP: every page, access, changes, and the stream of updates."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def tiles(page: str) -> dict[str, str]:
 
 
 def form_of(page: str) -> dict[str, str]:
-    """What the form of a page would send."""
+    """Return the fields that the form of a page would send."""
     return {
         html.unescape(name): html.unescape(value)
         for name, value in re.findall(r'<input (?:type="hidden" )?name="(\w+)" value="([^"]*)"', page)

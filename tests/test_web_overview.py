@@ -1,4 +1,4 @@
-"""What an operator needs of the web page: the age of figures, counts in questions, groups, ticks, pages, searches."""
+"""The web page for operators: the age of figures, counts in questions, groups, ticks, pages, searches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(path_: str, *arguments: object) -> dict[str, Any]:
 
 
 def text_of(page: str) -> str:
-    """What a page says, without its tags."""
+    """Return the text of a page, without tags."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 

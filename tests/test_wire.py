@@ -68,7 +68,7 @@ class Wire:
 
     @asynccontextmanager
     async def block(self, queue: Any) -> AsyncIterator[Any]:
-        """Enter and leave ``with queue``, and return what it gives to the user."""
+        """Enter and leave ``with queue``, and return the object that the block gives to the user."""
         if self.blocking:
             with queue as handle:
                 yield handle
@@ -80,7 +80,7 @@ class Wire:
         """Run a statement by the driver's own means.
 
         Args:
-            handle: What the block gave.
+            handle: The object that the block gave.
             sql: The statement.
             by: ``cursor``, ``connection``, or ``another cursor`` of the same connection.
         """
@@ -116,7 +116,7 @@ def wire(request: pytest.FixtureRequest, dsn: str) -> Iterator[Wire]:
 
 
 def numbers(dsn: str) -> list[int]:
-    """What the user's table holds, as others see it."""
+    """Return the content of the user's table, as others see it."""
     with psycopg.connect(dsn) as connection:
         return [number for [number] in connection.execute("SELECT number FROM orders ORDER BY number")]
 

@@ -1,4 +1,4 @@
-"""What a worker deletes that is older than it is kept."""
+"""Expired rows that a worker deletes."""
 
 from __future__ import annotations
 

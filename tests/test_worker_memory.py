@@ -1,4 +1,4 @@
-"""What a worker leaves behind for each job, and what it holds."""
+"""The memory of a worker: objects that each job leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators see of a worker: what it logs, its health over HTTP, and processes that are replaced."""
+"""The operation of a worker: its log, its health over HTTP, and replaced processes."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_log_jobs_writes_a_line_for_each_attempt(pq: PQ, caplog: pytest.LogCaptu
 
 
 def ask(address: str, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-    """Ask over HTTP: the status and what the answer holds."""
+    """Send an HTTP request; return the status and the body."""
     with closing(HTTPConnection(address, timeout=PATIENCE)) as connection:
         connection.request(method, path)
         answer = connection.getresponse()

@@ -49,7 +49,7 @@ def execute(dsn: str, *statements: str) -> None:
 
 
 def set_back(dsn: str, interval: str) -> None:
-    """Have the workers of now seen a time ago."""
+    """Make the present workers look as if they were last seen some time ago."""
     execute(dsn, f"UPDATE queue_workers SET seen_at = seen_at - interval '{interval}'")
 
 

@@ -1,6 +1,6 @@
 """Puts on connections and pools as they are under a tracer, which patches drivers for good: run by `test_tracers`.
 
-Prints what was wrong, and which statements the tracer saw.
+The process prints the faults, and the statements that the tracer saw.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Trial:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Note what goes wrong in the block, and what the tracer sees."""
+        """Note exceptions of the block, and the statements that the tracer sees."""
         seen.clear()
         try:
             yield

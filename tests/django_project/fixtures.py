@@ -1,6 +1,6 @@
 """The project in the process of the tests: set up once, with a database of each module's own."""
 
-# ruff: noqa: E402 - what is imported first decides on the driver
+# ruff: noqa: E402 - the first import decides on the driver
 from __future__ import annotations
 
 import asyncio
@@ -45,7 +45,7 @@ from pqcore.worker import Worker, process_main
 
 plugins.manager.unregister(stale_connections.PLUGIN)  # other tests of this process have none
 _numbers = itertools.count(1)
-# What the project wants of processes that run jobs, while it is not in use.
+# The project's settings for processes that run jobs, while it is not in use.
 _first: list[str] = []
 _around: list[Any] = []
 
@@ -100,7 +100,7 @@ SECRET = "s3cr%t w/rd"
 
 
 def work(*names: str, **options: Any) -> None:
-    """Have a worker do what there is to do, in this process."""
+    """Run all due jobs in a worker of this process."""
     asyncio.run(Worker(*map(queue, names), burst=True, **options).run())
 
 

@@ -34,7 +34,7 @@ ALLOWED_HOSTS = ["testserver"]
 DATABASES = {"default": database(os.environ.get("DJANGO_TEST_DSN", "postgresql://nobody@nowhere.invalid/nothing"))}
 DATABASES["lite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 USE_TZ = True
-TIME_ZONE = "Asia/Kolkata"  # not UTC: what is mixed up is seen
+TIME_ZONE = "Asia/Kolkata"  # not UTC, so that a mistake with time zones shows
 ROOT_URLCONF = "django_project.urls"
 INSTALLED_APPS = [
     "django.contrib.admin",

@@ -45,9 +45,9 @@ def main(
 ) -> None:
     """Run the conformance suite over servers, poolers, drivers and Pythons; one table.
 
-    What comes of a cell is kept in reports/matrix, and a cell that passed is not run again unless it is said: so the
-    matrix can be run in pieces. What this machine has not got is said to be missing. Exit code 1 if anything of what
-    was asked for failed, or nothing of it was ever run.
+    The result of each cell is kept in reports/matrix. A cell that has passed is not run again without an option, so the
+    matrix can be run in pieces. What this machine has not got is said to be missing. The exit code is 1 if a requested
+    cell failed, or if none of them was ever run.
     """
     console = Console()
     every = cells()

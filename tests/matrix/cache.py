@@ -1,4 +1,4 @@
-"""What is fetched or made once, and kept: whole, or not at all."""
+"""A cache of things that are fetched or made once: each is kept completely, or not at all."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache; filled next to its place, and moved there when it is whole.
 
     Args:
-        name: What it is called there.
-        make: Fills a folder that is empty.
+        name: The name in the cache.
+        make: A function that fills an empty folder.
     """
     folder = CACHE / name
     if not (folder / _WHOLE).exists():

@@ -1,4 +1,4 @@
-"""The cells of the matrix: what is run, with which Python, against which server."""
+"""The cells of the matrix: each has a part of the suite, a Python and a server."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Cell:
     """One run of the suite.
 
     Attributes:
-        name: As in ``postgres 13``.
-        server: Makes the DSN.
-        python: Makes the interpreter to run it with.
+        name: The name, as in ``postgres 13``.
+        server: A function that makes the DSN.
+        python: A function that makes the interpreter to run the suite with.
         environment: Further variables.
-        between: Tells what is between the suite and the server, with its version.
+        between: A function that names the pooler between the suite and the server, with its version.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Cell:
     between: Callable[[], str] = lambda: ""
 
     def run(self, *, quick: bool, backends: tuple[str, ...]) -> Outcome:
-        """Run the suite; what it prints is kept with its outcome."""
+        """Run the suite; keep its output with the outcome."""
         outcome = Outcome(self.name, quick, backends, now(), revision())
         base = FOLDER / outcome.key
         base.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What this machine's own distribution has not got yet: the newest Python and PgBouncer, from a Debian in a folder.
 
-It takes root, ``debootstrap`` and a minute; the folder is kept. What is run in it sees the project, the servers on
-this machine, and nothing else of it but what a program needs.
+It takes root, ``debootstrap`` and a minute; the folder is kept. A program in it sees the project, the servers on this
+machine, and nothing else of the machine that it does not need.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came of cells: kept a file each, so that a long matrix is run in pieces; and shown as one table."""
+"""The outcomes of cells: kept in one file each, so that a long matrix can be run in pieces, and shown as one table."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from it.
 
 @dataclass
 class Outcome:
-    """What came of a cell.
+    """The outcome of a cell.
 
     Attributes:
-        cell: Its name.
+        cell: The name of the cell.
         quick: Whether only the modules about queues were run.
-        backends: Those that were tested; none if it was all.
-        at: When it began, in UTC.
-        revision: Of the project.
+        backends: The tested backends; empty for all.
+        at: The beginning of the run, in UTC.
+        revision: The revision of the project.
         server, python, drivers: Versions.
-        passed, failed, skipped: Tests.
-        seconds: How long it took.
+        passed, failed, skipped: The numbers of tests.
+        seconds: The duration of the run.
         failures: Names of the tests that failed.
-        reasons: Why tests were skipped, and how many.
-        missing: Why it was not run.
+        reasons: Why tests were skipped, with their numbers.
+        missing: Why the cell was not run.
     """
 
     cell: str
@@ -83,12 +83,12 @@ class Outcome:
 
 
 def key(cell: str, *, quick: bool, backends: Sequence[str]) -> str:
-    """What the files of an outcome are called."""
+    """Return the name of an outcome's files."""
     return "-".join([*cell.split(), "quick" if quick else "whole", *backends])
 
 
 def now() -> str:
-    """The time, as it is kept."""
+    """Return the time in its kept form."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
 
 
@@ -103,7 +103,7 @@ def revision() -> str:
 
 
 def kept() -> dict[str, Outcome]:
-    """What is kept, by `key`."""
+    """Return the kept outcomes, by `key`."""
     found = {}
     for file in sorted(FOLDER.glob("*.json")):
         if file.name.endswith(".report.json"):
@@ -115,7 +115,7 @@ def kept() -> dict[str, Outcome]:
 
 
 def rows(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[tuple[str, ...]]:
-    """The table, in the order of the cells; those that were not run say why."""
+    """Return the table, in the order of the cells; a cell that was not run has the reason."""
     by_cell: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_cell.setdefault(outcome.cell, []).append(outcome)
@@ -134,7 +134,7 @@ def rows(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[tuple[str, 
 
 
 def markdown(cells: Iterable[Cell], outcomes: Sequence[Outcome]) -> str:
-    """The table, with what failed and what was skipped, as a document."""
+    """Return the table as a document, with failed and skipped tests."""
     lines = [
         INTRODUCTION,
         "| " + " | ".join(HEAD) + " |",

@@ -46,7 +46,7 @@ def newest() -> str:
 
 
 def versions(interpreter: str) -> list[str]:
-    """The version of an interpreter, and those of `DRIVERS` that it has."""
+    """Return the version of an interpreter, and the versions of its `DRIVERS`."""
     found: list[str] = json.loads(run(interpreter, "-c", _VERSIONS.format(DRIVERS), folder=ROOT))
     return found
 
@@ -57,8 +57,8 @@ def _environment(folder: Path, base: str, *more: str, enter: str = "") -> str:
     Args:
         folder: Where the environment is.
         base: The interpreter that it is made of.
-        *more: What is installed in addition to pqcore.
-        enter: A program that runs others where ``base`` is, if that is not here.
+        *more: Requirements to install in addition to pqcore.
+        enter: A program that runs other programs in the system of ``base``, if that is not this one.
     """
     before = (enter,) if enter else ()
     inside = f"/{folder.relative_to(debian.debian())}" if enter else str(folder)

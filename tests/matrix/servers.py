@@ -111,7 +111,7 @@ def pgbouncer(mode: str, *, newest: bool = False) -> Iterator[str]:
             _answers(port, process, log)
             yield urlunsplit(parts._replace(netloc=f"postgres@127.0.0.1:{port}"))
         finally:
-            process.kill()  # in order, it would wait for those who are connected
+            process.kill()  # a stop in order would wait for connected clients
             process.wait(PATIENCE)
 
 

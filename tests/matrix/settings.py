@@ -19,13 +19,13 @@ from .servers import FAST
 def _server(
     settings: dict[str, str], statements: tuple[str, ...] = (), user: str = "", database: str = ""
 ) -> Iterator[str]:
-    """A server with settings of its own, and what was made on it.
+    """A server with its own settings, and the objects that were made on it.
 
     Args:
-        settings: As in postgresql.conf.
-        statements: What is run first.
-        user: Who the suite connects as, if not the superuser.
-        database: To which database, if not ``postgres``.
+        settings: The settings, as in postgresql.conf.
+        statements: The statements to run first.
+        user: The role of the suite, if not the superuser.
+        database: The database of the suite, if not ``postgres``.
     """
     with EmbeddedServer(settings={**FAST, **settings}) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:

@@ -1,1 +1,1 @@
-"""What `test_migrations` starts from, and how it looks at what came of it."""
+"""The starting tables of `test_migrations`, and the checks of the migrated tables."""

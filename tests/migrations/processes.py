@@ -21,7 +21,7 @@ class Process:
         *command: The file's name, and arguments.
 
     Attributes:
-        lines: What it has said.
+        lines: The output of the process so far.
     """
 
     def __init__(self, *command: str) -> None:
@@ -64,7 +64,7 @@ class Process:
         return self._process.returncode is not None
 
     def end(self) -> list[str]:
-        """Have it end in order; all that it has said."""
+        """End the process in order; return all of its output."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         with self._more:

@@ -1,4 +1,4 @@
-"""What the catalogues say of a schema: two tables are the same if they say the same."""
+"""The description of a schema in the catalogues: two tables are the same if their descriptions are equal."""
 
 from __future__ import annotations
 

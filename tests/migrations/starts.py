@@ -1,4 +1,4 @@
-"""What a migration starts from: pq's table, made by pq 1.9.1 itself, and those of pqcore's own versions."""
+"""The starting tables of migrations: pq's table, made by pq 1.9.1 itself, and the tables of pqcore's versions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECORD_BEFORE_6 = (
 
 @contextmanager
 def knowing(version: int) -> Iterator[None]:
-    """Have pqcore know the versions up to this one only, as the code of that time did."""
+    """Make pqcore know only the versions up to this one, as the code of that time did."""
     known = schema.migrations()[:version]
     with pytest.MonkeyPatch.context() as patch:
         for module in (schema, scripts):  # each has the name
@@ -73,11 +73,11 @@ IN_ORDER_OF_PQS = ["expected", "due", {"waiting": 1}]
 
 @dataclass
 class Flight:
-    """What was under way when the table was migrated.
+    """The work in progress when the table was migrated.
 
     Attributes:
-        leases: Jobs under a lease.
-        ids: Of others, by what they are.
+        leases: The jobs under a lease.
+        ids: The ids of other jobs, by their kind.
     """
 
     leases: list[Job] = field(default_factory=list)
@@ -214,7 +214,7 @@ def _fly_as_then(pq: tasks.PQ, flight: Flight) -> None:
 
 
 def land(pq: tasks.PQ, flight: Flight, older: tasks.PQ) -> None:
-    """All that was under way goes on, by code of either version, and means what it did.
+    """Check that all work in progress goes on, with code of either version, and has kept its meaning.
 
     Args:
         pq: Over the table as it is now.

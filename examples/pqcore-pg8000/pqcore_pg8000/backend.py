@@ -38,7 +38,7 @@ class Pg8000Session:
         self.connection = connection
         self._switched = False
         self._notified: dict[str, None] = {}
-        # Of the connection, as a session may be made for a single statement.
+        # These belong to the connection, because a session may be made for a single statement.
         self._statements = vars(connection).setdefault("_pqcore_statements", {}) if prepared else None
 
     def enter(self) -> None:

@@ -20,7 +20,7 @@ VARIABLES = {name: f"PG{name.upper()}" for name in (*PLACES, "sslmode", "connect
 
 
 def arguments(dsn: str) -> dict[str, Any]:
-    """What `pg8000.dbapi.connect` takes, of a libpq URL or keyword string; what is not said, variables say.
+    """Return the arguments of `pg8000.dbapi.connect` for a libpq URL or keyword string; variables give missing parts.
 
     Instead of a socket it has what `reach` takes to make one.
 

@@ -1,4 +1,4 @@
-"""What the pg8000 backend declares; imports no driver."""
+"""The declaration of the pg8000 backend; it imports no driver."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def add(a: int, b: int) -> int:
 
 @framework.task(queue_name="mails", takes_context=True)
 async def describe(context: Any, who: str) -> dict[str, Any]:
-    """What a task is told of itself."""
+    """Return what a task can learn about itself."""
     result = context.task_result
     return {"who": who, "attempt": context.attempt, "id": result.id, "queue": result.task.queue_name}
 
@@ -42,7 +42,7 @@ def explode() -> None:
 
 @framework.task
 def end(how: str) -> None:
-    """End by what is no Exception, or by one that is no failure."""
+    """Raise an exception that is no `Exception`, or one that is not a failure."""
     raise ENDS[how]("ended")
 
 
@@ -63,5 +63,5 @@ def opaque(path: str) -> object:
 
 
 def no_task() -> None:
-    """Do what no row may have done."""
+    """Do something that no row may cause."""
     raise AssertionError

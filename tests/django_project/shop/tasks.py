@@ -16,7 +16,7 @@ orders = queue("orders")
 
 @orders.task()
 def ship(job_id: int, pk: int, note: str = "") -> None:
-    """Ship an order, and finish the job in the transaction of what it writes."""
+    """Ship an order, and finish the job in the transaction of the task's writes."""
     with orders as cursor:
         cursor.execute("UPDATE shop_order SET done = true, name = %s WHERE id = %s", [f"shipped {note}", pk])
         current().finish()
