@@ -1,39 +1,38 @@
-"""What the documents show is run: the code blocks of README.md and of all Markdown under docs/.
+"""The documents: the code blocks of README.md and of all Markdown under docs/ are run.
 
-The convention, for those who write documents:
+The conventions for authors of documents:
 
-- Blocks are run in order, from the top of the document to its end. The first that fails fails its test, and those
-  behind it. A block is fenced, with its language: nothing else is run.
+- Blocks are run in order, from the top of the document to its end. The first block that fails makes its test fail, and
+  the tests of all later blocks. Only fenced blocks with a language are run.
 - ``python`` blocks share one namespace; ``await``, ``async with`` and ``async for`` may stand at top level, and all
   are run on one event loop. Warnings are errors.
-- ``bash`` blocks are run by ``bash -e -o pipefail``, each by a shell of its own. ``PATH`` begins with the directory
-  of this Python's programs: ``pqcore``, ``python`` and ``pytest`` are those of the tests. What is to go on behind a
-  block (``pqcore worker app:queue &``) is killed at the end of the document; what is to end by itself has an option
-  or ``timeout`` for it (``pqcore worker app:queue --burst``).
-- ``sql`` blocks are run through psycopg, in autocommit; what they return is dropped.
+- ``bash`` blocks are run by ``bash -e -o pipefail``, each by a shell of its own. ``PATH`` begins with the directory of
+  this Python's programs, so ``pqcore``, ``python`` and ``pytest`` are those of the tests. A program that a block leaves
+  in the background (``pqcore worker app:queue &``) is killed at the end of the document. A program that must end by
+  itself needs an option or ``timeout`` for that (``pqcore worker app:queue --burst``).
+- ``sql`` blocks are run through psycopg, in autocommit; their results are dropped.
 - All other languages are not run: ``console``, ``text``, ``toml``, ``ini``, ``yaml``, ``json``, ``dockerfile``...
-  They are for output, for files, and for what cannot be run here: ``pip install``, ``systemctl``. A block without a
-  language, and ``py`` or ``sh``, are refused.
-- A document has a process, an empty directory, in which it runs, and an empty database to itself. (A table is there
-  once something has made it: ``pq.create()``, or ``pqcore create``.) Nothing is left of them at the end.
+  They are for output, for files, and for commands that cannot be run here: ``pip install``, ``systemctl``. A block
+  without a language, and ``py`` or ``sh``, are refused.
+- Each document has its own process, empty directory and empty database, which are removed at the end. (A document must
+  make the table itself: ``pq.create()``, or ``pqcore create``.)
 - ``postgresql://localhost/app`` stands for that database, in blocks of all languages, and with a driver too:
   ``postgresql+psycopg://localhost/app``. In ``sql``, so does ``DATABASE app``. The variable ``PQCORE_DSN`` has the
   DSN, for ``bash`` and for ``python``, so commands need no ``--dsn``; so has ``PQCORE_TEST_DSN``, for ``pytest``.
   Variables ``PG...`` are not set.
 - A block whose first line is a comment with a file's name, and nothing else, shows what that file holds:
   ``# app.py``, ``# shop/models.py``, ``# settings.toml``, ``-- tables.sql``. It is written there, of whatever
-  language it is. The next block of the same file continues it. A ``python`` block is also run, as the module that
-  the file is (``app``, so that functions have the path ``app.send``), and its names are in the document's namespace
-  from then on. So ``pqcore worker app:queue`` in a ``bash`` block finds what readers have in their ``app.py``, and
-  jobs that the document put. A function that a worker of another process is to run must be in such a file.
-- What readers need not see is an HTML comment, with a blank line before and behind it::
+  language it is. The next block of the same file continues it. A ``python`` block is also run, as the module of that
+  file (``app``, so that functions have the path ``app.send``). Its names are in the document's namespace from then on.
+  So ``pqcore worker app:queue`` in a ``bash`` block finds what readers have in their ``app.py``, and jobs that the
+  document put. A function that a worker of another process is to run must be in such a file.
+- A block that readers need not see is an HTML comment, with a blank line before and after it::
 
       <!-- invisible-code-block: python
       pq.create()
       -->
 
-  for ``python``, ``bash`` and ``sql``. Use it for set-up, and to ``assert`` what the text says becomes of what is
-  shown.
+  for ``python``, ``bash`` and ``sql``. Use it for set-up, and to ``assert`` results that the text promises.
 - A block that takes more than a minute fails; a document should take a second or two. Starting a command takes half
   a second, so one ``bash`` block with what belongs together. Ports, and what lies outside of the directory, are
   shared with others.
