@@ -341,7 +341,7 @@ class Executor(Runner[ActiveJob]):
         assert active.context is not None  # noqa: S101 - for the type checker
         active.cancellable = True
         async with self._processes.slot() as process:
-            self._start_clock(active, run)  # the future waited for the process, too
+            self._start_clock(active, run)  # the job waited for the process, too
             with self.events.around(active):
                 return await process.run(run, active.context)
 
