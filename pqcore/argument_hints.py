@@ -49,7 +49,7 @@ _FOR_CONNECTION: Mapping[str, str] = {
 
 
 def instead_of_target(given: object) -> str:
-    """Return which argument to give `PQ` instead of an object that is no DSN, no connection and no pool.
+    """Return the argument to give `PQ` in place of an object that is neither a DSN nor a connection nor a pool.
 
     Args:
         given: The object.

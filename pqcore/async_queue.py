@@ -229,11 +229,11 @@ class AsyncQueue(AsyncTaskQueueMixin):
         return await operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait)
 
     async def inspect(self, job_id: int) -> JobInfo:
-        """Return what is stored about a job; see `pqcore.Queue.inspect`."""
+        """Return the stored state of a job; see `pqcore.Queue.inspect`."""
         return await operations.results.inspect(self.engine, self, job_id)
 
     async def explain(self, job_id: int) -> Explanation:
-        """Return why a job does not run, and what would let it run; see `pqcore.Queue.explain`."""
+        """Return why a job does not run, and how to let it run; see `pqcore.Queue.explain`."""
         return await operations.explain.explain(self.engine, job_id, self)
 
     async def status(self, job_id: int) -> str:

@@ -1,4 +1,4 @@
-"""The whole contract between the core and a driver: what a backend must and may do.
+"""The whole contract between the core and a driver: the duties and the options of a backend.
 
 A backend is some hundred lines. A backend carries statements to the server and rows back, and knows nothing of queues.
 It comes in two parts:
@@ -263,7 +263,7 @@ class AsyncDriverSession(Protocol):
     If a call of the driver ends immediately when its task is cancelled, the session may set an attribute
     ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. If no call of the
     driver cancels its own task, as `asyncio.timeout` does, the session may set an attribute ``cancels_task`` to false.
-    A get or a lease then needs no task of its own.
+    A get or a lease then needs no separate task.
     """
 
     connection: Any

@@ -85,7 +85,7 @@ class BasePQ(Generic[Q]):
         return f"{self.engine.spec.name} ({self.engine.why})"
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> Q:
-        """Return a new queue with options of its own.
+        """Return a new queue with its own options.
 
         Args:
             name: The queue's name; if ``serializer`` is given, ``name`` is used unchanged, even if it has a slash.

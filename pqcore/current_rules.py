@@ -1,6 +1,6 @@
 """The rules of a queue that its consumers cache for a short time: pauses of the queue and of tasks, and weights.
 
-Consumers must heed a changed rule soon, but a take must not read the rules each time. So each queue object caches the
+Consumers must obey a changed rule soon, but a take must not read the rules each time. So each queue object caches the
 rules that it read. For `KEPT` seconds, or half of the queue's poll interval, it remembers that the queue is not paused.
 While the queue is paused, each take reads the rules, so that a waiter woken by `Queue.resume` takes immediately.
 """

@@ -85,7 +85,7 @@ class DeserializationError(PQError, ValueError):
     """The queue cannot decode the row's data.
 
     Attributes:
-        job: The job with the data; ``job.raw`` is what is stored. None for a result.
+        job: The job with the data; ``job.raw`` is the stored data. None for a result.
     """
 
     job: Any = None

@@ -30,7 +30,7 @@ OUTCOME_HOOKS: dict[str, JobHook] = {
 FAILURES = ("retry", "crash", "dead")
 """The kinds of outcome that follow a failure."""
 REASONS = {"retry": "failed", "snooze": "snoozed"}
-"""The reasons of outcomes that carry no reason of their own."""
+"""The reasons of outcomes that name no reason."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ logger = logging.getLogger("pqcore")
 
 
 def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
-    """Yield what each plugin returns; log an exception of a plugin, and continue with the next plugin."""
+    """Yield the value that each plugin returns; log an exception of a plugin, and continue with the next plugin."""
     for plugin in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):
         try:
             result = plugin.function(*[event for _ in plugin.argnames])

@@ -70,7 +70,7 @@ def taken(job: BaseJob, queue: str) -> dict[str, Any]:
 
 
 def stored(job: StoredJob) -> dict[str, Any]:
-    """Return what is stored of a job, without its data and the traceback."""
+    """Return the stored record of a job, without its data and the traceback."""
     return {
         "id": job.id,
         "queue": job.queue,

@@ -1,4 +1,4 @@
-"""What a queue object remembers between takes: lanes with waiting jobs, and the virtual time of each share.
+"""The memory of a queue object between takes: lanes with waiting jobs, and the virtual time of each share.
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual

@@ -188,7 +188,7 @@ plugins = Plugins()
 
 
 def unwrap(target: object) -> object | None:
-    """Return what a plugin's `pqcore_unwrap` finds inside ``target``; None if no plugin knows it."""
+    """Return the object that a plugin's `pqcore_unwrap` finds inside ``target``; None if no plugin knows it."""
     plugins.load_others()
     found = (plugins.manager.hook.pqcore_unwrap(target=layer) for layer in layers(target))
     return next((each for each in found if each is not None), None)

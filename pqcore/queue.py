@@ -414,7 +414,7 @@ class Queue(TaskQueueMixin):
         return run_sync(operations.reencode.reencode(self.engine, [self], step=step, every=every, wait=wait))
 
     def inspect(self, job_id: int) -> JobInfo:
-        """Return what is stored about a job: its state, attempts, last error and progress.
+        """Return the stored state of a job, with its attempts, last error and progress.
 
         Raises:
             JobNotFound: No job has this id, or the job is finished and its row was deleted.
@@ -422,7 +422,7 @@ class Queue(TaskQueueMixin):
         return run_sync(operations.results.inspect(self.engine, self, job_id))
 
     def explain(self, job_id: int) -> Explanation:
-        """Return why a job does not run, and what would let it run. The call changes nothing and locks nothing.
+        """Return why a job does not run, and how to let it run. The call changes nothing and locks nothing.
 
         Args:
             job_id: The job's id.
@@ -488,14 +488,14 @@ class Queue(TaskQueueMixin):
     ) -> None:
         """Pause the queue: `get` and `lease` return no job, and workers start no job.
 
-        Jobs can still be put, and running jobs continue. Consumers heed a pause within one second after its commit, or
+        Jobs can still be put, and running jobs continue. Consumers obey a pause within one second after its commit, or
         within the queue's ``poll_interval`` if that is shorter.
 
         Args:
             until: When the pause ends: ``'5m'``, a timedelta or a datetime; None to pause until `resume`.
             task: Pause only calls of this task: a path, such as ``"app.emails.send"``, or the declared function.
-                Workers and `lease` heed the pause; `get` does not.
-            limit: Pause only jobs under this limit; only workers and `lease` heed the pause.
+                Workers and `lease` obey the pause; `get` does not.
+            limit: Pause only jobs under this limit; only workers and `lease` obey the pause.
             group: Pause only jobs of this group; only workers and `lease` heed the pause.
             connection: A connection whose open transaction writes the pause; see `put`.
 

@@ -228,7 +228,7 @@ class _Guard:
 
     A task that waits for a future cancels the future when the task is cancelled. So the guard gives itself to the task
     in place of the future that the coroutine waits for. A separate task for the coroutine would cost each call two
-    turns of the event loop. That is more than the rest of pqcore's work.
+    turns of the event loop, which would take longer than the rest of pqcore's work.
 
     After a cancellation, the coroutine has `AFTER_CANCEL` seconds. Then its connection is closed; after the same time
     again, the coroutine is cancelled, and then abandoned.

@@ -48,7 +48,7 @@ async def register(session: Session, channels: Sequence[str]) -> None:
 
 
 async def unregister(session: Session, channels: Sequence[str]) -> None:
-    """Release the locks of channels, and what the server and the driver keep of the channels."""
+    """Release the locks of channels, and the state that the server and the driver keep for the channels."""
     await session.execute(session.sql.unregister, session.sql.unregister.bind({"channels": list(channels)}))
     await session.unlisten(channels)
 

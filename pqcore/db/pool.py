@@ -60,8 +60,8 @@ class _Place:
 class _Sessions:
     """The sessions of one process or event loop.
 
-    There is no lock, which an interrupt could leave locked. Each step is one method of a list, set or deque, and no two
-    threads can do the same step concurrently.
+    There is no lock, because an interrupt could leave it locked. Each step is one method of a list, set or deque, and
+    no two threads can do the same step concurrently.
 
     Attributes:
         idle: The sessions that nobody uses.

@@ -303,7 +303,7 @@ class Transactions(ABC):
             raise TransactionAborted(SPOILT)
 
     async def _pay(self, session: Session) -> None:
-        """Do what a block postponed until after its commit."""
+        """Run the functions that a block postponed until after its commit."""
         owed, session.owed = session.owed or (), None
         for work in owed:
             try:

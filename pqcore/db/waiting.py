@@ -131,7 +131,7 @@ class Waiting(Transactions):
             await listener.share(queue.channel, queue.name, left, self._ready_queues)
 
     async def _ready_queues(self, names: Sequence[str]) -> Sequence[str]:
-        """Return, of some queues, those that have a job to take."""
+        """Return the queues that have a job to take."""
 
         async def work(session: Session) -> Sequence[Row]:
             return await session.execute(

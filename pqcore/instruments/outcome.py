@@ -15,7 +15,7 @@ Verdict: TypeAlias = Literal["succeeded", "failed", "timeout", "snoozed", "disca
 
 
 def verdict(event: JobEvent, error: BaseException) -> Verdict:
-    """Return what an exception of a job's function means; only ``failed`` and ``timeout`` are errors."""
+    """Return the meaning of an exception of a job's function; only ``failed`` and ``timeout`` are errors."""
     if isinstance(error, (asyncio.CancelledError, JobCancelled)):
         return _stopped()
     if isinstance(error, Snooze):

@@ -1,4 +1,4 @@
-"""Gauges of what waits in queues and of their dead letters, for Prometheus: the database is asked at each scrape."""
+"""Gauges of the waiting jobs and dead letters of queues, for Prometheus; each scrape asks the database."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class QueueCollector(Collector):
         pq: The queues.
 
     Raises:
-        ConfigurationError: It is no blocking `PQ`: a registry cannot await.
+        ConfigurationError: The object is not a blocking `PQ`; a registry cannot await.
     """
 
     def __init__(self, pq: PQ) -> None:
@@ -68,7 +68,7 @@ class QueueCollector(Collector):
         return gauges({})
 
     def collect(self) -> Iterable[Metric]:
-        """Return the gauges, as the database tells them now."""
+        """Return the present gauges, from the database."""
         try:
             return gauges(call_sync(count_queues, self._engine))
         except PQError as exc:

@@ -242,7 +242,7 @@ class ThreadedPQ:
         return await run_sync(self.blocking.expiry)
 
     def queue(self, name: str, **options: Any) -> ThreadedQueue:
-        """Return a queue with options of its own; see `PQ.queue`."""
+        """Return a queue with its own options; see `PQ.queue`."""
         return ThreadedQueue(self.blocking.queue(name, **options))
 
     async def stats(self) -> Any:

@@ -157,7 +157,7 @@ def _current() -> Flask:
 def worker_pq() -> PQCore:
     """Return the `PQCore` for ``flask pqcore worker``: that of the application.
 
-    Each job runs in an application context of its own.
+    Each job runs in its own application context.
 
     Raises:
         ConfigurationError: The application has no `PQCore`.

@@ -118,7 +118,7 @@ async def count_down(
 
 
 async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
-    """Keep batches open though `get` finished one of their jobs.
+    """Keep batches open although `get` finished one of their jobs.
 
     The job is being performed, and its end is counted later.
     """

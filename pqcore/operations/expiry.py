@@ -24,7 +24,7 @@ Time: TypeAlias = str | float | timedelta | None
 """Seconds, ``'7d'`` or a timedelta; None to keep all rows."""
 
 ALL_QUEUES = ""
-"""The name that stands for all queues of the table without a time of their own."""
+"""The name that stands for all queues of the table without their own time."""
 SWEEP = 1.0
 """Seconds after which a sweep starts no further statement."""
 

@@ -182,7 +182,7 @@ async def _find_locks(s: Session, row: _ExplainedRow) -> list[Cause]:
 
 
 class _Examination:
-    """An examination of what may keep one unfinished job from running.
+    """An examination of the causes that may keep one unfinished job from running.
 
     Args:
         engine: The engine.

@@ -21,7 +21,7 @@ BALANCED = (
 
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
-    """Return what may have kept a row from being stored or seen."""
+    """Return the possible causes why a row was not stored or is not visible."""
     from pqcore.operations.schema_info import ask  # few programs need this module
 
     try:

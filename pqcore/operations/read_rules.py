@@ -1,4 +1,4 @@
-"""Reading the rules that consumers heed: pauses of the queue and of tasks, and weights of shares."""
+"""Reading the rules that consumers obey: pauses of the queue and of tasks, and weights of shares."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TASK = "task:"
 
 
 async def current_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:
-    """Return the rules that consumers heed, from the cache of the queue object or from the database."""
+    """Return the rules that consumers obey, from the cache of the queue object or from the database."""
     if time.monotonic() < queue.rule_cache.expires_at:
         return queue.rule_cache.rules
     return await read_current_rules(engine, queue)
 
 
 async def read_current_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:
-    """Read the rules that consumers heed, and cache them."""
+    """Read the rules that consumers obey, and cache them."""
 
     async def work(s: Session) -> CurrentRules:
         began, changes = time.monotonic(), queue.rule_cache.changes

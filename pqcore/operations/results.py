@@ -59,7 +59,7 @@ class JobInfo:
 
 
 class _ResultRow(NamedTuple):
-    """The columns of the statement ``find_result``: what is kept of a job outside its row."""
+    """The columns of the statement ``find_result``: the data of a job that is kept outside its row."""
 
     state: str
     progress: str | None
@@ -91,7 +91,7 @@ def put_time(engine: Engine, job_id: int) -> datetime | None:
 
 
 async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
-    """Return what is known of a job.
+    """Return the known state of a job.
 
     Raises:
         JobNotFound: No job has this id, nothing of the finished job was kept, or another job has its id now.

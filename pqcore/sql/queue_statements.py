@@ -291,7 +291,7 @@ class QueueStatements(StatementSet):
 
     @composed()
     def ready_queues(self) -> str:
-        """Return, of a list of queues, those that have a job.
+        """Return the queues of a list that have a job.
 
         This statement only reads: the fetches decide which waiter gets a job.
 

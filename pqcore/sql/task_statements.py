@@ -1,6 +1,7 @@
 """Statements of tasks and workers, composed of fragments: keys, retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why they are safe concurrently.
+`task_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
+concurrency.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _TELL_REPLACED = """
 )
 SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
-# A job that was fetched and deleted, as its fetcher has it.
+# A job that was fetched and deleted, from the copy that its fetcher has.
 _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::timestamptz AS enqueued_at,
     :expected_at::timestamptz AS expected_at, :schedule_at::timestamptz AS schedule_at, :data::text::json AS data,
     :token::int AS attempts, :serializer::text AS serializer, :payload::bytea AS payload,

@@ -114,7 +114,7 @@ class JobContext:
     def finish(self, result: Any = None, *, connection: Any = None) -> Any:
         """Finish the job in a transaction: the job's end and the function's writes commit together, or not at all.
 
-        Call this within ``with queue``, or with a connection of yours. If the transaction is rolled back, the job is
+        Call this within ``with queue``, or with your own connection. If the transaction is rolled back, the job is
         not finished, and runs again if the function raises. On an asynchronous queue, await this method.
 
         Args:
@@ -155,7 +155,7 @@ class JobContext:
         self._progress = encoded
 
     def take_progress(self) -> str | None:
-        """Return what was reported since the last call; only workers call this."""
+        """Return the progress reported since the last call; only workers call this."""
         value, self._progress = self._progress, None
         return value
 

@@ -17,7 +17,7 @@ from pqcore.operations import schema_info
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Return what is wrong with ``PQCORE``, without querying a database."""
+    """Return the faults of the setting ``PQCORE``, without querying a database."""
     found: list[CheckMessage] = []
     try:
         for alias in configured():
@@ -28,7 +28,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Return what is wrong with the tables of the given databases."""
+    """Return the faults of the tables of the given databases."""
     found: list[CheckMessage] = []
     if not databases or check_settings():
         return found

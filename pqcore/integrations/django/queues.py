@@ -88,7 +88,7 @@ class DjangoPQ(PQ):
             self.queue(name)
 
     def queue(self, name: str, *, serializer: Serializer | str | None = None, **options: Any) -> DjangoQueue:
-        """Return a queue with options of its own, in addition to those in ``QUEUES``."""
+        """Return a queue with its own options, in addition to those in ``QUEUES``."""
         plain, suffix = split_queue_name(name) if serializer is None else (name, None)
         chosen = {**self.configuration.queues.get(plain, {}), **options}
         of_settings = chosen.pop("serializer", None)

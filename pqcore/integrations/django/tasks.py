@@ -161,7 +161,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
         return result
 
     def get_result(self, result_id: str) -> Any:
-        """Return what is known of a task that was put.
+        """Return the known state of a task that was put.
 
         Raises:
             TaskResultDoesNotExist: The task never existed, or its result is not kept any more.
@@ -187,7 +187,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from exc
 
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
-        """Return what is wrong with the settings."""
+        """Return the faults of the settings."""
         try:
             TaskOptions(**self.call_options)
             self.pq  # noqa: B018 - made here
@@ -241,7 +241,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
 
 
 def run(job_id: int, /, **call: Any) -> dict[str, Any]:
-    """Run a task that is a function, and return what is kept of it.
+    """Run a task that is a function, and return the record that is kept.
 
     If a signal's receiver fails at the end, the task does not run again.
     """
@@ -325,7 +325,7 @@ class _Execution:
             self.arguments.insert(0, base.TaskContext(task_result=self.result))
 
     def succeeded(self, value: Any) -> dict[str, Any]:
-        """Record that the function returned, and return what is kept of its result."""
+        """Record that the function returned, and return the record that is kept of its result."""
         result = self.result
         try:
             kept = _json.normalize_json(value)

@@ -20,7 +20,7 @@ TARGETS = "pqcore.integrations.django.worker"
 
 
 class Command(BaseCommand):
-    """Runs a command of pqcore's; a worker finds the tasks of all apps."""
+    """Runs a command of pqcore; a worker finds the tasks of all apps."""
 
     help = "Any command of pqcore's, on a table of PQCORE: manage.py pqcore worker --queues emails, stats, doctor, ..."
     requires_system_checks: Sequence[str] = ()
@@ -120,7 +120,7 @@ def _environment() -> Iterator[None]:
 
 
 def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
-    """Return the arguments of a worker: without a target the table's queues, those of its tasks unless they are named.
+    """Return the arguments of a worker; without a target, its queues are those named, or those of the table's tasks.
 
     Raises:
         CommandError: A module of tasks cannot be imported.
