@@ -1,7 +1,6 @@
 """Statements of tasks and workers, composed of fragments: keys, retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
-concurrency.
+`task_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why all are safe under concurrency.
 """
 
 from __future__ import annotations
