@@ -494,7 +494,7 @@ def _(run: Forger) -> None:
 
 @forges("left over, and given to nobody who asks")
 def _(run: Forger) -> None:
-    run.tables.stuck.append(1)
+    run.tables.stuck.append("1 of queue")
 
 
 @forges("an act that took too long")

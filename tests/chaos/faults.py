@@ -31,6 +31,8 @@ Kinds: TypeAlias = dict[str, Callable[[], Any]]
 
 SETTINGS = {"max_connections": "90", "deadlock_timeout": "20ms", "superuser_reserved_connections": "6"}
 """The server's settings: few connections, so that they can be used up, and early checks for deadlocks."""
+RECOVERING = "not yet accepting connections"
+"""The message of a server that is recovering from a crash."""
 NOTIFY_PAGES, NOTIFY_RELEASE = 64, 17
 """The smallest NOTIFY queue, and the first release where it can be smaller than 8 GB."""
 SURPRISES = {
@@ -273,14 +275,17 @@ class OfServer:
         Raises:
             psycopg.OperationalError: The server accepted none within a minute.
         """
-        until = time.monotonic() + PATIENCE
+        until, hung = time.monotonic() + PATIENCE, time.monotonic() + PATIENCE / 3
         while True:
             try:
                 return psycopg.connect(self._server.dsn(), autocommit=True, options=options)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as exc:
                 if time.monotonic() > until:
                     raise
                 with self._starting:
+                    if time.monotonic() > hung and RECOVERING in str(exc):
+                        self._server.kill()  # recovery can hang as a session does: see `ServerClock`
+                        hung = until
                     self._server.start()  # does nothing if the server runs
                 time.sleep(0.05)
 

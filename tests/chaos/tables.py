@@ -154,7 +154,7 @@ class Tables:
         events: The audit, in order.
         effects: The token of each effect, and whether it was tallied.
         tallies: The counts that the transactions of effects wrote.
-        stuck: The ids of jobs that no client got when it asked for all remaining jobs.
+        stuck: The jobs that no client got when it asked for all remaining jobs: each row's id and the state of its row.
         dead: The dead letters, with their reasons.
         records: The records of jobs under limits and in groups, in order.
         ticking: Whether ticks went on after the last fault.
@@ -166,7 +166,7 @@ class Tables:
     events: list[Event]
     effects: list[tuple[str, bool]]
     tallies: dict[str, int]
-    stuck: list[int]
+    stuck: list[str]
     dead: list[str] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     ticking: bool = True
@@ -266,8 +266,9 @@ def _count(dsn: str, statement: LiteralString, values: list[str]) -> int:
             time.sleep(0.1)
 
 
-def drain(dsn: str, queues: list[str], patience: float) -> list[int]:
-    """Take all remaining jobs as a client would; return the ids of jobs that cannot be taken.
+def drain(dsn: str, queues: list[str], patience: float) -> list[str]:
+    """Take all remaining jobs as a client would; return the jobs that cannot be taken.
+
 
     Args:
         dsn: The address of the server.
@@ -284,6 +285,11 @@ def drain(dsn: str, queues: list[str], patience: float) -> list[int]:
             while pq[name].get_many(500, timeout=0):
                 pass
     with psycopg.connect(dsn) as connection:
-        undone = "SELECT id FROM queue WHERE dequeued_at IS NULL AND q_name NOT IN (%s, %s)"
-        undone += f" UNION ALL SELECT id {LEFT} ORDER BY id"
+        undone: LiteralString = f"""
+          SELECT concat_ws(' ', id, 'of', q_name, 'attempts', attempts, 'due', schedule_at, 'leased until',
+            leased_until, 'at', clock_timestamp(), 'xmax', xmax, data)
+          FROM queue WHERE id IN (
+            SELECT id FROM queue WHERE dequeued_at IS NULL AND q_name NOT IN (%s, %s) UNION ALL SELECT id {LEFT})
+          ORDER BY id
+        """
         return [row[0] for row in connection.execute(undone, [GATED, OTHERS, GATED, OTHERS, TICK])]
