@@ -34,10 +34,13 @@ class ScanPosition:
     """The last keys that a queue object took, for each class of waiting rows.
 
     Threads may share the object: it always holds the key of a row that one of them took.
+
+    Attributes:
+        taken: The number of jobs taken in succession.
     """
 
     def __init__(self) -> None:
-        self._taken = 0
+        self.taken = 0
         self._last = self._full = float("-inf")
         self._urgent: tuple[datetime, datetime, int] | None = None
         self._ready: Row | None = None
@@ -50,11 +53,11 @@ class ScanPosition:
         Args:
             now: The time by the monotonic clock, in seconds.
         """
-        return self._taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
+        return self.taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
 
     def value(self) -> str:
         """Return the position as one text of keys, for the statement that begins there."""
-        if self._taken < self._moves_at:
+        if self.taken < self._moves_at:
             return self._value
         first, second = _BEFORE_URGENT, _BEFORE_READY
         if self._urgent is not None:
@@ -63,17 +66,17 @@ class ScanPosition:
         if self._ready is not None:
             ready = JobRow._make(self._ready)
             second = f"{_text(ready.due_at)} {ready.id}"
-        self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
+        self._value, self._moves_at = f"{first} {second}", self.taken + STRIDE
         return self._value
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
         """Record rows that were taken, in their order; an empty list resets the position."""
-        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
+        self.taken = self.taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
         if full:
             self._full = now
             self._moves_at = 0  # the look may have found a job before the position
-        if self._taken < SUCCESSION // 2:  # the position will not be used soon
+        if self.taken < SUCCESSION // 2:  # the position will not be used soon
             return
         last = rows[-1]
         if expected_at_of(last) is None:

@@ -155,7 +155,8 @@ class Psycopg2Session(AutocommitSession):
             cursor.execute(before + query.sql, parameters or None)
         else:
             try:
-                cursor.execute(before + call, parameters if query.distinct else query.pick(parameters))
+                given = parameters if query.distinct else query.pick(parameters)
+                cursor.execute(before + call if before else call, given)
             except (InvalidSqlStatementName, FeatureNotSupported):
                 # The statement was deallocated by other code (DISCARD ALL, a pooler), or its result types have changed,
                 # as by ALTER TABLE ("cached plan must not change result type"). It had no effect, so it is repeated,

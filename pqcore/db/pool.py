@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Any
 from weakref import ref
 
@@ -182,7 +182,7 @@ class Pool(SessionSource):
             loan.append(self.kept.get().idle.pop())
         except IndexError:
             return False
-        now, session = time.monotonic(), loan[-1]
+        now, session = monotonic(), loan[-1]
         return now - session.last_reply_at < FRESH and now - session.planned_at < REPLAN
 
     async def acquire(self, loan: Loan) -> None:
@@ -197,7 +197,7 @@ class Pool(SessionSource):
             await self._wait_or_open(sessions, loan)
 
     async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         while True:
             waiter = _Waiter(self._runtime.event())
             try:
@@ -226,7 +226,7 @@ class Pool(SessionSource):
                     sessions.free(place)
                     raise
                 return True
-            if (left := deadline - time.monotonic()) <= 0:
+            if (left := deadline - monotonic()) <= 0:
                 msg = (
                     f"all {self._size} connections have been in use for {self._timeout} seconds: "
                     "raise max_connections, or look for transactions that are held open"
@@ -243,8 +243,8 @@ class Pool(SessionSource):
         return False
 
     async def _replanned(self, session: Session) -> bool:
-        if time.monotonic() - session.planned_at > REPLAN:
-            session.planned_at = time.monotonic()
+        if monotonic() - session.planned_at > REPLAN:
+            session.planned_at = monotonic()
             try:
                 await session.execute(session.sql.replan)
             except ConnectionLost:
@@ -383,11 +383,11 @@ async def _end(sessions: _Sessions) -> None:
 async def _rest(sessions: _Sessions) -> None:
     """Close the idle connections; if one takes long to close, break the others off."""
     loan = Loan()
-    began = time.monotonic()
+    began = monotonic()
     while sessions.idle:
         with suppress(IndexError):
             loan.append(sessions.idle.pop())
-            if time.monotonic() - began > CLOSING:
+            if monotonic() - began > CLOSING:
                 loan.abort()
             await _give_up(loan)
 

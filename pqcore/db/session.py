@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pqcore.backend import AsyncDriverSession, DriverSession, Row
@@ -88,7 +88,7 @@ class Session:
         # The start time of the call for which a cancel request was sent, and of the call whose connection was closed.
         self._asked: float | None = None
         self._broken_off: float | None = None
-        self.planned_at = time.monotonic()
+        self.planned_at = monotonic()
         # The start time and the name of the running call; None between calls.
         self.busy_since: float | None = None
         self.statement = ""
@@ -170,7 +170,7 @@ class Session:
             return await self._at_read_committed(query, parameters)
         # This inlines `_call`, because nearly all time is spent here.
         self.statement = query.name
-        began = self.busy_since = time.monotonic()
+        began = self.busy_since = monotonic()
         try:
             rows: Any = self.driver.execute(query, parameters)
             if self.suspends:
@@ -184,7 +184,7 @@ class Session:
         else:
             if self._asked is not None:
                 self._answered_late(query.name, commits=began == self._asked and self._commits(query))
-            self.last_reply_at = time.monotonic()
+            self.last_reply_at = monotonic()
             return rows  # type: ignore[no-any-return]
         finally:
             self.busy_since = None
@@ -288,7 +288,7 @@ class Session:
             await self._call("commit", self.driver.execute, COMMIT, ())
         else:
             await self._call("commit", self.driver.commit)
-        self.last_reply_at = time.monotonic()
+        self.last_reply_at = monotonic()
 
     async def rollback(self) -> None:
         self.autocommit = True
@@ -387,7 +387,7 @@ class Session:
 
     def _break_off(self, since: float) -> None:
         if self.busy_since == since:
-            waited = time.monotonic() - since
+            waited = monotonic() - since
             logger.warning(
                 "closing a connection, because the server has not answered for %.1f seconds (%s)",
                 waited,
@@ -491,7 +491,7 @@ class Session:
 
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: object) -> Any:
         self.statement = doing
-        began = self.busy_since = time.monotonic()
+        began = self.busy_since = monotonic()
         try:
             result: Any = method(*arguments)
             if self.suspends:

@@ -64,7 +64,9 @@ class TaskLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
-            self.pass_on()
+            self.since = 0.0
+            if self.waiting:
+                self.pass_on()
 
     def pass_on(self) -> None:
         """Send the waiting calls as a group; if nobody waits, the line is free."""

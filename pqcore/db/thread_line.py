@@ -11,11 +11,11 @@ checks for itself, and leads if nobody else does.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 from pqcore.db import group_commit
@@ -87,6 +87,10 @@ class ThreadLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
+            if not self.waiting:  # checked here, too, because each operation comes here
+                self.since = 0.0
+                if not self.waiting:
+                    return
             self.pass_on()
 
     def pass_on(self) -> None:
@@ -94,7 +98,7 @@ class ThreadLine:
         while True:
             with suppress(IndexError):
                 first = self.waiting[0]
-                self.since = time.monotonic()
+                self.since = monotonic()
                 first.ring()
                 return
             self.since = 0.0
@@ -104,7 +108,7 @@ class ThreadLine:
     async def join(self, value: Any) -> Any:
         if self.rest.is_on():
             return ALONE
-        call, came = _Call(value), time.monotonic()
+        call, came = _Call(value), monotonic()
         try:
             self.waiting.append(call)
             while not call.settled:
@@ -112,11 +116,11 @@ class ThreadLine:
                     call.bell.acquire(timeout=LOOK_AGAIN)
                     continue
                 if self.since:
-                    left = self.since + group_commit.PATIENCE - time.monotonic()
+                    left = self.since + group_commit.PATIENCE - monotonic()
                     rung = call.bell.acquire(timeout=min(max(left, 0.0), 5 * group_commit.PATIENCE))
                     if call.claimed or call.settled:
                         continue
-                    now = time.monotonic()
+                    now = monotonic()
                     if not rung and self.since + group_commit.PATIENCE > now:  # of another statement
                         if self.since != NOT_YET or now - came < LOOK_AGAIN:
                             continue
@@ -183,7 +187,7 @@ class _Group:
     def _claim(self) -> list[Any]:
         """Take calls out of the line, in order, and return their values."""
         line, waiting, calls, size = self._line, self._line.waiting, self._calls, 0
-        self._began = line.since = time.monotonic()
+        self._began = line.since = monotonic()
         _move(waiting, calls, MOST_CALLS)
         for place, call in enumerate(calls):
             size += len(call.value)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pqcore.backend import Row
@@ -74,8 +74,8 @@ async def get(
         if woken and (rows := await take_woken(engine, queue, n, lease)):
             break
         # The clock is read here, so that a take needs no further coroutine while the queue's rules are cached.
-        if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
-            rows, wake_in = (), queue.rule_cache.rules.seconds_paused(time.monotonic())
+        if monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
+            rows, wake_in = (), queue.rule_cache.rules.seconds_paused(monotonic())
         else:
             rows, wake_in = await look_once(engine, queue, n, lease, patient=patient)
         if rows:
@@ -85,7 +85,7 @@ async def get(
             continue
         if not block:
             return rows
-        now = time.monotonic()
+        now = monotonic()
         if deadline is None:
             deadline = now + left
         left = deadline - now
@@ -95,7 +95,7 @@ async def get(
         with let_through():
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
         woken = ticket is not None and engine.snapshot(topic) != ticket
-    if lease is None and any_headers(is_continued, rows):
+    if lease is None and (len(rows) > 1 or headers_of(rows[0])) and any_headers(is_continued, rows):
         await _follow(engine, queue, rows, performed=performed)
     return rows
 
@@ -123,8 +123,8 @@ async def look(
     """
     if woken and (rows := await take_woken(engine, queue, n, lease)):
         return rows, None
-    if time.monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
-        return (), queue.rule_cache.rules.seconds_paused(time.monotonic())
+    if monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
+        return (), queue.rule_cache.rules.seconds_paused(monotonic())
     if lease is None or queue.rate is None:
         return await take(engine, queue, n, lease, patient=patient)
     granted, pause = await draw(engine, queue, n)

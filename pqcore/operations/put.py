@@ -56,7 +56,8 @@ def put(
             that pqcore adds.
     """
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
-    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
+    return put_one(read_id, engine, queue, data, times, connection, options)
 
 
 def put_call(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pqcore import operations
@@ -19,6 +19,7 @@ from pqcore.lanes import has_lane, lane_of
 from pqcore.operations import admission
 from pqcore.operations.lease import give_back
 from pqcore.rows import headers_of, job_rows, place_of
+from pqcore.scan_position import SUCCESSION
 from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import SIZES, Finish
 
@@ -49,6 +50,8 @@ def take_with_others(
     if line.since:
         return _join(engine, queue, n, lease, line)
     work = partial(_take_on, engine, queue, n, lease, False, False)
+    if not engine.runtime.suspends:  # a blocking call cannot be cancelled
+        return engine.run_outside(work, line, protect=False)
     return engine.run_outside(work, line, protect=False, undo=partial(_untake, engine, queue, lease))
 
 
@@ -106,7 +109,7 @@ async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float 
     If something is paused or waits for admission, the statement itself finds that and returns no row. Without a row,
     the caller must look in the usual way.
     """
-    now, rules, lanes = time.monotonic(), queue.rule_cache, queue.lanes
+    now, rules, lanes = monotonic(), queue.rule_cache, queue.lanes
     if rules.rules.paused or rules.rules.paused_tasks:
         return ()
     if now < rules.expires_at and (lease is None or not lanes.must_find(now)):
@@ -127,7 +130,7 @@ async def _take_idle(engine: Engine, queue: QueueSettings, n: int, lease: float 
     has_lanes = any_headers(has_lane, rows)
     queue.lanes.left_none = 0 < len(rows) < n and not has_lanes
     if rows:
-        rows = _in_order(queue, rows, full=True)
+        rows = _in_order(queue, rows, s.last_reply_at, full=True)
     if has_lanes and lease is not None:
         rows = await admission.adopt_among(queue, s, rows)
     return rows, None
@@ -180,7 +183,7 @@ async def _take_plain(
     fetch = s.sql.fetch
     if together:  # one statement for all numbers, so that the server can prepare it
         fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
-    if bounded := bound.usable(time.monotonic()):
+    if bounded := bound.taken >= SUCCESSION and bound.usable(monotonic()):
         query = fetch("bounded", finish, n)
         values["bound"] = bound.value()
         rows = await s.execute(query, query.bind(values))
@@ -201,29 +204,36 @@ async def _take_plain(
                 if rows:
                     break
         if not rows:
-            bound.advance((), time.monotonic(), full=True)
+            bound.advance((), monotonic(), full=True)
             return rows, wake_in
-    return _in_order(queue, rows, full=not bounded), None
+    return _in_order(queue, rows, s.last_reply_at, full=not bounded), None
 
 
-def _in_order(queue: QueueSettings, rows: Sequence[Row], *, full: bool) -> Sequence[Row]:
+def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, *, full: bool) -> Sequence[Row]:
     """Return rows in the order of their jobs, and make the next look begin behind them.
 
     Args:
         queue: The queue of the rows.
         rows: The rows that a statement returned in any order, because RETURNING guarantees none.
+        now: The time by the monotonic clock, in seconds.
         full: Whether the statement looked from the beginning.
     """
-    rows = sorted(rows, key=place_of) if len(rows) > 1 else rows
+    if len(rows) > 1:
+        rows = sorted(rows, key=place_of)
+    elif headers_of(rows[0]) is None:  # this is the usual case
+        queue.bound.advance(rows, now, full=full)
+        return rows
     if any_headers(has_lane, rows):  # the positions of jobs on lanes are not in the order of other jobs
-        queue.bound.advance((), time.monotonic(), full=full)
+        queue.bound.advance((), now, full=full)
         return sorted(rows, key=_urgency)
-    queue.bound.advance(rows, time.monotonic(), full=full)
+    queue.bound.advance(rows, now, full=full)
     return rows
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
     """Return whether a row has such headers; a quick check without a call for each row suffices for most."""
+    if len(rows) == 1:
+        return headers_of(rows[0]) is not None and tell(headers_of(rows[0]))
     return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))
 
 
@@ -271,10 +281,10 @@ async def _take_lease_once(
     values = {"q_name": queue.name, "lease": lease}
     lanes = queue.lanes
     lanes.left_none = False
-    if looked := lanes.must_find(time.monotonic()):
+    if looked := lanes.must_find(monotonic()):
         await admission.find_lanes(queue, s)
     for left in reversed(range(LOOKS)) if lanes.lanes else ():
-        if not lanes.lanes or lanes.aside_for(time.monotonic()):
+        if not lanes.lanes or lanes.aside_for(monotonic()):
             break
         # a number for which the statement is prepared
         number = max(size for size in SIZES if size <= n) if together else n
@@ -294,7 +304,7 @@ async def _take_lease_once(
             wake_in = 0.0
         else:
             lanes.left_none = not lanes.lanes
-    if not rows and (aside := lanes.aside_for(time.monotonic())):
+    if not rows and (aside := lanes.aside_for(monotonic())):
         wake_in = aside
     return rows, None if rows else wake_in
 

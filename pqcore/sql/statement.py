@@ -72,7 +72,8 @@ class Query:
             return lambda bound: bound
         if len(self.first) > 1:
             return itemgetter(*self.first)
-        return lambda bound: [bound[place] for place in self.first]
+        places = slice(len(self.first))  # one value, or none
+        return lambda bound: bound[places]
 
     @cached_property
     def bind(self) -> Callable[[Mapping[str, object]], tuple[object, ...]]:
@@ -81,7 +82,10 @@ class Query:
             return self._binding_arrays()
         if len(self.order) > 1:
             return itemgetter(*self.order)
-        return lambda values: tuple([values[name] for name in self.order])
+        if not self.order:
+            return lambda _: ()
+        [name] = self.order
+        return lambda values: (values[name],)
 
     def given(self, values: Mapping[str, object]) -> list[object]:
         """Return the parameters of `numbered`, picked from a mapping."""

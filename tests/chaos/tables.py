@@ -269,7 +269,6 @@ def _count(dsn: str, statement: LiteralString, values: list[str]) -> int:
 def drain(dsn: str, queues: list[str], patience: float) -> list[str]:
     """Take all remaining jobs as a client would; return the jobs that cannot be taken.
 
-
     Args:
         dsn: The address of the server.
         queues: The names of the queues.
