@@ -51,7 +51,8 @@ def test_worker_whose_role_may_not_delete_says_so_once(
         eyes.execute(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}")
 
         def told() -> list[str]:
-            return [record.getMessage() for record in caplog.records if "are kept stay" in record.getMessage()]
+            messages = [record.getMessage() for record in caplog.records]
+            return [message for message in messages if "cannot delete expired rows" in message]
 
         try:
             theirs = urlunsplit(parts._replace(netloc=f"{name}@{parts.hostname}:{parts.port}"))
