@@ -241,7 +241,7 @@ class Harness:
                 join()
 
     def listener(self, engine: Any) -> Any:
-        """Return what waits for notifications on an engine, in the portal if there is one."""
+        """Return the listener of an engine for the portal's event loop, if there is a portal."""
 
         async def here() -> Any:
             return engine.listener
