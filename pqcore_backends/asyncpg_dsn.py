@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from pqcore.backend import CONNECT_TIMEOUT
+from pqcore.backend_dsn import dsn_parameters
 
 _URL = ("postgresql://", "postgres://")
 """The prefixes by which libpq recognizes a URL."""
-_WORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)(?=\s|$)\s*", re.DOTALL)
 _VARIABLES = {"service": "PGSERVICE", "application_name": "PGAPPNAME", "options": "PGOPTIONS"}
 """Environment variables that asyncpg does not read."""
 _UNUSED = (
@@ -68,10 +67,4 @@ def _read(dsn: str) -> tuple[str, dict[str, str]]:
         if place.count("/") == 3:
             place = place.removesuffix("/")  # asyncpg would take the slash for a database with an empty name
         return place, dict(parse_qsl(said.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(said)))
-    if _WORD.sub("", dsn).strip():
-        raise ValueError("neither a URL, postgresql://user@host/database, nor keywords, host=... dbname=...")
-    return "postgresql://", {name: _plain(word) for name, word in _WORD.findall(dsn)}
-
-
-def _plain(word: str) -> str:
-    return re.sub(r"\\(.)", r"\1", word[1:-1] if word.startswith("'") else word, flags=re.DOTALL)
+    return "postgresql://", dsn_parameters(dsn)

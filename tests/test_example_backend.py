@@ -15,7 +15,10 @@ import pytest
 import pqcore
 
 PROJECT = Path(__file__).parent.parent / "examples" / "pqcore-pg8000"
-CONTRACT = {"pqcore", "pqcore.backend", "pqcore.benchmarks.baseline", "pqcore.sql.identifiers", "pqcore.sql.statement"}
+CONTRACT = {
+    *("pqcore", "pqcore.backend", "pqcore.backend_dsn", "pqcore.benchmarks.baseline"),
+    *("pqcore.sql.identifiers", "pqcore.sql.statement"),
+}
 TESTS = (
     "test_basics.py",
     "test_prepared.py",

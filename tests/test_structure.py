@@ -43,6 +43,7 @@ LAYERS = (
 """From the lowest to the highest: none imports what stands in a higher one."""
 CONTRACT = (
     "pqcore.backend",
+    "pqcore.backend_dsn",
     "pqcore.errors",
     "pqcore.hookspecs",
     "pqcore.sql.identifiers",

@@ -1,22 +1,18 @@
-"""libpq's DSNs, for a driver that has no libpq and reads none."""
+"""libpq's DSNs, turned into the arguments of a driver that has no libpq and reads none."""
 
 from __future__ import annotations
 
 import getpass
 import os
-import re
 import socket
 import ssl
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 from pqcore.backend import CONNECT_TIMEOUT
+from pqcore.backend_dsn import dsn_parameters
 
-WORD = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)\s*")
-URL = re.compile(r"[\w+]+://(?:([^:@/]*)(?::([^@/]*))?@)?(\[[^]]*]|[^:/?]*)(?::(\d*))?(?:/([^?]*))?(?:\?(.*))?")
-PLACES = ("user", "password", "host", "port", "dbname")
-"""The parts of a URL, as the pattern has them."""
-VARIABLES = {name: f"PG{name.upper()}" for name in (*PLACES, "sslmode", "connect_timeout")} | {"dbname": "PGDATABASE"}
+NAMES = ("user", "password", "host", "port", "sslmode", "connect_timeout")
+VARIABLES = {name: f"PG{name.upper()}" for name in NAMES} | {"dbname": "PGDATABASE"}
 
 
 def arguments(dsn: str) -> dict[str, Any]:
@@ -27,14 +23,7 @@ def arguments(dsn: str) -> dict[str, Any]:
     Raises:
         ValueError: It is neither; the message has nothing of it, as there may be a password in it.
     """
-    given = {key: os.environ.get(name) or "" for key, name in VARIABLES.items()}
-    if found := URL.fullmatch(dsn):
-        given |= {key: unquote(part).strip("[]") for key, part in zip(PLACES, found.groups(), strict=False) if part}
-        given |= parse_qsl((found[6] or "").replace("+", "%2B"), strict_parsing=bool(found[6]))
-    elif "://" not in dsn and not WORD.sub("", dsn.strip()):
-        given |= {key: re.sub(r"\\(.)", r"\1", word.strip("'")) for key, word in WORD.findall(dsn)}
-    else:
-        raise ValueError("neither a URL, postgresql://user@host/database, nor keywords, host=... dbname=...")
+    given = {key: os.environ.get(name) or "" for key, name in VARIABLES.items()} | dsn_parameters(dsn)
     given = {key: value for key, value in given.items() if value}
     host, port = given.pop("host", "localhost"), int(given.pop("port", 5432))
     local, mode, certificates = host.startswith("/"), given.pop("sslmode", "prefer"), given.pop("sslrootcert", None)
