@@ -15,6 +15,7 @@ from pqcore import PQ, AsyncPQ
 from pqcore.errors import ConnectionLost, OutcomeUnknown
 from pqcore.sql.statement import plain
 from pqcore_backends.asyncpg import AsyncpgBackend, AsyncpgSession
+from pqcore_backends.psycopg import AsyncPsycopgSession
 
 
 def hang_up(fileno: int) -> None:
@@ -53,6 +54,29 @@ def test_commit_on_a_cut_socket_raises_outcome_unknown(pq: PQ) -> None:
     with pytest.raises(OutcomeUnknown):
         put_and_be_cut()
     assert queue.count() == 0  # over a new connection
+
+
+def test_call_of_an_async_driver_without_a_socket_is_left_after_the_answer_timeout(
+    dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AsyncPsycopgSession, "abort", lambda session: setattr(session, "let_go", True))
+    monkeypatch.setattr(AsyncPsycopgSession, "usable", lambda session: not getattr(session, "let_go", False))
+    monkeypatch.delattr(AsyncPsycopgSession, "cancel")
+
+    async def main() -> None:
+        async with AsyncPQ(dsn, backend="psycopg", answer_timeout=0.3) as other:
+            queue = other["q"]
+            assert await queue.count() == 0
+            with psycopg.connect(dsn) as holder:
+                holder.execute("LOCK TABLE queue IN ACCESS EXCLUSIVE MODE")
+                with pytest.raises(ConnectionLost, match="broken off"):
+                    await asyncio.wait_for(queue.count(), 10)
+                with pytest.raises(OutcomeUnknown, match="broken off"):
+                    await asyncio.wait_for(queue.put(1), 10)
+                holder.rollback()
+            assert await queue.count() <= 1  # over a new connection
+
+    asyncio.run(main())
 
 
 class Cut(asyncpg.Connection):  # type: ignore[misc]

@@ -37,6 +37,8 @@ logger = logging.getLogger("pqcore")
 T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
+LEAVING = 0.25
+"""Seconds that an asynchronous call may take to end after its connection was broken off; then the call is left."""
 UNLISTENED = 20
 """The largest number of channels that one call gives up."""
 ASKING = 5.0
@@ -88,6 +90,9 @@ class Session:
         # The start time of the call for which a cancel request was sent, and of the call whose connection was closed.
         self._asked: float | None = None
         self._broken_off: float | None = None
+        # What the running call of an asynchronous driver waits for, and the start time of the call that was left.
+        self.waited_for: Any = None
+        self.left_call: float | None = None
         self.planned_at = monotonic()
         # The start time and the name of the running call; None between calls.
         self.busy_since: float | None = None
@@ -365,6 +370,19 @@ class Session:
         self.state_unknown = True
         with suppress(*self._errors):  # its user may find the connection lost, and close it, at this moment
             self.driver.abort()
+        if self._bounds and (since := self.busy_since) is not None:
+            self._in_loop(self._leave_later, since)
+
+    def _leave_later(self, since: float) -> None:
+        import asyncio
+
+        asyncio.get_running_loop().call_later(LEAVING, self._leave_call, since)
+
+    def _leave_call(self, since: float) -> None:
+        """Leave the call that began at ``since``, if the driver did not end the call, as without a socket to shut."""
+        if self.busy_since == since and (cancel := getattr(self.waited_for, "cancel", None)) is not None:
+            self.left_call = since
+            cancel()
 
     # Methods that the watchdog calls from its thread
 
