@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from pqcore.sql.statement import Paramstyle, Query
+from pqcore.sql.statement import Paramstyle, Query, plain
 
 if TYPE_CHECKING:
     import asyncio
@@ -100,6 +100,8 @@ class DriverSession(Protocol):
 
     Attributes:
         connection: The driver's connection.
+        server_version: What the server's function ``version()`` returned to `direct`. The core finds out from this text
+            whether all clients of the server share one session. May be left out: then the core does not find out.
     """
 
     connection: Any
@@ -217,7 +219,8 @@ class DriverSession(Protocol):
     def direct(self) -> bool:
         """Return whether the server itself, and no pooler, is at the other end.
 
-        Its process id must be the one given at connect.
+        Run `WHO`, whose process id must be the one given at connect. Keep the server's version, which is the other
+        column, in the attribute `server_version`.
 
         Prepare nothing on the server for this check. May be left out, for drivers that do not know the process
         id given at connect.
@@ -346,6 +349,14 @@ class Backend(Protocol):
         Return None if the parameters are unknown (capability POOL).
         """
 
+    def pool_size(self, pool: Any) -> int:
+        """Return the largest number of connections of the caller's pool.
+
+        Only for a driver that takes several round trips for a statement, such as one to prepare it and one to execute
+        it. If all clients of the server share one session, these clients disturb each other, and the core refuses a
+        pool of more than one connection. May be left out.
+        """
+
     def close_connection(self, connection: Any) -> None:
         """Close a connection of the driver, whether the backend or the caller opened it."""
 
@@ -359,6 +370,7 @@ class AsyncBackend(Protocol):
     @property
     def errors(self) -> tuple[type[BaseException], ...]: ...
     def wrap(self, connection: Any) -> AsyncDriverSession: ...
+    def pool_size(self, pool: Any) -> int: ...
     async def connect(self, dsn: str) -> AsyncDriverSession: ...
     async def acquire(self, pool: Any) -> AsyncDriverSession: ...
     async def release(self, pool: Any, session: Any) -> None: ...
@@ -414,6 +426,8 @@ def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
 
 CONNECT_TIMEOUT = 10
 """Seconds that `Backend.connect` may take, because a server may accept a connection and never answer."""
+WHO = plain("who", "SELECT pg_backend_pid(), version()")
+"""The statement with which `DriverSession.direct` finds out which server answers."""
 ABORTED = "the transaction was rolled back, because a statement in it had failed"
 """The message that a session's ``commit`` raises after a failed statement."""
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, Row, Signal, bare, session_over, shutdown_socket
+from pqcore.backend import ABORTED, WHO, Row, Signal, bare, session_over, shutdown_socket
 from pqcore.errors import Closed
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -33,6 +33,7 @@ class AsyncpgSession:
 
     ends_when_cancelled = True
     cancels_task = False
+    server_version = ""
 
     def __init__(self, connection: Any, reopen: Callable[[Any], Awaitable[Any]] | None = None) -> None:
         self.connection = connection
@@ -177,8 +178,9 @@ class AsyncpgSession:
             told.append(data)
 
         # COPY is used because asyncpg prepares every other statement that returns rows.
-        await self.connection.copy_from_query("SELECT pg_backend_pid()", output=keep)
-        return bool(int(b"".join(told)) == self.connection.get_server_pid())
+        await self.connection.copy_from_query(WHO.sql, output=keep)
+        pid, _, self.server_version = b"".join(told).decode(errors="replace").partition("\t")
+        return bool(int(pid) == self.connection.get_server_pid())
 
     async def close(self) -> None:
         await self.connection.close(timeout=CLOSING)
@@ -225,6 +227,10 @@ class AsyncpgBackend:
 
     def wrap(self, connection: Any) -> AsyncpgSession:
         return AsyncpgSession(connection)
+
+    def pool_size(self, pool: Any) -> int:
+        # Preparing and executing are two round trips, even if nothing is cached.
+        return int(bare(pool).get_max_size())
 
     async def acquire(self, pool: Any) -> AsyncpgSession:
         if pool.is_closing():

@@ -22,6 +22,7 @@ from psycopg.rows import tuple_row
 
 from pqcore.backend import (
     ABORTED,
+    WHO,
     AutocommitSession,
     Row,
     Signal,
@@ -41,7 +42,6 @@ CANCELLING = 5.0
 _CANCELS = hasattr(psycopg, "capabilities") and psycopg.capabilities.has_cancel_safe()
 # From psycopg 3.2 and libpq 17 on. Earlier versions block all threads of the process during a cancel request until the
 # server answers.
-WHO = "SELECT pg_backend_pid()"
 
 
 class PsycopgSession(Common, AutocommitSession):
@@ -146,8 +146,7 @@ class PsycopgSession(Common, AutocommitSession):
         return self._channels()
 
     def direct(self) -> bool:
-        row = self._plain.execute(WHO, prepare=False).fetchone()
-        return bool(row == (self.connection.info.backend_pid,))
+        return self._is_own(self._plain.execute(WHO.encoded, prepare=False).fetchone())
 
     def close(self) -> None:
         self.connection.close()
@@ -278,8 +277,8 @@ class AsyncPsycopgSession(Common):
         return self._channels()
 
     async def direct(self) -> bool:
-        cursor = await self._plain.execute(WHO, prepare=False)
-        return bool(await cursor.fetchone() == (self.connection.info.backend_pid,))
+        cursor = await self._plain.execute(WHO.encoded, prepare=False)
+        return self._is_own(await cursor.fetchone())
 
     async def close(self) -> None:
         await self.connection.close()

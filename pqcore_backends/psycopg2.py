@@ -20,6 +20,7 @@ from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, Invalid
 from psycopg2.pool import PoolError
 
 from pqcore.backend import (
+    WHO,
     AutocommitSession,
     Row,
     bare,
@@ -98,6 +99,7 @@ class Psycopg2Session(AutocommitSession):
     """One connection."""
 
     aborted = _Aborted
+    server_version = ""
 
     def __init__(self, connection: Any, *, prepared: bool, reach: Callable[[], Any] | None = None) -> None:
         self.connection = connection
@@ -201,8 +203,9 @@ class Psycopg2Session(AutocommitSession):
         return ours
 
     def direct(self) -> bool:
-        self._cursor.execute("SELECT pg_backend_pid()")
-        return bool(self._cursor.fetchone() == (self.connection.get_backend_pid(),))
+        self._cursor.execute(WHO.sql)
+        pid, self.server_version = self._cursor.fetchone()
+        return bool(pid == self.connection.get_backend_pid())
 
     def close(self) -> None:
         self.connection.close()

@@ -74,6 +74,7 @@ class Common:
     _cursor: Any  # a cursor of pqcore's own class, or a tracer's around it
     _plain: Any  # a cursor of pqcore's own class
     _traced = False  # a traced cursor is given text, because a tracer cannot add a comment to bytes
+    server_version = ""
     _switched = False
     _begun = False
     _flipped = False  # set by `begin`, until autocommit is switched back
@@ -124,6 +125,11 @@ class Common:
         not change result type"). psycopg would not prepare a new one in its place.
         """
         return bool(self.connection._prepared.clear()) and not self.in_transaction()
+
+    def _is_own(self, row: Row) -> bool:
+        """Read the answer to `pqcore.backend.WHO`."""
+        pid, self.server_version = row
+        return bool(pid == self.connection.info.backend_pid)
 
     def _alone(self) -> bool:
         """Return whether statements must be sent one by one: to a tracer, in a caller's pipeline, or with old libpq."""

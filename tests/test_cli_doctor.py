@@ -376,6 +376,19 @@ def test_doctor_reports_a_pooler_in_transaction_mode(
     assert [one["level"] for one in found["plan"]] == ["ok"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_doctor_warns_of_a_server_whose_clients_share_one_session(dsn: str, pq: PQ, backend: str) -> None:
+    execute(
+        dsn,
+        "CREATE SCHEMA pretended",
+        "CREATE FUNCTION pretended.version() RETURNS text RETURN 'PostgreSQL 18.6 (PGlite 0.5.14) on wasm32'",
+        f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET search_path = pretended, pg_catalog, public",
+    )
+    [one] = findings(dsn, "--backend", backend)["listen"]
+    assert one["level"] == "warning"
+    assert "only one client at a time is safe" in one["message"]
+
+
 def test_doctor_reports_a_lost_notification(dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_checks, "LISTEN_PATIENCE", 0.0)
     [one] = findings(dsn)["listen"]

@@ -27,8 +27,8 @@ PROTOCOLS = {
     "backend.py": (contract.DriverSession, contract.Backend),
     "aio.py": (contract.AsyncDriverSession, contract.AsyncBackend),
 }
-OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy", "fileno", "execute_behind"}
-"""Methods that a session may go without."""
+OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy", "fileno", "execute_behind", "pool_size"}
+"""Methods that a session, or a backend, may go without."""
 Install = Callable[[Path], dict[str, str]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
@@ -96,25 +97,28 @@ def test_asyncpg_pool_with_a_password_function_gets_a_listening_connection(dsn: 
     asyncio.run(main())
 
 
-def test_pool_without_a_listening_connection_makes_waiters_poll_with_one_warning(
+def test_pool_without_a_listening_connection_makes_waiters_poll_with_one_warning_for_each_reason(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def conninfo() -> str:
         if told:
-            raise KeyError("no such secret")
+            raise KeyError(next(reasons))
         return dsn
 
+    reasons = itertools.cycle(["no such secret", "no vault"])
     told: list[str] = []
     with psycopg_pool.ConnectionPool(conninfo, min_size=1, max_size=1, open=True) as pool, PQ(pool=pool) as pq:
         pool.wait(PATIENCE)
         told.append("the pool has its connection")
         queue = pq["q"]
         with caplog.at_level(logging.WARNING):
-            for _ in range(3):
+            for _ in range(4):
                 assert queue.get(timeout=0.01) is None
                 queue.engine.listener._retry_at = 0.0
         said = [record.getMessage() for record in caplog.records]
-        assert said == ["cannot listen, so waiters poll: KeyError: 'no such secret'"]
+        assert said == [
+            f"cannot listen, so waiters poll: KeyError: '{reason}'" for reason in ("no such secret", "no vault")
+        ]
         queue.put("a")
         job = queue.get(timeout=PATIENCE)
         assert job is not None

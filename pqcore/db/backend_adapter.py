@@ -7,16 +7,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from weakref import ref
 
-from pqcore.backend import session_over
+from pqcore.backend import Capability, session_over
 from pqcore.db.driver_errors import translate
 from pqcore.db.isolation import Defaults
 from pqcore.db.session import Session
+from pqcore.db.shared_session import ONE_CLIENT, SHARED
 from pqcore.db.watchdog import watchdog
 from pqcore.errors import ConfigurationError, ConnectionLost, PQError
 from pqcore.sql.dialect import Dialect
+from pqcore.sql.identifiers import TableName
+from pqcore.sql.statement import Paramstyle
 
 logger = logging.getLogger("pqcore")
 
@@ -34,6 +38,12 @@ POOLED = (
 )
 
 
+@lru_cache(maxsize=32)
+def compiled(dialect: Callable[[TableName, Paramstyle], Dialect], names: TableName, paramstyle: Paramstyle) -> Dialect:
+    """Compile the statements of a table once for a queue and all its workers, because that takes some milliseconds."""
+    return dialect(names, paramstyle)
+
+
 class BackendAdapter:
     """A backend, blocking or asynchronous, in the form that the core calls.
 
@@ -45,7 +55,9 @@ class BackendAdapter:
         limit: Seconds that a call on a session may wait for the server's answer; None for no limit.
 
     Attributes:
-        prepared: The argument; after a check it is false if a pooler was found.
+        prepared: The argument; after a check it is false if a pooler was found, or a server whose clients share one
+            session.
+        shares_session: Whether a check found that all clients of the server share one session.
     """
 
     def __init__(
@@ -63,6 +75,7 @@ class BackendAdapter:
         self._make = make
         self._limit = limit
         self.prepared = prepared
+        self.shares_session = False
         self.backend = make(prepared=prepared is not False)
         self.errors = (*self.backend.errors, OSError)
         self.sql = sql
@@ -126,21 +139,42 @@ class BackendAdapter:
 
     @property
     def alternates(self) -> bool:
-        """Return whether the server's connection may change between transactions, as behind a pooler."""
+        """Return whether a session of the server also serves other clients, as behind a pooler."""
         return self.prepared is False
 
     async def direct(self, session: Session) -> bool:
-        """Return whether no pooler is in between; if one is, later sessions prepare nothing."""
+        """Return whether the server's session belongs to this connection alone; else later sessions prepare nothing."""
+        if Capability.PREPARED in self.sql.missing:  # another engine, which may not know the functions of the check
+            return True
         if await session.direct():
             return True
-        if self.prepared is None:
+        if self.prepared is None or session.shares_session:
             mine = object()
-            if self._found.setdefault("pooler", mine) is mine:  # two threads may find it concurrently
-                logger.warning(POOLED)
+            if self._found.setdefault("told", mine) is mine:  # two threads may find it concurrently
+                logger.warning(SHARED if session.shares_session else POOLED)
+            self.shares_session = session.shares_session
+        if self.prepared is None:
             # set first, because another thread that sees the change uses this one
             self.backend = self._make(prepared=False)
             self.prepared = False
         return False
+
+    def refuse_large(self, pool: object) -> None:
+        """Raise if a caller's pool may open several clients of one session, and the driver does not support them.
+
+        Args:
+            pool: The caller's pool.
+
+        Raises:
+            ConfigurationError: The pool is too large.
+        """
+        size_of = getattr(self.backend, "pool_size", None)
+        if self.shares_session and size_of is not None and (size := size_of(pool)) > 1:
+            msg = (
+                f"the pool may open {size} connections, but {ONE_CLIENT}, and this driver's clients run each other's"
+                " statements there: give a DSN, a pool of at most 1 connection, or a connection of another driver"
+            )
+            raise ConfigurationError(msg)
 
     def leave(self) -> None:
         """Make all present sessions unusable for loans and for LISTEN, because their server no longer takes writes."""

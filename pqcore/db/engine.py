@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore.argument_hints import instead_of_connection, instead_of_target, kind_of
 from pqcore.backend import BackendSpec, Capability, Mode, Row
-from pqcore.db.backend_adapter import BackendAdapter
+from pqcore.db.backend_adapter import BackendAdapter, compiled
 from pqcore.db.blocks import OpenTransaction
 from pqcore.db.dsn import dsn_text, of_libpq, redact
 from pqcore.db.group_commit import Line
@@ -42,9 +42,8 @@ from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.plugins import plugins, unwrap
 from pqcore.schema import check_version
 from pqcore.schema.security import Security
-from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
-from pqcore.sql.statement import Paramstyle, Query
+from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -97,6 +96,7 @@ class Engine(Grouping):
         self.dialect = plugins.dialect(dialect)
         self.names = names
         self._lent = False  # whether another engine lent the backend, and will close it
+        self._origin: SessionSource | None = None  # the source of the engine that this one is a clone of
         self._mode: Mode = mode
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
@@ -156,7 +156,7 @@ class Engine(Grouping):
         """Return an engine for the same table and server, over the same backend.
 
         The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. A pool is shared,
-        and not closed with the clone.
+        and not closed with the clone. So is the only connection to a server whose clients share one session.
 
         Args:
             max_connections: The largest number of the clone's own connections.
@@ -186,8 +186,16 @@ class Engine(Grouping):
             dialect=self.dialect.name,
             group_commit=False,
         )
-        clone._lent = not isinstance(clone.source, Pool)
+        clone._lent, clone._origin = not isinstance(clone.source, Pool), self.source
+        if self._opener(self.spec).shares_session:
+            clone.source, clone._lent = self.source, True
         return clone
+
+    async def share_connection(self) -> None:
+        """Let an unused clone share the connection of its origin, if all clients of the server share one session."""
+        if self._opener(self.spec).shares_session and isinstance(self._origin, Pool) and not self._lent:
+            await self.source.close()
+            self.source, self._lent = self._origin, True
 
     def run(
         self,
@@ -383,18 +391,10 @@ class Engine(Grouping):
 
     def _opener(self, spec: BackendSpec) -> BackendAdapter:
         if spec.name not in self._openers:
-            sql = _statements(self.dialect, self.names, spec.paramstyle)  # type: ignore[arg-type]  # hashed as a class
-            make = partial(plugins.make, spec)
+            sql = compiled(self.dialect, self.names, spec.paramstyle)  # type: ignore[arg-type]  # hashed as a class
             prepared = False if Capability.PREPARED in self.dialect.missing else self._prepared
+            make, suspends = partial(plugins.make, spec), self.runtime.suspends
             self._openers[spec.name] = BackendAdapter(
-                make, sql, suspends=self.runtime.suspends, prepared=prepared, limit=self._answer_timeout
+                make, sql, suspends=suspends, prepared=prepared, limit=self._answer_timeout
             )
         return self._openers[spec.name]
-
-
-@lru_cache(maxsize=32)
-def _statements(
-    dialect: Callable[[TableName, Paramstyle], Dialect], names: TableName, paramstyle: Paramstyle
-) -> Dialect:
-    """Compile the statements of a table once for a queue and all its workers, because that takes some milliseconds."""
-    return dialect(names, paramstyle)

@@ -12,21 +12,25 @@ IDLE_SESSION = "57P05"
 """The SQLSTATE of a session that the server's idle_session_timeout ended."""
 
 
+REASONS = 5
+"""The largest number of reasons that are logged until the listener can listen: some drivers tell a number in each."""
+
+
 class ListenerLog:
-    """A log of the reasons why a listener cannot listen; a repeated reason is logged once."""
+    """A log of the reasons why a listener cannot listen; a reason is logged once, even if others come in between."""
 
     def __init__(self) -> None:
-        self._refused = ""
+        self._refused: set[str] = set()
 
     def forget(self) -> None:
-        """Log the same reason again next time, because the listener could listen meanwhile."""
-        self._refused = ""
+        """Log the same reasons again next time, because the listener could listen meanwhile."""
+        self._refused.clear()
 
     def warn_refused(self, error: Exception) -> None:
         """Warn that the listener cannot listen."""
         text = _text(error)
-        if text != self._refused:
-            self._refused = text
+        if text not in self._refused and len(self._refused) < REASONS:
+            self._refused.add(text)
             logger.warning("cannot listen, so waiters poll: %s", text, exc_info=_is_unexpected(error))
 
     def tell_loss(self, error: Exception) -> None:

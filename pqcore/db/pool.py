@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from contextlib import suppress
+import math
 from functools import partial
 from time import monotonic
-from typing import Any
-from weakref import ref
 
 from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.dsn import has_several_at, seeks_primary, why_unread
-from pqcore.db.runtime import Event, Runtime
+from pqcore.db.pool_sessions import Place, Sessions, Waiter, close_idle_sessions, end_sessions, give_up, pop_idle
+from pqcore.db.runtime import Runtime
 from pqcore.db.session import Session
+from pqcore.db.shared_session import ONE_CLIENT
 from pqcore.db.sources import LEFT, Loan, SessionSource, discard
 from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
 
@@ -23,101 +22,18 @@ REPLAN = 10.0
 """Seconds after which prepared statements are planned again, because the table may have changed."""
 FRESH = 0.001
 """Seconds for which a connection that was just used is lent again without a check."""
-CLOSING = 1.0
-"""Seconds after which connections that are slow to close are broken off."""
 CHECK = "10s"
 """How often the server checks, during a statement, that a connection of the pool still exists."""
 LOOK_AGAIN = 1.0
 """Seconds after which a waiter checks again for room for another session, because one may have been lost."""
+FIRST_LOOK = 1.0
+"""The largest number of seconds for which the first connection is the only one, until it has shown which server
+answers."""
+REOPEN = 2.0
+"""Seconds for which a server that takes one client may count a connection that was just closed."""
 CLOSED_PQ = "this PQ has been closed"
 _NO_SETTING = ("42704", "22023")
 """The SQLSTATEs for a setting, or a value of a setting, that the server does not know."""
-
-
-class _Waiter:
-    """A waiter for a session.
-
-    Attributes:
-        event: An event that is set when the waiter should look again.
-        held: The session that was handed over.
-        over: Whether the waiter has stopped waiting.
-    """
-
-    __slots__ = ("event", "held", "over")
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-        self.held: list[Session] = []
-        self.over = False
-
-
-class _Place:
-    """A token for a session that is open or being opened; it no longer counts once nothing refers to it."""
-
-    __slots__ = ("__weakref__",)
-
-
-class _Sessions:
-    """The sessions of one process or event loop.
-
-    There is no lock, because an interrupt could leave it locked. Each step is one method of a list, set or deque, and
-    no two threads can do the same step concurrently.
-
-    Attributes:
-        idle: The sessions that nobody uses.
-        waiting: The waiters for a session, in turn.
-        places: One token for each open session, including those in use or being opened.
-        over: Whether sessions that come back are closed.
-        end: The function that closes idle sessions when the event loop ends.
-    """
-
-    def __init__(self) -> None:
-        self.idle: list[Session] = []
-        self.waiting: deque[_Waiter] = deque()
-        self.places: set[ref[_Place]] = set()
-        self.over = False
-        self.end: object = None
-
-    def reserve(self, size: int) -> _Place | None:
-        """Return a token for another session, if there are fewer than ``size``."""
-        while len(self.places) < size:
-            place = _Place()
-            self.places.add(ref(place, self.places.discard))
-            if len(self.places) <= size:
-                return place
-            self.places.discard(ref(place))  # another thread came first, or also checks again
-        return None
-
-    def free(self, place: Any) -> None:
-        """Stop counting a session, so that another may be opened."""
-        self.places.discard(ref(place))
-        with suppress(IndexError):
-            self.waiting[0].event.set()
-
-    def hand_over(self) -> None:
-        """Hand free sessions to the waiters, in turn."""
-        while self.idle and self.waiting:
-            try:
-                waiter = self.waiting.popleft()
-            except IndexError:
-                return
-            try:
-                waiter.held.append(self.idle.pop())
-            except IndexError:
-                self.waiting.appendleft(waiter)
-                continue
-            waiter.event.set()
-            if waiter.over:
-                self.withdraw(waiter)
-
-    def withdraw(self, waiter: _Waiter) -> None:
-        """Stop waiting, and pass on a session that was handed over meanwhile."""
-        waiter.over = True
-        with suppress(ValueError):
-            self.waiting.remove(waiter)
-        with suppress(IndexError):
-            self.idle.append(waiter.held.pop())
-            self.hand_over()
 
 
 class Pool(SessionSource):
@@ -129,6 +45,9 @@ class Pool(SessionSource):
 
     If other callers wait, a connection that comes back goes to the first of them. Otherwise the thread that gave it
     back, and may want it again immediately, would always be first.
+
+    If all clients of the server share one session, the pool has one connection, whatever its size. So the first
+    connection is the only one until it has shown which server answers.
 
     Args:
         opener: The adapter of the backend.
@@ -173,7 +92,9 @@ class Pool(SessionSource):
         self.application_name: str | None = None
         self.seeks_primary = seeks_primary(dsn)
         self._closed = False
-        self.kept = runtime.kept(_Sessions)
+        # The time until which the first connection is the only one.
+        self._alone_until = 0.0 if opener.prepared else math.inf
+        self.kept = runtime.kept(Sessions)
 
     def lend(self, loan: Loan) -> bool:
         if self._closed:
@@ -192,14 +113,19 @@ class Pool(SessionSource):
             return
         sessions = self.kept.get()
         if sessions.end is None:
-            sessions.end = await self._runtime.at_end(partial(_end, sessions)) or True
+            sessions.end = await self._runtime.at_end(partial(end_sessions, sessions)) or True
         if not loan or not await self._sound(loan):
             await self._wait_or_open(sessions, loan)
 
-    async def _wait_or_open(self, sessions: _Sessions, loan: Loan) -> None:
+    def _most(self) -> int:
+        """Return how many connections may be open at this moment."""
+        alone = self._opener.shares_session or monotonic() < self._alone_until
+        return 1 if alone else self._size
+
+    async def _wait_or_open(self, sessions: Sessions, loan: Loan) -> None:
         deadline = monotonic() + self._timeout
         while True:
-            waiter = _Waiter(self._runtime.event())
+            waiter = Waiter(self._runtime.event())
             try:
                 sessions.waiting.append(waiter)  # before the check, so that a later session is handed over
                 opened = await self._wait(sessions, waiter, loan, deadline)
@@ -209,7 +135,7 @@ class Pool(SessionSource):
             if opened or await self._sound(loan):
                 return
 
-    async def _wait(self, sessions: _Sessions, waiter: _Waiter, loan: Loan, deadline: float) -> bool:
+    async def _wait(self, sessions: Sessions, waiter: Waiter, loan: Loan, deadline: float) -> bool:
         """Wait for a session that comes back, or for room to open one; return whether one was opened."""
         while True:
             waiter.event = self._runtime.event()
@@ -217,7 +143,7 @@ class Pool(SessionSource):
             if waiter.held:
                 loan.append(waiter.held.pop())
                 return False
-            place = sessions.reserve(self._size)
+            place = sessions.reserve(self._most())
             if place is not None:
                 try:
                     sessions.withdraw(waiter)
@@ -226,27 +152,36 @@ class Pool(SessionSource):
                     sessions.free(place)
                     raise
                 return True
-            if (left := deadline - monotonic()) <= 0:
-                msg = (
-                    f"all {self._size} connections have been in use for {self._timeout} seconds: "
-                    "raise max_connections, or look for transactions that are held open"
-                )
-                raise PoolTimeout(msg)
+            if (left := max(deadline, self._alone_until) - monotonic()) <= 0:
+                raise PoolTimeout(self._why_none())
             await waiter.event.wait(min(left, LOOK_AGAIN))
+
+    def _why_none(self) -> str:
+        if self._opener.shares_session:
+            return (
+                f"the only connection has been in use for {self._timeout} seconds, and {ONE_CLIENT}: "
+                "look for transactions that are held open"
+            )
+        return (
+            f"all {self._size} connections have been in use for {self._timeout} seconds: "
+            "raise max_connections, or look for transactions that are held open"
+        )
 
     async def _sound(self, loan: Loan) -> bool:
         """Return whether an idle session can be lent; close a session that cannot."""
         session = loan.session
         if not session.state_unknown and await session.alive() and await self._replanned(session):
             return True
-        await _give_up(loan)
+        await give_up(loan)
         return False
 
     async def _replanned(self, session: Session) -> bool:
         if monotonic() - session.planned_at > REPLAN:
             session.planned_at = monotonic()
+            # Where nothing is prepared, there are no plans; the server must answer all the same.
+            query = session.sql.ping if self._opener.alternates else session.sql.replan
             try:
-                await session.execute(session.sql.replan)
+                await session.execute(query)
             except ConnectionLost:
                 return False
             # The server does not announce that it stopped taking writes to a session that writes nothing.
@@ -254,7 +189,7 @@ class Pool(SessionSource):
         return True
 
     def take_back(self, loan: Loan) -> bool:
-        sessions: _Sessions = loan[-1].pool
+        sessions: Sessions = loan[-1].pool
         if self._closed or sessions.over or loan[-1].state_unknown:
             return False
         sessions.idle.append(loan.pop())
@@ -266,7 +201,7 @@ class Pool(SessionSource):
         if not loan or ((sound or (loan[-1].usable() and not loan[-1].in_transaction())) and self.take_back(loan)):
             return
         left = loan[-1].read_only and not await loan[-1].writes()
-        await _give_up(loan)
+        await give_up(loan)
         if left:
             await self._leave_server()
 
@@ -291,19 +226,22 @@ class Pool(SessionSource):
     async def close(self) -> None:
         self._closed = True
         for sessions in self.kept.others():
-            while (session := _pop(sessions.idle)) is not None:
+            while (session := pop_idle(sessions.idle)) is not None:
                 sessions.free(session.place)
                 session.drop()
         await self.close_idle()
 
     async def close_idle(self) -> None:
         """Close the idle connections of this process or event loop."""
-        await _rest(self.kept.get())
+        await close_idle_sessions(self.kept.get())
 
     async def _connect(
-        self, sessions: _Sessions | None = None, place: _Place | None = None, *, listens: bool = False
+        self, sessions: Sessions | None = None, place: Place | None = None, *, listens: bool = False
     ) -> Session:
-        look = self._opener.prepared is None
+        unknown = self._opener.prepared is None
+        look = unknown or self._alone_until == math.inf
+        if self._alone_until == math.inf:
+            self._alone_until = monotonic() + FIRST_LOOK
         if pause := self._opener.pause():
             await self._runtime.sleep(pause)
         session: Session | None = None
@@ -311,9 +249,9 @@ class Pool(SessionSource):
             session = await self._reach()
             session.pool, session.place = sessions, place
             await session.enter()
-            if look and not await self._opener.direct(session):
+            if look and not await self._opener.direct(session) and unknown:
                 await discard(session)
-                session = await self._reach()
+                session = await self._reach_again()
                 session.pool, session.place = sessions, place
                 await session.enter()
             session.lasting = not self._opener.alternates
@@ -324,6 +262,10 @@ class Pool(SessionSource):
             if session is not None:
                 await discard(session)
             raise
+        finally:
+            if self._alone_until:
+                self._alone_until = 0.0
+                self.kept.get().stir()
 
     async def _set_up(self, session: Session, *, listens: bool) -> None:
         """Set what pqcore's own sessions need, in one statement; skip a setting that the server refuses."""
@@ -352,6 +294,17 @@ class Pool(SessionSource):
             else:
                 return
 
+    async def _reach_again(self) -> Session:
+        """Open a connection in the place of one that was just closed."""
+        deadline = monotonic() + REOPEN
+        while True:
+            try:
+                return await self._reach()
+            except ConnectionLost:
+                if not self._opener.shares_session or monotonic() > deadline:
+                    raise
+            await self._runtime.sleep(0.05)
+
     async def _reach(self) -> Session:
         try:
             return await self._opener.open("connect", self._dsn)  # type: ignore[return-value]
@@ -365,36 +318,3 @@ class Pool(SessionSource):
             # The text is not a DSN. Drivers quote a text that they cannot parse, which may hold a password, so the
             # driver's exception is not chained.
             raise ConfigurationError(why_unread(cause, self._dsn)) from None
-
-
-def _pop(sessions: list[Session]) -> Session | None:
-    try:
-        return sessions.pop()
-    except IndexError:
-        return None
-
-
-async def _end(sessions: _Sessions) -> None:
-    """Close idle sessions, and those that come back later, because the event loop ends."""
-    sessions.over = True
-    await _rest(sessions)
-
-
-async def _rest(sessions: _Sessions) -> None:
-    """Close the idle connections; if one takes long to close, break the others off."""
-    loan = Loan()
-    began = monotonic()
-    while sessions.idle:
-        with suppress(IndexError):
-            loan.append(sessions.idle.pop())
-            if monotonic() - began > CLOSING:
-                loan.abort()
-            await _give_up(loan)
-
-
-async def _give_up(loan: Loan) -> None:
-    """Close the session of a loan, so that another may be opened."""
-    session = loan.session
-    session.pool.free(session.place)
-    await discard(session)
-    loan.clear()

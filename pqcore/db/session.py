@@ -18,6 +18,7 @@ from pqcore.db.bounded_call import bounded
 from pqcore.db.driver_errors import READ_ONLY, is_refusal, translate
 from pqcore.db.isolation import ABOVE, BEGIN, COMMIT, DEFAULT, LOWER, NOT_SERIALIZABLE, ON_ROWS, ROLLBACK, Defaults
 from pqcore.db.runtime import Lock
+from pqcore.db.shared_session import shares_session
 from pqcore.errors import (
     ConnectionLost,
     DatabaseError,
@@ -101,6 +102,8 @@ class Session:
         self.last_reply_at = self.planned_at
         # Whether it is known that no pooler is in between, so that none must be searched for.
         self.known_direct = False
+        # Whether all clients of the server share one session, as `direct` found.
+        self.shares_session = False
         # Whether the caller gave the connection for this operation, so that its mode must not change.
         self.caller_owned = False
         # Whether pqcore opened the connection, so that no other code closes it.
@@ -327,10 +330,15 @@ class Session:
         return list(await self._call("notifications", self.driver.notifications))
 
     async def direct(self) -> bool:
-        """Return whether no pooler is in between, according to the backend."""
+        """Return whether the server's session belongs to this connection alone.
+
+        It does not behind a pooler, according to the backend, or if all clients of the server share one session.
+        """
         if self.known_direct or not hasattr(self.driver, "direct"):
             return True
-        return bool(await self._call("direct", self.driver.direct))
+        direct = bool(await self._call("direct", self.driver.direct))
+        self.shares_session = shares_session(getattr(self.driver, "server_version", ""))
+        return direct and not self.shares_session
 
     async def writes(self) -> bool:
         """Return whether the server takes writes on this session, between transactions.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pqcore.db import channels
 from pqcore.db.channels import Channels
+from pqcore.db.listener_log import ListenerLog
 from pqcore.db.runtime import Runtime
 from pqcore.db.shared_poll import BLIND_POLL
 from pqcore.db.sources import AdoptedConnection, lent
@@ -42,6 +43,7 @@ class SharedConnectionListener(Channels):
         self._able = able
         self._notifies = False  # whether this listener turned notifications on
         self.crowd = 1
+        self._log = ListenerLog()
         source.on_release = self._read
 
     async def listen(self, channel: str, seconds: float) -> bool:
@@ -66,8 +68,9 @@ class SharedConnectionListener(Channels):
             if not session.usable():
                 raise
             self._retry_at = time.monotonic() + channels.REFUSED
-            logger.warning("cannot listen, so waiters poll: %s", exc)
+            self._log.warn_refused(exc)
             return False
+        self._log.forget()
         self._register(channel)
         return True
 

@@ -161,6 +161,7 @@ class AdoptedPool(SessionSource):
         if self._looked or session.in_transaction():
             return True
         fits = await self._opener.direct(session)
+        self._opener.refuse_large(self._pool)
         self._looked = True
         return fits
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pqcore.backend import Capability
 from pqcore.db.session import Session
+from pqcore.db.shared_session import ONE_CLIENT
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding, Level
 from pqcore.errors import PQError
@@ -163,12 +164,19 @@ _POOLER = (
 )
 
 
+_ONE_CLIENT = "run several programs, or workers in several processes, on a PostgreSQL server"
+
+
 async def check_listen(context: CheckContext) -> list[Finding]:
     """Check whether a notification arrives, and whether a pooler in transaction mode is in between."""
     engine, s = context.engine, context.s
     if Capability.LISTEN not in engine.spec.capabilities:
         reason = engine.spec.missing.get(Capability.LISTEN, "")
         return [Finding("listen", "warning", f"{engine.spec.name} cannot listen, so waiters poll: {reason}")]
+    await s.direct()
+    if s.shares_session:
+        shared = {"heard": False, "seconds": None, "pooler": False}
+        return [Finding("listen", "warning", f"waiters poll, because {ONE_CLIENT}", _ONE_CLIENT, shared)]
     listener = await engine.source.listener()
     if listener is None:
         return [Finding("listen", "warning", "there is no connection to listen on, so waiters poll")]

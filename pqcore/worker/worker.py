@@ -26,6 +26,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
+from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, PQError
 from pqcore.operations.lease import lease_time
 from pqcore.operations.readiness import describe_database
@@ -191,6 +192,8 @@ class Worker:
         asked = asyncio.ensure_future(_describe(bridges))
         try:
             await asyncio.wait([asked], timeout=DESCRIBE_TIMEOUT)
+            for bridge in bridges:
+                await bridge.call(Engine.share_connection)
             self._log_start(
                 asked.result() if asked.done() else f"its server has not answered for {DESCRIBE_TIMEOUT:.0f} s"
             )

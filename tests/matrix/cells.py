@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import psycopg
@@ -19,7 +20,18 @@ import psycopg
 from . import pythons
 from .cache import Missing, run
 from .outcomes import FOLDER, Outcome, now, revision
-from .servers import NEWEST, ROOT, container, embedded, installed_pgbouncer, newest_pgbouncer, pgbouncer
+from .servers import (
+    NEWEST,
+    PATIENCE,
+    PGLITE,
+    ROOT,
+    container,
+    embedded,
+    installed_pgbouncer,
+    newest_pgbouncer,
+    pgbouncer,
+    pglite,
+)
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
@@ -36,6 +48,7 @@ class Cell:
         python: A function that makes the interpreter to run the suite with.
         environment: Further variables.
         between: A function that names the pooler between the suite and the server, with its version.
+        module: The module of this folder whose tests run instead of the suite.
     """
 
     name: str
@@ -43,6 +56,7 @@ class Cell:
     python: Callable[[], str] = lambda: sys.executable
     environment: dict[str, str] = field(default_factory=dict)
     between: Callable[[], str] = lambda: ""
+    module: str = ""
 
     def run(self, *, quick: bool, backends: tuple[str, ...]) -> Outcome:
         """Run the suite; keep its output with the outcome."""
@@ -52,7 +66,10 @@ class Cell:
         report = base.with_name(f"{base.name}.xml")
         report.unlink(missing_ok=True)
         suite = ROOT / "pqcore" / "testing" / "suite"
-        where = [str(suite / f"test_{name}.py") for name in QUICK] if quick else [str(suite)]
+        if self.module:
+            where = [str(ROOT / "tests" / "matrix" / f"{self.module}.py")]
+        else:
+            where = [str(suite / f"test_{name}.py") for name in QUICK] if quick else [str(suite)]
         options = [
             f"--junitxml={report}",
             f"--pqcore-report={base}.report",
@@ -81,9 +98,21 @@ class Cell:
 
 
 def _version(dsn: str) -> str:
-    with psycopg.connect(dsn, prepare_threshold=None) as connection:
+    with _connected(dsn) as connection:
         [number] = connection.execute("SELECT split_part(current_setting('server_version'), ' ', 1)").fetchone() or [""]
     return f"PostgreSQL {number}"
+
+
+def _connected(dsn: str) -> psycopg.Connection[Any]:
+    """Connect as soon as the server has room: it may still count the connection that found it started."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return psycopg.connect(dsn, prepare_threshold=None)
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _read(report: Path, outcome: Outcome) -> None:
@@ -119,11 +148,18 @@ def _behind(mode: str, *, newest: bool) -> Cell:
     )
 
 
+def _pglite() -> str:
+    engine, socket_server = PGLITE.values()
+    return f"the socket server {socket_server} of PGlite {engine}"
+
+
 CELLS = (
     *(Cell(f"postgres {major}", partial(embedded, major)) for major in range(13, NEWEST + 1)),
     *(_behind(mode, newest=newest) for newest in (False, True) for mode in ("session", "transaction")),
     *(Cell(f"python {version}", python=partial(pythons.python, version)) for version in PYTHONS),
     Cell("drivers lowest", python=pythons.lowest),
     Cell("drivers newest", python=pythons.newest),
+    # The suite looks at the server from a second connection, for which PGlite has no room.
+    Cell("pglite", pglite, between=_pglite, module="one_client"),
     Cell("container", container, between=lambda: "testcontainers"),
 )

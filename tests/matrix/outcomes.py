@@ -21,9 +21,9 @@ INTRODUCTION = """# Where the conformance suite was run
 
 `python -m tests.matrix --markdown docs/matrix.md` writes this page; [the conformance
 suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues; *all* also
-runs those about tasks and workers. *Not offered* counts tests that were not run, because they need an ability that the
-backend, or the connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files differed
-from it.
+runs those about tasks and workers; *one_client* is a module for servers that take one client at a time. *Not offered*
+counts tests that were not run, because they need an ability that the backend, or the connection to the server, lacks.
+Times are UTC, followed by the commit; a plus means that files differed from it.
 """
 
 
@@ -71,10 +71,9 @@ class Outcome:
         """What its files are called."""
         return key(self.cell, quick=self.quick, backends=self.backends)
 
-    @property
-    def what(self) -> str:
-        """What was run."""
-        return f"{'queues' if self.quick else 'all'}, {', '.join(self.backends) or 'each backend'}"
+    def what(self, module: str) -> str:
+        """What was run: a module of its own, or else modules of the suite."""
+        return f"{module or ('queues' if self.quick else 'all')}, {', '.join(self.backends) or 'each backend'}"
 
     def keep(self) -> None:
         """Write it, over the last one of its kind."""
@@ -129,7 +128,9 @@ def rows(cells: Iterable[Cell], outcomes: Iterable[Outcome]) -> list[tuple[str, 
         for one in told:
             counts = (str(one.passed), str(one.failed), str(one.skipped))
             drivers = ", ".join(one.drivers)
-            table.append((cell.name, one.what, one.server, one.python, drivers, *counts, f"{one.at} {one.revision}"))
+            table.append(
+                (cell.name, one.what(cell.module), one.server, one.python, drivers, *counts, f"{one.at} {one.revision}")
+            )
     return table
 
 

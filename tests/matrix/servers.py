@@ -28,6 +28,8 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 PATIENCE = 30.0
 """Seconds for a pooler to start, and to end."""
 IMAGE = "PQCORE_TEST_CONTAINER"
+PGLITE = {"@electric-sql/pglite": "0.5.14", "@electric-sql/pglite-socket": "0.2.17"}
+"""PGlite and its socket server, in the versions that are tested."""
 
 
 def programs(major: int) -> Path:
@@ -68,12 +70,21 @@ def embedded(major: int | None = None) -> Iterator[str]:
         yield server.dsn()
 
 
+def installed(name: str) -> Path:
+    """A program of this machine.
+
+    Raises:
+        Missing: It is not installed.
+    """
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if program is None:
+        raise Missing(f"{name} is not installed")
+    return Path(program)
+
+
 def installed_pgbouncer() -> Path:
     """This machine's PgBouncer."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    if program is None:
-        raise Missing("pgbouncer is not installed")
-    return Path(program)
+    return installed("pgbouncer")
 
 
 def newest_pgbouncer() -> Path:
@@ -93,7 +104,7 @@ def pgbouncer(mode: str, *, newest: bool = False) -> Iterator[str]:
     with embedded() as dsn, tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
         parts, folder = urlsplit(dsn), Path(name)
         folder.chmod(0o755)
-        port = _free_port()
+        port = free_port()
         users = folder / "users.txt"
         users.write_text('"postgres" ""\n')
         settings = folder / "pgbouncer.ini"
@@ -108,10 +119,33 @@ def pgbouncer(mode: str, *, newest: bool = False) -> Iterator[str]:
             command = [str(program), "-q", *identity, str(settings)]
             process = subprocess.Popen(command, cwd="/", stdout=told, stderr=told)
         try:
-            _answers(port, process, log)
+            answers(port, process, log)
             yield urlunsplit(parts._replace(netloc=f"postgres@127.0.0.1:{port}"))
         finally:
             process.kill()  # a stop in order would wait for connected clients
+            process.wait(PATIENCE)
+
+
+@contextmanager
+def pglite() -> Iterator[str]:
+    """PGlite behind its socket server, which takes one client at a time; its data are in memory."""
+
+    def fetch(folder: Path) -> None:
+        packages = [f"{name}@{version}" for name, version in PGLITE.items()]
+        run("npm", "install", "--silent", "--no-fund", "--no-audit", *packages, folder=folder)
+
+    folder = kept("pglite-" + "-".join(PGLITE.values()), fetch)
+    program = folder / "node_modules" / "@electric-sql" / "pglite-socket" / "dist" / "scripts" / "server.js"
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="pglite-") as name:
+        log = Path(name) / "log"
+        with log.open("wb") as told:
+            process = subprocess.Popen(["node", str(program), f"--port={port}"], stdout=told, stderr=told)
+        try:
+            answers(port, process, log)
+            yield f"postgresql://postgres:postgres@127.0.0.1:{port}/postgres?sslmode=disable"
+        finally:
+            process.kill()
             process.wait(PATIENCE)
 
 
@@ -130,17 +164,23 @@ def container() -> Iterator[str]:
         yield dsn
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as trial:
         port: int = trial.getsockname()[1]
         return port
 
 
-def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a program takes connections.
+
+    Raises:
+        Missing: The program has ended.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         if process.poll() is not None:
-            raise Missing(f"pgbouncer ended: {log.read_text().strip()[-500:]}")
+            raise Missing(f"the program ended: {log.read_text().strip()[-500:]}")
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
