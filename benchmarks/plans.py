@@ -226,7 +226,7 @@ def _subjects(queue: str, ids: Sequence[int], attempts: Sequence[int]) -> Iterat
     for value in vars(DIALECT).values():
         queries = value.values() if isinstance(value, dict) else [value]
         fixed.update({query.name: query for query in queries if isinstance(query, Query)})
-    del fixed["ping"], fixed["replan"]  # these statements read no table
+    del fixed["ping"], fixed["replan"], fixed["discard_plans"]  # these statements read no table
     for name in [name for name in fixed if name.startswith("stats")]:
         yield Subject(name, fixed.pop(name), values)
     yield Subject("count", fixed.pop("count"), values)

@@ -89,9 +89,13 @@ def snapshot(kind: type[Dialect]) -> str:
         parameters = [f"${number} {query.order[place]}" for number, place in enumerate(query.first, 1)]
         head = " ".join([f"-- {name}", *(f"[{note}]" for note in notes), ", ".join(parameters)]).rstrip()
         quoted = '"' + name + '"'
-        prepared = query.numbered if name == "replan" else query.prepare(quoted)
+        prepared = query.numbered if name in UNPREPARED else query.prepare(quoted)
         parts.append(f"{head}\n{laid_out(prepared)};")
     return "\n\n".join(parts) + "\n"
+
+
+UNPREPARED = ("replan", "discard_plans")
+"""Statements that cannot be prepared."""
 
 
 def path(kind: type[Dialect]) -> Path:

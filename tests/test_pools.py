@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import psycopg
 import psycopg2
 import psycopg2.extensions
 import psycopg2.pool
@@ -15,6 +18,7 @@ import psycopg_pool
 import pytest
 
 from pqcore import PQ, AsyncPQ
+from pqcore.db import pool
 from pqcore.testing.harness import PATIENCE
 from pqcore_backends.asyncpg_dsn import arguments
 
@@ -157,3 +161,29 @@ def test_pool_of_an_unknown_class_makes_waiters_poll_with_one_warning(
         queue.put("a")
         job = queue.get(timeout=PATIENCE)
         assert job is not None
+
+
+@pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
+def test_role_without_plpgsql_has_its_statements_planned_again(
+    dsn: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "REPLAN", 0.0)
+    role, parts = f"role_{time.time_ns()}", urlsplit(dsn)
+    with PQ(dsn) as pq, psycopg.connect(dsn, autocommit=True) as connection:
+        pq.create()
+        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            connection.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}".encode())
+            connection.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}".encode())
+            connection.execute("REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC")
+            through = urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+            with PQ(through, backend=backend, max_connections=1) as other:
+                queue = other["a"]
+                for number in range(8):
+                    queue.put(number)
+                    time.sleep(2 * pool.FRESH)  # else the connection is lent again without a check
+                    job = queue.get()
+                    assert job is not None
+                    assert job.data == number
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())

@@ -14,7 +14,15 @@ from pqcore.db.runtime import Runtime
 from pqcore.db.session import Session
 from pqcore.db.shared_session import ONE_CLIENT
 from pqcore.db.sources import LEFT, Loan, SessionSource, discard
-from pqcore.errors import Closed, ConfigurationError, ConnectionLost, DatabaseError, PoolTimeout, PQError
+from pqcore.errors import (
+    AccessDenied,
+    Closed,
+    ConfigurationError,
+    ConnectionLost,
+    DatabaseError,
+    PoolTimeout,
+    PQError,
+)
 
 logger = logging.getLogger("pqcore")
 
@@ -178,15 +186,23 @@ class Pool(SessionSource):
     async def _replanned(self, session: Session) -> bool:
         if monotonic() - session.planned_at > REPLAN:
             session.planned_at = monotonic()
-            # Where nothing is prepared, there are no plans; the server must answer all the same.
-            query = session.sql.ping if self._opener.alternates else session.sql.replan
             try:
-                await session.execute(query)
+                await self._renew_plans(session)
             except ConnectionLost:
                 return False
             # The server does not announce that it stopped taking writes to a session that writes nothing.
             return not self.seeks_primary or await session.writes()
         return True
+
+    async def _renew_plans(self, session: Session) -> None:
+        """Make the server plan prepared statements again; if none is prepared, check that the server answers."""
+        if self._opener.alternates:
+            await session.execute(session.sql.ping)
+            return
+        try:
+            await session.execute(session.sql.replan)
+        except AccessDenied:
+            await session.execute(session.sql.discard_plans)
 
     def take_back(self, loan: Loan) -> bool:
         sessions: Sessions = loan[-1].pool

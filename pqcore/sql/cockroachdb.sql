@@ -77,6 +77,10 @@ SELECT NULL::text WHERE false;
 -- Do nothing: DISCARD PLANS does not exist, and no statement is prepared.
 SELECT 1;
 
+-- name: discard_plans
+-- This is never run, because replan is allowed.
+SELECT 1;
+
 -- name: identify
 -- There is no inet_server_addr.
 SELECT current_database()::text, NULL::text, NULL::int, current_setting('server_version');

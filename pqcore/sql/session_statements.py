@@ -21,3 +21,4 @@ class SessionStatements(StatementSet):
     read_only = from_file()
     notification_usage = from_file()
     replan = from_file(rows=False)
+    discard_plans = from_file(rows=False)

@@ -54,5 +54,10 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() ELSE
 
 -- name: replan
 -- Make the server plan prepared statements again: each keeps the plan for the table's former size, such as a sequential
--- scan for an empty table.
+-- scan for an empty table. DISCARD PLANS is within a block, so that Pgpool-II does not see it: behind Pgpool-II, a session
+-- that sends it cannot execute its prepared statements any more. It concerns this session only.
+DO 'BEGIN EXECUTE ''DISCARD PLANS''; END';
+
+-- name: discard_plans
+-- Do as replan does, for a role that may not use plpgsql.
 DISCARD PLANS;

@@ -20,6 +20,7 @@ import psycopg
 from . import pythons
 from .cache import Missing, run
 from .outcomes import FOLDER, Outcome, now, revision
+from .proxies import BEHIND, haproxy, pgpool
 from .servers import (
     NEWEST,
     PATIENCE,
@@ -27,6 +28,7 @@ from .servers import (
     ROOT,
     container,
     embedded,
+    installed,
     installed_pgbouncer,
     newest_pgbouncer,
     pgbouncer,
@@ -36,6 +38,7 @@ from .servers import (
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
 """Modules of the suite for a quick run: every statement that a queue has is in them."""
+_PREPARED = {"PQCORE_TEST_PREPARED": "yes"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _pooler(program: Callable[[], Path], mode: str) -> str:
 
 def _behind(mode: str, *, newest: bool) -> Cell:
     # Its mode is session, so the suite need not take it for one that shares its connections.
-    environment = {"PQCORE_TEST_PREPARED": "yes"} if mode == "session" else {}
+    environment = _PREPARED if mode == "session" else {}
     program = newest_pgbouncer if newest else installed_pgbouncer
     return Cell(
         f"pgbouncer{' newest' if newest else ''} {mode}",
@@ -153,6 +156,15 @@ def _pglite() -> str:
     return f"the socket server {socket_server} of PGlite {engine}"
 
 
+def _pgpool() -> str:
+    told = subprocess.run([str(installed("pgpool")), "--version"], check=True, capture_output=True, text=True)
+    return f"Pgpool-II {(told.stdout + told.stderr).split()[-2]}, a standby {BEHIND} behind"
+
+
+def _haproxy() -> str:
+    return f"HAProxy {run(str(installed('haproxy')), '-v').split()[2]}"
+
+
 CELLS = (
     *(Cell(f"postgres {major}", partial(embedded, major)) for major in range(13, NEWEST + 1)),
     *(_behind(mode, newest=newest) for newest in (False, True) for mode in ("session", "transaction")),
@@ -161,5 +173,9 @@ CELLS = (
     Cell("drivers newest", python=pythons.newest),
     # The suite looks at the server from a second connection, for which PGlite has no room.
     Cell("pglite", pglite, between=_pglite, module="one_client"),
+    Cell("pgpool", pgpool, between=_pgpool, module="behind_proxy"),
+    Cell("pgpool prepared", pgpool, environment=_PREPARED, between=_pgpool, module="behind_proxy"),
+    Cell("haproxy", haproxy, between=_haproxy, module="behind_proxy"),
+    Cell("haproxy promotion", haproxy, between=_haproxy, module="promotion"),
     Cell("container", container, between=lambda: "testcontainers"),
 )

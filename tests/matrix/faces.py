@@ -22,6 +22,11 @@ def dsn() -> str:
     return os.environ["PQCORE_TEST_DSN"]
 
 
+def _prepared() -> bool | None:
+    """Return what the cell says of the proxy."""
+    return {"yes": True, "no": False}.get(os.environ.get("PQCORE_TEST_PREPARED", ""))
+
+
 async def done(result: Any) -> Any:
     """Return the result, awaited if it has to be."""
     return await result if inspect.isawaitable(result) else result
@@ -38,7 +43,7 @@ def over(driver: str, scenario: Callable[[Any], Coroutine[Any, Any, None]]) -> N
     blocking = not suspends and name != "asyncpg"
 
     async def ran() -> None:
-        pq: Any = (PQ if blocking else AsyncPQ)(dsn(), backend=name, table=f"{driver} queue")
+        pq: Any = (PQ if blocking else AsyncPQ)(dsn(), backend=name, table=f"{driver} queue", prepared=_prepared())
         try:
             await _create(pq)
             await scenario(pq)

@@ -21,9 +21,9 @@ INTRODUCTION = """# Where the conformance suite was run
 
 `python -m tests.matrix --markdown docs/matrix.md` writes this page; [the conformance
 suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues; *all* also
-runs those about tasks and workers; *one_client* is a module for servers that take one client at a time. *Not offered*
-counts tests that were not run, because they need an ability that the backend, or the connection to the server, lacks.
-Times are UTC, followed by the commit; a plus means that files differed from it.
+runs those about tasks and workers; *one_client*, *behind_proxy* and *promotion* are modules of `tests/matrix/`. *Not
+offered* counts tests that were not run, because they need an ability that the backend, or the connection to the server,
+lacks. Times are UTC, followed by the commit; a plus means that files differed from it.
 """
 
 

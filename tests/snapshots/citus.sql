@@ -1422,6 +1422,9 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
   FROM taken;
 
+-- discard_plans [no rows]
+DISCARD PLANS;
+
 -- drop $1 id, $2 token, $3 q_name
 PREPARE "drop" AS
   DELETE FROM "queue"
@@ -5003,7 +5006,7 @@ PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
   FROM put;
 
 -- replan [no rows]
-DISCARD PLANS;
+DO 'BEGIN EXECUTE ''DISCARD PLANS''; END';
 
 -- report_progress $1 id, $2 q_name, $3 progress, $4 put_at, $5 keep
 PREPARE "report_progress" AS

@@ -1283,6 +1283,9 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
+-- discard_plans [no rows]
+SELECT 1;
+
 -- drop $1 id, $2 token, $3 q_name
 PREPARE "drop" AS
   DELETE FROM "queue"

@@ -1692,6 +1692,9 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
 
+-- discard_plans [no rows]
+DISCARD PLANS;
+
 -- drop $1 id, $2 token, $3 q_name
 PREPARE "drop" AS
   DELETE FROM "queue"
@@ -5441,7 +5444,7 @@ PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
   FROM put;
 
 -- replan [no rows]
-DISCARD PLANS;
+DO 'BEGIN EXECUTE ''DISCARD PLANS''; END';
 
 -- report_progress $1 id, $2 q_name, $3 progress, $4 put_at, $5 keep, $6 channel
 PREPARE "report_progress" AS
