@@ -669,7 +669,8 @@ class PQ(BasePQ[Queue]):
             and `create` has no limit.
         prepared: Whether pqcore may prepare statements on the server, and waiters may LISTEN. By default, pqcore checks
             whether a pooler such as PgBouncer answers. Behind a pooler, statements are not prepared, and waiters poll.
-            Give True for a pooler in session mode, and False for one in transaction mode; both skip the check.
+            Give True for a pooler in session mode, and False for one in transaction mode; True skips the check, and
+            with False only the first connection is checked, for PGlite.
         dialect: The server's kind, if the server resembles PostgreSQL but differs from it: ``"citus"``,
             ``"cockroachdb"``. The default is the value of PQCORE_DIALECT, or else PostgreSQL.
         group_commit: Whether concurrent calls of tasks or threads share one statement and one commit. None groups calls
