@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pqcore.hookspecs import hookimpl
     from pqcore.job import AsyncJob, Job
     from pqcore.operations.admin import QueueStats
+    from pqcore.operations.attempts import PastAttempt
     from pqcore.operations.encodings import Encoding
     from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Cause, Explanation
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
     from pqcore.operations.rules import Rule
-    from pqcore.operations.worker_registry import WorkerInfo
+    from pqcore.operations.worker_registry import RunningJob, WorkerInfo
     from pqcore.put_options import Dedup
     from pqcore.queue import PQ, Queue, QueueIterator
     from pqcore.settings import logger
@@ -48,11 +49,13 @@ __all__ = [
     "JobInfo",
     "LimitUsage",
     "PQError",
+    "PastAttempt",
     "Queue",
     "QueueIterator",
     "QueueStats",
     "Reencoded",
     "Rule",
+    "RunningJob",
     "StoredJob",
     "WorkerInfo",
     "hookimpl",
@@ -70,6 +73,7 @@ _HOMES = {
     "AsyncJob": "job",
     "Job": "job",
     "StoredJob": "operations.list_jobs",
+    "PastAttempt": "operations.attempts",
     "Encoding": "operations.encodings",
     "Cause": "operations.explanation",
     "Explanation": "operations.explanation",
@@ -79,6 +83,7 @@ _HOMES = {
     "Expiry": "operations.expiry",
     "Rule": "operations.rules",
     "JobInfo": "operations.results",
+    "RunningJob": "operations.worker_registry",
     "WorkerInfo": "operations.worker_registry",
     "Dedup": "put_options",
     "PQ": "queue",

@@ -32,11 +32,13 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.attempts
     import pqcore.operations.expiry
     import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
+    from pqcore.operations.attempts import PastAttempt
     from pqcore.operations.encodings import Encoding
     from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Explanation
@@ -236,6 +238,10 @@ class AsyncQueue(AsyncTaskQueueMixin):
         """Return why a job does not run, and how to let it run; see `pqcore.Queue.explain`."""
         return await operations.explain.explain(self.engine, job_id, self)
 
+    async def attempts(self, job_id: int) -> list[PastAttempt]:
+        """Return the attempts of a job that failed, crashed or were snoozed; see `pqcore.Queue.attempts`."""
+        return await operations.attempts.list_attempts(self.engine, self, job_id)
+
     async def status(self, job_id: int) -> str:
         """Return the ``state`` of a job, as `inspect` does."""
         return (await self.inspect(job_id)).state
@@ -402,6 +408,10 @@ class AsyncPQ(BasePQ[AsyncQueue]):
     async def workers(self) -> list[WorkerInfo]:
         """List the workers of all queues; see `pqcore.Queue.workers`."""
         return await operations.worker_registry.list_workers(self.engine)
+
+    async def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
+        """Tell a worker to take no more jobs; see `pqcore.PQ.quiet_worker`."""
+        return await operations.worker_registry.set_quiet(self.engine, worker_id, quiet=quiet)
 
     async def encodings(self) -> list[Encoding]:
         """Count the stored data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""

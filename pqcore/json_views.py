@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,11 +15,12 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.errors import SerializationError
 from pqcore.job import BaseJob
 from pqcore.operations.admin import QueueFigures
+from pqcore.operations.attempts import PastAttempt
 from pqcore.operations.explanation import Explanation
 from pqcore.operations.limits import LimitUsage
 from pqcore.operations.list_jobs import StoredJob, WholeJob
 from pqcore.operations.rules import Rule
-from pqcore.operations.worker_registry import WorkerInfo
+from pqcore.operations.worker_registry import RunningJob, WorkerInfo
 
 
 def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
@@ -131,12 +132,28 @@ def whole_letter(found: DeadLetter, queue: str) -> dict[str, Any]:
 
 def worker(found: WorkerInfo) -> dict[str, Any]:
     """Return a worker of the list of workers."""
-    return {**asdict(found), "queues": list(found.queues), "tasks": list(found.tasks)}
+    fields = asdict(found)
+    return {**fields, "queues": list(found.queues), "tasks": list(found.tasks), "running": list(fields["running"])}
 
 
 def explanation(found: Explanation) -> dict[str, Any]:
-    """Return why a job does not run."""
-    return asdict(found)
+    """Return why a job does not run, with its past attempts, without their tracebacks."""
+    return {**asdict(found), "past_attempts": past_attempts(found.past_attempts)}
+
+
+def past_attempts(found: Sequence[PastAttempt], *, with_tracebacks: bool = False) -> list[dict[str, Any]]:
+    """Return attempts of a job."""
+    return [
+        {**asdict(each), "error": each.error or None if with_tracebacks else _summary(each.error)} for each in found
+    ]
+
+
+def runs(found: tuple[WorkerInfo, RunningJob] | None) -> dict[str, Any] | None:
+    """Return which worker runs a job, and since when; None if no worker lists the job."""
+    if found is None:
+        return None
+    worker, job = found
+    return {"worker": worker.id, "host": worker.host, "pid": worker.pid, "since": job.since}
 
 
 def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:

@@ -29,11 +29,13 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import pqcore.operations.attempts
     import pqcore.operations.expiry
     import pqcore.operations.explain
     import pqcore.operations.move
     import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
+    from pqcore.operations.attempts import PastAttempt
     from pqcore.operations.encodings import Encoding
     from pqcore.operations.expiry import Expiry
     from pqcore.operations.explanation import Explanation
@@ -432,6 +434,16 @@ class Queue(TaskQueueMixin):
         """
         return run_sync(operations.explain.explain(self.engine, job_id, self))
 
+    def attempts(self, job_id: int) -> list[PastAttempt]:
+        """Return the attempts of a job that failed, crashed or were snoozed, the first one first.
+
+        The last 20 are kept while the job is in the table, the archive or the dead letters.
+
+        Args:
+            job_id: The job.
+        """
+        return run_sync(operations.attempts.list_attempts(self.engine, self, job_id))
+
     def status(self, job_id: int) -> str:
         """Return the ``state`` of a job, as `inspect` does."""
         return self.inspect(job_id).state
@@ -763,6 +775,18 @@ class PQ(BasePQ[Queue]):
     def workers(self) -> list[WorkerInfo]:
         """List the workers of all queues; see `Queue.workers`."""
         return run_sync(operations.worker_registry.list_workers(self.engine))
+
+    def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
+        """Tell a worker to take no more jobs; return whether it is listed.
+
+        The worker reads that at its next renewal, within 10 s. It finishes the jobs that it runs, and gives back jobs
+        that it has not started. It does not stop. A worker that is started later has another id.
+
+        Args:
+            worker_id: The id of the worker, from `workers`.
+            quiet: Whether the worker takes no more jobs; False to have it take jobs again.
+        """
+        return run_sync(operations.worker_registry.set_quiet(self.engine, worker_id, quiet=quiet))
 
     def encodings(self) -> list[Encoding]:
         """Count the stored data of all queues by place, serializer and key; no key is needed to count."""

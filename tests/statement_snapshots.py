@@ -48,6 +48,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
         dialect.encodings,
         dialect.explain,
         dialect.workers,
+        dialect.attempts,
     )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):

@@ -151,6 +151,13 @@ def test_doctor_names_jobs_that_no_worker_runs(dsn: str, pq: PQ) -> None:
     [dead] = found["dead_letters"]
     assert dead["message"] == "1 jobs failed for good, 1 of them in queue 'c'"
     assert {one["level"] for one in (backlog, leases, dead)} == {"warning"}
+    execute(
+        dsn,
+        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, quiet)"
+        " VALUES ('a', 'w', 'h', 1, '1', '[]', 1, now(), now(), true)",
+    )
+    [backlog] = findings(dsn)["backlog"]
+    assert "and all workers of the queue were told to take no more jobs" in backlog["message"]
 
 
 def test_doctor_sends_no_notification_where_told_so(dsn: str, pq: PQ) -> None:

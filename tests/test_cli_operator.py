@@ -21,6 +21,10 @@ from released_job import lease_after_release
 
 from pqcore import PQ, json_views, schema, tasks
 from pqcore.cli.app import app
+from pqcore.db.runtime import run_sync
+from pqcore.operations.complete import finish
+from pqcore.operations.error_details import describe_error
+from pqcore.operations.job_outcome import Outcome
 from pqcore.testing.commands import environment, eventually, run
 from pqcore.testing.harness import PATIENCE
 
@@ -459,6 +463,36 @@ def test_show_command_shows_a_job_in_any_table(dsn: str, pq: PQ, backend: str) -
     assert "Traceback: \\x1b[31m" in text.stdout
     assert f"queue 'b' has no job {ids['done']}" in line(call("show", str(ids["done"]), "--queue", "b", dsn=dsn), 1)
     assert 'table "queue" has no job 999999' in line(call("show", "999999", dsn=dsn), 1)
+
+
+def test_show_command_shows_past_attempts_and_the_worker_of_a_job(dsn: str, pq: PQ) -> None:
+    job_id = pq["a"].put(1)
+    job = pq["a"].lease(60)
+    assert job is not None
+    run_sync(finish(pq.engine, pq["a"], [Outcome(job, "retry", error=describe_error(ValueError("\x1b no")))]))
+    job = pq["a"].lease(60)
+    assert job is not None
+    execute(
+        dsn,
+        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, running)"
+        f" VALUES ('a', 'w', 'h', 7, '1', '[]', 1, now(), now(), '[[{job_id}, {job.token}, 2.0]]')",
+    )
+    [shown] = objects("show", str(job_id), dsn=dsn)
+    assert (shown["runs"]["worker"], shown["runs"]["host"], shown["runs"]["pid"]) == ("w", "h", 7)
+    [attempt] = shown["past_attempts"]
+    assert (attempt["attempt"], attempt["outcome"]) == (1, "failed")
+    assert attempt["error"]["message"] == "\x1b no"
+    text = call("show", str(job_id), dsn=dsn).stdout
+    assert "runs on:    h:7 since " in text
+    assert re.search(r"1 +failed .*ValueError: \\x1b no", text)
+    [explained] = objects("explain", str(job_id), dsn=dsn)
+    assert explained["past_attempts"] == [{**attempt, "error": {"type": "builtins.ValueError", "message": "\x1b no"}}]
+    text = call("explain", str(job_id), dsn=dsn).stdout
+    assert f"Job {job_id} runs on h:7 since " in text
+    assert re.search(r"1 +failed .*ValueError: \\x1b no", text)
+    [worker] = objects("workers", dsn=dsn)
+    assert [(job["id"], job["token"]) for job in worker["running"]] == [(job_id, job.token)]
+    assert f" {job_id} since " in call("workers", dsn=dsn).stdout
 
 
 # Changing

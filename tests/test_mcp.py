@@ -203,6 +203,17 @@ def test_mcp_server_reads_and_changes_nothing_by_default(
         )
         assert "a worm in the rotten; connected to ***" in letter["error"]["message"]
         assert "raise LookupError" in letter["error"]["traceback"]
+        for tool in ("show_job", "explain_job"):
+            [attempt] = (await ask(client, tool, job_id=orchard.dead))["past_attempts"]
+            assert (attempt["attempt"], attempt["outcome"], attempt["worker"].rpartition(":")[2]) == (
+                1,
+                "failed",
+                str(os.getpid()),
+            )
+            assert attempt["error"] == {
+                "type": "builtins.LookupError",
+                "message": "a worm in the rotten; connected to ***",
+            }
         parked = await ask(client, "show_job", job_id=orchard.parked, queue="fruit")
         assert (parked["group"], parked["headers"]["note"], parked["data"]) == ("g", "n", "in line")
         assert datetime.fromisoformat(parked["enqueued_at"]).tzinfo is not None
@@ -310,7 +321,9 @@ def test_mcp_answers_hide_data_if_asked(secret_dsn: str, orchard: Orchard) -> No
             assert not {"data", "payload", "headers", "group", "dedup_key"} & job.keys()
         assert {json.dumps(job["error"]) for job in jobs if job.get("error")} == {'{"type": "builtins.LookupError"}'}
         assert {job.get("parked_on") for job in jobs} == {None, "group"}
-        everything = json.dumps(jobs)
+        explained = await ask(client, "explain_job", job_id=orchard.dead)
+        assert [each["error"] for each in explained["past_attempts"]] == [{"type": "builtins.LookupError"}]
+        everything = json.dumps([*jobs, *explained["past_attempts"]])
         for word in ("pear", "in line", "rotten", "note", "worm", "raise"):
             assert word not in everything
 

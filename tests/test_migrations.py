@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -36,6 +37,7 @@ from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
 from pqcore.operations.schema_info import ADMISSION
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
+from pqcore.worker import Worker
 
 LATEST = schema.latest()
 VERSIONS = range(1, LATEST)
@@ -719,6 +721,55 @@ def test_version_6_results_are_found_by_newer_code_and_vice_versa(place: Place) 
         place.eyes.execute("DELETE FROM queue")
         ask_older("keep_result", newest, "5")
         assert newest.result(0) == 5
+
+
+def test_version_10_failures_count_beside_newer_code(place: Place) -> None:
+    place.create()
+
+    def fail(job_id: int) -> None:
+        raise ValueError("no")
+
+    with place.pq() as pq, place.pq() as older:
+        for each in (pq, older):
+            put = each["q"].task(max_retries=2, retry_in="1h")(fail)
+        job_id = int(put())  # by older code
+
+        def work(queue: Any) -> tuple[str, list[tuple[int, str]]]:
+            asyncio.run(Worker(queue, burst=True).run())
+            found = pq["q"].attempts(job_id)
+            return pq["q"].status(job_id), [(each.attempt, each.outcome) for each in found]
+
+        with starts.knowing(10):
+            assert work(older["q"]) == ("scheduled", [])
+        assert pq["q"].retry(job_id)
+        assert work(pq["q"]) == ("scheduled", [(2, "failed")])
+        with starts.knowing(10):
+            assert older["q"].retry(job_id)
+            assert work(older["q"]) == ("dead", [(2, "failed")])
+            older["q"].put("taken")
+            assert [job.data for job in older["q"].get_many(9)] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "may"),
+    [
+        ("UPDATE", "clerk", True),
+        ("UPDATE (failures)", "clerk", True),
+        ("UPDATE", "PUBLIC", True),
+        ("SELECT", "clerk", False),
+    ],
+)
+def test_version_10_roles_that_store_failures_may_keep_attempts(place: Place, right: str, of: str, may: bool) -> None:
+    starts.make(place.dsn, 10)
+    place.eyes.execute("CREATE ROLE clerk")
+    place.eyes.execute(f"GRANT {right} ON queue TO {of}".encode())
+    try:
+        place.create()
+        asked = "SELECT has_table_privilege('clerk', 'queue_attempts', 'INSERT')"
+        assert place.eyes.execute(asked.encode()).fetchone() == (may,)
+    finally:
+        place.eyes.execute("DROP OWNED BY clerk")
+        place.eyes.execute("DROP ROLE clerk")
 
 
 def test_older_commands_accept_a_newer_table(place: Place) -> None:

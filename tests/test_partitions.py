@@ -95,6 +95,7 @@ VALUES: dict[str, Any] = dict.fromkeys(
         "written",
     )
 )
+VALUES |= {"attempt": 1, "outcome": "failed", "worker": "host:1", "error_type": "E", "message": "", "traceback": ""}
 VALUES |= {"channel": "jobs", "data": "{}", "serializer": "json", "id": 1, "token": 7, "ids": [1], "tokens": [7]}
 VALUES |= {
     "lease": 60.0,

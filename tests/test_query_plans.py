@@ -123,8 +123,10 @@ def task_cases() -> Iterator[Case]:
     for query in (tasks.replace, tasks.find_headers):
         yield Case(query, 60)
     yield from admission_cases()
-    for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.request_stop):
+    attempts = SQL.attempts
+    for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.request_stop, attempts.crash):
         yield Case(query, 60, leased=1)
+    yield Case(attempts.keep_crash, 60, leased=1)
     for n, pages in ((1, 60), (100, 2_700)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
@@ -201,7 +203,13 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[t
 GROUPS = [("", f"group:{n}", 1) for n in range(9)]
 LATER = json.dumps([{"id": n, "lane": '[0,""]', "priority": 0} for n in range(100)])
 CASES = list(cases())
-COLD = [Case(SQL.tasks.find_job, 60), Case(SQL.tasks.sweep_keys, 200), *explain_cases()]
+COLD = [
+    Case(SQL.tasks.find_job, 60),
+    Case(SQL.tasks.sweep_keys, 200),
+    Case(SQL.attempts.find_attempts, 60),
+    Case(SQL.attempts.sweep_attempts, 20_000, values=(("after", -1),)),
+    *explain_cases(),
+]
 """Of statements that are planned each time."""
 
 
@@ -219,6 +227,11 @@ class Server:
             "INSERT INTO queue_keys (q_name, key, version, places, running)"
             " SELECT 'jobs', kind || name, 7, 2, '{}' FROM unnest(ARRAY['limit:', 'group:']) AS kind,"
             " unnest(ARRAY['x'] || ARRAY(SELECT n::text FROM generate_series(0, 139) AS n)) AS name"
+        )
+
+        self.run(
+            "INSERT INTO queue_attempts (job_id, place, q_name, put_at, token, attempt, outcome, ended_at)"
+            " SELECT n, 1, 'jobs', now(), 1, 1, 'failed', now() FROM generate_series(1, 3000) AS n"
         )
 
     def run(self, statement: str) -> list[tuple[Any, ...]]:
@@ -243,6 +256,8 @@ class Server:
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
         values |= {"ahead": 1.0, "priority": 0}
+        values |= {"attempt": 1, "outcome": "failed", "worker": "host:1", "crashes": 1}
+        values |= dict.fromkeys(("error_type", "message", "traceback"), "no")
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}
         values |= {"tick": datetime.now(timezone.utc), "reason": "failed", "error": "{}", **dict(case.values)}
         literals = [sql.Literal(value) for value in case.query.given(values)]

@@ -171,7 +171,7 @@ def test_roles_of_an_older_version_work_after_the_migration(users: Users) -> Non
         role = sql.Identifier(users.roles["producer"]).as_string(owner)
         columns = "parked_on, leased_until, priority"
         owner.execute(f"REVOKE INSERT ({columns}), SELECT (priority) ON {names} FROM {role}".encode())
-        for suffix in ("_keys", "_rules", "_workers"):
+        for suffix in ("_keys", "_rules", "_workers", "_attempts"):
             owner.execute(f"DROP TABLE {names.related(suffix)}".encode())
         owner.execute("DELETE FROM pqcore_migrations WHERE version >= 7")
     call("migrate", "--table", users.table, dsn=users.dsn)
@@ -179,6 +179,7 @@ def test_roles_of_an_older_version_work_after_the_migration(users: Users) -> Non
     handle = queue.task()(fail)()
     drain(queue)
     assert handle.status() == "dead"
+    assert [each.outcome for each in queue.attempts(handle)] == ["failed"]
     queue.put(1)
     assert queue.get(block=False) is not None
 

@@ -32,7 +32,11 @@ from starlette.routing import Mount, Route
 
 from pqcore import PQ, AsyncPQ
 from pqcore.cli.app import app as root
+from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
+from pqcore.operations.complete import finish
+from pqcore.operations.error_details import describe_error
+from pqcore.operations.job_outcome import Outcome
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
 from pqcore.testing.http_server import serving
@@ -195,6 +199,57 @@ def test_web_page_shows_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ) -> N
         row = re.search(rf">{job_id}</a></th>.*?</tr>", client.get(path("queue", name="a")).text, re.DOTALL)
         assert row is not None
         assert '<td class="number">1</td>' in row[0]
+
+
+def test_web_pages_show_past_attempts_and_the_worker_of_a_job(dsn: str, pq: PQ) -> None:
+    job_id = pq["a"].put(1)
+    job = pq["a"].lease(60)
+    assert job is not None
+    run_sync(finish(pq.engine, pq["a"], [Outcome(job, "retry", error=describe_error(ValueError(EVIL)))]))
+    job = pq["a"].lease(60)
+    assert job is not None
+    execute(
+        dsn,
+        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, running)"
+        f" VALUES ('a', 'w', 'h', 7, '1', '[]', 1, now(), now(), '[[{job_id}, {job.token}, 2.0]]')",
+    )
+    with visiting(web_app(pq)) as client:
+        page = client.get(path("job", id=job_id)).text
+        assert '<h2 id="attempts">Past attempts <span class="amount">1</span></h2>' in page
+        assert EVIL not in page
+        assert f"<b>ValueError</b>: {EVIL}" in html.unescape(page)
+        assert "<dt>Runs on</dt><dd><bdi>h:7</bdi></dd>" in page
+        for where in (path("queue", name="a"), "/workers"):
+            row = re.search(rf'"running-{job_id}".*?</tr>', client.get(where).text, re.DOTALL)
+            assert row is not None
+            assert "<td><bdi>h:7</bdi></td>" in row[0]
+        link = f'<a id="runs-w-{job_id}" href="/job?id={job_id}&amp;queue=a">{job_id}</a>'
+        assert link in client.get("/workers").text
+
+
+def test_web_page_tells_a_worker_to_take_no_more_jobs(dsn: str, pq: PQ) -> None:
+    execute(
+        dsn,
+        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)"
+        " VALUES ('a', 'w', 'h', 7, '1', '[]', 1, now(), now())",
+    )
+
+    def follow(label: str) -> httpx.Response:
+        link = re.search(rf'id="quiet-w" href="([^"]+)">{label}<', client.get("/workers").text)
+        assert link is not None
+        return confirmed(client, html.unescape(link[1]))
+
+    with visiting(web_app(pq, changes=True)) as client:
+        done = follow("Quiet")
+        assert "takes no more jobs" in client.get(done.headers["location"]).text
+        assert pq.workers()[0].quiet
+        assert '<span class="chip parked">quiet</span>' in client.get("/workers").text
+        assert follow("Take jobs again").status_code == 303
+        assert not pq.workers()[0].quiet
+        link = path("change", do="quiet-worker", queue="a", worker="gone")
+        assert "no worker 'gone' is listed" in html.unescape(confirmed(client, link).text)
+    with visiting(web_app(pq)) as client:
+        assert 'id="quiet-w"' not in client.get("/workers").text
 
 
 def test_web_pages_show_an_empty_table_and_an_unknown_queue(dsn: str, pq: PQ) -> None:

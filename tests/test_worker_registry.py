@@ -184,6 +184,21 @@ def test_workers_command_lists_each_process_until_the_supervisor_ends(dsn: str, 
         shown = run("workers", "--queue", "apples", dsn=dsn).stdout
         assert all(str(pid) in shown for pid in pids)
         assert "app.eat" in shown
+        first = found[0]["id"]
+        told = run("quiet", first, "nobody", dsn=dsn)
+        assert told.returncode == 1
+        assert told.stdout.splitlines() == [
+            f"worker {first} takes no more jobs from its next renewal on",
+            'no worker nobody is listed in table "queue"',
+        ]
+        assert {worker.id: worker.quiet for worker in pq.workers()} == {first: True, found[1]["id"]: False}
+        assert " quiet " in run("workers", dsn=dsn).stdout
+        assert json.loads(run("quiet", "--end", first, "--json", dsn=dsn).stdout) == {
+            "id": first,
+            "quiet": False,
+            "listed": True,
+        }
+        assert not any(worker.quiet for worker in pq.workers())
         assert "no worker of 'pears' is listed" in run("workers", "--queue", "pears", dsn=dsn).stdout
         command.signal(signal.SIGTERM)
         assert command.wait() == 0

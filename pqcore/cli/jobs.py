@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import click
 
@@ -11,12 +12,14 @@ from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import JOB_ID, any_queue_option, json_option, with_database
-from pqcore.cli.output import described, emit, shown, write, write_facts
+from pqcore.cli.output import described, emit, shown, table, write, write_facts
 from pqcore.errors import JobNotFound
-from pqcore.operations import admin, list_jobs, results
+from pqcore.operations import admin, attempts, list_jobs, results
+from pqcore.operations.attempts import PastAttempt
 from pqcore.operations.explain import explain as explain_job
 from pqcore.operations.explanation import Cause
 from pqcore.operations.retry import retry as retry_job
+from pqcore.operations.worker_registry import find_runner
 
 
 @click.command()
@@ -77,13 +80,16 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
     """Show everything that is stored of a job.
 
-    The output has the data, the record and the last traceback.
+    The output has the data, the record, the past attempts and the last traceback.
     """
     settings = None if queue is None else database.queue(queue)
     job = database.call(list_jobs.get_full_job, job_id, settings)
+    past = database.call(attempts.read_attempts, job.queue, job_id)
+    found = database.call(find_runner, database.queue(job.queue), job_id) if job.state == "leased" else None
     raw = job.raw
     if as_json:
-        emit(json_views.whole(job))
+        attempts_shown = json_views.past_attempts(past, with_tracebacks=True)
+        emit({**json_views.whole(job), "runs": json_views.runs(found), "past_attempts": attempts_shown})
         return
     write(f"job {job.id} of {job.queue!r}: {job.state}")
     facts = {
@@ -92,6 +98,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "not before": shown(job.schedule_at),
         "wanted by": shown(job.expected_at),
         "leased to": shown(job.leased_until),
+        "runs on": "" if found is None else f"{found[0].host}:{found[0].pid} since {shown(found[1].since)}",
         "waits for": job.parked_on,
         "ended": shown(job.finished_at),
         "reason": job.reason,
@@ -102,7 +109,18 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "data": raw if isinstance(raw, str) else f"{len(raw)} bytes of {job.serializer}",
         "last error": described(job.error),
     }
-    write_facts(facts, job.error)
+    write_facts(facts, {})
+    _write_attempts(past)
+    write_facts({}, job.error)
+
+
+def _write_attempts(past: Sequence[PastAttempt]) -> None:
+    """Write the past attempts of a job, if it has any."""
+    if past:
+        write("\npast attempts:")
+        columns = (">attempt", "outcome", "ended", "worker", "error")
+        rows = [(each.attempt, each.outcome, each.ended_at, each.worker, described(each.error)) for each in past]
+        table(columns, rows)
 
 
 @click.command()
@@ -126,6 +144,7 @@ def explain(database: Database, job_id: int, queue: str | None, as_json: bool) -
     for note in found.notes:
         write(f"  note: {note.text}")
         write(_lines(note))
+    _write_attempts(found.past_attempts)
 
 
 def _lines(cause: Cause) -> str:

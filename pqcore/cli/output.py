@@ -84,7 +84,7 @@ def described(error: Mapping[str, str]) -> str:
     if not error:
         return ""
     first = error.get("message", "").partition("\n")[0]
-    return printable(f"{error.get('type', '').removeprefix('builtins.')}: {first}")
+    return printable(": ".join(filter(None, (error.get("type", "").removeprefix("builtins."), first))))
 
 
 def shown(value: Any) -> str:

@@ -140,6 +140,13 @@ def log_to_stderr(level: str) -> None:
     show_default=True,
     help="Close a connection after this time without an answer.",
 )
+@click.option(
+    "--keep-errors",
+    type=click.Choice(["all", "type", "none"]),
+    default="all",
+    show_default=True,
+    help="What is stored of exceptions: 'type' if messages may contain personal data. A task's own option wins.",
+)
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(
     "--max-jobs",

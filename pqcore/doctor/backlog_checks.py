@@ -26,11 +26,16 @@ async def check_backlog(context: CheckContext) -> list[Finding]:
     if not old:
         message = f"no job has been ready for {OLD:.0f} s"
         return [Finding("backlog", "ok", message, details=details)]
-    alive = {queue for worker in await list_workers_of(context.s, None) if worker.alive for queue in worker.queues}
+    workers = [worker for worker in await list_workers_of(context.s, None) if worker.alive]
+    alive = {queue for worker in workers for queue in worker.queues}
+    quiet = alive - {queue for worker in workers if not worker.quiet for queue in worker.queues}
     found = []
     for queue, ready, age in sorted(old, key=lambda one: -one[2]):
         said = f"{ready} jobs of queue {queue!r} are ready, the first for {age:.0f} s"
-        if queue in alive:
+        if queue in quiet:
+            message = f"{said}, and all workers of the queue were told to take no more jobs"
+            advice = "have one take jobs again (pqcore quiet --end), or start another"
+        elif queue in alive:
             message, advice = (
                 f"{said}, though workers of the queue are alive",
                 "run more workers, or find out why they take no jobs (pqcore explain)",

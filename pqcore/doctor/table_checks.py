@@ -24,6 +24,7 @@ TABLES_OF_JOBS = (
     "keys",
     "rules",
     "workers",
+    "attempts",
 )
 
 

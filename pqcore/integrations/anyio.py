@@ -102,6 +102,7 @@ class ThreadedQueue:
     retry = _awaited(Queue.retry)
     reencode = _awaited(Queue.reencode)
     inspect = _awaited(Queue.inspect)
+    attempts = _awaited(Queue.attempts)
     explain = _awaited(Queue.explain)
     status = _awaited(Queue.status)
     progress = _awaited(Queue.progress)
@@ -252,6 +253,10 @@ class ThreadedPQ:
     async def workers(self) -> list[WorkerInfo]:
         """List the workers of all queues; see `PQ.workers`."""
         return await run_sync(self.blocking.workers)
+
+    async def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
+        """Tell a worker to take no more jobs; see `PQ.quiet_worker`."""
+        return await run_sync(functools.partial(self.blocking.quiet_worker, worker_id, quiet=quiet))
 
     async def encodings(self) -> list[Encoding]:
         """Count the stored data of all queues by place, serializer and key; see `PQ.encodings`."""

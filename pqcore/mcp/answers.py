@@ -56,6 +56,8 @@ class Redactor:
     def document(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return a JSON object without secrets; its field ``cut`` lists the fields that were cut."""
         found = {name: value if name in _NAMES else self._shown(value) for name, value in fields.items()}
+        for attempt in found.get("past_attempts", ()):
+            self._cut(attempt, "error")
         if self._hide_data:
             return _without_data(found)
         cut = [name for name in ("data", "payload", "headers", "error") if self._cut(found, name)]
@@ -112,8 +114,9 @@ def _without_data(found: dict[str, Any]) -> dict[str, Any]:
     """Return a job without its data, and a job or rule without texts that may quote data."""
     for name in ("data", "payload", "headers", "group", "dedup_key"):
         found.pop(name, None)
-    if found.get("error"):
-        found["error"] = {"type": found["error"].get("type")}
+    for each in (found, *found.get("past_attempts", ())):
+        if each.get("error"):
+            each["error"] = {"type": each["error"].get("type")}
     if found.get("parked_on"):
         found["parked_on"] = found["parked_on"].partition(":")[0]
     if found.get("kind") in ("limit", "rate", "weight"):  # a rule, whose name may contain arguments of a job

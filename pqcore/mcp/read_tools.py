@@ -12,7 +12,17 @@ from pqcore.dead_letters import DeadLetter
 from pqcore.doctor.examine import examine
 from pqcore.job import BaseJob
 from pqcore.mcp.tool_arguments import Age, JobId, QueueName, State
-from pqcore.operations import admin, dead_letters, explain, fetch, limits, list_jobs, rules, worker_registry
+from pqcore.operations import (
+    admin,
+    attempts,
+    dead_letters,
+    explain,
+    fetch,
+    limits,
+    list_jobs,
+    rules,
+    worker_registry,
+)
 
 if TYPE_CHECKING:
     from pqcore.mcp.answers import Redactor
@@ -77,12 +87,18 @@ class ReadTools:
     async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
         """Show all that is stored of one job in any state: its state, times, data, and the last traceback.
 
-        Fields that are listed in `cut` are incomplete. Data that is not JSON is not decoded; `payload` has it in
-        base64.
+        `past_attempts` has the attempts that failed, crashed or were snoozed. `runs` has the worker that runs the job,
+        and since when. Fields that are listed in `cut` are incomplete. Data that is not JSON is not decoded; `payload`
+        has it in base64.
         """
         settings = None if queue is None else self._runner.queue(queue)
         job = await self._runner.call(list_jobs.get_full_job, job_id, settings, self._redactor.reach)
-        fields = {**json_views.whole(job), "size": job.size}
+        past = await self._runner.call(attempts.read_attempts, job.queue, job_id)
+        runs = None
+        if job.state == "leased":
+            runs = await self._runner.call(worker_registry.find_runner, self._runner.queue(job.queue), job_id)
+        fields = {**json_views.whole(job), "size": job.size, "runs": json_views.runs(runs)}
+        fields["past_attempts"] = json_views.past_attempts(past)
         if isinstance(job.raw, str) and job.size > self._redactor.reach and fields["data"] is None:
             fields["data"] = job.raw  # the beginning of the data, which is not JSON
         return self._redactor.document(fields)
@@ -91,7 +107,8 @@ class ReadTools:
         """Tell why a job does not run: each cause in a sentence, with the action that removes the cause.
 
         The most important cause comes first. Without causes, nothing keeps the job from running. `position` is the
-        number of jobs before it. `notes` do not keep the job from running.
+        number of jobs before it. `notes` do not keep the job from running. `past_attempts` has the attempts that
+        failed, crashed or were snoozed.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(explain.explain, job_id, settings)
@@ -123,10 +140,11 @@ class ReadTools:
         return {"dead_letters": self._redactor.documents(dead), "total": total}
 
     async def list_workers(self, queue: QueueName | None = None) -> dict[str, Any]:
-        """List the workers, with the queues and tasks (paths of functions) of each.
+        """List the workers, with the queues and tasks (paths of functions) of each, and the jobs that it runs.
 
         `alive` tells whether a worker has renewed its row within the last minute. A worker that is not alive has died,
-        or cannot reach the server. `app.emails.*` stands for all functions of a module.
+        or cannot reach the server. `app.emails.*` stands for all functions of a module. `running` is as of the last
+        renewal, which comes every 10 s.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(worker_registry.list_workers, settings)

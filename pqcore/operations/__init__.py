@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 _RARE = frozenset(
     {
         "admin",
+        "attempts",
         "encodings",
         "expiry",
         "explain",

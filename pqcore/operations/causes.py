@@ -67,10 +67,16 @@ _DIED = {
 }
 
 
+def _in_brackets(error: dict[str, str]) -> str:
+    """Return an error for the text of a cause; the message may not be kept."""
+    said = ": ".join(filter(None, (error.get("type", "").removeprefix("builtins."), error.get("message"))))
+    return f" ({said})" if said else ""
+
+
 def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
     """Return the cause of a dead letter."""
     text, first = _DIED.get(reason or "", (f"is a dead letter, of reason {reason!r}", "Mend that"))
-    said = f" ({error['type'].removeprefix('builtins.')}: {error.get('message', '')})" if error.get("type") else ""
+    said = _in_brackets(error)
     code = f"dead_{reason}" if reason in _DIED else "dead"
     return Cause(code, f"Job {job_id} {text}{said}.", f"{first}, then call retry({job_id}).")
 
@@ -94,8 +100,15 @@ def locked(pid: int | None, seconds: float | None, application: str | None, *, o
     return Cause("locked", f"Its row is locked or changed by {who}{name}{age}.", f"{action}{end}.")
 
 
-def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job under a lease."""
+def running(
+    job_id: int,
+    until: UtcDatetime,
+    *,
+    stops: bool,
+    workers: tuple[str, ...],
+    where: tuple[str, UtcDatetime] | None = None,
+) -> Cause:
+    """Return the cause of a job under a lease; ``where`` is the worker that runs it, and since when, if known."""
     if stops:
         return Cause(
             "stopping",
@@ -112,10 +125,10 @@ def running(job_id: int, until: UtcDatetime, *, stops: bool, workers: tuple[str,
             "Wait until the lease expires: then the next worker takes the job.",
             until=until,
         )
+    runs = f"runs on {where[0]} since {shown_time(where[1])}" if where else "runs, or waits in a worker for a free slot"
     return Cause(
         "leased",
-        f"Job {job_id} runs, or waits in a worker for a free slot; its lease ends at {shown_time(until)}, if it is not"
-        " extended.",
+        f"Job {job_id} {runs}; its lease ends at {shown_time(until)}, if it is not extended.",
         f"Wait until it ends. To stop it: cancel({job_id}, running=True).",
         workers=workers,
         until=until,
@@ -144,7 +157,7 @@ def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error
             until=due,
         )
     if failures:
-        said = f" ({kind.removeprefix('builtins.')}: {error.get('message', '')})" if kind else ""
+        said = _in_brackets(error)
         return Cause(
             "retry", f"It failed {_times(failures)}{said}, and is tried again at {when}.", f"Wait, or {now}", until=due
         )
@@ -280,37 +293,7 @@ def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None
     )
 
 
-# Workers
-
-
-def no_worker(queue: str) -> Cause:
-    """Return the cause of a job whose queue has no worker that is alive."""
-    return Cause(
-        "no_worker",
-        f"No worker of queue {queue!r} has been seen within the last minute.",
-        "Run one, as in: pqcore worker module:queue.",
-    )
-
-
-def no_worker_of_task(queue: str, task: str, workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job whose function is unknown to all workers that are alive."""
-    return Cause(
-        "no_worker_of_task",
-        f"None of the {len(workers)} workers of queue {queue!r} knows the function {task!r}.",
-        "Run a worker whose program declares it with @queue.task().",
-        workers=workers,
-    )
-
-
-def workers_busy(slots: int, jobs: Sequence[int], workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job for which no worker has a free slot."""
-    return Cause(
-        "workers_busy",
-        f"The workers that know its function have {slots} slots, and {named(jobs)} have a lease.",
-        "Wait until one of them ends, or run another worker, or run the workers with more concurrency.",
-        jobs=tuple(jobs[:SHOWN]),
-        workers=workers,
-    )
+# Jobs before it
 
 
 def behind(jobs: Sequence[int], most: int) -> Cause:

@@ -17,6 +17,7 @@ from pqcore.errors import ConnectionLost, OutcomeUnknown, PQError, TransientErro
 from pqcore.job import BaseJob
 from pqcore.lanes import has_lane
 from pqcore.operations.atomic import atomic
+from pqcore.operations.attempt_values import attempt_values
 from pqcore.operations.error_details import error_text
 from pqcore.operations.follow_ups import dead_letter_headers, follow_up, has_follow_ups, is_continued
 from pqcore.operations.job_outcome import (
@@ -361,7 +362,7 @@ async def _end_rows(
     statements = {
         "retry": tasks.retry,
         "snooze": tasks.snooze,
-        "crash": s.sql.nack,
+        "crash": s.sql.attempts.crash,
         "dead": tasks.bury,
         "drop": tasks.drop,
     }
@@ -375,13 +376,14 @@ async def _end_rows(
             "id": outcome.job.id,
             "token": outcome.job.token,
             "delay": outcome.delay,
-            "error": error_text(outcome.error),
+            "error": error_text(outcome.stored_error),
             "reason": outcome.reason,
             "failed": int(outcome.reason == "failed"),
             "headers": dead_letter_headers(outcome.job),
             "patience": patience,
             "q_name": queue.name,
             "channel": queue.channel,
+            **attempt_values(outcome),
         }
         if await s.execute(query, query.bind(values)):
             ended.append(outcome)

@@ -11,6 +11,7 @@ from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DeserializationError, JobNotFound, Unreadable
 from pqcore.job import BaseJob
 from pqcore.operations.atomic import atomic, with_free_ids
+from pqcore.operations.attempt_values import attempt_values
 from pqcore.operations.complete import finish
 from pqcore.operations.error_details import describe_error, error_text
 from pqcore.operations.follow_ups import dead_letter_headers, follow_up, is_continued
@@ -65,8 +66,9 @@ async def bury(
         "q_name": queue.name,
         "headers": dead_letter_headers(job, owed=owed),
         "failed": int(outcome.reason == "failed"),
-        "error": error_text(outcome.error),
+        "error": error_text(outcome.stored_error),
         "reason": outcome.reason,
+        **attempt_values(outcome),
     }
     retention = job.settings.retention  # the retention with which its row was finished
     if retention == "delete":

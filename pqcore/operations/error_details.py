@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import traceback
 from types import TracebackType
+from typing import Literal, TypeAlias
 
 from pqcore.db.interrupts import is_from_outside
+from pqcore.errors import ConfigurationError
 
 MAX_TRACEBACK = 20_000
 """The largest number of characters of a traceback that are kept, counted from its end."""
+KeepErrors: TypeAlias = Literal["all", "type", "none"]
+"""What is stored of the exceptions of jobs: all, the type alone, or nothing."""
+KEEP_ERRORS: tuple[KeepErrors, ...] = ("all", "type", "none")
 _LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 
 
@@ -38,6 +43,28 @@ def describe_error(error: BaseException) -> dict[str, str]:
         "message": _storable(message[:MAX_TRACEBACK]),
         "traceback": _storable(text[-MAX_TRACEBACK:]),
     }
+
+
+def check_keep_errors(value: object) -> None:
+    """Refuse what `KeepErrors` does not have.
+
+    Raises:
+        ConfigurationError: The value is none of them.
+    """
+    if value not in KEEP_ERRORS:
+        raise ConfigurationError(f"keep_errors is {value!r}; choose 'all', 'type' or 'none'")
+
+
+def reduce_error(error: dict[str, str] | None, keep: KeepErrors) -> dict[str, str] | None:
+    """Return what is stored of an error.
+
+    Args:
+        error: The error, as `describe_error` tells it; None without one.
+        keep: What is stored of it.
+    """
+    if error is None or keep == "none":
+        return None
+    return error if keep == "all" else {"type": error["type"], "message": "", "traceback": ""}
 
 
 def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

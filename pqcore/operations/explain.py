@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import NamedTuple, cast
@@ -17,12 +18,13 @@ from pqcore.db.session import Session
 from pqcore.errors import AccessDenied, SchemaOutdated, SchemaTooNew, TableMissing
 from pqcore.headers import read_headers
 from pqcore.lanes import GROUP, Lane, lane_of
-from pqcore.operations import causes
+from pqcore.operations import causes, worker_causes
+from pqcore.operations.attempts import read_attempts
 from pqcore.operations.error_details import read_error
 from pqcore.operations.explanation import Cause, Explanation
 from pqcore.operations.list_jobs import path_in
 from pqcore.operations.results import put_time
-from pqcore.operations.worker_registry import WorkerInfo, knows, list_workers_of
+from pqcore.operations.worker_registry import WorkerInfo, find_running, knows, list_workers_of
 from pqcore.schema import security
 from pqcore.settings import QueueSettings
 from pqcore.sql.explain_statements import MOST_BEFORE
@@ -118,7 +120,10 @@ async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = Non
     """
     name = None if queue is None else queue.name
     try:
-        return await engine.run(partial(_explain, engine, job_id, queue), protect=False)
+        found = await engine.run(partial(_explain, engine, job_id, queue), protect=False)
+        if found.queue is None or found.state == "none":
+            return found
+        return replace(found, past_attempts=tuple(await read_attempts(engine, found.queue, job_id)))
     except TableMissing as exc:
         cause = causes.no_table(str(exc))
     except SchemaOutdated as exc:
@@ -213,7 +218,9 @@ class _Examination:
         if not self._causes and row.state == "leased":
             until = cast(UtcDatetime, UtcDatetime.of(row.leased_until))
             ids = tuple(worker.id for worker in workers)
-            self._causes.append(causes.running(self._id, until, stops=row.cancelling, workers=ids))
+            runs = find_running(workers, row.queue, self._id)
+            where = None if runs is None else (f"{runs[0].host}:{runs[0].pid}", runs[1].since)
+            self._causes.append(causes.running(self._id, until, stops=row.cancelling, workers=ids, where=where))
         state = row.state
         if row.state != "leased":
             lane = lane_of(row.headers)
@@ -322,21 +329,31 @@ class _Examination:
 
     async def _look_at_workers(self, workers: Sequence[WorkerInfo]) -> None:
         if not workers:
-            self._causes.append(causes.no_worker(self._row.queue))
+            self._causes.append(worker_causes.no_worker(self._row.queue))
             return
         able = [worker for worker in workers if self._task is None or knows(worker, self._task)]
         if not able:
             ids = tuple(worker.id for worker in workers)
-            self._causes.append(causes.no_worker_of_task(self._row.queue, str(self._task), ids))
+            self._causes.append(worker_causes.no_worker_of_task(self._row.queue, str(self._task), ids))
+            return
+        taking = [worker for worker in able if not worker.quiet]
+        if not taking:
+            self._causes.append(
+                worker_causes.workers_quiet(self._row.queue, tuple(sorted(worker.id for worker in able)))
+            )
             return
         listed = await list_workers_of(self._s, None)
-        ours = {worker.id for worker in able}
+        ours = {worker.id for worker in taking}
         queues = sorted({name for worker in listed if worker.id in ours for name in worker.queues})
-        slots = sum(worker.concurrency for worker in listed if worker.alive and {*queues} & {*worker.queues})
+        slots = sum(
+            worker.concurrency
+            for worker in listed
+            if worker.alive and not worker.quiet and {*queues} & {*worker.queues}
+        )
         rows = await _run(self._s, self._s.sql.explain.explain_leased, names=queues, n=slots)
         if len(rows) >= slots:
             jobs = [job for (job,) in rows]
-            self._causes.append(causes.workers_busy(slots, jobs, tuple(sorted(ours))))
+            self._causes.append(worker_causes.workers_busy(slots, jobs, tuple(sorted(ours))))
 
     async def _before(self) -> list[int]:
         sql, lane = self._s.sql.explain, self._row.parked_on

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from pqcore.operations.attempts import PastAttempt
 from pqcore.times import UtcDatetime
 
 SHOWN = 10
@@ -49,6 +50,8 @@ class Explanation:
         position: How many jobs are before the job, up to 1,000; None for a job that is not due.
         next_at: When the job is due; None for a job that is due now, or is not waiting.
         notes: Conditions that do not keep the job from running, but may slow the queue down.
+        past_attempts: The attempts that failed, crashed or were snoozed, as in `pqcore.Queue.attempts`; empty if the
+            role may not read them.
     """
 
     id: int
@@ -58,6 +61,7 @@ class Explanation:
     position: int | None = None
     next_at: UtcDatetime | None = None
     notes: tuple[Cause, ...] = ()
+    past_attempts: tuple[PastAttempt, ...] = ()
 
     @property
     def text(self) -> str:

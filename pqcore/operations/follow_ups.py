@@ -125,7 +125,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
         "data": encoded.data,
         "payload": encoded.payload,
         "serializer": queue.serializer_name,
-        "error": error_text(outcome.error) or error_text(outcome.result_error),
+        "error": error_text(outcome.stored_error) or error_text(outcome.stored_result_error),
         "keep": float(keep),
         "put_at": outcome.job.enqueued_at,
         "channel": results_channel(queue.name),

@@ -21,7 +21,7 @@ from pqcore.errors import (
     TransientError,
 )
 from pqcore.job import BaseJob
-from pqcore.operations.error_details import describe_error
+from pqcore.operations.error_details import KeepErrors, describe_error, reduce_error
 from pqcore.settings import Encoded
 
 OutcomeKind: TypeAlias = Literal["done", "retry", "snooze", "crash", "dead", "drop"]
@@ -55,6 +55,7 @@ class Outcome:
         reason: Why the job is dead, dropped or postponed: ``failed``, ``crashed``, ``expired``, ``invalid``,
             ``unreadable``, ``discarded``, ``cancelled``, ``unknown``.
         by_hand: Whether no function was called, so that there is no result to keep.
+        keep_errors: What is stored of the errors.
     """
 
     job: BaseJob
@@ -67,11 +68,34 @@ class Outcome:
     reason: str = ""
     finished: bool = False
     by_hand: bool = False
+    keep_errors: KeepErrors = "all"
+
+    @property
+    def stored_error(self) -> dict[str, str] | None:
+        """What is stored of ``error``; all of it for a postponed job, whose row tells workers the reason."""
+        return self.error if self.reason in PUT_OFF else reduce_error(self.error, self.keep_errors)
+
+    @property
+    def stored_result_error(self) -> dict[str, str] | None:
+        """What is stored of ``result_error``: at least its type, because the result is missing."""
+        return reduce_error(self.result_error, "all" if self.keep_errors == "all" else "type")
 
 
 def done_by_hand(job: BaseJob) -> Outcome:
     """Return the outcome of a job that a caller acknowledged, or took with `get`."""
     return Outcome(job, "done", by_hand=True)
+
+
+def crashed(job: BaseJob, pause: float, message: str) -> Outcome:
+    """Return the outcome of an attempt that died without ending the program: the job is given back.
+
+    Args:
+        job: The job.
+        pause: Seconds until the job is due again after its first crash; each further crash doubles them.
+        message: What happened, for the list of attempts.
+    """
+    error = {"type": "crash", "message": message, "traceback": ""}
+    return Outcome(job, "crash", error=error, delay=pause * 2 ** min(job.crashes, 10), reason="crashed")
 
 
 def ails_server(error: PQError) -> bool:

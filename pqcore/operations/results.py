@@ -199,7 +199,7 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
         raise _failed(job_id, kept.state, kept.error)
     if kept.error is not None:
         details = read_error(kept.error)
-        msg = f"job {job_id} was done, but its result could not be stored: {details['type']}: {details['message']}"
+        msg = f"job {job_id} was done, but its result could not be stored: {_short(details)}"
         raise ResultNotStored(msg, details)
     raw = kept.data if kept.payload is None else bytes(kept.payload)
     return await decode(engine, queue, job_id, kept.serializer, "null" if raw is None else raw)
@@ -207,5 +207,9 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
 
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:
     details = read_error(error)
-    why = f": {details['type']}: {details['message']}" if details else ""
+    why = f": {_short(details)}" if details else ""
     return JobFailed(f"job {job_id} was not done; it is {state}{why}", details)
+
+
+def _short(details: dict[str, str]) -> str:
+    return ": ".join(filter(None, (details["type"], details["message"])))

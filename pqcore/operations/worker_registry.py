@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple, cast
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
+from pqcore.errors import AccessDenied
 from pqcore.settings import QueueSettings
 from pqcore.times import UtcDatetime
 
@@ -20,6 +22,23 @@ ALIVE_FOR = 60.0
 """Seconds after its last renewal for which a worker counts as alive."""
 KEPT_FOR = 3600.0
 """Seconds after its last renewal for which a worker is listed."""
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """A job that a worker ran when it last renewed its rows.
+
+    Attributes:
+        id: The id of the job.
+        queue: The name of the job's queue.
+        token: The fencing token of the job's lease.
+        since: When the job was started, by the server's clock.
+    """
+
+    id: int
+    queue: str
+    token: int
+    since: UtcDatetime
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,8 @@ class WorkerInfo:
         started_at: When the worker started.
         seen_at: When the worker last renewed its rows; a worker does so every 10 s.
         alive: Whether the last renewal was less than 60 s ago, by the server's clock.
+        running: The jobs that the worker ran at its last renewal, the earliest start first; at most 100 of each queue.
+        quiet: Whether an operator told the worker to take no more jobs.
     """
 
     id: str
@@ -50,6 +71,8 @@ class WorkerInfo:
     started_at: UtcDatetime
     seen_at: UtcDatetime
     alive: bool
+    running: tuple[RunningJob, ...] = ()
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,15 +107,25 @@ class _WorkerRow(NamedTuple):
     started_at: datetime
     seen_at: datetime
     alive: bool
+    running: str | None
+    quiet: bool
 
 
-async def announce(engine: Engine, worker: RunningWorker, tasks: Mapping[str, Sequence[str]], age: float) -> None:
-    """List a worker for each of its queues, or renew its rows.
+async def announce(
+    engine: Engine,
+    worker: RunningWorker,
+    tasks: Mapping[str, Sequence[str]],
+    running: Mapping[str, Sequence[tuple[int, int, float]]],
+    age: float,
+) -> list[str]:
+    """List a worker for each of its queues, or renew its rows; return the queues of which it must take no more jobs.
 
     Args:
         engine: The engine.
         worker: The worker.
         tasks: The paths of the functions that the worker can run, by the name of each of its queues.
+        running: The jobs that the worker runs, by the name of each of its queues: the id, the token, and the seconds
+            since the job started.
         age: Seconds since the worker started.
     """
     values = {
@@ -104,8 +137,21 @@ async def announce(engine: Engine, worker: RunningWorker, tasks: Mapping[str, Se
         "age": age,
         "names": list(tasks),
         "tasks": [json.dumps(paths) for paths in tasks.values()],
+        "running": [json.dumps(running[name]) for name in tasks],
     }
     await engine.execute("workers.announce_worker", values)
+    return [name for (name,) in await engine.execute("workers.find_quiet", {"id": worker.id, "names": list(tasks)})]
+
+
+async def set_quiet(engine: Engine, worker_id: str, *, quiet: bool) -> bool:
+    """Have a worker take no more jobs, or take jobs again; return whether the worker is listed.
+
+    Args:
+        engine: The engine.
+        worker_id: The id of the worker, as in `WorkerInfo`.
+        quiet: Whether the worker must take no more jobs.
+    """
+    return bool(await engine.execute("workers.set_quiet", {"id": worker_id, "quiet": quiet}))
 
 
 async def withdraw(engine: Engine, worker: RunningWorker, queues: Sequence[str]) -> None:
@@ -152,7 +198,51 @@ def _worker_of(rows: Sequence[_WorkerRow]) -> WorkerInfo:
         cast(UtcDatetime, UtcDatetime.of(newest.started_at)),
         cast(UtcDatetime, UtcDatetime.of(newest.seen_at)),
         newest.alive,
+        tuple(sorted((job for row in rows for job in _running_in(row)), key=lambda job: job.since)),
+        newest.quiet,
     )
+
+
+def _running_in(row: _WorkerRow) -> list[RunningJob]:
+    """Return the jobs in a worker's row; empty if another program wrote the row in another form."""
+    try:
+        found = [(int(job), int(token), float(age)) for job, token, age in json.loads(row.running or "[]")]
+        return [
+            RunningJob(job, row.queue, token, cast(UtcDatetime, UtcDatetime.of(row.seen_at - timedelta(seconds=age))))
+            for job, token, age in found
+        ]
+    except (TypeError, ValueError, OverflowError):
+        return []
+
+
+async def find_runner(engine: Engine, queue: QueueSettings, job_id: int) -> tuple[WorkerInfo, RunningJob] | None:
+    """Return the worker that runs a job, if it is alive, as `find_running` does.
+
+    None also if the role may not read the list of workers.
+
+    Args:
+        engine: The engine.
+        queue: The job's queue.
+        job_id: The job.
+    """
+    with suppress(AccessDenied):
+        workers = [worker for worker in await list_workers(engine, queue) if worker.alive]
+        return find_running(workers, queue.name, job_id)
+    return None
+
+
+def find_running(workers: Sequence[WorkerInfo], queue: str, job_id: int) -> tuple[WorkerInfo, RunningJob] | None:
+    """Return the worker that runs a job, and the job in its list; None if no worker lists the job.
+
+    A worker lists a job at its next renewal, which comes up to 10 s after the start of the job.
+
+    Args:
+        workers: The workers that are listed.
+        queue: The name of the job's queue.
+        job_id: The job.
+    """
+    found = [(worker, job) for worker in workers for job in worker.running if (job.id, job.queue) == (job_id, queue)]
+    return max(found, key=lambda each: each[1].token, default=None)
 
 
 def paths_of(tasks: str) -> list[str]:

@@ -26,6 +26,7 @@ HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("results", "job_id"),
         ("slots", "job_id"),
         ("dedup", "job_id"),
+        ("attempts", "job_id"),
     ),
     "batches": (("batches", "id"),),
 }

@@ -371,6 +371,8 @@ WITH picked AS (
   WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING id
 ), told AS (
   UPDATE {{results}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved)) AND {OF_QUEUE}
+), noted AS (
+  UPDATE {{attempts}} SET q_name = :target::text WHERE job_id = ANY (ARRAY(SELECT id FROM moved)) AND {OF_QUEUE}
 )
 SELECT id, pg_notify(:channel::text, '')::text FROM moved"""
 

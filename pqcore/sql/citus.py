@@ -88,6 +88,13 @@ def _of_queue(template: str) -> str:
     return replace(template, " q_name = excluded.q_name,", "")
 
 
+def _swept(template: str) -> str:
+    # Only the attempts of one queue are swept, because they are all on one node.
+    for condition in ("job_id > ", "job_id = ANY "):
+        template = replace(template, f"WHERE {condition}", f"WHERE q_name = :q_name::text AND {condition}")
+    return template
+
+
 _TAKES = re.compile(r"(keep|delete|lease)_\d+_\w+")
 _LEASES = re.compile(r"lease_\d+_\w+|take_lanes_\d+|end_and_take_\w+")
 
@@ -110,6 +117,7 @@ class Citus(Dialect):
         "explain_job": without_xmax,
         "heartbeat": _waiting,
         "nack": _beside,
+        "crash": _beside,
         "retry": _beside,
         "snooze": _beside,
         "replace": _replaced,
@@ -117,6 +125,7 @@ class Citus(Dialect):
         "take_tokens": _drawn,
         "keep_result": _of_queue,
         "report_progress": _of_queue,
+        "sweep_attempts": _swept,
     }
     unknown_words = (*NOTIFICATION, *RENUMBERING, "TRIGGER")
 
@@ -125,6 +134,9 @@ class Citus(Dialect):
         template = super().rewrite(name, without_renumbering(without_notification(template.strip())))
         if _LEASES.fullmatch(name):
             template = _leased(template)
+        # The queue is part of the key of an attempt, and cannot be changed.
+        template = template.replace("ON CONFLICT (job_id, place)", "ON CONFLICT (job_id, place, q_name)")
+        template = template.replace("SET q_name = excluded.q_name, put_at", "SET put_at")
         template = template.replace("WHERE kept.ctid =", "WHERE kept.q_name = :q_name::text AND kept.ctid =")
         if _TAKES.fullmatch(name):
             start = max(template.rfind("\nUPDATE {table}"), template.rfind("\nDELETE FROM {table}"))

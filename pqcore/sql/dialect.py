@@ -16,6 +16,7 @@ from pqcore.backend import Capability
 from pqcore.errors import PluginError
 from pqcore.sql.admin_statements import AdminStatements
 from pqcore.sql.admission_statements import end_and_take_template, take_lanes_template
+from pqcore.sql.attempt_statements import AttemptStatements
 from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.explain_statements import ExplainStatements
 from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template, plain_template
@@ -132,6 +133,11 @@ class Dialect(QueueStatements, SessionStatements):
         """The statements of the list of workers."""
         return WorkerStatements(self._compile_template)
 
+    @cached_property
+    def attempts(self) -> AttemptStatements:
+        """The statements of attempts that are kept."""
+        return AttemptStatements(self._compile_template)
+
     def peek(self, n: int) -> Query:
         """Return the statement that reads the next ``n`` due rows without locking them."""
         return self._compile_template(f"peek_{n}", peek_template(n))
@@ -182,6 +188,7 @@ class Dialect(QueueStatements, SessionStatements):
             EncodingStatements,
             ExplainStatements,
             WorkerStatements,
+            AttemptStatements,
         ):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)

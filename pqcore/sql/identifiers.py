@@ -149,6 +149,7 @@ class TableName:
             "keys": self.related("_keys"),
             "rules": self.related("_rules"),
             "workers": self.related("_workers"),
+            "attempts": self.related("_attempts"),
             "migrations": self.beside("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),

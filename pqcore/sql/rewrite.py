@@ -18,6 +18,7 @@ RENUMBERING = ("made_way", "renumbered")
 
 _NOTIFIED = r"pg_notify\(:\w+::text, ''\)::text"
 _KEYED_BY_ID = re.compile(r"(?m)^(  (?:id|job_id)\s+(?:bigint|bigserial)\s+)PRIMARY KEY,$")
+_KEYED_BY_JOB = re.compile(r"PRIMARY KEY \((job_id, \w+)\)")
 _KEYED_BY_QUEUE = re.compile(r"PRIMARY KEY \([^)]*\bq_name\b|\bq_name\s+text\s+PRIMARY KEY")
 
 
@@ -103,6 +104,7 @@ def keyed_by_queue(statement: str) -> str:
     """
     found = _KEYED_BY_ID.search(statement)
     if found is None:
+        statement = _KEYED_BY_JOB.sub(r"PRIMARY KEY (\1, q_name)", statement)
         if not _KEYED_BY_QUEUE.search(statement):
             raise RewriteMiss(_KEYED_BY_ID.pattern, statement)
         return statement

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pqcore.rows import DEAD_LETTER
 from pqcore.sql.admission_statements import AdmissionStatements
+from pqcore.sql.attempt_statements import LATER, give_up, keep_attempt
 from pqcore.sql.fragments import (
     AFTER_WAY,
     ATTEMPTS,
@@ -93,7 +94,7 @@ def _buried(gone: str) -> str:
     return f"""
 WITH gone AS ({gone}){MADE_WAY["dead"]}, buried AS (
   INSERT INTO {{dead}} ({_DEAD_COLUMNS}, reason) SELECT {columns}, :reason::text FROM gone{AFTER_WAY}
-)
+), {keep_attempt("gone")}
 SELECT id FROM gone"""
 
 
@@ -161,19 +162,14 @@ WITH put (id, put_at) AS (
     @composed()
     def retry(self) -> str:
         """Give up a lease after a failure, and count the failure."""
-        return (
-            f"UPDATE {{table}} SET leased_until = NULL, failures = {ONE_MORE.format('failures')},"
-            " error = :error::text::json, cancelling = NULL,"
-            f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at) WHERE {HELD_ONE} {_TOLD}"
+        return give_up(
+            f"failures = {ONE_MORE.format('failures')}, error = :error::text::json, cancelling = NULL, {LATER}"
         )
 
     @composed()
     def snooze(self) -> str:
         """Give up a lease, and excuse the attempt."""
-        return (
-            f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')},"
-            f" schedule_at = coalesce({_IN.format(_NOW, 'delay')}, schedule_at) WHERE {HELD_ONE} {_TOLD}"
-        )
+        return give_up(f"excused = {ONE_MORE.format('excused')}, {LATER}")
 
     @composed()
     def put_off(self) -> str:

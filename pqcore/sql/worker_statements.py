@@ -13,4 +13,6 @@ class WorkerStatements(StatementSet):
     announce_worker = from_file(rows=False)
     withdraw_worker = from_file(rows=False)
     sweep_workers = from_file(rows=False)
+    find_quiet = from_file()
+    set_quiet = from_file()
     list_workers = from_file()

@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 _OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
 # The worker reads these options from the declaration, because a function or class cannot be stored with the job.
-_DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "limit"}
+_DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "keep_errors", "limit"}
 _OF_CALLS = _OPTIONS - _DECLARED_ONLY | {"connection"}
 _OTHER_WAYS = {
     **dict.fromkeys(("delay", "defer", "send", "enqueue"), "call it: {name}(...)"),

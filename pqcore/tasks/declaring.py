@@ -15,6 +15,7 @@ from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.job import JobId
 from pqcore.operations.batches import chain_calls
 from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.error_details import KeepErrors, check_keep_errors
 from pqcore.put_options import Dedup, put_options
 from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, signature_of
 from pqcore.tasks.retry import RetryPolicy, policy_to_json
@@ -55,6 +56,8 @@ class TaskOptions:
         max_crashes: How often the job may kill its worker before it becomes a dead letter.
         run_in: Where a function that is not a coroutine function runs: ``"thread"`` or ``"process"``; None for the
             worker's choice.
+        keep_errors: What is stored of exceptions: ``"all"``; ``"type"``, if messages may contain personal data; or
+            ``"none"``. None for the worker's choice.
         headers: JSON values that are stored with a job.
         tenant: The share that a job belongs to, or a function that makes its name from the arguments.
         priority: A number; jobs with higher numbers are taken first. Or a function that makes the number from the
@@ -80,6 +83,7 @@ class TaskOptions:
     headers: Mapping[str, Any] | None = None
     tenant: Key = None
     priority: int | Callable[..., int] = 0
+    keep_errors: KeepErrors | None = None
 
     def __post_init__(self) -> None:
         for name in ("retry_in", "timeout", "keep_result"):
@@ -105,6 +109,8 @@ class TaskOptions:
         if self.run_in not in (None, "thread", "process"):
             msg = f"run_in is {self.run_in!r}; choose 'thread' or 'process'"
             raise ConfigurationError(msg)
+        if self.keep_errors is not None:
+            check_keep_errors(self.keep_errors)
 
 
 class DeclarationOptions(TypedDict, total=False):
@@ -125,6 +131,7 @@ class DeclarationOptions(TypedDict, total=False):
     headers: Mapping[str, Any] | None
     tenant: Key
     priority: int | Callable[..., int]
+    keep_errors: KeepErrors | None
 
 
 def task_options(

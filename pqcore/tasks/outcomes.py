@@ -19,13 +19,14 @@ from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
     PayloadTooLarge,
+    PQError,
     SerializationError,
     UnknownTask,
     Unreadable,
 )
 from pqcore.job import BaseJob
-from pqcore.operations.error_details import describe_error, exc_info_of
-from pqcore.operations.job_outcome import Outcome, OutcomeKind, dead_letter_of
+from pqcore.operations.error_details import KeepErrors, describe_error, exc_info_of
+from pqcore.operations.job_outcome import Outcome, OutcomeKind, crashed, dead_letter_of
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
 from pqcore.tasks.declaring import Task, TaskOptions
@@ -93,7 +94,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
         if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
-            return Outcome(job, "crash", delay=MEMORY_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
+            return crashed(job, MEMORY_PAUSE, "the data of the job do not fit into memory")
         job_logger.exception("job %d of %r is not a call of a function", job.id, queue.name)
         return Outcome(job, "dead", error=describe_error(exc), reason="invalid")
     try:
@@ -302,6 +303,16 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
         job.id,
         job.settings.name,
     )
+
+
+def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
+    """Log that the list of a job's attempts lacks a crash."""
+    logger.warning("a crash of job %d of %r is not kept: %s", job.id, job.settings.name, error)
+
+
+def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:
+    """Return what is stored of the exceptions of a run: its task decides; without an option there, the caller."""
+    return otherwise if run is None else run.task.options.keep_errors or otherwise
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})

@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 from pqcore.errors import PQError
 from pqcore.events import FAILURES
 from pqcore.operations import complete
-from pqcore.operations.job_outcome import Outcome
+from pqcore.operations.error_details import KeepErrors
+from pqcore.operations.job_outcome import Outcome, crashed
 from pqcore.tasks.context import JobCancelled, JobContext, enter_job, leave_job
 from pqcore.tasks.job_events import Attempt, JobEvents
 from pqcore.tasks.outcomes import (
@@ -23,6 +24,7 @@ from pqcore.tasks.outcomes import (
     bound_call,
     is_cancellation,
     job_logger,
+    kept_errors,
     outcome_of_failure,
     outcome_of_result,
     outcome_without_result,
@@ -30,6 +32,7 @@ from pqcore.tasks.outcomes import (
     snooze_unrunnable,
     stores_result,
     warn_of_lost_lease,
+    warn_of_unkept_crash,
 )
 
 logger = logging.getLogger("pqcore.tasks")
@@ -60,7 +63,10 @@ class Runner(Generic[A]):
 
     Attributes:
         events: The caller of plugins' hooks.
+        keep_errors: What is stored of exceptions, for tasks without an option of their own.
     """
+
+    keep_errors: KeepErrors = "all"
 
     def __init__(self, events: JobEvents, *, suspends: bool = False) -> None:
         self.events = events
@@ -72,6 +78,15 @@ class Runner(Generic[A]):
         if not isinstance(run, Outcome):
             attempt.run = run
         return run
+
+    async def keep_crash(self, attempt: A) -> None:
+        """Keep that an earlier lease of the job ended without an outcome; the job runs even if that fails."""
+        from pqcore.operations import attempts  # few jobs crash
+
+        try:
+            await attempts.keep_crash(attempt.queue.engine, attempt.queue, attempt.job)
+        except PQError as exc:
+            warn_of_unkept_crash(attempt.job, exc)
 
     async def start(self, attempt: A) -> None:
         """Call the hook of a job that is about to run; skipped if no plugin has the hook."""
@@ -148,7 +163,11 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     leaving: BaseException | None = None
     outcome: Outcome | None
     try:
-        run = attempt.run or await runner.decode(attempt)
+        run: Run | Outcome | None = attempt.run
+        if run is None:
+            if attempt.job.leased and attempt.job.crashes > 0:  # kept before the job can crash this process, too
+                await runner.keep_crash(attempt)
+            run = await runner.decode(attempt)
         if attempt.run is not None and "pqcore_job_started" in runner.events.hooks:
             await runner.start(attempt)
         context.check()  # until now, no other code could stop it
@@ -171,6 +190,8 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
             leaving = left
             outcome = Outcome(attempt.job, "snooze", reason="shutdown", finished=context.finished)
     leave_job(before)
+    if outcome is not None and (outcome.kind != "done" or attempt.job.raw_headers is not None):
+        outcome.keep_errors = kept_errors(attempt.run, runner.keep_errors)
     if not runner.release(attempt):
         return None
     if outcome is not None and outcome.kind in FAILURES and attempt.run is not None:
@@ -206,7 +227,7 @@ async def _outcome_of_error(runner: Runner[A], attempt: A, context: JobContext, 
         return outcome_without_result(queue, job, error)
     if isinstance(error, WorkerProcessDied):
         job_logger.error("job %d of %r: %s", job.id, queue.name, error)
-        return Outcome(job, "crash", delay=CRASH_PAUSE * 2 ** min(job.crashes, 10), reason="crashed")
+        return crashed(job, CRASH_PAUSE, str(error))
     if run is None:
         return snooze_unrunnable(queue, job, error, "unreadable")
     return outcome_of_failure(queue, run, error)

@@ -34,7 +34,14 @@ from pqcore.settings import Encoded, QueueSettings
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.fetched_jobs import PoppedJobs, claim_owed, popped_jobs
 from pqcore.tasks.job_events import NO_EVENTS, Attempt, JobEvents, find_job_events
-from pqcore.tasks.outcomes import SLOW_SERIALIZER, Run, outcome_of_failure, prepare, warn_of_lost_lease
+from pqcore.tasks.outcomes import (
+    SLOW_SERIALIZER,
+    Run,
+    kept_errors,
+    outcome_of_failure,
+    prepare,
+    warn_of_lost_lease,
+)
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.tasks.run_job import Runner, run_job
 
@@ -254,7 +261,11 @@ class _Performer(Runner[Attempt]):
         if outcome is None:
             run = prepare(self._queue, self._queue, self._job)
             failure = PQError("failed") if error is None else error
-            outcome = run if isinstance(run, Outcome) else outcome_of_failure(self._queue, run, failure)
+            if isinstance(run, Outcome):
+                outcome = run
+            else:
+                outcome = outcome_of_failure(self._queue, run, failure)
+                outcome.keep_errors = kept_errors(run, self.keep_errors)
         # The function may have changed the data that the job holds, but the retry gets the stored data.
         await self._end(outcome, None if data is self._job.decoded_data else data)
 

@@ -49,6 +49,7 @@ SIDE_TABLES = (
     "_keys",
     "_rules",
     "_workers",
+    "_attempts",
 )
 """The suffixes of the tables that belong to a queue's table."""
 INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")

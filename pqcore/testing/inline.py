@@ -86,7 +86,7 @@ async def drain(queues: Sequence[Any], *, raise_errors: bool, at_most: int, susp
                 continue
             return ran
         if len(ran) >= at_most:
-            await complete.finish(queue.engine, queue, [Outcome(job, "snooze")])
+            await complete.finish(queue.engine, queue, [Outcome(job, "snooze", reason="shutdown")])
             msg = f"{at_most} jobs were run, and more are due, such as {path_of(job)}: does a job put itself again?"
             raise PQError(msg)
         ran.append(await _Drainer(queue, job, suspends=suspends).run(raise_errors=raise_errors))

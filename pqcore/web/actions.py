@@ -17,6 +17,7 @@ from pqcore.web.changes import (
     purge_dead,
     purge_done,
     purge_letter,
+    quiet_worker,
     resume,
     retry_dead,
     retry_group,
@@ -27,6 +28,7 @@ from pqcore.web.changes import (
     set_limit,
     set_rate,
     set_weight,
+    wake_worker,
 )
 
 _AGE = Field("older_than", "Only if older than", "as in 30s, 2h or 14d; 0s for all", "14d")
@@ -35,6 +37,7 @@ _WHAT = (
     Field("name", "Its name", "of a task, as in app.emails.send; none for the queue", required=False),
 )
 _GROUP = tuple(Field(name, name.capitalize(), required=False, fixed=True) for name in ("task", "error", "reason"))
+_WORKER = Field("worker", "Worker", fixed=True)
 _LIMIT = Field("name", "Limit", "the name that jobs were put under")
 
 ACTIONS: dict[str, Action] = {
@@ -192,6 +195,26 @@ ACTIONS: dict[str, Action] = {
         run_now,
         of_job=False,
         fields=(Field("name", "Task", fixed=True),),
+        then="workers",
+    ),
+    "quiet-worker": Action(
+        "Quiet",
+        "Tell worker {worker} to take no more jobs?",
+        "It finishes the jobs that it runs, and does not stop. It reads this at its next renewal, within 10 s.",
+        "The worker takes no more jobs from its next renewal on.",
+        quiet_worker,
+        of_job=False,
+        fields=(_WORKER,),
+        then="workers",
+    ),
+    "wake-worker": Action(
+        "Take jobs again",
+        "Have worker {worker} take jobs again?",
+        "It reads this at its next renewal, within 10 s.",
+        "The worker takes jobs again from its next renewal on.",
+        wake_worker,
+        of_job=False,
+        fields=(_WORKER,),
         then="workers",
     ),
 }

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations import admin, dead_groups, dead_letters, expiry, periodic, purge_counts, retry, rules
+from pqcore.operations import (
+    admin,
+    dead_groups,
+    dead_letters,
+    expiry,
+    periodic,
+    purge_counts,
+    retry,
+    rules,
+    worker_registry,
+)
 from pqcore.settings import AS_IT_IS, QueueSettings
 from pqcore.tasks.periodic import latest_tick
 from pqcore.times import typed
@@ -104,6 +114,23 @@ class Action:
     fields: tuple[Field, ...] = ()
     counts: Callable[[Target, ActionRequest], Awaitable[Count]] | None = None
     then: str = "queue"
+
+
+async def quiet_worker(target: Target, wanted: ActionRequest) -> int:
+    """Tell a worker to take no more jobs."""
+    return await _set_quiet(target, wanted, quiet=True)
+
+
+async def wake_worker(target: Target, wanted: ActionRequest) -> int:
+    """Have a worker take jobs again."""
+    return await _set_quiet(target, wanted, quiet=False)
+
+
+async def _set_quiet(target: Target, wanted: ActionRequest, *, quiet: bool) -> int:
+    worker = wanted.fields["worker"]
+    if not await target.call(worker_registry.set_quiet, worker, quiet=quiet):
+        raise ConfigurationError(f"no worker {worker!r} is listed; it has stopped, or was listed under another id")
+    return 1
 
 
 async def retry_job(target: Target, wanted: ActionRequest) -> int:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from pqcore.errors import AccessDenied, ConfigurationError, JobNotFound, StatementCancelled
 from pqcore.operations import activity, limits, list_jobs, results, rules, worker_registry
 from pqcore.operations.activity import Tick
+from pqcore.operations.attempts import read_attempts
 from pqcore.operations.dead_groups import DeadGroup, list_dead_groups
 from pqcore.operations.explain import explain
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
+from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.settings import QueueSettings
 from pqcore.tasks.periodic import ticks_after
 from pqcore.web import rendering
@@ -43,6 +45,8 @@ _DIGITS = 19
 
 Query = Mapping[str, str]
 View = dict[str, Any]
+Runs = dict[tuple[str, int], tuple[WorkerInfo, datetime]]
+"""The worker that runs each job, and since when, by the queue and the id of the job."""
 
 
 class ScheduledTick(NamedTuple):
@@ -106,6 +110,7 @@ class Views:
             "figures": sample.queues.get(name, Figures()),
             "charts": self._charts(name),
             "running": await self._target.read(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
+            "runs": await self._runs(settings),
             "jobs": jobs,
             "state": state if state in STATES else "",
             "states": STATES,
@@ -122,6 +127,12 @@ class Views:
             "rules": [(rule, change_of_rule(rule)) for rule in await self._target.read(rules.list_rules, settings)],
             "changes": _of_queue() if self._changes else (),
         }
+
+    async def _runs(self, settings: Any) -> Runs:
+        """Return which worker runs each job of a queue; empty if the role may not read the list of workers."""
+        with suppress(AccessDenied):
+            return _runs(await self._target.read(worker_registry.list_workers, settings))
+        return {}
 
     async def _limits(self, settings: Any, figures: Figures) -> list[limits.LimitUsage]:
         """Return the limits and groups in use for which most jobs wait; none if counting the jobs takes long."""
@@ -150,6 +161,10 @@ class Views:
             "data": text,
             "cut": cut,
             "explanation": await self._target.read(explain, job_id, settings) if waits else None,
+            "attempts": await self._target.read(read_attempts, job.queue, job_id),
+            "runner": await self._target.read(worker_registry.find_runner, settings, job_id)
+            if job.state == "leased"
+            else None,
             "progress": await self._progress(settings, job),
             "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
             "changes": [(name, ACTIONS[name]) for name in possible(job.state)] if self._changes else (),
@@ -199,11 +214,13 @@ class Views:
         leased = {name: figures.leased for name, figures in sample.queues.items() if figures.leased}
         running = await self._listed(_most(leased), "leased", STEPS[1])
         running.sort(key=lambda job: (job.leased_until is None, job.leased_until, job.id))
+        workers = await self._target.read(worker_registry.list_workers)
         return {
             "sample": sample,
             "running": running[: STEPS[1]],
             "leased": sum(leased.values()),
-            "workers": await self._target.read(worker_registry.list_workers),
+            "workers": workers,
+            "runs": _runs(workers),
             "sessions": await self._target.read(activity.list_sessions, sorted(names)),
             "ticks": [_schedule(tick, sample.at) for tick in ticks],
         }
@@ -275,6 +292,11 @@ def followed(query: Query) -> Query:
 def parts_followed(parts: Sequence[str], query: Query) -> list[str]:
     """Return the parts of a page that its stream keeps up to date."""
     return [part for part in parts if part != "jobs" or "still" not in query]
+
+
+def _runs(workers: Sequence[WorkerInfo]) -> Runs:
+    """Return the worker that runs each job, and since when, by the queue and the id of the job."""
+    return {(job.queue, job.id): (worker, job.since) for worker in workers if worker.alive for job in worker.running}
 
 
 def _schedule(tick: Tick, now: datetime) -> ScheduledTick:

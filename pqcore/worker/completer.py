@@ -143,7 +143,9 @@ class Completer:
             return None  # a fetch reads the rules, and obeys pauses
         free = worker_state.slots_for(queue_state)
         n = queue_state.fetch_size(free, self._prefetch)
-        if not n or queue_state.fetching or queue.rate is not None or worker_state.draining.is_set():
+        if not n or queue_state.fetching or queue_state.quiet or queue.rate is not None:
+            return None
+        if worker_state.draining.is_set():
             return None
         ahead = queue_state.most_ahead(self._prefetch)
         times = queue_state.jobs_for_place() if ahead and not queue.lanes.has_shares else 1

@@ -14,12 +14,22 @@ from functools import partial
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
+from pqcore.errors import PQError
+from pqcore.operations import attempts
 from pqcore.operations.admission import SharedPlaces
+from pqcore.operations.error_details import KeepErrors
 from pqcore.operations.job_outcome import Outcome
 from pqcore.settings import QUICK_SIZE
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.job_events import AROUND_RUN, JobEvents
-from pqcore.tasks.outcomes import Run, outcome_of_result, prepare, snooze_unrunnable, stores_result
+from pqcore.tasks.outcomes import (
+    Run,
+    outcome_of_result,
+    prepare,
+    snooze_unrunnable,
+    stores_result,
+    warn_of_unkept_crash,
+)
 from pqcore.tasks.run_job import Runner, run_job
 from pqcore.worker.job_log import log_end
 from pqcore.worker.pools import Processes, default_processes
@@ -48,6 +58,7 @@ class Executor(Runner[ActiveJob]):
         run_in: Where functions that are not coroutine functions run, unless their task says it.
         stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
         recycling: When a process that runs jobs is replaced.
+        keep_errors: What is stored of exceptions, for tasks without an option of their own.
     """
 
     def __init__(
@@ -57,8 +68,10 @@ class Executor(Runner[ActiveJob]):
         run_in: Literal["thread", "process"],
         stop_timeout: float = 20.0,
         recycling: Recycling = Recycling(),  # noqa: B008 - never changed
+        keep_errors: KeepErrors = "all",
     ) -> None:
         super().__init__(job_events, suspends=True)
+        self.keep_errors = keep_errors
         self._stop_timeout = stop_timeout
         self._recycling = recycling
         self._worker_state = worker_state
@@ -103,7 +116,7 @@ class Executor(Runner[ActiveJob]):
             self._worker_state.changes += 1
             queue_state.note_sizes(jobs)
             queue_state.active_jobs.update((active.key, active) for active in jobs)
-            if self._worker_state.draining.is_set():
+            if self._worker_state.draining.is_set() or queue_state.quiet:
                 queue_state.give_back(jobs)
             else:
                 queue_state.buffer.extend(jobs)
@@ -180,9 +193,11 @@ class Executor(Runner[ActiveJob]):
 
     def _start(self, active: ActiveJob) -> None:
         active.queue_state.started += 1
-        if self._reads_quickly(active):
+        has_crashed = active.job.token > 1 and active.job.crashes > 0  # then `run_job` keeps that first
+        if not has_crashed and self._reads_quickly(active):
             run = self._prepare(active)
             if isinstance(run, Outcome):
+                run.keep_errors = self.keep_errors
                 active.queue_state.complete(active, run)
                 return
             active.run = run
@@ -254,6 +269,13 @@ class Executor(Runner[ActiveJob]):
         if not isinstance(run, Outcome):
             active.run, active.started_at = run, time.perf_counter()
         return run
+
+    async def keep_crash(self, active: ActiveJob) -> None:
+        """Keep, over the worker's own connections, that an earlier lease of the job ended without an outcome."""
+        try:
+            await active.queue_state.bridge.call(attempts.keep_crash, active.queue, active.job)
+        except PQError as exc:
+            warn_of_unkept_crash(active.job, exc)
 
     async def call(self, active: ActiveJob, run: Run) -> Any:
         """Call the function: on the loop, in a thread, or in a process."""

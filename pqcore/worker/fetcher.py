@@ -90,12 +90,14 @@ class Fetcher:
         worker_state, queue_state = self._worker_state, self._queue_state
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
-        n = 0 if queue_state.fetching else queue_state.fetch_size(slots, self._prefetch)
+        n = 0 if queue_state.fetching or queue_state.quiet else queue_state.fetch_size(slots, self._prefetch)
         if n and queue_state.shares_places:  # the statement that ends these jobs leases other jobs, of all lanes
             n = 0
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
-            queue_state.wants_slot = queue_state.next_job() is None
+            if queue_state.quiet and self._stop is not None and not worker_state.draining.is_set():
+                self._stop()  # a burst worker does not wait until it may take jobs again
+            queue_state.wants_slot = not queue_state.quiet and queue_state.next_job() is None
             worker_state.wake_fetchers.clear()
             pause = 2 * PLACE_SECONDS if queue_state.shares_places else None
             with suppress(asyncio.TimeoutError):
@@ -213,6 +215,8 @@ class Fetcher:
         worker_state, queue_state = self._worker_state, self._queue_state
         in_thread = not queue_state.bridge.engine.runtime.suspends
         if worker_state.draining.is_set() or queue_state.fetching or queue_state.queue.lanes.lanes:
+            return 0
+        if queue_state.quiet:
             return 0
         if in_thread and len(worker_state.queue_states) > 1:
             return 0

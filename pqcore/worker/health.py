@@ -220,6 +220,8 @@ class Health:
         """Return why the worker takes no jobs; None if it takes jobs."""
         if self._worker_state.draining.is_set():
             return "the worker stops"
+        if all(queue_state.quiet for queue_state in self._worker_state.queue_states):
+            return "the worker was told to take no more jobs"
         try:
             return await self._ready.answer()
         except asyncio.TimeoutError:

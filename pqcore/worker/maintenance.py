@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pqcore.backend import Capability
@@ -16,6 +17,7 @@ from pqcore.errors import AccessDenied, PQError
 from pqcore.events import PutEvent, ServerEvent
 from pqcore.hook_dispatch import call_hook
 from pqcore.operations import admission, batch_counts
+from pqcore.operations.attempts import AttemptSweep
 from pqcore.operations.expiry import Sweep
 from pqcore.operations.periodic import put as put_tick
 from pqcore.operations.periodic import tick_window
@@ -37,12 +39,21 @@ NEARLY_FULL = 0.5
 
 
 class Maintenance:
-    """The maintenance of one queue: sweeps, checks of the server, and ticks of periodic tasks."""
+    """The maintenance of one queue: sweeps, checks of the server, and ticks of periodic tasks.
 
-    def __init__(self, queue_state: QueueState) -> None:
+    Args:
+        queue_state: The queue.
+        queue_states: All queues of the worker; the maintenance of the first of a table also sweeps rows of the others.
+    """
+
+    def __init__(self, queue_state: QueueState, queue_states: Sequence[QueueState]) -> None:
         self._queue_state = queue_state
         self._watch = batch_counts.Watch()
-        self._old: Sweep | None = Sweep(queue_state.queue.name)
+        name = queue_state.queue.name
+        self._sweeps: list[Sweep | AttemptSweep] = [Sweep(name)]
+        first = next(each for each in queue_states if each.bridge is queue_state.bridge)
+        if first is queue_state or "shared looks" in queue_state.bridge.engine.dialect.unsupported:
+            self._sweeps.append(AttemptSweep(name))
 
     async def run(self) -> None:
         """Do the maintenance until cancelled."""
@@ -74,14 +85,13 @@ class Maintenance:
         await engine.run(work)
 
     async def _delete_old(self) -> None:
-        """Delete rows whose time to be kept is over, unless the role lacks the privilege."""
-        if self._old is None:
-            return
-        try:
-            await self._queue_state.bridge.run(self._old.run, self._queue_state.bridge.engine)
-        except AccessDenied as exc:
-            self._old = None
-            logger.warning("%r: cannot delete expired rows: %s", self._queue_state.queue.name, exc)
+        """Delete expired rows, and attempts of jobs that are gone, unless the role lacks the privilege."""
+        for sweep in list(self._sweeps):
+            try:
+                await self._queue_state.bridge.run(sweep.run, self._queue_state.bridge.engine)
+            except AccessDenied as exc:
+                self._sweeps.remove(sweep)
+                logger.warning("%r: cannot delete %s: %s", self._queue_state.queue.name, sweep.rows, exc)
 
     async def _check_security(self, s: Session) -> None:
         """Check whether row-level security has begun to hide rows: then fetches find nothing, without an error."""

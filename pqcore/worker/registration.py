@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 import pqcore
@@ -16,12 +17,14 @@ from pqcore.errors import Closed, ConnectionLost, PoolTimeout, PQError
 from pqcore.operations import worker_registry
 from pqcore.operations.worker_registry import RunningWorker
 from pqcore.worker.bridge import Bridge
-from pqcore.worker.state import QueueState
+from pqcore.worker.state import QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
 SWEEP_EVERY = 60
 """Renewals between two sweeps of rows that other workers left."""
+MOST_RUNNING = 100
+"""The largest number of jobs of one queue that a worker lists as running."""
 WITHDRAWAL = 2.0
 """Seconds that a worker which stops waits for its rows to be deleted, at most."""
 
@@ -35,19 +38,20 @@ class Registration:
     """Lists a worker for its queues of one table while it runs. The worker runs even if it cannot be listed.
 
     Args:
+        worker_state: The state that the worker's parts share.
         bridge: The bridge that runs operations on the table.
-        queue_states: The queues of the table.
         worker: The entry of the worker.
     """
 
-    def __init__(self, bridge: Bridge, queue_states: Sequence[QueueState], worker: RunningWorker) -> None:
+    def __init__(self, worker_state: WorkerState, bridge: Bridge, worker: RunningWorker) -> None:
+        self._worker_state = worker_state
         self._bridge = bridge
-        self._queues = {queue_state.queue.name: queue_state.queue for queue_state in queue_states}
+        self._queue_states = [each for each in worker_state.queue_states if each.bridge is bridge]
         self._worker = worker
         self._started = time.monotonic()
         self._listed = False
         self._has_warned = False
-        self._renewal: asyncio.Future[None] | None = None
+        self._renewal: asyncio.Future[list[str]] | None = None
 
     async def run(self) -> None:
         """Write the rows, and renew them until cancelled."""
@@ -69,12 +73,17 @@ class Registration:
             await asyncio.wait_for(self._withdraw(), WITHDRAWAL)
 
     async def _renew(self) -> None:
-        tasks = {name: queue.known_tasks() for name, queue in self._queues.items()}
+        tasks = {each.queue.name: each.queue.known_tasks() for each in self._queue_states}
+        running = {name: _running(each for each in self._queue_states if each.queue.name == name) for name in tasks}
         age = time.monotonic() - self._started
-        renewal = self._bridge.call(worker_registry.announce, self._worker, tasks, age)
+        renewal = self._bridge.call(worker_registry.announce, self._worker, tasks, running, age)
         self._renewal = asyncio.ensure_future(renewal)
-        await asyncio.shield(self._renewal)  # a statement that arrives after the withdrawal would undo it
+        quiet = await asyncio.shield(self._renewal)  # a statement that arrives after the withdrawal would undo it
         self._listed = True
+        for each in self._queue_states:
+            if self._worker_state.set_quiet(each, quiet=each.queue.name in quiet):
+                what = "no more jobs" if each.quiet else "jobs again"
+                logger.info("%r: an operator told this worker to take %s", each.queue.name, what)
 
     async def _withdraw(self) -> None:
         if self._renewal is not None:
@@ -83,7 +92,8 @@ class Registration:
         if not self._listed:
             return
         try:
-            await self._bridge.call(worker_registry.withdraw, self._worker, list(self._queues))
+            names = sorted({each.queue.name for each in self._queue_states})
+            await self._bridge.call(worker_registry.withdraw, self._worker, names)
         except PQError as exc:
             logger.debug("%s: cannot delete this worker from the list of workers: %s", self._names(), exc)
 
@@ -95,4 +105,12 @@ class Registration:
         logger.log(level, "%s: this worker runs, but cannot write to the list of workers: %s", self._names(), error)
 
     def _names(self) -> str:
-        return ", ".join(map(repr, self._queues))
+        return ", ".join(dict.fromkeys(repr(each.queue.name) for each in self._queue_states))
+
+
+def _running(queue_states: Iterable[QueueState]) -> list[tuple[int, int, float]]:
+    """Return the id, the token and the seconds since the start of each job that runs, the earliest start first."""
+    now = time.perf_counter()
+    running = [active for each in queue_states for active in each.active_jobs.values() if active.is_running]
+    longest = heapq.nsmallest(MOST_RUNNING, running, key=lambda active: active.started_at)
+    return [(active.job.id, active.job.token, round(max(now - active.started_at, 0.0), 3)) for active in longest]

@@ -139,6 +139,7 @@ class QueueState:
         active_jobs: All leased jobs; the keys are their leases.
         outcomes: Outcomes that are not stored yet.
         unstarted: Jobs to give back that were not started.
+        quiet: Whether an operator told the worker to take no more jobs of the queue.
         wake_completer: Set when there are outcomes to store, or jobs to give back.
         calling_hooks: Whether hooks are being called for stored outcomes.
         throughput: Jobs per second, at the last measurement.
@@ -158,6 +159,7 @@ class QueueState:
     active_jobs: dict[Key, ActiveJob] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     unstarted: list[ActiveJob] = field(default_factory=list)
+    quiet: bool = False
     wake_completer: asyncio.Event = field(default_factory=asyncio.Event)
     calling_hooks: bool = False
     throughput: float = 0.0
@@ -304,6 +306,18 @@ class WorkerState:
         self.stop_now.set()
         self.draining.set()
         self.wake_fetchers.set()
+
+    def set_quiet(self, queue_state: QueueState, *, quiet: bool) -> bool:
+        """Take no more jobs of a queue, or take jobs again; return whether that changes anything.
+
+        Jobs of the queue that were fetched ahead are given back.
+        """
+        changed = queue_state.quiet != quiet
+        if changed:
+            queue_state.quiet = quiet
+            queue_state.give_back(list(queue_state.buffer) if quiet else ())
+            self.wake_fetchers.set()
+        return changed
 
     def is_busy(self) -> bool:
         """Return whether a job is active or being fetched, or a hook is being called."""

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, PQError
+from pqcore.operations.error_details import KeepErrors, check_keep_errors
 from pqcore.operations.lease import lease_time
 from pqcore.operations.readiness import describe_database
 from pqcore.tasks.job_events import find_job_events
@@ -83,6 +84,8 @@ class Worker:
             (``/ready``), such as ``'127.0.0.1:8081'``. Port 0 is any free port. None by default.
         log_jobs: Whether to log one line for each attempt that has ended, at level INFO to ``pqcore.worker.jobs``: the
             job, its task, the outcome and the seconds that the function took.
+        keep_errors: What is stored of exceptions, for tasks without an option of their own: ``"all"``; ``"type"``, if
+            messages may contain personal data; or ``"none"``.
 
     Attributes:
         interrupts_handled: Whether the program handles SIGINT itself, without KeyboardInterrupt. Then a
@@ -108,6 +111,7 @@ class Worker:
         max_memory: int | str | None = None,
         health: str | None = None,
         log_jobs: bool = False,
+        keep_errors: KeepErrors = "all",
     ) -> None:
         if not queues or not all(isinstance(queue, TaskDeclarations) for queue in queues):
             msg = f"a worker's queues are {queues!r}; give queues, as in pq['emails'] of a PQ or AsyncPQ"
@@ -120,6 +124,7 @@ class Worker:
         if run_in not in ("thread", "process"):
             msg = f"run_in is {run_in!r}; choose 'thread' or 'process'"
             raise ConfigurationError(msg)
+        check_keep_errors(keep_errors)
         self.concurrency = concurrency
         self.burst = burst
         self.interrupts_handled = False
@@ -132,6 +137,7 @@ class Worker:
         self._health_wanted = None if health is None else Address.of(health)
         self._health: Health | None = None
         self._log_jobs = log_jobs
+        self._keep_errors: KeepErrors = keep_errors
         # So a lease that a stalled connection could not extend can still be extended over another connection.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
@@ -228,19 +234,17 @@ class Worker:
         """Run the parts of the worker until it is stopped and has drained."""
         worker_state = self._worker_state
         job_events = find_job_events(logs_ends=self._log_jobs)
-        executor = Executor(worker_state, job_events, self._run_in, self._stall_timeout, self._recycling)
+        executor = Executor(
+            worker_state, job_events, self._run_in, self._stall_timeout, self._recycling, self._keep_errors
+        )
         fetchers = _start_tasks(
             *(self._fetcher(queue_state, executor).run() for queue_state in worker_state.queue_states)
         )
-        maintenance = _start_tasks(
-            *(Maintenance(queue_state).run() for queue_state in worker_state.queue_states if not self.burst)
-        )
+        queue_states = () if self.burst else tuple(worker_state.queue_states)
+        maintenance = _start_tasks(*(Maintenance(each, queue_states).run() for each in queue_states))
         watchers = _start_tasks(self._until_closing(partial(watch_stalls, worker_state)))
         running = running_worker(self.concurrency)
-        registrations = [
-            Registration(bridge, [each for each in worker_state.queue_states if each.bridge is bridge], running)
-            for bridge in bridges.values()
-        ]
+        registrations = [Registration(worker_state, bridge, running) for bridge in bridges.values()]
         services = _start_tasks(*(registration.run() for registration in registrations))
         for queue_state in worker_state.queue_states:
             heartbeat = Heartbeat(queue_state, executor, self._lease)

@@ -17,9 +17,11 @@ import pytest
 from pqcore import Dedup, Job, schema, tasks
 from pqcore.current_rules import CurrentRules
 from pqcore.db.engine import Engine
-from pqcore.operations import fetch
+from pqcore.operations import fetch, worker_registry
+from pqcore.operations.worker_registry import RunningWorker
 from pqcore.schema import scripts
 from pqcore.settings import QueueSettings
+from pqcore.sql import attempt_statements, task_statements
 from pqcore.worker import Worker, heartbeat
 
 RECORD_BEFORE_6 = (
@@ -41,7 +43,16 @@ def knowing(version: int) -> Iterator[None]:
         if version < 8:  # it asked for no rules
             patch.setattr(fetch, "read_current_rules", _no_rules)
             patch.setattr(heartbeat, "current_rules", _no_rules)
+        if version < 11:  # it kept no attempts, and did not tell which jobs a worker runs
+            for module in (attempt_statements, task_statements):
+                patch.setattr(module, "keep_attempt", lambda source: f"noted AS (SELECT FROM {source})")
+            patch.setattr(worker_registry, "announce", _announce_before_11)
         yield
+
+
+async def _announce_before_11(engine: Engine, worker: RunningWorker, *_: object) -> list[str]:
+    """Do nothing: a worker of an older version is listed without the jobs that it runs."""
+    return []
 
 
 async def _no_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:

@@ -242,6 +242,28 @@ CREATE INDEX  IF NOT EXISTS "queue_waiting" ON "queue"
   (q_name, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id)
   WHERE parked_on IS NOT NULL;
 
+-- migration 11
+CREATE TABLE IF NOT EXISTS "queue_attempts" (
+  job_id     bigint      NOT NULL,
+  place      integer     NOT NULL,
+  q_name     text        NOT NULL,
+  put_at     timestamptz NOT NULL,
+  token      integer     NOT NULL,
+  attempt    integer     NOT NULL,
+  outcome    text        NOT NULL,
+  ended_at   timestamptz NOT NULL,
+  worker     text,
+  error_type text,
+  message    text,
+  traceback  text,
+  PRIMARY KEY (job_id, place)
+);
+
+-- migration 11
+ALTER TABLE "queue_workers"
+  ADD COLUMN IF NOT EXISTS running json,
+  ADD COLUMN IF NOT EXISTS quiet   boolean;
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -494,13 +516,13 @@ PREPARE "add_running" AS
   AND parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0;
 
--- announce_worker [no rows] $1 id, $2 host, $3 pid, $4 version, $5 concurrency, $6 age, $7 names, $8 tasks
+-- announce_worker [no rows] $1 id, $2 host, $3 pid, $4 version, $5 concurrency, $6 age, $7 names, $8 tasks, $9 running
 PREPARE "announce_worker" AS
-  INSERT INTO "queue_workers" (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)
-  SELECT place.name, $1::text, $2::text, $3::int, $4::text, place.tasks::json, $5::int, statement_timestamp() - $6::float8 * interval '1 second', statement_timestamp()
-  FROM unnest($7::text[], $8::text[]) AS place (name, tasks)
+  INSERT INTO "queue_workers" (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, running)
+  SELECT place.name, $1::text, $2::text, $3::int, $4::text, place.tasks::json, $5::int, statement_timestamp() - $6::float8 * interval '1 second', statement_timestamp(), place.running::json
+  FROM unnest($7::text[], $8::text[], $9::text[]) AS place (name, tasks, running)
   ON CONFLICT (q_name, id) DO UPDATE
-  SET tasks = excluded.tasks, seen_at = excluded.seen_at;
+  SET tasks = excluded.tasks, seen_at = excluded.seen_at, running = excluded.running;
 
 -- archive_2_bounded [hot] $1 q_name, $2 bound
 PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
@@ -745,7 +767,7 @@ PREPARE "batch_progress" AS
   AND token IS NOT DISTINCT FROM $4::text
   RETURNING pending, total, failed, callback::text;
 
--- bury $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+-- bury $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
 PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = $1::bigint
     AND attempts = $2::int
@@ -754,22 +776,32 @@ PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     AND q_name = $3::text
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
     SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
-    FROM gone)
+    FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($2::int, 20), $3::text, enqueued_at, $2::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
+    FROM gone
+    WHERE $9::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
   SELECT id
   FROM gone;
 
--- bury_taken_archive $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+-- bury_taken_archive $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
 PREPARE "bury_taken_archive" AS WITH gone AS (DELETE FROM "queue_archive"
     WHERE id = $1::bigint
     AND attempts = $2::int
     AND q_name = $3::text
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
     SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
-    FROM gone)
+    FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($2::int, 20), $3::text, enqueued_at, $2::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
+    FROM gone
+    WHERE $9::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
   SELECT id
   FROM gone;
 
--- bury_taken_delete $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 token, $8 serializer, $9 payload, $10 stored_headers, $11 failures, $12 excused, $13 headers, $14 failed, $15 error, $16 reason
+-- bury_taken_delete $1 id, $2 q_name, $3 enqueued_at, $4 expected_at, $5 schedule_at, $6 data, $7 token, $8 serializer, $9 payload, $10 stored_headers, $11 failures, $12 excused, $13 headers, $14 failed, $15 error, $16 reason, $17 attempt, $18 outcome, $19 worker, $20 error_type, $21 message, $22 traceback
 PREPARE "bury_taken_delete" AS WITH gone AS (SELECT $1::bigint AS id, $2::text AS q_name, $3::timestamptz AS enqueued_at, $4::timestamptz AS expected_at, $5::timestamptz AS schedule_at, $6::text::json AS data, $7::int AS attempts, $8::text AS serializer, $9::bytea AS payload, $10::text::json AS headers, $11::int AS failures, $12::int AS excused
     WHERE NOT EXISTS (SELECT
       FROM "queue"
@@ -781,11 +813,16 @@ PREPARE "bury_taken_delete" AS WITH gone AS (SELECT $1::bigint AS id, $2::text A
       AND q_name = $2::text
       AND enqueued_at = $3::timestamptz)), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
     SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($13::text::json, headers), least(coalesce(failures, 0), 2147483646) + $14::int, least(coalesce(excused, 0), 2147483646) + 1 - $14::int, $15::text::json, $16::text
-    FROM gone)
+    FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($7::int, 20), $2::text, enqueued_at, $7::int, $17::int, $18::text, statement_timestamp(), $19::text, $20::text, $21::text, $22::text
+    FROM gone
+    WHERE $18::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
   SELECT id
   FROM gone;
 
--- bury_taken_keep $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason
+-- bury_taken_keep $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
 PREPARE "bury_taken_keep" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = $1::bigint
     AND attempts = $2::int
@@ -793,7 +830,12 @@ PREPARE "bury_taken_keep" AS WITH gone AS (DELETE FROM "queue"
     AND num_nulls(dequeued_at) = 0
     RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
     SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
-    FROM gone)
+    FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($2::int, 20), $3::text, enqueued_at, $2::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
+    FROM gone
+    WHERE $9::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
   SELECT id
   FROM gone;
 
@@ -963,6 +1005,23 @@ PREPARE "count_expired" AS
     AND q_name = $2::text
     AND dequeued_at <= statement_timestamp() - $3::float8 * interval '1 second')
   FROM slice;
+
+-- crash $1 delay, $2 id, $3 token, $4 q_name, $5 attempt, $6 outcome, $7 worker, $8 error_type, $9 message, $10 traceback
+PREPARE "crash" AS WITH ended AS (UPDATE "queue"
+    SET leased_until = NULL, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
+    WHERE id = $2::bigint
+    AND attempts = $3::int
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND q_name = $4::text
+    RETURNING id, enqueued_at), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($3::int, 20), $4::text, enqueued_at, $3::int, $5::int, $6::text, statement_timestamp(), $7::text, $8::text, $9::text, $10::text
+    FROM ended
+    WHERE $6::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
+  SELECT id
+  FROM ended;
 
 -- create_bucket [no rows] $1 q_name, $2 capacity
 PREPARE "create_bucket" AS
@@ -1675,6 +1734,32 @@ PREPARE "extend_group" AS
   AND q_name = $4::text
   RETURNING id, attempts;
 
+-- find_attempts $1 id, $2 q_name, $3 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_attempts" AS
+  SELECT attempt, outcome, ended_at AT TIME ZONE 'UTC', worker, error_type, message, traceback
+  FROM "queue_attempts" AS kept
+  WHERE job_id = $1::bigint
+  AND q_name = $2::text
+  AND ($3::timestamptz IS NULL
+    OR least(greatest(put_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
+  AND coalesce((SELECT true
+      FROM "queue" AS job
+      WHERE job.id = kept.job_id
+      AND job.q_name = kept.q_name
+      AND job.enqueued_at = kept.put_at
+      LIMIT 1), (SELECT true
+      FROM "queue_dead" AS job
+      WHERE job.id = kept.job_id
+      AND job.q_name = kept.q_name
+      AND job.enqueued_at = kept.put_at
+      LIMIT 1), (SELECT true
+      FROM "queue_archive" AS job
+      WHERE job.id = kept.job_id
+      AND job.q_name = kept.q_name
+      AND job.enqueued_at = kept.put_at
+      LIMIT 1), false)
+  ORDER BY ended_at, token;
+
 -- find_duplicate $1 q_name, $2 dedup_key
 /*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
   SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
@@ -1881,6 +1966,14 @@ PREPARE "extend_group" AS
   FROM "queue_dead"
   WHERE id = ANY ($1::text::bigint[])
   AND q_name = $2::text;
+
+-- find_quiet $1 names, $2 id
+/*NO LOAD BALANCE*/ PREPARE "find_quiet" AS
+  SELECT q_name
+  FROM "queue_workers"
+  WHERE q_name = ANY ($1::text[])
+  AND id = $2::text
+  AND quiet;
 
 -- find_result $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_result" AS
@@ -2386,6 +2479,40 @@ PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
   CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+
+-- keep_crash [no rows] $1 id, $2 q_name, $3 token, $4 attempt, $5 error_type, $6 message, $7 crashes
+PREPARE "keep_crash" AS WITH job AS MATERIALIZED (SELECT id, q_name, enqueued_at
+    FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at) = 1)
+  INSERT INTO "queue_attempts" AS kept (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+  SELECT id, mod($3::int, 20), q_name, enqueued_at, $3::int, $4::int, 'crashed', statement_timestamp(), (SELECT worker.host || ':' || worker.pid::text
+    FROM "queue_workers" AS worker
+    WHERE worker.q_name = job.q_name
+    AND worker.running::text LIKE '%[' || job.id::text || ', ' || $3::int::text || ', %'
+    ORDER BY worker.seen_at DESC
+    LIMIT 1), $5::text, $6::text, NULL
+  FROM job
+  WHERE $7::int > (SELECT count(*)
+    FROM "queue_attempts" AS known
+    WHERE known.job_id = job.id
+    AND known.q_name = job.q_name
+    AND known.put_at = job.enqueued_at
+    AND known.outcome = 'crashed'
+    AND known.attempt <= $4::int
+    AND NOT EXISTS (SELECT
+      FROM "queue_attempts" AS later
+      WHERE later.job_id = job.id
+      AND later.q_name = job.q_name
+      AND later.put_at = job.enqueued_at
+      AND later.token > known.token
+      AND (later.attempt <= known.attempt
+        OR later.attempt > $4::int + 1)))
+  ON CONFLICT (job_id, place) DO UPDATE
+  SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback
+  WHERE kept.token <> excluded.token
+  OR kept.put_at <> excluded.put_at;
 
 -- keep_result $1 id, $2 q_name, $3 state, $4 data, $5 payload, $6 serializer, $7 error, $8 put_at, $9 keep
 PREPARE "keep_result" AS
@@ -3200,7 +3327,7 @@ PREPARE "leave_lanes" AS
 
 -- list_workers $1 alive, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "list_workers" AS
-  SELECT q_name, id, host, pid, version, tasks::text, concurrency, started_at AT TIME ZONE 'UTC', seen_at AT TIME ZONE 'UTC', seen_at > statement_timestamp() - $1::float8 * interval '1 second'
+  SELECT q_name, id, host, pid, version, tasks::text, concurrency, started_at AT TIME ZONE 'UTC', seen_at AT TIME ZONE 'UTC', seen_at > statement_timestamp() - $1::float8 * interval '1 second', running::text, coalesce(quiet, false)
   FROM "queue_workers"
   WHERE $2::text IS NULL
   OR q_name = $2::text
@@ -3289,6 +3416,10 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
+    AND q_name = $1::text), noted AS (UPDATE "queue_attempts"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
     AND q_name = $1::text)
   SELECT id
   FROM moved;
@@ -3320,6 +3451,10 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
+    AND q_name = $1::text), noted AS (UPDATE "queue_attempts"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
     AND q_name = $1::text)
   SELECT id
   FROM moved;
@@ -3345,6 +3480,10 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text), noted AS (UPDATE "queue_attempts"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
@@ -3377,6 +3516,10 @@ PREPARE "move_ready" AS WITH picked AS (SELECT id
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
+    AND q_name = $1::text), noted AS (UPDATE "queue_attempts"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
     AND q_name = $1::text)
   SELECT id
   FROM moved;
@@ -3404,6 +3547,10 @@ PREPARE "move_urgent" AS WITH picked AS (SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id), told AS (UPDATE "queue_results"
+    SET q_name = $3::text
+    WHERE job_id = ANY (ARRAY(SELECT id
+        FROM moved))
+    AND q_name = $1::text), noted AS (UPDATE "queue_attempts"
     SET q_name = $3::text
     WHERE job_id = ANY (ARRAY(SELECT id
         FROM moved))
@@ -4093,16 +4240,22 @@ PREPARE "restore_keep" AS
   AND q_name = $3::text
   RETURNING id;
 
--- retry $1 error, $2 delay, $3 id, $4 token, $5 q_name
-PREPARE "retry" AS
-  UPDATE "queue"
-  SET leased_until = NULL, failures = least(coalesce(failures, 0), 2147483646) + 1, error = $1::text::json, cancelling = NULL, schedule_at = coalesce(statement_timestamp() + $2::float8 * interval '1 second', schedule_at)
-  WHERE id = $3::bigint
-  AND attempts = $4::int
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND q_name = $5::text
-  RETURNING id;
+-- retry $1 error, $2 delay, $3 id, $4 token, $5 q_name, $6 attempt, $7 outcome, $8 worker, $9 error_type, $10 message, $11 traceback
+PREPARE "retry" AS WITH ended AS (UPDATE "queue"
+    SET leased_until = NULL, failures = least(coalesce(failures, 0), 2147483646) + 1, error = $1::text::json, cancelling = NULL, schedule_at = coalesce(statement_timestamp() + $2::float8 * interval '1 second', schedule_at)
+    WHERE id = $3::bigint
+    AND attempts = $4::int
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND q_name = $5::text
+    RETURNING id, enqueued_at), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($4::int, 20), $5::text, enqueued_at, $4::int, $6::int, $7::text, statement_timestamp(), $8::text, $9::text, $10::text, $11::text
+    FROM ended
+    WHERE $7::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
+  SELECT id
+  FROM ended;
 
 -- return_tokens [no rows] $1 n, $2 q_name
 PREPARE "return_tokens" AS
@@ -4243,6 +4396,13 @@ PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *
   AND (job.parked_on IS NOT NULL
     OR job.leased_until IS NULL);
 
+-- set_quiet $1 quiet, $2 id
+PREPARE "set_quiet" AS
+  UPDATE "queue_workers"
+  SET quiet = $1::boolean
+  WHERE id = $2::text
+  RETURNING q_name;
+
 -- set_rule $1 q_name, $2 kind, $3 name, $4 number, $5 period, $6 until_at, $7 until_in
 PREPARE "set_rule" AS WITH kept AS (INSERT INTO "queue_rules" (q_name, kind, name, number, period, until, changed_at)
     SELECT $1::text, $2::text, $3::text, $4::float8, $5::float8, wanted.until, wanted.now
@@ -4263,16 +4423,22 @@ PREPARE "set_tick_back" AS
   AND tick = $4::timestamptz
   RETURNING name;
 
--- snooze $1 delay, $2 id, $3 token, $4 q_name
-PREPARE "snooze" AS
-  UPDATE "queue"
-  SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
-  WHERE id = $2::bigint
-  AND attempts = $3::int
-  AND leased_until IS NOT NULL
-  AND num_nulls(dequeued_at, parked_on) = 2
-  AND q_name = $4::text
-  RETURNING id;
+-- snooze $1 delay, $2 id, $3 token, $4 q_name, $5 attempt, $6 outcome, $7 worker, $8 error_type, $9 message, $10 traceback
+PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
+    SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
+    WHERE id = $2::bigint
+    AND attempts = $3::int
+    AND leased_until IS NOT NULL
+    AND num_nulls(dequeued_at, parked_on) = 2
+    AND q_name = $4::text
+    RETURNING id, enqueued_at), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($3::int, 20), $4::text, enqueued_at, $3::int, $5::int, $6::text, statement_timestamp(), $7::text, $8::text, $9::text, $10::text
+    FROM ended
+    WHERE $6::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
+  SELECT id
+  FROM ended;
 
 -- stats $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "stats" AS
@@ -4443,6 +4609,40 @@ PREPARE "snooze" AS
           ON true) ELSE 0 END) END AS number) AS next) AS classes
   GROUP BY q_name
   ORDER BY q_name;
+
+-- sweep_attempts $1 after
+PREPARE "sweep_attempts" AS WITH slice AS (SELECT job_id
+    FROM "queue_attempts"
+    WHERE job_id > $1::bigint
+    ORDER BY job_id
+    LIMIT 1000), gone AS (DELETE FROM "queue_attempts"
+    WHERE job_id = ANY (ARRAY(SELECT job_id
+        FROM slice))
+    AND (job_id, place) IN (SELECT job_id, place
+      FROM "queue_attempts" AS kept
+      WHERE job_id = ANY (ARRAY(SELECT job_id
+          FROM slice))
+      AND NOT coalesce((SELECT true
+          FROM "queue" AS job
+          WHERE job.id = kept.job_id
+          AND job.q_name = kept.q_name
+          AND job.enqueued_at = kept.put_at
+          LIMIT 1), (SELECT true
+          FROM "queue_dead" AS job
+          WHERE job.id = kept.job_id
+          AND job.q_name = kept.q_name
+          AND job.enqueued_at = kept.put_at
+          LIMIT 1), (SELECT true
+          FROM "queue_archive" AS job
+          WHERE job.id = kept.job_id
+          AND job.q_name = kept.q_name
+          AND job.enqueued_at = kept.put_at
+          LIMIT 1), false)
+      FOR UPDATE SKIP LOCKED)
+    RETURNING job_id)
+  SELECT max(job_id), count(*), (SELECT count(*)
+    FROM gone)
+  FROM slice;
 
 -- sweep_dedup [no rows] $1 q_name
 PREPARE "sweep_dedup" AS

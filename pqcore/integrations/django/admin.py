@@ -18,6 +18,7 @@ from pqcore.errors import JobNotFound
 from pqcore.integrations.django.models import DeadLetter, Job
 from pqcore.integrations.django.queues import DjangoQueue, pqs
 from pqcore.operations.admin import count_queues
+from pqcore.operations.attempts import PastAttempt, read_attempts
 from pqcore.operations.list_jobs import UNFINISHED, path_in
 
 HEAD = 300
@@ -132,6 +133,12 @@ class RowAdmin(admin.ModelAdmin):
         error = row.error or {}
         return _block(error.get("traceback") or ": ".join(filter(None, map(error.get, ("type", "message")))))
 
+    @admin.display(description="past attempts")
+    def past_attempts(self, row: Any) -> Any:
+        """Return the attempts that failed, crashed or were snoozed, one on each line."""
+        found = run_sync(read_attempts(pqs["default"].engine, row.queue_name, row.pk))
+        return _block("\n".join(map(_line, found)))
+
     def _each(
         self, request: Any, rows: Iterable[Any], done: str, operation: Callable[[DjangoQueue, int], object]
     ) -> None:
@@ -146,6 +153,13 @@ class RowAdmin(admin.ModelAdmin):
         self.message_user(request, f"{changed} {done}", messages.SUCCESS if changed else messages.WARNING)
         if left:
             self.message_user(request, f"{left} were left unchanged, as their state has changed", messages.WARNING)
+
+
+def _line(attempt: PastAttempt) -> str:
+    """Return an attempt as a line of text."""
+    where = f" on {attempt.worker}" if attempt.worker else ""
+    error = ": ".join(filter(None, map(attempt.error.get, ("type", "message"))))
+    return f"{attempt.attempt}. {attempt.outcome} {attempt.ended_at:%Y-%m-%d %H:%M:%S} UTC{where} {error}".rstrip()
 
 
 def _block(text: str) -> Any:
@@ -172,9 +186,10 @@ class JobAdmin(RowAdmin):
     list_filter = (StateFilter, QueueFilter)
     fields = (
         *("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at", "expected_at"),
-        *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "beside", "last_error"),
+        *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "beside"),
+        *("past_attempts", "last_error"),
     )
-    readonly_fields = ("state", "attempts", "task", "stored", "beside", "last_error")
+    readonly_fields = ("state", "attempts", "task", "stored", "beside", "past_attempts", "last_error")
     actions = ("retry", "cancel")
 
     @admin.display(description="state", ordering="state")
@@ -211,9 +226,9 @@ class DeadLetterAdmin(RowAdmin):
     list_filter = (QueueFilter, "reason")
     fields = (
         *("id", "queue_name", "reason", "task", "attempts", "failures", "died_at", "enqueued_at", "schedule_at"),
-        *("expected_at", "stored", "beside", "last_error"),
+        *("expected_at", "stored", "beside", "past_attempts", "last_error"),
     )
-    readonly_fields = ("attempts", "task", "stored", "beside", "last_error")
+    readonly_fields = ("attempts", "task", "stored", "beside", "past_attempts", "last_error")
     actions = ("revive", "purge")
 
     @admin.action(description="Run selected jobs again, with a clean record", permissions=["operate"])

@@ -222,7 +222,7 @@ def test_task_option_may_be_a_function_of_the_calls_arguments(harness: Harness, 
     assert limits == [{"l-a": 2, f"task:{task._path}": 4}, {f"task:{task._path}": 4}]
 
 
-@pytest.mark.parametrize("name", ["retry_on", "discard_on", "max_crashes", "run_in", "limit"])
+@pytest.mark.parametrize("name", ["retry_on", "discard_on", "max_crashes", "run_in", "keep_errors", "limit"])
 def test_task_call_refuses_options_of_declarations(harness: Harness, queue: Any, name: str) -> None:
     task = queue.task()(lambda job_id: None)
     with pytest.raises(ConfigurationError, match=name):
@@ -251,6 +251,7 @@ WRONG: list[dict[str, Any]] = [
     {"limit": 0},
     {"limit": "3"},
     {"run_in": "fiber"},
+    {"keep_errors": "some"},
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -55,6 +56,34 @@ def test_worker_renews_its_rows(harness: Harness, monkeypatch: pytest.MonkeyPatc
         [third] = harness.eventually(queue.workers)
         assert third.id == first.id
         assert abs((third.started_at - first.started_at).total_seconds()) < 5
+
+
+def test_quiet_worker_takes_no_jobs_until_that_ends(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_registry, "RENEWAL", 0.02)
+    caplog.set_level(logging.INFO)
+    pq = harness.tasks()
+    queue = pq["q"]
+    ran = Notes()
+
+    @queue.task()
+    def run(job_id: int) -> None:
+        ran.add(job_id)
+
+    with harness.working(queue, poll_interval=0.02):
+        [worker] = harness.eventually(pq.workers)
+        assert pq.quiet_worker(worker.id)
+        assert harness.eventually(lambda: "an operator told this worker to take no more jobs" in caplog.text)
+        job_id = run()
+        [put] = pq.workers()
+        assert harness.eventually(lambda: (pq.workers()[0].seen_at - put.seen_at).total_seconds() > 0.2)
+        assert (pq.workers()[0].quiet, queue.status(job_id), ran.items) == (True, "ready", [])
+        assert queue.explain(job_id).causes[0].code == "workers_quiet"
+        assert pq.quiet_worker(worker.id, quiet=False)
+        assert ran.wait(1) == [job_id]
+        assert not pq.workers()[0].quiet
+    assert not pq.quiet_worker(worker.id)
 
 
 def test_worker_that_cannot_be_listed_runs_jobs_and_warns_once(

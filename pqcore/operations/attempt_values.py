@@ -1,0 +1,50 @@
+"""The values of the statement that ends an attempt, for the row that keeps the attempt."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from pqcore.operations.job_outcome import Outcome
+
+MAX_MESSAGE, MAX_TRACEBACK = 2_000, 4_000
+"""The largest numbers of characters that are kept of each attempt: the beginning of the message, the end of the
+traceback."""
+_ENDED = {"retry": "failed", "crash": "crashed"}
+_NOTHING: dict[str, object] = dict.fromkeys(("attempt", "outcome", "worker", "error_type", "message", "traceback"))
+
+
+def attempt_values(outcome: Outcome) -> dict[str, object]:
+    """Return what is kept of an attempt, by the names of the statement's parameters; each is None if nothing is kept.
+
+    A job that was put off, given back before its function ended, or dead before it ran, had no attempt.
+
+    Args:
+        outcome: How the attempt ended.
+    """
+    ended = _ENDED.get(outcome.kind)
+    if outcome.kind == "snooze" and not outcome.reason:
+        ended = "snoozed"
+    elif outcome.kind == "dead" and outcome.reason == "failed":
+        ended = "failed"
+    if ended is None:
+        return _NOTHING
+    error = outcome.stored_error or {}
+    return {
+        "attempt": outcome.job.attempts,
+        "outcome": ended,
+        "worker": this_process(),
+        "error_type": error.get("type"),
+        "message": _stored(error.get("message"))[:MAX_MESSAGE],
+        "traceback": _stored(error.get("traceback"))[-MAX_TRACEBACK:],
+    }
+
+
+def this_process() -> str:
+    """Return the name of this process in the attempts that it makes: its host and its process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _stored(text: str | None) -> str:
+    """Return a text as PostgreSQL can store it."""
+    return (text or "").replace("\0", "\ufffd").encode("utf-8", "replace").decode()
