@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import pqcore.testing.suite
@@ -157,6 +158,11 @@ def test_suite_run_of_all_tests_is_complete(tmp_path: Path, pqcore_server: str) 
 
 
 def test_suite_harness_can_be_used_by_other_tests(tmp_path: Path, pqcore_server: str) -> None:
+    def schemas() -> list[Any]:
+        with psycopg.connect(pqcore_server) as connection:
+            return connection.execute("SELECT oid FROM pg_namespace WHERE nspname LIKE 'pqcore_test%'").fetchall()
+
+    before = schemas()
     (tmp_path / "test_mine.py").write_text("def test_mine(harness):\n    assert harness.queue().put(1) == 1\n")
     arguments = [
         "--pqcore-backend",
@@ -169,6 +175,7 @@ def test_suite_harness_can_be_used_by_other_tests(tmp_path: Path, pqcore_server:
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 0, done.stdout
     assert report["violations"] == []
+    assert schemas() == before, "the run has dropped its schemas"
     assert report["backends"]["psycopg2"]["results"] == {
         "test_basics::test_queues_of_different_names_are_separate": "passed"
     }

@@ -22,6 +22,7 @@ from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.dsn import with_options
 from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
+from pqcore.errors import PQError
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
@@ -29,6 +30,7 @@ from pqcore.sql.statement import Query, plain
 from pqcore.testing.databases import prepared
 from pqcore.testing.pools import open_pool
 from pqcore.testing.portal import Blocking, Portal, unwrapped
+from pqcore.testing.schemas import Schemas, Tables
 from pqcore.testing.server import partitions, with_isolation
 from pqcore.worker import Worker
 
@@ -64,8 +66,9 @@ def all_tables(*names: str) -> set[str]:
 
 
 NO_LIMITS = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"""
+SELECT set_config(name, '0', false)
+FROM unnest(ARRAY['idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout']) AS name
+WHERE current_setting(name, true) IS NOT NULL"""
 """The test observer's connection may stay idle for the whole test, whatever the server's settings are."""
 
 
@@ -126,12 +129,25 @@ class Harness:
     Attributes:
         spec: The backend.
         dsn: The DSN of the server; ``application_name`` marks the connections.
-        schema: The test's schema, which is dropped at the end.
         mode: ``"blocking"`` or ``"async"``; scenarios are the same in both.
         left_out: A function that is told which ability is missing, if the scenario is skipped for it.
     """
 
-    def __init__(self, spec: BackendSpec, dsn: str, left_out: Callable[[str], object] = str) -> None:
+    def __init__(
+        self,
+        spec: BackendSpec,
+        dsn: str,
+        left_out: Callable[[str], object] = str,
+        schemas: Schemas | None = None,
+    ) -> None:
+        """Connect to the server.
+
+        Args:
+            spec: The backend.
+            dsn: The DSN of the server.
+            left_out: See the attribute.
+            schemas: The schemas that other tests have left as they got them; None if each test makes its own.
+        """
         self.spec = spec
         self._pid = os.getpid()
         self.left_out = left_out
@@ -139,17 +155,43 @@ class Harness:
         self.application = f"pqcore-test-{time.time_ns() % 10**9}-{next(_numbers)}"
         self.dsn = with_options(dsn, application_name=self.application)
         self._dsn = dsn
-        self.schema = self.application.replace("-", "_")
+        self._names = TableName("queue", self.application.replace("-", "_"))
+        self._made = False
+        self._tables: Tables | None = None  # the test's tables, if another test may have them next
+        self._schemas = schemas
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
-        sql = plugins.dialect()(TableName("queue", self.schema), spec.paramstyle)
+        sql = plugins.dialect()(self._names, spec.paramstyle)
         make = partial(plugins.make, spec)
         self.opener = BackendAdapter(make, sql, suspends=spec.mode == "async", prepared=prepared())
         # A different application name, so that a pooler never uses the same session for it and for the queues.
         self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
         if prepared():  # otherwise it would be set on a connection that a pooler lends to other clients
-            self.sql(NO_LIMITS)
-        self.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
+            self._eyes.sql(NO_LIMITS)
+
+    @property
+    def schema(self) -> str:
+        """Return the name of the test's schema, which exists from now on."""
+        self._make_schema()
+        return self._names.schema or ""
+
+    def _make_schema(self, *, with_tables: bool = False) -> bool:
+        """Make the test's schema, if there is none yet.
+
+        Args:
+            with_tables: Whether the schema may have the tables of the table ``queue`` already.
+
+        Returns:
+            Whether this call has made an empty schema.
+        """
+        if self._made:
+            return False
+        self._made = True
+        if with_tables and self._schemas is not None:
+            self._tables = self._schemas.take(self._eyes.sql, self._names)
+        if self._tables is None:
+            self._eyes.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
+        return self._tables is None
 
     def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine of the backend: step it, or run it in the portal."""
@@ -178,6 +220,8 @@ class Harness:
     def _pq(
         self, blocking: type[PQ], asynchronous: type[AsyncPQ], target: Any, create: bool, options: dict[str, Any]
     ) -> Any:
+        of_the_test = create and not options.keys() & {"table", "schema"}
+        new = self._make_schema(with_tables=of_the_test) and of_the_test
         options = {"schema": self.schema, "backend": self.spec.name, "prepared": prepared(), **options}
         if target is None and "pool" not in options:
             target = self.dsn
@@ -190,6 +234,8 @@ class Harness:
             self._stack.callback(pq.close)
         if create:
             pq.create(partitions=partitions())
+        if new and self._schemas is not None and isinstance(target, str):
+            self._tables = Tables.look(self._eyes.sql, self._names)
         return pq
 
     def queue(self, name: str = "q", **options: Any) -> Any:
@@ -277,7 +323,7 @@ class Harness:
 
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Read or change the database from another connection; `{table}` is the queue's table."""
-        return self._eyes.sql(text.replace("{table}", self.table), rows=rows)
+        return self._eyes.sql(text.replace("{table}", self.table) if "{table}" in text else text, rows=rows)
 
     def sql_within(self, queue: Any, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Run a statement in the transaction that ``with queue`` opened."""
@@ -288,8 +334,9 @@ class Harness:
 
     @property
     def table(self) -> str:
-        """Return the quoted name of the test's table ``queue``."""
-        return str(TableName("queue", self.schema))
+        """Return the quoted name of the test's table ``queue``, in a schema that exists from now on."""
+        self._make_schema()
+        return str(self._names)
 
     def bounded(self, queue: Any) -> bool:
         """Return whether the queue's next look begins at the position of the last one."""
@@ -322,8 +369,9 @@ class Harness:
         rows = self.sql(
             f"SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{self.application}'"
         )
-        pids = ", ".join(str(pid) for pid, _ in rows) or "NULL"
-        self.eventually(lambda: not self.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({pids})"))
+        if rows:
+            pids = ", ".join(str(pid) for pid, _ in rows)
+            self.eventually(lambda: not self.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({pids})"))
         return len(rows)
 
     def waiting(self) -> list[int]:
@@ -403,17 +451,29 @@ class Harness:
         )
 
     def close(self) -> None:
-        """Close everything and drop the schema; a forked child leaves both to its parent."""
+        """Close everything, and drop the schema or leave it to another test; a forked child does nothing."""
         if os.getpid() != self._pid:
             return
         try:
             self._stack.close()
         finally:
             self._cut()  # a failed test may have left a transaction open
-            self.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
+            if self._made and not self._put_back():
+                self._eyes.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
             self._eyes.close()
             if self._portal is not None:
                 self._portal.close()
+
+    def _put_back(self) -> bool:
+        """Leave the schema to another test; return whether it is as a new one."""
+        if self._schemas is None or self._tables is None:
+            return False
+        try:
+            self._tables.restore(self._eyes.sql, self._names)
+        except PQError:  # the test has changed more than rows
+            return False
+        self._schemas.put_back(self._names, self._tables)
+        return True
 
     def _open(self, dsn: str) -> Connection:
         async def connect() -> Session:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pqcore.testing.harness import Harness
     from pqcore.testing.jobs import Jobs
     from pqcore.testing.report import Report
+    from pqcore.testing.schemas import Schemas
 
 pytest.register_assert_rewrite(
     "pqcore.testing.harness", "pqcore.testing.consumers", "pqcore.testing.worker_pool", "pqcore.testing.probes"
@@ -104,8 +105,23 @@ def pqcore_async_pq(pqcore_jobs: Jobs) -> AsyncPQ:
     return pqcore_jobs.async_pq()
 
 
+@pytest.fixture(scope="session")
+def pqcore_schemas(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Schemas | None]:
+    """Yield the schemas that one test of the suite leaves to another; None if each test makes its own."""
+    from pqcore.testing.schemas import Schemas
+
+    schemas = Schemas.of_run()
+    yield schemas
+    if schemas:
+        from pqcore.testing.harness import Harness
+
+        harness = Harness(_report(request.config).specs[0], pqcore_server)
+        schemas.drop(harness.sql)
+        harness.close()
+
+
 @pytest.fixture
-def harness(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Harness]:
+def harness(request: pytest.FixtureRequest, pqcore_server: str, pqcore_schemas: Schemas | None) -> Iterator[Harness]:
     """Yield a harness for the tested backend, with a schema for this test."""
     from pqcore.testing.harness import Harness
 
@@ -115,7 +131,7 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Harn
         if capability not in spec.capabilities:
             request.node.pqcore_missing = capability.name
             pytest.skip(f"not offered: {capability.name}: {spec.missing[capability]}")
-    made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what))
+    made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what), pqcore_schemas)
     yield made
     made.close()
 
