@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 import psycopg
 import pytest
 
+from pqcore import PQ
 from pqcore.backend_registry import importable
+from pqcore.db.dsn import with_database
 from pqcore.testing.commands import MARK, left_over
 
 # Django 5 has no tasks of its own; django-tasks is a package.
@@ -43,15 +46,87 @@ def _every_process_is_ended() -> Iterator[None]:
     assert not left, "tests have started these, and not ended them:\n" + "\n".join(left)
 
 
+class Copies:
+    """The databases of tests, which are copies of two others.
+
+    Args:
+        server: The DSN of the server.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._name = f"test_{os.getpid()}_{time.time_ns()}"
+        self._originals: dict[bool, str] = {}
+        with self._connected() as connection:
+            found = connection.execute(
+                "SELECT current_setting('server_version_num')::int >= 150000 AND current_setting('fsync') = 'off'"
+            ).fetchone()
+        # Copying files is faster, except for the checkpoints that it takes on a server with fsync.
+        self._strategy = " STRATEGY FILE_COPY" if found == (True,) else ""
+
+    @contextmanager
+    def lent(self, *, tables: bool) -> Iterator[str]:
+        """Give the DSN of a copy, which is dropped at the end.
+
+        Args:
+            tables: Whether it has the tables of a queue.
+        """
+        original = self._original(tables)
+        name = f"{self._name}_{next(_numbers)}"
+        with self._connected() as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {original}{self._strategy}".encode())
+            yield with_database(self._server, name)
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    def close(self) -> None:
+        """Drop the originals."""
+        with self._connected() as connection:
+            for name in self._originals.values():
+                connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+    def _original(self, tables: bool) -> str:
+        if tables not in self._originals:
+            name = f"{self._name}_{'tables' if tables else 'empty'}"
+            with self._connected() as connection:
+                connection.execute(f"CREATE DATABASE {name}".encode())
+            self._originals[tables] = name
+            # The first session of a database writes the file from which others fill their caches; it is copied, too.
+            dsn = with_database(self._server, name)
+            psycopg.connect(dsn).close()
+            if tables:
+                with PQ(dsn, backend="psycopg") as pq:
+                    pq.create()
+        return self._originals[tables]
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._server, autocommit=True)
+
+
+@pytest.fixture(scope="session")
+def _copies(pqcore_server: str) -> Iterator[Copies]:
+    copies = Copies(pqcore_server)
+    yield copies
+    copies.close()
+
+
 @pytest.fixture
-def dsn(pqcore_server: str) -> Iterator[str]:
+def empty_dsn(_copies: Copies) -> Iterator[str]:
     """The DSN of an empty database of the test's own."""
-    name = f"test_{time.time_ns()}_{next(_numbers)}"
-    parts = urlsplit(pqcore_server)
-    with psycopg.connect(pqcore_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield urlunsplit(parts._replace(path=f"/{name}"))
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with _copies.lent(tables=False) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def made_dsn(_copies: Copies) -> Iterator[str]:
+    """The DSN of a database of the test's own, with the tables that `PQ.create` makes."""
+    with _copies.lent(tables=True) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def dsn(empty_dsn: str) -> str:
+    """The DSN of a database of the test's own; a module whose tests begin with the tables returns `made_dsn` here."""
+    return empty_dsn
 
 
 @pytest.fixture

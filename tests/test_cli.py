@@ -22,7 +22,7 @@ import pytest
 from pqcore import PQ, tasks
 from pqcore.cli.app import app as root
 from pqcore.errors import Unreadable, UnsafeSerializer
-from pqcore.testing.commands import Command, environment, run
+from pqcore.testing.commands import Command, environment, invoke, run
 from pqcore.testing.harness import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +139,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "wrong.py").write_text("def no(:\n")
     (tmp_path / "raising.py").write_text("raise RuntimeError('the sky fell')\n")
     return tmp_path
+
+
+@pytest.fixture
+def dsn(made_dsn: str) -> str:
+    return made_dsn
 
 
 @pytest.fixture
@@ -318,8 +323,8 @@ def test_worker_command_shows_the_line_of_a_module_that_raises(pqcore_server: st
     assert re.search(r"  .*\.py:\d+, in .*: raise RuntimeError", done.stderr)
 
 
-def test_worker_command_without_its_table_fails(dsn: str, folder: Path) -> None:
-    done = run("worker", "app:queue", dsn=dsn, folder=folder)
+def test_worker_command_without_its_table_fails(empty_dsn: str, folder: Path) -> None:
+    done = run("worker", "app:queue", dsn=empty_dsn, folder=folder)
     assert done.returncode == 1
     assert 'Error: table "queue" does not exist' in done.stderr
     assert "run pqcore create" in done.stderr
@@ -442,7 +447,7 @@ def test_dead_command_prints_json(dsn: str, pq: tasks.PQ, folder: Path, backend:
     )
 
     def dead(*arguments: str, code: int = 0) -> list[Any]:
-        done = run("dead", *arguments, "--queue", "apples", "--json", "--backend", backend, dsn=dsn)
+        done = invoke("dead", *arguments, "--queue", "apples", "--json", "--backend", backend, dsn=dsn)
         assert done.returncode == code, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -486,21 +491,21 @@ def test_dead_command_prints_json(dsn: str, pq: tasks.PQ, folder: Path, backend:
 
 def test_dead_command_prints_text(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     [job_id, other] = dead_letters(dsn, folder, pq, ["Cox", "Gala"])
-    listed = run("dead", "list", "--queue", "apples", dsn=dsn)
+    listed = invoke("dead", "list", "--queue", "apples", dsn=dsn)
     assert listed.returncode == 0, listed.stderr
     assert re.search(
         rf"^ +{job_id} .* failed +1 +app.fail +RuntimeError: no Cox \\x1b\[31m\[bold\] *$", listed.stdout, re.MULTILINE
     )
-    shown = run("dead", "show", str(job_id), "--queue", "apples", dsn=dsn)
+    shown = invoke("dead", "show", str(job_id), "--queue", "apples", dsn=dsn)
     assert shown.returncode == 0, shown.stderr
     assert f"job {job_id} of 'apples': failed" in shown.stdout
     assert "Traceback (most recent call last)" in shown.stdout
     assert 'data:       {"function": "app.fail", "args": ["Cox"]' in shown.stdout
     assert "\x1b" not in listed.stdout + shown.stdout
-    assert "1 of 2; --limit shows more" in run("dead", "list", "--queue", "apples", "--limit", "1", dsn=dsn).stdout
-    assert run("dead", "retry", str(other), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
-    assert run("dead", "purge", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "purged 1\n"
-    assert run("dead", "list", "--queue", "apples", dsn=dsn).stdout == "no dead letters in 'apples'\n"
+    assert "1 of 2; --limit shows more" in invoke("dead", "list", "--queue", "apples", "--limit", "1", dsn=dsn).stdout
+    assert invoke("dead", "retry", str(other), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
+    assert invoke("dead", "purge", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "purged 1\n"
+    assert invoke("dead", "list", "--queue", "apples", dsn=dsn).stdout == "no dead letters in 'apples'\n"
 
 
 def test_dead_command_shows_other_data_undecoded(dsn: str, pq: tasks.PQ, folder: Path) -> None:
@@ -515,11 +520,11 @@ def test_dead_command_shows_other_data_undecoded(dsn: str, pq: tasks.PQ, folder:
     with pytest.raises(UnsafeSerializer) as refused:
         job.data  # noqa: B018
     job.bury(refused.value)
-    [shown] = run("dead", "show", str(job_id), "--queue", "apples", "--json", dsn=dsn).stdout.splitlines()
+    [shown] = invoke("dead", "show", str(job_id), "--queue", "apples", "--json", dsn=dsn).stdout.splitlines()
     letter = json.loads(shown)
     assert (letter["reason"], letter["serializer"], letter["task"]) == ("unreadable", "pickle", None)
     assert letter["data"] or letter["payload"]
-    assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 0
+    assert invoke("dead", "list", "--queue", "apples", dsn=dsn).returncode == 0
 
 
 def test_dead_command_retries_letters_of_one_reason(dsn: str, pq: tasks.PQ) -> None:
@@ -529,7 +534,7 @@ def test_dead_command_retries_letters_of_one_reason(dsn: str, pq: tasks.PQ) -> N
         queue.bury(queue.get(), error)  # type: ignore[arg-type]
 
     def retried(*arguments: str) -> str:
-        done = run("dead", "retry", *arguments, "--queue", "apples", "--yes", dsn=dsn)
+        done = invoke("dead", "retry", *arguments, "--queue", "apples", "--yes", dsn=dsn)
         return done.stdout or done.stderr
 
     assert "give IDs, or --all" in retried()
@@ -548,52 +553,56 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     rotten = pears.get()
     assert rotten is not None
     rotten.bury("rotten")
-    assert run("status", str(ready), dsn=dsn).stdout.startswith(f"job {ready} of 'pears': ready")
-    assert run("retry", str(later), dsn=dsn).stdout == f"job {later} of 'pears' was scheduled, and is due now\n"
-    assert run("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' was deleted\n"
-    gone = run("cancel", str(ready), dsn=dsn)
+    assert invoke("status", str(ready), dsn=dsn).stdout.startswith(f"job {ready} of 'pears': ready")
+    assert invoke("retry", str(later), dsn=dsn).stdout == f"job {later} of 'pears' was scheduled, and is due now\n"
+    assert invoke("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' was deleted\n"
+    gone = invoke("cancel", str(ready), dsn=dsn)
     assert gone.returncode == 1
     assert f"has no job {ready}" in gone.stderr
-    mixed = run("retry", str(ready), str(later), dsn=dsn)
+    mixed = invoke("retry", str(ready), str(later), dsn=dsn)
     assert (mixed.returncode, mixed.stdout.count("\n")) == (1, 2)
-    listed = [json.loads(line) for line in run("dead", "list", "--json", dsn=dsn).stdout.splitlines()]
+    listed = [json.loads(line) for line in invoke("dead", "list", "--json", dsn=dsn).stdout.splitlines()]
     assert [letter["queue"] for letter in listed] == ["pears", "apples"]  # the latest first
-    text = run("dead", "list", "--limit", "1", dsn=dsn).stdout
+    text = invoke("dead", "list", "--limit", "1", dsn=dsn).stdout
     assert "pears" in text
     assert "1 of 2; --limit shows more" in text
-    assert run("dead", "show", str(dead_id), dsn=dsn).stdout.startswith(f"job {dead_id} of 'apples': failed")
-    assert "give --queue" in run("dead", "retry", "--all", "--yes", dsn=dsn).stderr
-    assert run("dead", "retry", str(dead_id), dsn=dsn).stdout == "retried 1\n"
-    assert run("dead", "purge", str(listed[0]["id"]), "--yes", dsn=dsn).stdout == "purged 1\n"
-    assert run("dead", "list", dsn=dsn).stdout == "no dead letters\n"
+    assert invoke("dead", "show", str(dead_id), dsn=dsn).stdout.startswith(f"job {dead_id} of 'apples': failed")
+    assert "give --queue" in invoke("dead", "retry", "--all", "--yes", dsn=dsn).stderr
+    assert invoke("dead", "retry", str(dead_id), dsn=dsn).stdout == "retried 1\n"
+    assert invoke("dead", "purge", str(listed[0]["id"]), "--yes", dsn=dsn).stdout == "purged 1\n"
+    assert invoke("dead", "list", dsn=dsn).stdout == "no dead letters\n"
 
 
-def test_expiry_command_shows_and_sets_how_long_rows_are_kept(dsn: str) -> None:
-    made = run("create", "--keep-finished", "none", "--keep-dead", "30d", dsn=dsn)
+def test_expiry_command_shows_and_sets_how_long_rows_are_kept(empty_dsn: str) -> None:
+    made = invoke("create", "--keep-finished", "none", "--keep-dead", "30d", dsn=empty_dsn)
     assert made.returncode == 0, made.stderr
-    shown = run("expiry", "--json", dsn=dsn).stdout
+    shown = invoke("expiry", "--json", dsn=empty_dsn).stdout
     assert json.loads(shown) == {"queue": None, "kind": "dead", "seconds": 30 * 86400.0, "deleted": 0}
-    text = run("expiry", "--queue", "audit", "--finished", "1d", "--dead", "none", dsn=dsn).stdout
+    text = invoke("expiry", "--queue", "audit", "--finished", "1d", "--dead", "none", dsn=empty_dsn).stdout
     assert re.search(r"^ *all others +dead +30d +0 *$", text, re.MULTILINE), text
     assert re.search(r"^ *audit +finished +1d +0 *$", text, re.MULTILINE), text
     assert re.search(r"^ *audit +dead +no limit +0 *$", text, re.MULTILINE), text
-    wrong = run("expiry", "--finished", "soon", dsn=dsn)
+    wrong = invoke("expiry", "--finished", "soon", dsn=empty_dsn)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "'soon' is not a time" in wrong.stderr
 
 
 def test_put_command_says_when_a_dedup_key_is_taken(dsn: str, pq: tasks.PQ) -> None:
     put = ("put", "1", "--queue", "apples", "--dedup", "once")
-    first = run(*put, dsn=dsn)
-    again = run(*put, dsn=dsn)
+    first = invoke(*put, dsn=dsn)
+    again = invoke(*put, dsn=dsn)
     assert (first.returncode, first.stderr) == (again.returncode, "") == (0, "")
     assert again.stdout == first.stdout
     assert "has the dedup key 'once'; nothing was put" in again.stderr
-    assert json.loads(run(*put, "--json", dsn=dsn).stdout) == {"id": int(first.stdout), "queue": "apples", "put": False}
+    assert json.loads(invoke(*put, "--json", dsn=dsn).stdout) == {
+        "id": int(first.stdout),
+        "queue": "apples",
+        "put": False,
+    }
 
 
 def test_help_lists_every_command_under_a_heading() -> None:
-    text = run("--help", dsn="").stdout
+    text = invoke("--help", dsn="").stdout
     listed = re.findall(r"^  ([a-z][a-z-]+) {2,}\S", text, re.MULTILINE)
     assert sorted(listed) == sorted(root.commands)
     assert re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)[1:] == [
@@ -608,16 +617,16 @@ def test_help_shows_the_first_line_of_each_command_whole() -> None:
         assert [line for line in text.splitlines() if line.startswith("  ") and line.endswith("...")] == []
 
 
-def test_commands_take_a_table_and_a_schema(dsn: str, folder: Path) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+def test_commands_take_a_table_and_a_schema(empty_dsn: str, folder: Path) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA orchard")
-    with PQ(dsn, table="trees", schema="orchard") as pq:
+    with PQ(empty_dsn, table="trees", schema="orchard") as pq:
         pq.create()
         job_id = pq["apples"].put(1)
         where = ("--queue", "apples", "--table", "trees", "--schema", "orchard")
-        assert run("status", str(job_id), *where, dsn=dsn).returncode == 0
-        assert run("dead", "list", *where, dsn=dsn).returncode == 0
-        assert run("dead", "list", "--queue", "apples", dsn=dsn).returncode == 1
+        assert invoke("status", str(job_id), *where, dsn=empty_dsn).returncode == 0
+        assert invoke("dead", "list", *where, dsn=empty_dsn).returncode == 0
+        assert invoke("dead", "list", "--queue", "apples", dsn=empty_dsn).returncode == 1
 
 
 def test_dead_command_retry_all_ends_though_the_jobs_fail_again(dsn: str, pq: tasks.PQ, folder: Path) -> None:
@@ -632,15 +641,15 @@ def test_dead_command_retry_all_ends_though_the_jobs_fail_again(dsn: str, pq: ta
             END $$;
             CREATE TRIGGER die AFTER INSERT ON queue
               FOR EACH ROW WHEN (NEW.q_name = 'apples') EXECUTE FUNCTION die()""")
-    assert run("dead", "retry", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "retried 2\n"
-    assert run("dead", "retry", str(first), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
+    assert invoke("dead", "retry", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "retried 2\n"
+    assert invoke("dead", "retry", str(first), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
     assert pq["apples"].dead.count() == 2
 
 
 @pytest.mark.parametrize("command", ["purge", "retry"])
 @pytest.mark.parametrize("ids", [[], ["1", "--all"]])
 def test_dead_command_needs_ids_or_all(dsn: str, pq: tasks.PQ, command: str, ids: list[str]) -> None:
-    done = run("dead", command, *ids, "--queue", "apples", "--yes", dsn=dsn)
+    done = invoke("dead", command, *ids, "--queue", "apples", "--yes", dsn=dsn)
     assert done.returncode == 2
     assert "give IDs, or --all" in done.stderr
 
@@ -678,7 +687,7 @@ def test_destructive_command_asks_for_confirmation(
 
 def test_status_command_shows_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     job_id = pq["apples"].put(1, schedule_at="1h")
-    known = run("status", str(job_id), "--queue", "apples", "--json", dsn=dsn)
+    known = invoke("status", str(job_id), "--queue", "apples", "--json", dsn=dsn)
     assert known.returncode == 0, known.stderr
     info = pq["apples"].inspect(job_id)
     assert info.schedule_at is not None
@@ -695,15 +704,15 @@ def test_status_command_shows_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> Non
         "schedule_at": info.schedule_at.isoformat(),
         "expected_at": None,
     }
-    assert f"job {job_id} of 'apples': scheduled" in run("status", str(job_id), "--queue", "apples", dsn=dsn).stdout
-    unknown = run("status", str(job_id), "--queue", "pears", dsn=dsn)
+    assert f"job {job_id} of 'apples': scheduled" in invoke("status", str(job_id), "--queue", "apples", dsn=dsn).stdout
+    unknown = invoke("status", str(job_id), "--queue", "pears", dsn=dsn)
     assert unknown.returncode == 1
     assert f"has no record of job {job_id}" in unknown.stderr
 
 
 def test_cancel_command_cancels_a_job(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     def cancel(job_id: int, *arguments: str) -> tuple[int, str]:
-        done = run("cancel", str(job_id), "--queue", "apples", "--json", *arguments, dsn=dsn)
+        done = invoke("cancel", str(job_id), "--queue", "apples", "--json", *arguments, dsn=dsn)
         fields = json.loads(done.stdout)
         assert (fields.pop("id"), fields.pop("queue")) == (job_id, "apples")
         return done.returncode, fields["outcome"]
@@ -731,16 +740,16 @@ def test_commands_without_a_dsn_use_libpqs_variables(dsn: str, pq: tasks.PQ) -> 
     if parts.password:
         variables["PGPASSWORD"] = parts.password
     for backend in ("psycopg2", "psycopg", "asyncpg"):
-        done = run("status", str(job_id), "--queue", "apples", "--backend", backend, variables=variables)
+        done = invoke("status", str(job_id), "--queue", "apples", "--backend", backend, variables=variables)
         assert done.returncode == 0, done.stderr
 
 
 def test_commands_without_a_dsn_say_so_when_the_server_is_unreachable() -> None:
     variables = {"PGHOST": "127.0.0.1", "PGPORT": "1"}
     told = "Neither --dsn nor PQCORE_DSN is set"
-    done = run("stats", variables=variables)
+    done = invoke("stats", variables=variables)
     assert (done.returncode, told in done.stderr) == (1, True), done.stderr
-    done = run("stats", "--dsn", "postgresql://127.0.0.1:1/app", variables=variables)
+    done = invoke("stats", "--dsn", "postgresql://127.0.0.1:1/app", variables=variables)
     assert (done.returncode, told in done.stderr) == (1, False), done.stderr
 
 
@@ -756,8 +765,8 @@ def test_commands_without_a_dsn_say_so_when_the_server_is_unreachable() -> None:
     ],
 )
 def test_commands_never_show_a_password(backend: str, dsn: str) -> None:
-    given = run("dead", "list", "--queue", "apples", "--backend", backend, "--dsn", dsn)
-    inherited = run("dead", "list", "--queue", "apples", "--backend", backend, dsn=dsn)
+    given = invoke("dead", "list", "--queue", "apples", "--backend", backend, "--dsn", dsn)
+    inherited = invoke("dead", "list", "--queue", "apples", "--backend", backend, dsn=dsn)
     for done in (given, inherited):
         assert done.returncode in (1, 2)
         assert done.stderr.startswith("Error: ")
@@ -851,6 +860,6 @@ def test_json_fields_are_documented(dsn: str, pq: tasks.PQ, folder: Path) -> Non
     [job_id] = dead_letters(dsn, folder, pq, ["Cox"])
     text = documentation()
     for command in ("dead list", f"dead show {job_id}", f"status {job_id}", f"dead retry {job_id}"):
-        done = run(*command.split(), "--queue", "apples", "--json", dsn=dsn)
+        done = invoke(*command.split(), "--queue", "apples", "--json", dsn=dsn)
         for field in json.loads(done.stdout):
             assert f"`{field}`" in text, field

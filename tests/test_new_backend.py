@@ -18,7 +18,7 @@ import pytest
 
 from pqcore import backend as contract
 from pqcore.benchmarks.bounds import TARGETS
-from pqcore.testing.commands import run
+from pqcore.testing.commands import invoke, run
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "pqcore-pg8000" / "pqcore_pg8000"
@@ -34,7 +34,7 @@ Install = Callable[[Path], dict[str, str]]
 
 def new_backend(folder: Path, *arguments: str) -> Path:
     """Write a project; gives its folder."""
-    done = run("new-backend", *arguments, "--directory", str(folder), "--json")
+    done = invoke("new-backend", *arguments, "--directory", str(folder), "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert sorted(said["files"]) == sorted(
@@ -226,7 +226,7 @@ def test_new_backend_once_written_passes_the_suite(tmp_path: Path, pqcore_server
     ],
 )
 def test_new_backend_refuses_a_bad_name_before_writing(tmp_path: Path, name: str, why: str) -> None:
-    done = run("new-backend", name, folder=tmp_path)
+    done = invoke("new-backend", name, folder=tmp_path)
     assert done.returncode == 2
     assert why in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +234,7 @@ def test_new_backend_refuses_a_bad_name_before_writing(tmp_path: Path, name: str
 
 @pytest.mark.parametrize("driver", ["", "a b", "class", "a.b", "a-b", "1a", "a\nb"])
 def test_new_backend_refuses_a_driver_that_is_no_module_name(tmp_path: Path, driver: str) -> None:
-    done = run("new-backend", "acme", "--driver", driver, folder=tmp_path)
+    done = invoke("new-backend", "acme", "--driver", driver, folder=tmp_path)
     assert done.returncode == 2
     assert "give the name of a module, without dots" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -243,22 +243,22 @@ def test_new_backend_refuses_a_driver_that_is_no_module_name(tmp_path: Path, dri
 def test_new_backend_overwrites_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "pqcore-acme"
     folder.mkdir()
-    assert run("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder is as good as none
+    assert invoke("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder is as good as none
     (folder / "pyproject.toml").write_text("mine", "utf-8")
-    again = run("new-backend", "acme", folder=tmp_path)
+    again = invoke("new-backend", "acme", folder=tmp_path)
     assert again.returncode == 2
     assert "pqcore-acme exists already, and was left unchanged" in again.stderr
     assert (folder / "pyproject.toml").read_text("utf-8") == "mine"
 
     (tmp_path / "file").write_text("mine", "utf-8")
     for directory, code in (("file", 2), ("file/within", 1)):
-        done = run("new-backend", "acme", "--directory", directory, folder=tmp_path)
+        done = invoke("new-backend", "acme", "--directory", directory, folder=tmp_path)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
 def test_new_backend_output_says_which_commands_come_next(tmp_path: Path) -> None:
-    done = run("new-backend", "acme", folder=tmp_path)
+    done = invoke("new-backend", "acme", folder=tmp_path)
     assert "pqcore-acme/pqcore_acme/backend.py\n" in done.stdout
     assert done.stdout.endswith("    cd pqcore-acme\n    pip install --editable '.[test]'\n")
     readme = (tmp_path / "pqcore-acme" / "README.md").read_text("utf-8")

@@ -19,7 +19,7 @@ from pqcore.errors import TransientError
 from pqcore.events import JobEvent, ServerEvent
 from pqcore.instruments.prometheus import Prometheus
 from pqcore.plugins import plugins
-from pqcore.testing.commands import eventually, run
+from pqcore.testing.commands import eventually, invoke, run
 from pqcore.testing.harness import PATIENCE
 from pqcore.worker import Worker, maintenance
 from pqcore_backends.embedded import EmbeddedServer
@@ -196,7 +196,7 @@ def test_full_notify_queue_delays_completions_until_it_has_room(
 
 def test_full_notify_queue_is_shown_by_doctor_and_top(server: EmbeddedServer, fill: Callable[[], Full]) -> None:
     full = fill()
-    done = run("doctor", "--json", "--dsn", server.dsn())
+    done = invoke("doctor", "--json", "--dsn", server.dsn())
     [found] = [one for line in done.stdout.splitlines() if (one := json.loads(line))["check"] == "notifications"]
     assert found["level"] == "problem"
     assert found["details"]["usage"] > 0.9
@@ -205,7 +205,7 @@ def test_full_notify_queue_is_shown_by_doctor_and_top(server: EmbeddedServer, fi
     assert json.loads(run("top", "--once", "--json", "--dsn", server.dsn()).stdout)["notification_queue_usage"] > 0.9
     assert "notification queue 100 % full" in run("top", "--once", "--dsn", server.dsn()).stdout
     full.end()
-    done = run("doctor", "--json", "--dsn", server.dsn())
+    done = invoke("doctor", "--json", "--dsn", server.dsn())
     [found] = [one for line in done.stdout.splitlines() if (one := json.loads(line))["check"] == "notifications"]
     assert found["level"] == "ok"
 

@@ -18,7 +18,7 @@ from pqcore.scan_position import ScanPosition
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName
 from pqcore.sql.statement import Query
-from pqcore.testing.commands import run
+from pqcore.testing.commands import invoke
 
 NUMBER = 4
 QUEUES = [f"queue {n}" for n in range(12)]
@@ -234,23 +234,23 @@ INSERT INTO queue (q_name, data) VALUES ('mails', '1'), ('reports', '2')""",
 
 
 def test_commands_support_partitions(dsn: str) -> None:
-    script = run("create", "--sql", "--partitions", "2", "--table", "written", "--dsn", dsn).stdout
+    script = invoke("create", "--sql", "--partitions", "2", "--table", "written", "--dsn", dsn).stdout
     assert "PARTITION BY HASH (q_name)" in script
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(script.encode())
     with PQ(dsn, table="written") as pq:
         pq.create(partitions=2)
         assert pq["q"].put(1) == 1
-    made = run("create", "--partitions", "3", "--dsn", dsn)
+    made = invoke("create", "--partitions", "3", "--dsn", dsn)
     assert "was made" in made.stdout, made.stderr
-    assert "is up to date" in run("create", "--partitions", "3", "--dsn", dsn).stdout
-    refused = run("create", "--partitions", "2", "--dsn", dsn)
+    assert "is up to date" in invoke("create", "--partitions", "3", "--dsn", dsn).stdout
+    refused = invoke("create", "--partitions", "2", "--dsn", dsn)
     assert refused.returncode != 0
     assert "with 3 partitions, not 2" in refused.stderr
     with PQ(dsn) as pq:
         for name in QUEUES:
             pq[name].put_many(range(10))
-    findings = [json.loads(line) for line in run("doctor", "--json", "--dsn", dsn).stdout.splitlines()]
+    findings = [json.loads(line) for line in invoke("doctor", "--json", "--dsn", dsn).stdout.splitlines()]
     of_table = {"schema", "indexes", "trigger", "autovacuum", "bloat", "plan"}
     assert {each["check"]: each["level"] for each in findings if each["check"] in of_table} == dict.fromkeys(
         of_table, "ok"

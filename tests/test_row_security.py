@@ -15,7 +15,7 @@ import pytest
 
 from pqcore import PQ, AsyncPQ, tasks
 from pqcore.errors import AccessDenied, NotStored
-from pqcore.testing.commands import run
+from pqcore.testing.commands import invoke
 from pqcore.testing.harness import PATIENCE, SIDE_TABLES
 from pqcore.worker import Worker, maintenance
 
@@ -142,11 +142,11 @@ def test_row_security_that_begins_later_is_logged_by_a_worker(
 
 def test_doctor_names_tables_whose_rows_row_security_hides(dsn: str, role: str, theirs: str) -> None:
     execute(dsn, *(f"ALTER TABLE queue{part} ENABLE ROW LEVEL SECURITY" for part in PARTS))
-    said = run("doctor", "--dsn", theirs)
+    said = invoke("doctor", "--dsn", theirs)
     assert said.returncode == 1
     for part in PARTS:
         assert f'problem  row_security row-level security hides all rows of table "queue{part}"' in said.stdout
     execute(dsn, *(f"CREATE POLICY all_of_it ON queue{part} TO {role} USING (true)" for part in PARTS))
-    said = run("doctor", "--dsn", theirs)
+    said = invoke("doctor", "--dsn", theirs)
     assert "ok       row_security row-level security binds role" in said.stdout
-    assert "row-level security hides nothing" in run("doctor", "--dsn", dsn).stdout
+    assert "row-level security hides nothing" in invoke("doctor", "--dsn", dsn).stdout

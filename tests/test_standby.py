@@ -12,7 +12,7 @@ import pytest
 
 from pqcore import PQ, AsyncPQ
 from pqcore.errors import DatabaseError
-from pqcore.testing.commands import run
+from pqcore.testing.commands import invoke
 from pqcore.testing.harness import PATIENCE
 from pqcore_backends.embedded import EmbeddedServer
 
@@ -145,16 +145,16 @@ def test_dsn_with_target_session_attrs_reaches_the_primary(
 def test_commands_report_a_standby(dsns: tuple[str, str]) -> None:
     with PQ(dsns[0]) as primary:
         primary["told"].put(1)
-    done = run("stats", "--queue", "told", "--dsn", dsns[1])
+    done = invoke("stats", "--queue", "told", "--dsn", dsns[1])
     assert "a standby: the last commit that it knows is " in done.stdout, done.stderr
-    assert json.loads(run("stats", "--queue", "told", "--json", "--dsn", dsns[1]).stdout)["stale"] >= 0
-    assert "a standby" not in run("stats", "--dsn", dsns[0]).stdout
-    done = run("put", "--queue", "told", "1", "--dsn", dsns[1])
+    assert json.loads(invoke("stats", "--queue", "told", "--json", "--dsn", dsns[1]).stdout)["stale"] >= 0
+    assert "a standby" not in invoke("stats", "--dsn", dsns[0]).stdout
+    done = invoke("put", "--queue", "told", "1", "--dsn", dsns[1])
     assert done.returncode != 0
     assert "connect to the primary" in done.stderr
     assert "Traceback" not in done.stderr
     with PQ(dsns[0], table="empty") as primary:
         primary.create()
-    done = run("stats", "--table", "empty", "--dsn", dsns[1])
+    done = invoke("stats", "--table", "empty", "--dsn", dsns[1])
     assert "nothing waits" in done.stdout
     assert "a standby: " in done.stdout

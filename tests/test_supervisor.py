@@ -65,6 +65,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def dsn(made_dsn: str) -> str:
+    return made_dsn
+
+
+@pytest.fixture
 def pq(dsn: str) -> Iterator[PQ]:
     with PQ(dsn, backend="psycopg") as made:
         made.create()
@@ -215,11 +220,11 @@ def test_supervisor_does_not_repeat_a_command_that_cannot_work(dsn: str, pq: PQ,
     assert "takes its place" not in done.stderr
 
 
-def test_supervisor_repeats_a_worker_that_fails(dsn: str, folder: Path) -> None:
-    with Command("worker", "app:queue", "--processes", "2", dsn=dsn, folder=folder) as supervisor:
+def test_supervisor_repeats_a_worker_that_fails(empty_dsn: str, folder: Path) -> None:
+    with Command("worker", "app:queue", "--processes", "2", dsn=empty_dsn, folder=folder) as supervisor:
         supervisor.expect('Error: table "queue" does not exist', 3)
         supervisor.expect("ended with exit code 1; another takes its place", 3)
-        with PQ(dsn) as pq:
+        with PQ(empty_dsn) as pq:
             pq.create()
             workers(supervisor, 2)
             pq["apples"].put(call("eat", "Cox"))

@@ -21,7 +21,7 @@ from psycopg import sql
 from pqcore import tasks
 from pqcore.db.dsn import with_options
 from pqcore.operations import worker_registry
-from pqcore.testing.commands import Command, eventually, run
+from pqcore.testing.commands import Command, eventually, invoke
 from pqcore.worker import Worker, registration
 
 APP = """
@@ -33,6 +33,11 @@ queue = PQ(os.environ["PQCORE_DSN"])["apples"]
 @queue.task()
 def eat(job_id): ...
 """
+
+
+@pytest.fixture
+def dsn(made_dsn: str) -> str:
+    return made_dsn
 
 
 @pytest.fixture
@@ -171,35 +176,35 @@ def test_worker_whose_role_may_not_be_listed_runs_jobs_and_warns_once(
 
 def test_workers_command_lists_each_process_until_the_supervisor_ends(dsn: str, pq: tasks.PQ, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
-    assert run("workers", dsn=dsn).stdout == 'no worker is listed in table "queue"\n'
+    assert invoke("workers", dsn=dsn).stdout == 'no worker is listed in table "queue"\n'
     with Command("worker", "app:queue", "--processes", "2", "--concurrency", "3", dsn=dsn, folder=tmp_path) as command:
         pids = {int(pid) for _, pid in command.expect(r"worker (\d) is process (\d+)", 2)}
         assert eventually(lambda: len(pq.workers()) == 2)
-        found = [json.loads(line) for line in run("workers", "--json", dsn=dsn).stdout.splitlines()]
+        found = [json.loads(line) for line in invoke("workers", "--json", dsn=dsn).stdout.splitlines()]
         assert {worker["pid"] for worker in found} == pids
         assert len({worker["id"] for worker in found}) == 2
         for worker in found:
             assert (worker["host"], worker["queues"], worker["alive"]) == (socket.gethostname(), ["apples"], True)
             assert (worker["tasks"], worker["concurrency"]) == (["app.eat"], 3)
-        shown = run("workers", "--queue", "apples", dsn=dsn).stdout
+        shown = invoke("workers", "--queue", "apples", dsn=dsn).stdout
         assert all(str(pid) in shown for pid in pids)
         assert "app.eat" in shown
         first = found[0]["id"]
-        told = run("quiet", first, "nobody", dsn=dsn)
+        told = invoke("quiet", first, "nobody", dsn=dsn)
         assert told.returncode == 1
         assert told.stdout.splitlines() == [
             f"worker {first} takes no more jobs from its next renewal on",
             'no worker nobody is listed in table "queue"',
         ]
         assert {worker.id: worker.quiet for worker in pq.workers()} == {first: True, found[1]["id"]: False}
-        assert " quiet " in run("workers", dsn=dsn).stdout
-        assert json.loads(run("quiet", "--end", first, "--json", dsn=dsn).stdout) == {
+        assert " quiet " in invoke("workers", dsn=dsn).stdout
+        assert json.loads(invoke("quiet", "--end", first, "--json", dsn=dsn).stdout) == {
             "id": first,
             "quiet": False,
             "listed": True,
         }
         assert not any(worker.quiet for worker in pq.workers())
-        assert "no worker of 'pears' is listed" in run("workers", "--queue", "pears", dsn=dsn).stdout
+        assert "no worker of 'pears' is listed" in invoke("workers", "--queue", "pears", dsn=dsn).stdout
         command.signal(signal.SIGTERM)
         assert command.wait() == 0
     assert pq.workers() == []

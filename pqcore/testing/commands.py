@@ -52,6 +52,32 @@ def run(
     )
 
 
+def invoke(
+    *arguments: str,
+    dsn: str | None = None,
+    folder: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end as `run` does, but in this process, without the start of an interpreter.
+
+    It suits commands that import no module of the test, and start nothing that outlives them.
+    """
+    from click.testing import CliRunner
+
+    from pqcore.cli.app import app
+
+    inherited = {name: None for name in (*os.environ, "PGCONNECT_TIMEOUT") if name.startswith(("PG", "PQCORE_"))}
+    before = Path.cwd()
+    os.chdir(folder or before)
+    try:
+        done = CliRunner().invoke(app, arguments, env={**inherited, **environment(dsn, variables)}, prog_name="pqcore")
+    finally:
+        os.chdir(before)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
 def eventually(condition: Callable[[], Any]) -> Any:
     """Repeat a question until its answer is true, for changes that are not announced."""
     deadline = time.monotonic() + PATIENCE
