@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pqcore.operations.results import JobInfo
     from pqcore.operations.rules import Rule
     from pqcore.operations.worker_registry import RunningJob, WorkerInfo
-    from pqcore.put_options import Dedup
+    from pqcore.put_options import Dedup, NewJob
     from pqcore.queue import PQ, Queue, QueueIterator
     from pqcore.settings import logger
 
@@ -48,6 +48,7 @@ __all__ = [
     "Job",
     "JobInfo",
     "LimitUsage",
+    "NewJob",
     "PQError",
     "PastAttempt",
     "Queue",
@@ -86,6 +87,7 @@ _HOMES = {
     "RunningJob": "operations.worker_registry",
     "WorkerInfo": "operations.worker_registry",
     "Dedup": "put_options",
+    "NewJob": "put_options",
     "PQ": "queue",
     "Queue": "queue",
     "QueueIterator": "queue",

@@ -66,7 +66,7 @@ class DuplicateJob(PQError, ValueError):
     """Another job has this dedup key; nothing was written.
 
     Attributes:
-        job_id: The id of the other job.
+        job_id: The id of the other job; 0 if an earlier job of the same call has the key.
     """
 
     def __init__(self, message: str, job_id: int = 0) -> None:

@@ -1,10 +1,10 @@
-"""The options of a put: dedup key, group, limits, headers."""
+"""The options of a put: times, dedup key, group, limits, headers, tenant, priority."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.lanes import Lane, lane_of_gate, lane_values
 from pqcore.serializers.plain_json import check_json
 from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
-from pqcore.times import seconds
+from pqcore.times import TimeSpec, seconds
 
 RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous")
 """Headers that pqcore itself reads."""
@@ -51,6 +51,37 @@ class Dedup:
     def period(self) -> float | None:
         """Return for how many seconds the key is held; None if the job's state decides."""
         return None if self.until in ("finished", "started") else seconds(self.until)
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job for `Queue.put_many` with options of its own.
+
+    An option that is None is the one that the call of `put_many` gives to all jobs.
+
+    Attributes:
+        data: Any value that the queue's serializer can encode.
+        schedule_at: The earliest time at which the job may run; see `Queue.put`.
+        expected_at: The time by which the job is wanted; see `Queue.put`.
+        dedup: A key that only one job can have at a time: a string, or a `Dedup`.
+        group: The job's FIFO group.
+        limits: How many leased jobs of a name all workers together may run concurrently: ``{"reports": 3}``.
+        headers: JSON values that are stored with the job's data. The headers of the call are added, except those of
+            the same names.
+        tenant: The share that the job belongs to.
+        priority: A whole number; jobs with higher numbers are taken first.
+    """
+
+    data: Any
+    schedule_at: TimeSpec = None
+    expected_at: TimeSpec = None
+    _: KW_ONLY
+    dedup: Dedup | str | None = None
+    group: str | None = None
+    limits: Mapping[str, int] | None = None
+    headers: Mapping[str, Any] | None = None
+    tenant: str | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ class Queue(TaskQueueMixin):
         """Put many jobs: either all of them, or none.
 
         Args:
-            items: The data of each job; a generator is consumed while the jobs are sent.
+            items: The data of each job; or a `NewJob` for each job, with options of its own. A generator is consumed
+                while the jobs are sent.
             schedule_at: The earliest time for all jobs; see `put`.
             expected_at: The expected time of all jobs; see `put`.
             connection: A connection whose open transaction writes the jobs; see `put`.
@@ -179,7 +180,14 @@ class Queue(TaskQueueMixin):
             priority: The priority of all jobs; see `put`.
 
         Returns:
-            The ids, in the order of ``items``.
+            The ids, in the order of ``items``. If another job has the dedup key of a `NewJob`, the id of that job.
+
+        Raises:
+            InvalidCall: Some items are `NewJob` objects, and others are data.
+            DuplicateJob: Another job, or an earlier item, has the dedup key of a `NewJob`, and ``on_conflict`` is
+                ``"error"``; nothing was put.
+            TransientError: In a transaction of yours, a deadlock with another put of the same keys happened. Outside
+                of one, the jobs are put again, and this is raised after several deadlocks.
         """
         options = given(None, group, limits, headers, tenant, priority)
         return run_sync(put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))

@@ -120,6 +120,7 @@ def task_cases() -> Iterator[Case]:
         for query in (tasks.put, tasks.put_replacing, tasks.find_duplicate, tasks.claim_key, tasks.tick):
             yield Case(query, 60, values=dedup)
         yield Case(tasks.set_key_holder, 60, values=dedup)
+    yield from cases_of_many()
     for query in (tasks.replace, tasks.find_headers):
         yield Case(query, 60)
     yield from admission_cases()
@@ -130,6 +131,21 @@ def task_cases() -> Iterator[Case]:
     for n, pages in ((1, 60), (100, 2_700)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
+
+
+def cases_of_many() -> Iterator[Case]:
+    """Cases of a hundred jobs of which each has its own options."""
+    tasks, keys = SQL.tasks, [f"key {n}" for n in range(0, 500, 5)]
+    items = json.dumps(
+        [
+            {"id": n, "q_name": "jobs", "data": "{}", "dedup_key": key, "priority": 0, "period": 60}
+            for n, key in enumerate(keys)
+        ]
+    )
+    given = (("items", items), ("dedup_keys", keys), ("number", 100), ("unkeyed", 0), ("fails", True))
+    for query in (tasks.put_each, tasks.find_duplicates, tasks.find_all_held, tasks.claim_keys, tasks.set_key_holders):
+        yield Case(query, 3_500, values=given)
+    yield Case(tasks.replace_each, 5_000, values=(*given, ("ids", [*range(100)])))
 
 
 def admission_cases() -> Iterator[Case]:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
-from pqcore import Dedup, tasks
+from pqcore import Dedup, NewJob, tasks
 from pqcore.cli.app import app
 from pqcore.errors import AccessDenied
 from pqcore.sql.identifiers import TableName
@@ -105,6 +105,10 @@ def test_producer_role_puts_jobs_and_reads_none(users: Users) -> None:
     assert queue.put(4, dedup="key") == kept
     held = queue.put(5, "1h", dedup=Dedup("for a time", "1h"))
     assert queue.put(6, dedup=Dedup("for a time", "1h")) == held
+    for until in ("finished", "1h"):
+        jobs = [NewJob(7, "1h", dedup=Dedup("of many", until), group="g"), NewJob(8, "1h", headers={"x": 1})]
+        of_many, other = queue.put_many(jobs)
+        assert queue.put_many(jobs)[0] == of_many != other
     batch = queue.batch(queue.task()(fail).call(), then=queue.task()(fail).call())
     assert len(batch.jobs) == 1
     for forbidden in (
@@ -126,7 +130,7 @@ def test_producer_role_puts_jobs_and_reads_none(users: Users) -> None:
             statement = sql.SQL("SELECT {} FROM {}").format(sql.Identifier(column), sql.Identifier(users.table))
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
-    assert len(users.pq("consumer")["q"].jobs()) == 6
+    assert len(users.pq("consumer")["q"].jobs()) == 12
 
 
 def test_consumer_role_takes_completes_and_retries_jobs(users: Users) -> None:

@@ -11,12 +11,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import psycopg
 import pytest
 
-from pqcore import PQ, AsyncPQ
+from pqcore import PQ, AsyncPQ, Dedup, NewJob
 from pqcore.db.runtime import run_sync
 from pqcore.testing.proxy import Proxy
 from pqcore.testing.traffic import Traffic
@@ -178,6 +179,38 @@ def test_operation_outside_of_a_block_is_one_round_trip(wire: Wire, operation: s
 
         found = await wire.counted(call)
         assert (found.round_trips, found.statements, found.commits) == (CALLS, CALLS, CALLS)
+
+    wire.run(scenario)
+
+
+OWN_OPTIONS = {"none": 1, "free": 7, "taken": 8, "replaced": 9}
+"""Keys of jobs with options of their own, and the statements of one call, with BEGIN, SAVEPOINT, RELEASE and COMMIT."""
+
+
+def test_jobs_with_own_options_take_a_fixed_number_of_statements(wire: Wire) -> None:
+    places = count()
+
+    def jobs(number: int, keys: str) -> list[NewJob]:
+        def dedup(n: int) -> Dedup | None:
+            key = str(next(places) if keys == "free" else n)
+            return Dedup(f"{keys} {key}", ["1h", "finished"][n % 2], "replace" if keys == "replaced" else "keep")
+
+        chosen = [None if keys == "none" else dedup(n) for n in range(number)]
+        return [NewJob(n, "1h", priority=n, group=str(n), headers={"n": n}, dedup=key) for n, key in enumerate(chosen)]
+
+    async def scenario(queue: Any) -> None:
+        task = queue.task()(lambda n: None)
+        for keys, expected in OWN_OPTIONS.items():
+            await done(queue.put_many(jobs(300, keys)))
+            for number in (10, 300):
+                before = wire.proxy.traffic()
+                await done(queue.put_many(jobs(number, keys)))
+                assert (wire.proxy.traffic() - before).statements == expected
+        for number in (10, 300):
+            calls = [task.options(priority=n, group=str(n)).call(n) for n in range(number)]
+            before = wire.proxy.traffic()
+            await done(queue.put_calls(*calls))
+            assert (wire.proxy.traffic() - before).statements == 3  # with BEGIN and COMMIT
 
     wire.run(scenario)
 

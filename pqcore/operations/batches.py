@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import count
 from typing import Any
 
 from pqcore.db.engine import Engine
@@ -16,9 +16,10 @@ from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
-from pqcore.operations.deferred_put import StoredPut
-from pqcore.operations.put import NO_TIMES, as_element, insert, read_identity
-from pqcore.operations.put_many import insert_many, put_times
+from pqcore.operations.deferred_put import DirectPut, StoredPut
+from pqcore.operations.put import as_element, insert, read_identity
+from pqcore.operations.put_each import NewRow, chunks_of, put_rows
+from pqcore.operations.put_many import CHUNK_ROWS, CHUNK_SIZE, insert_many, put_times
 from pqcore.plugins import plugins
 from pqcore.settings import Encoded, QueueSettings
 
@@ -109,22 +110,25 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
 
 
 async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) -> list[Identity]:
-    ids: list[Identity] = []
+    if not calls:
+        return []
     rows: list[dict[str, Any]] = [call.values() for call in calls]
+    keys = [call.dedup if isinstance(call, DirectPut) else None for call in calls]
+    if len(rows) == 1:
+        return [read_identity(await insert(engine, s, rows[0], keys[0]))]
+    common = _common(rows[0])
+    if any(keys) or any(_common(row) != common for row in rows):
+        new = map(NewRow.of, count(), rows, keys)
+        return await put_rows(engine, s, chunks_of(new, CHUNK_ROWS, CHUNK_SIZE), read_identity, "put_calls")
+    elements = [as_element(Encoded(row["data"], row["payload"])) for row in rows]
+    binary = rows[0]["payload"] is not None
+    numbers, put_at = await insert_many(engine, s, rows[0], elements, len(rows), binary=binary)
+    return list(zip(numbers, put_times(put_at, len(rows)), strict=True))
 
-    def common(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["q_name"], row["serializer"], row["headers"], row["group_key"], row["schedule_in"]
 
-    for _, alike in groupby(rows, common):
-        same = list(alike)
-        if len(same) == 1:
-            ids.append(read_identity(await insert(engine, s, same[0], None)))
-            continue
-        elements = [as_element(Encoded(row["data"], row["payload"])) for row in same]
-        binary = same[0]["payload"] is not None
-        numbers, put_at = await insert_many(engine, s, {**NO_TIMES, **same[0]}, elements, len(same), binary=binary)
-        ids += zip(numbers, put_times(put_at, len(same)), strict=True)
-    return ids
+def _common(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a row that `insert_many` gives to all its rows."""
+    return {**row, "data": None, "payload": row["payload"] is None}
 
 
 def chain_calls(calls: Sequence[StoredPut]) -> StoredPut:

@@ -1,15 +1,19 @@
-"""A put that happens later: the next job of a chain, or the job that follows a batch."""
+"""A put of an encoded row: later, as the next job of a chain or after a batch, or now, together with others."""
 
 from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from pqcore.lanes import lane_of_gate, lane_values
-from pqcore.operations.put import NO_TIMES
+from pqcore.operations.put import NO_TIMES, Times
+from pqcore.put_options import Dedup
 from pqcore.settings import Encoded, QueueSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,12 @@ class StoredPut:
     delay: float | None = None
 
     @classmethod
-    def encode(cls, queue: QueueSettings, data: Any, headers: dict[str, Any], delay: float | None = None) -> StoredPut:
+    def encode(cls, queue: QueueSettings, data: Any, headers: dict[str, Any], delay: float | None = None) -> Self:
         """Return what a put of this data would store."""
         return cls.of(queue, queue.encode_row(data), headers, delay)
 
     @classmethod
-    def of(
-        cls, queue: QueueSettings, encoded: Encoded, headers: dict[str, Any], delay: float | None = None
-    ) -> StoredPut:
+    def of(cls, queue: QueueSettings, encoded: Encoded, headers: dict[str, Any], delay: float | None = None) -> Self:
         """Return what a put stores for data that was already encoded."""
         payload = None if encoded.payload is None else base64.b64encode(encoded.payload).decode()
         return cls(queue.name, queue.serializer_name, encoded.data, payload, headers, delay)
@@ -95,8 +97,25 @@ class StoredPut:
             "serializer": self.serializer,
             "data": self.data,
             "payload": None if self.payload is None else base64.b64decode(self.payload),
-            "headers": json.dumps(self.headers) if self.headers else None,
+            "headers": json.dumps(self.headers, separators=(",", ":")) if self.headers else None,
             "group_key": gate.get("group"),
             **lane_values(lane_of_gate(gate)),
             "schedule_in": self.delay,
         }
+
+
+@dataclass(frozen=True)
+class DirectPut(StoredPut):
+    """An encoded row that is put now, together with others; no JSON holds it.
+
+    Attributes:
+        times: The times, in the form for the statements.
+        dedup: The dedup key, or None.
+    """
+
+    times: Times = field(default_factory=lambda: NO_TIMES)
+    dedup: Dedup | None = None
+
+    def values(self) -> dict[str, object]:
+        """Return the values of the statement that puts the job, without the dedup key."""
+        return {**super().values(), **self.times}

@@ -13,14 +13,14 @@ from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.group_commit import ALONE, LARGE, Together
 from pqcore.db.session import Session
-from pqcore.errors import DuplicateJob, NotStored, TransientError
+from pqcore.errors import DuplicateJob, InvalidCall, NotStored, TransientError
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.put_refusals import find_causes, not_stored
 from pqcore.plugins import plugins
-from pqcore.put_options import Dedup, PutOptions, put_options
+from pqcore.put_options import Dedup, NewJob, PutOptions, put_options
 from pqcore.serializers import json_encode
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.identifiers import channel
@@ -29,6 +29,8 @@ from pqcore.times import TimeSpec, parse
 Times: TypeAlias = dict[str, datetime | float | None]
 T = TypeVar("T")
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
+ROUNDS = 20
+"""How often a put under a dedup key is tried while other jobs take the key and release it."""
 _NO_OPTIONS = PutOptions(None, None, None)
 _DROPPED = object()
 """The result of a put that shared a statement with others, and whose row a trigger dropped."""
@@ -113,6 +115,9 @@ async def _put(
     connection: object,
     options: Mapping[str, Any] | None,
 ) -> T:
+    if isinstance(data, NewJob):  # some serializers encode any dataclass
+        msg = f"put takes the data of one job, and was given {data!r}; give NewJob objects to put_many"
+        raise InvalidCall(msg)
     encoded = queue.encode_row(data)
     text, payload = encoded
     values: dict[str, object] = {
@@ -232,7 +237,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
     put = tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put
     find = tasks.find_duplicate if dedup.period is None else tasks.find_held
-    for _ in range(20):  # the job with the key may be finished between the two statements
+    for _ in range(ROUNDS):  # the job with the key may be finished between the two statements
         if dedup.period is not None:
             rows = await _put_for_a_time(engine, s, values, dedup.period)
         else:
@@ -243,17 +248,25 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
             continue
         holder, _ = read_identity(rows[0])
         if dedup.on_conflict == "error":
-            msg = f"job {holder} of queue {row['q_name']!r} has the dedup key {dedup.key!r}; nothing was put"
-            raise DuplicateJob(msg, holder)
+            raise duplicate_job(row["q_name"], dedup.key, holder)
         if dedup.on_conflict == "replace":  # only if the job still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
         return rows[0]
+    raise await key_not_held(engine, s, dedup.key)
+
+
+def duplicate_job(q_name: object, key: str, holder: int) -> DuplicateJob:
+    """Return the error for a put whose key another job has."""
+    msg = f"job {holder} of queue {q_name!r} has the dedup key {key!r}; nothing was put"
+    return DuplicateJob(msg, holder)
+
+
+async def key_not_held(engine: Engine, s: Session, key: str) -> NotStored | TransientError:
+    """Return the error for a put that stored no job, although no other job has the key."""
     if found := await find_causes(engine, s):
         why = "; or ".join(found)
-        msg = f"put: no job was put with the dedup key {dedup.key!r}, and no job with this key is visible: {why}"
-        raise NotStored(msg)
-    msg = f"dedup key {dedup.key!r} was taken and released by other jobs at each attempt: try again"
-    raise TransientError(msg)
+        return NotStored(f"put: no job was put with the dedup key {key!r}, and no job with this key is visible: {why}")
+    return TransientError(f"dedup key {key!r} was taken and released by other jobs at each attempt: try again")
 
 
 async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, object], period: float) -> Sequence[Row]:

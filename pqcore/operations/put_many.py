@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.errors import InvalidData, NotStored, PayloadTooLarge
+from pqcore.errors import InvalidCall, InvalidData, PayloadTooLarge
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, is_binary, times_of
-from pqcore.operations.put_refusals import not_stored
+from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, is_binary, read_id, times_of
+from pqcore.operations.put_each import chunks_of, put_rows, rows_of_jobs
+from pqcore.operations.put_refusals import not_stored, refused_rows
 from pqcore.plugins import plugins
+from pqcore.put_options import NewJob
 from pqcore.serializers.plain_json import check_json
 from pqcore.settings import QueueSettings
 from pqcore.times import TimeSpec
 
 _Chunk: TypeAlias = tuple[list[str], int]
 """Data in the form for `insert_many`, and the number of its rows."""
-_DIVISION_BY_ZERO = "22012"
-_NO_SQUARE_ROOT = "2201F"
-_RENUMBERED = (
-    "put_many: nothing was stored: a trigger of table {} changes enqueued_at, by which the rows are identified;"
-    " change the trigger to keep enqueued_at, or put jobs one at a time"
-)
-
 CHUNK_ROWS = 5_000
 CHUNK_SIZE = 2**20
 """The largest number of rows, and of characters of data, in one statement of put_many.
@@ -55,7 +50,17 @@ async def put_many(
     connection: object,
     options: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Put many rows, all or none; return their ids in order. ``options`` are those of `put`, without ``dedup``."""
+    """Put many rows, all or none; return their ids in order.
+
+    Args:
+        engine: The engine.
+        queue: The queue.
+        items: The data of each row; or a `NewJob` for each row, whose options precede those of the call.
+        schedule_at: See `Queue.put`.
+        expected_at: See `Queue.put`.
+        connection: See `Queue.put`.
+        options: Those of `pqcore.operations.put.put`, without ``dedup``.
+    """
     times = times_of(schedule_at, expected_at) or NO_TIMES
     if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})
@@ -90,14 +95,19 @@ async def _put_many(
         return list(ids)
 
     async def work(s: Session) -> list[int]:
+        left = iter(items)
+        head = list(islice(left, 1))
+        if head and isinstance(head[0], NewJob):
+            rows = rows_of_jobs(queue, chain(head, left), times, options)
+            return await put_rows(engine, s, chunks_of(rows, CHUNK_ROWS, CHUNK_SIZE), read_id, "put_many")
         ids: list[int] = []
         if connection is not None and not s.in_transaction():
             # The caller's connection is idle, and its driver may or may not begin a transaction. So all rows go into
             # one statement, which is atomic in either case.
-            for everything in _chunks(queue, items, binary, whole=True):
+            for everything in _chunks(queue, head, left, binary, whole=True):
                 ids = await send(s, everything)
             return ids
-        chunks = _chunks(queue, items, binary)
+        chunks = _chunks(queue, head, left, binary)
         first, second = next(chunks, None), next(chunks, None)
         if first is None:
             return ids
@@ -115,22 +125,20 @@ async def _put_many(
 
 
 def _chunks(
-    queue: QueueSettings, items: Iterable[Any], binary: bool | None, *, whole: bool = False
+    queue: QueueSettings, piece: list[Any], left: Iterator[Any], binary: bool | None, *, whole: bool = False
 ) -> Iterator[_Chunk]:
-    left = iter(items)
+    """Return the data in chunks; ``piece`` has the first item, and ``left`` gives the others."""
     together = queue.encodes_as_is
     rows_in_all = size_in_all = 0
     chunk: list[str] = []
     rows = size = 0
-    while True:
-        most = min(PIECE_SIZE, CHUNK_SIZE // 64) * rows_in_all // size_in_all if together and size_in_all else 1
-        piece = list(islice(left, max(min(most, CHUNK_ROWS - rows), 1)))
-        if not piece:
-            break
+    while piece:
         if together:
-            text = _encode_together(queue, piece)
+            text = _encode_together(queue, piece, rows_in_all)
             length = len(text)
         else:
+            if isinstance(piece[0], NewJob):
+                _refuse_new_jobs(piece, rows_in_all)
             encoded = queue.encode_row(piece[0])
             text = encoded.raw if binary is None else as_element(encoded)  # type: ignore[assignment]
             length = len(encoded.raw)
@@ -147,14 +155,38 @@ def _chunks(
         if not whole and (rows >= CHUNK_ROWS or size >= CHUNK_SIZE):
             yield chunk, rows
             chunk, rows, size = [], 0, 0
+        most = min(PIECE_SIZE, CHUNK_SIZE // 64) * rows_in_all // size_in_all if together and size_in_all else 1
+        piece = list(islice(left, max(min(most, CHUNK_ROWS - rows), 1)))
     if chunk:
         yield chunk, rows
 
 
-def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
-    """Return the data of some jobs as JSON, separated by commas; encoding them together saves a third of the time.
+def _refuse_new_jobs(piece: list[Any], before: int) -> None:
+    """Raise if one of some items is a `NewJob`, but the first item of the call is data.
+
+    Args:
+        piece: The items.
+        before: The number of items before them.
 
     Raises:
+        InvalidCall: An item is a `NewJob`.
+    """
+    for place, item in enumerate(piece, before):
+        if isinstance(item, NewJob):
+            msg = f"item {place} of put_many is a NewJob, and item 0 is data; give either NewJob objects or data"
+            raise InvalidCall(msg)
+
+
+def _encode_together(queue: QueueSettings, piece: list[Any], before: int) -> str:
+    """Return the data of some jobs as JSON, separated by commas; encoding them together saves a third of the time.
+
+    Args:
+        queue: The queue.
+        piece: The data.
+        before: The number of items before them.
+
+    Raises:
+        InvalidCall: An item is a `NewJob`.
         SerializationError, PayloadTooLarge: `QueueSettings.encode_row` raises this for the first faulty data.
     """
     try:
@@ -164,6 +196,7 @@ def _encode_together(queue: QueueSettings, piece: list[Any]) -> str:
             return text
     except Exception:  # noqa: BLE001, S110 - which of them it is, and why, is found out below
         pass
+    _refuse_new_jobs(piece, before)
     return ",".join([str(queue.encode_row(item).data) for item in piece])
 
 
@@ -202,11 +235,9 @@ async def insert_many(
     try:
         [[first, put, ids, put_at]] = await s.execute(query, query.bind(values))
     except InvalidData as exc:
-        if exc.sqlstate == _DIVISION_BY_ZERO:
-            raise await not_stored(engine, s, "put_many") from exc
-        if exc.sqlstate == _NO_SQUARE_ROOT:
-            raise NotStored(_RENUMBERED.format(engine.names)) from exc
-        raise
+        if (refused := await refused_rows(engine, s, exc, "put_many")) is None:
+            raise
+        raise refused from exc
     if put < number:  # the transaction, or a savepoint, undoes these rows
         raise await not_stored(engine, s, "put_many")
     return range(first, first + number) if ids is None else list(map(int, ids)), put_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.errors import DatabaseError, NotStored
+from pqcore.errors import DatabaseError, InvalidData, NotStored
 
 # Triggers that run before an insert, for each row; the bits of tgtype are 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules
 # for INSERT have the type 3.
@@ -18,6 +18,9 @@ BALANCED = (
     "a standby, which is behind, answers the statements that read: configure the load balancer to send all statements"
     " to the primary, or connect to the primary"
 )
+
+_DIVISION_BY_ZERO = "22012"
+_NO_SQUARE_ROOT = "2201F"
 
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
@@ -45,3 +48,23 @@ async def not_stored(engine: Engine, s: Session, doing: str) -> NotStored:
     found = await find_causes(engine, s)
     why = "; or ".join(found) or f"a trigger or rule of table {engine.names} left the row out"
     return NotStored(f"{doing}: the server stored nothing, and reported no error: {why}")
+
+
+async def refused_rows(engine: Engine, s: Session, error: InvalidData, doing: str) -> NotStored | None:
+    """Return the error for a statement of many rows that failed on purpose; None if it failed for another reason.
+
+    Args:
+        engine: The engine.
+        s: The session.
+        error: The server's error: a division by zero if rows were dropped, an impossible square root if the numbers
+            that the rows carry were changed.
+        doing: The name of the method that puts the rows.
+    """
+    if error.sqlstate == _DIVISION_BY_ZERO:
+        return await not_stored(engine, s, doing)
+    if error.sqlstate != _NO_SQUARE_ROOT:
+        return None
+    return NotStored(
+        f"{doing}: nothing was stored: a trigger of table {engine.names} changes enqueued_at, by which the rows are"
+        " identified; change the trigger to keep enqueued_at, or put jobs one at a time"
+    )

@@ -12,6 +12,19 @@ SELECT :q_name::text, :dedup_key::text, 0, clock_timestamp() + :period::float8 *
 FROM (SELECT count(*) FROM gone) AS done
 ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id;
 
+-- name: claim_keys
+-- Claim keys for a time; return those that no other job holds. See claim_key.
+WITH gone AS (
+  DELETE FROM {dedup} WHERE q_name = :q_name::text AND until <= statement_timestamp() AND dedup_key = ANY (ARRAY(
+    SELECT item.dedup_key FROM json_to_recordset(:items::text::json) AS item (dedup_key text)))
+  RETURNING job_id
+)
+INSERT INTO {dedup} AS held (q_name, dedup_key, job_id, until)
+SELECT :q_name::text, item.dedup_key, 0, clock_timestamp() + item.period * interval '1 second'
+FROM json_to_recordset(:items::text::json) AS item (dedup_key text, period float8),
+  (SELECT count(*) FROM gone) AS done ORDER BY item.dedup_key
+ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING dedup_key;
+
 -- name: sweep_results
 -- Delete results whose time is over, on all nodes.
 DELETE FROM {results} WHERE expires_at <= statement_timestamp();

@@ -204,6 +204,9 @@ TIMES = (
     f"{_SCHEDULE},"
     " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 )
+# Rows that one statement puts carry their numbers as microseconds of `enqueued_at`, by which ids are matched to items
+# whatever triggers and sequences do. Inserting a row takes more than a microsecond, so no time is in the future.
+ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
 # A job with a lane waits on it from the start. If it is put for later, a take for a lease finds it when it is due, and
 # parks it then. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"

@@ -34,6 +34,7 @@ from pqcore.sql.fragments import (
     QUEUE_WAITING,
     READY_NOW,
     READY_ORDER,
+    ROW_TIME,
     STILL_WAITS,
     TIMES,
     URGENT_ORDER,
@@ -86,10 +87,9 @@ _STALE = (
 )
 
 
-# Each row carries its number as microseconds of `enqueued_at`. Inserting a row takes more than a microsecond, so no
-# time is in the future. If ids (without their part above a thousand million) and times grow equally, row by row, and no
-# id is missing, the first id suffices. Otherwise ids are sorted by the numbers, which takes time only then.
-_ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
+# Each row carries its number, see `ROW_TIME`. If ids (without their part above a thousand million) and times grow
+# equally, row by row, and no id is missing, the first id suffices. Otherwise ids are sorted by the numbers, which takes
+# time only then.
 _STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
 _ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
 # If a trigger has changed times, so that the owner of an id is unknown, an impossible square root fails the statement.
@@ -116,7 +116,7 @@ def _put_many(stored: str, items: str) -> str:
     return (
         "WITH put AS (INSERT INTO {table} (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at,"
         f" headers, group_key, {LANE_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
-        f" {_ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({_ROW_TIME})')}, :headers::text::json,"
+        f" {ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({ROW_TIME})')}, :headers::text::json,"
         f" :group_key::text, {LANE} FROM {items} WITH ORDINALITY AS item (value, place) RETURNING id, enqueued_at)"
         # As text, because asyncpg reads the elements of other arrays with the application's codecs. If a trigger
         # dropped a row, a division by zero fails the statement; this is not used in a transaction that can be rolled

@@ -1,4 +1,4 @@
-"""Statements of tasks and workers, composed of fragments: keys, retries, dead letters, results, batches, ticks.
+"""Statements of tasks and workers, composed of fragments: retries, dead letters, results, batches, ticks.
 
 `task_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why all are safe under concurrency.
 """
@@ -16,48 +16,22 @@ from pqcore.sql.fragments import (
     HELD_ANYWHERE,
     HELD_ONE,
     HELD_ONES,
-    IDENTITY,
     IS_DEFERRED,
     IS_READY,
     IS_URGENT,
-    LANE,
-    LANE_COLUMNS,
     MADE_WAY,
     OF_PUT,
     OF_QUEUE,
     ONE_MORE,
-    PUT_AT,
-    TIMES,
     come_back,
     job_state,
 )
+from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS, PutStatements
 from pqcore.sql.statement import RETENTIONS, Retention
 from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
-_PUT_COLUMNS = (
-    "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
-    f" {LANE_COLUMNS}"
-)
-_PUT_VALUES = (
-    f":q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, {TIMES},"
-    f" :headers::text::json, :group_key::text, :dedup_key::text, {LANE}"
-)
-_CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
-_HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
-_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
-# The values of a new job, except its id and place: without failures, and with only the limits that it asks for.
-_REPLACED = (
-    "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
-    f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
-    f" expected_at = coalesce(:expected_at::timestamptz, {_IN.format(_NOW, 'expected_in')}),"
-    f" headers = :headers::text::json, group_key = :group_key::text, ({LANE_COLUMNS}) = ROW ({LANE}),"
-    " failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL"
-)
-_TELL_REPLACED = """
-)
-SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
 # A job that was fetched and deleted, from the copy that its fetcher has.
 _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::timestamptz AS enqueued_at,
@@ -98,64 +72,10 @@ WITH gone AS ({gone}){MADE_WAY["dead"]}, buried AS (
 SELECT id FROM gone"""
 
 
-class TaskStatements(AdmissionStatements):
-    """The statements of tasks and workers, with those of their admission."""
+class TaskStatements(AdmissionStatements, PutStatements):
+    """The statements of tasks and workers, with those of puts with options, and of admission."""
 
     file = "task_statements.sql"
-
-    # Keys.
-
-    @composed(name="put_keyed", hot=True)
-    def put(self) -> str:
-        """Insert a job under a dedup key.
-
-        The unique index decides: of two concurrent sessions, one waits for the end of the other's transaction, and then
-        finds the key taken or free.
-        """
-        return (
-            f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {_CONFLICT} DO NOTHING RETURNING {IDENTITY}"
-        )
-
-    @composed()
-    def put_replacing(self) -> str:
-        """Replace the waiting job that holds a key, or insert a job; see `put`.
-
-        DO UPDATE would lock a running job without changing it: its worker could not finish the job before the putter's
-        transaction ends.
-        """
-        return f"""
-WITH replaced AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE {_HOLDER} AND {_WAITING} RETURNING {IDENTITY}
-), added AS (
-  INSERT INTO {{table}} ({_PUT_COLUMNS}) SELECT {_PUT_VALUES} WHERE NOT EXISTS (SELECT FROM replaced)
-  {_CONFLICT} DO NOTHING RETURNING {IDENTITY}
-), put (id, put_at) AS (
-  SELECT * FROM replaced UNION ALL SELECT * FROM added{_TELL_REPLACED}"""
-
-    @composed()
-    def find_duplicate(self) -> str:
-        """Return the job that holds a key. This statement only reads."""
-        return f"SELECT {IDENTITY} FROM {{table}} WHERE {_HOLDER}"
-
-    claim_key = from_file()
-    set_key_holder = from_file(rows=False)
-    sweep_dedup = from_file(rows=False)
-
-    @composed()
-    def find_held(self) -> str:
-        """Return the job for which a key is held for a time, if the job exists. This statement only reads."""
-        return (
-            f"SELECT job_id, (SELECT {PUT_AT} FROM {{table}} WHERE id = held.job_id AND {OF_QUEUE})"
-            " FROM {dedup} AS held WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text"
-        )
-
-    @composed()
-    def replace(self) -> str:
-        """Replace a waiting job. The row is checked again when it is locked: a job that has started is not changed."""
-        return f"""
-WITH put (id, put_at) AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITING}
-  RETURNING {IDENTITY}{_TELL_REPLACED}"""
 
     # Leases; `LEASE_HELD` explains why each statement is safe.
 
@@ -379,11 +299,11 @@ WITH won AS (
   ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick
   RETURNING tick
 )
-INSERT INTO {{table}} ({_PUT_COLUMNS})
+INSERT INTO {{table}} ({PUT_COLUMNS})
 SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, tick,
   coalesce(:expected_at::timestamptz, {_IN.format(_NOW, "expected_in")}), :headers::text::json, :group_key::text,
   :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN 'infinity'::timestamptz END, :priority::int
-FROM won {_CONFLICT} DO NOTHING RETURNING id"""
+FROM won {CONFLICT} DO NOTHING RETURNING id"""
 
     register_periodic = from_file()
     set_tick_back = from_file()

@@ -1,27 +1,5 @@
 -- Statements of tasks and workers that need no fragments. pqcore.sql.task_statements composes the others.
 
--- Keys.
-
--- name: claim_key
--- Claim a key for a time; return no row if another job holds it. ON CONFLICT DO UPDATE locks the row of the key, and
--- checks the locked row, in one statement. The claimant puts the job, and stores its id, in the same transaction: other
--- sessions wait for its end. The job draws its id like any other job, so a role that can only put needs no privilege to
--- choose ids.
-INSERT INTO {dedup} AS held (q_name, dedup_key, job_id, until)
-VALUES (:q_name::text, :dedup_key::text, 0, clock_timestamp() + :period::float8 * interval '1 second')
-ON CONFLICT (q_name, dedup_key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
-  WHERE held.until <= clock_timestamp()
-RETURNING job_id;
-
--- name: set_key_holder
--- Store which job holds a key. The claimant has locked the row.
-UPDATE {dedup} SET job_id = :id::bigint WHERE q_name = :q_name::text AND dedup_key = :dedup_key::text;
-
--- name: sweep_dedup
--- Delete keys whose time is over. If another session is claiming a key, this statement waits, and then checks the key
--- again.
-DELETE FROM {dedup} WHERE q_name = :q_name::text AND until <= statement_timestamp();
-
 -- Leases.
 
 -- name: find_leases

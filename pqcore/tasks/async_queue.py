@@ -10,7 +10,7 @@ from pqcore.operations.put import put_call
 from pqcore.settings import QueueSettings
 from pqcore.tasks.calling import BaseEnqueuer, call_of
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
-from pqcore.tasks.declaring import Call, DeclarationOptions, stored_calls, stored_links, task_options
+from pqcore.tasks.declaring import Call, DeclarationOptions, direct_puts, stored_calls, stored_links, task_options
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
@@ -161,8 +161,8 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
         return self._handle(await put)
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle[Any]]:
-        """Put calls, all or none; return the ids in order."""
-        ids = await batches.put_all(self.engine, stored_links(calls, "put_calls"), connection)
+        """Put calls, all or none; see `pqcore.tasks.Queue.put_calls`."""
+        ids = await batches.put_all(self.engine, direct_puts(calls), connection)
         return [self._handle(identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle[Any]:

@@ -7,16 +7,17 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.job import JobId
 from pqcore.operations.batches import chain_calls
-from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.deferred_put import DirectPut, StoredPut
 from pqcore.operations.error_details import KeepErrors, check_keep_errors
-from pqcore.put_options import Dedup, put_options
+from pqcore.operations.put import NO_TIMES, checked_options, times_of
+from pqcore.put_options import Dedup, PutOptions
 from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, signature_of
 from pqcore.tasks.retry import RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
@@ -258,30 +259,28 @@ class Call:
         }
 
     def stored(self) -> StoredPut:
-        """Return the call in the form for putting it later, or together with others.
+        """Return the call in the form for putting it in a chain or batch.
 
         Raises:
-            ConfigurationError: The call has an option that needs a separate put: a dedup key, or a point in time.
+            ConfigurationError: The call has an option that needs a put of its own: a dedup key, or a point in time.
         """
-        chosen = self.put_options()
-        if chosen["dedup"] is not None:
+        options = self.put_options()
+        if options["dedup"] is not None:
             msg = f"{self.task.path}: a call of a chain or batch cannot have a dedup key; leave it out"
             raise ConfigurationError(msg)
         when = parse(self.options.schedule_at)
         if isinstance(when, datetime) or self.options.expected_at is not None:
             msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
             raise ConfigurationError(msg)
-        encoded = put_options(
-            chosen["headers"],
-            chosen["group"],
-            chosen["limits"],
-            None,
-            chosen["own"],
-            chosen["tenant"],
-            chosen["priority"],
-        ).headers
-        headers = {} if encoded is None else json.loads(encoded)
+        headers = _headers_of(checked_options(options))
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
+
+    def direct(self) -> DirectPut:
+        """Return the call in the form for putting it now, together with others."""
+        chosen = checked_options(self.put_options())
+        times = times_of(self.options.schedule_at, self.options.expected_at) or NO_TIMES
+        encoded = DirectPut.encode(self.queue, self.data(), _headers_of(chosen))
+        return replace(encoded, times=times, dedup=chosen.dedup)
 
     def _value(self, option: Any) -> Any:
         return option(*self.args, **self.kwargs) if callable(option) else option
@@ -342,7 +341,17 @@ def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
 
 
 def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
-    """Return calls in the form for putting them together.
+    """Return calls in the form for putting them in a chain or batch; see `_checked_calls`."""
+    return [call.stored() for call in _checked_calls(calls, what)]
+
+
+def direct_puts(calls: Iterable[Call]) -> list[DirectPut]:
+    """Return calls in the form for putting them now, together; see `_checked_calls`."""
+    return [call.direct() for call in _checked_calls(calls, "put_calls")]
+
+
+def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
+    """Check the calls that a method puts together.
 
     Args:
         calls: The calls.
@@ -350,11 +359,14 @@ def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
 
     Raises:
         InvalidCall: One of the values is not a call that is still to be put.
-        ConfigurationError: One of the calls has an option that needs a separate put.
+        ConfigurationError: One of the calls has a connection of its own.
     """
     links = list(calls)
     for call in links:
         if isinstance(call, Call):
+            if call.connection is not None:
+                msg = f"{call.task.path}: a call for {what} cannot have a connection; write {what}(..., connection=...)"
+                raise ConfigurationError(msg)
             continue
         given: Any = call
         put = ""
@@ -366,7 +378,12 @@ def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
             f"{what} takes calls that are not put yet: write task.call(...), without await; it was given {given!r}{put}"
         )
         raise InvalidCall(msg)
-    return [call.stored() for call in links]
+    return links
+
+
+def _headers_of(chosen: PutOptions) -> dict[str, Any]:
+    headers: dict[str, Any] = {} if chosen.headers is None else json.loads(chosen.headers)
+    return headers
 
 
 def _in_seconds(distance: timedelta | None) -> float:

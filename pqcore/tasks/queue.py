@@ -10,7 +10,7 @@ from pqcore.operations import batches
 from pqcore.operations.put import put_call
 from pqcore.tasks.calling import BaseEnqueuer, call_of
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
-from pqcore.tasks.declaring import Call, DeclarationOptions, stored_calls, stored_links, task_options
+from pqcore.tasks.declaring import Call, DeclarationOptions, direct_puts, stored_calls, stored_links, task_options
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.work import WorkingQueue
 from pqcore.times import TimeSpec
@@ -191,8 +191,20 @@ class TaskQueueMixin(WorkingQueue):
         return self._handle(run_sync(put))
 
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle[Any]]:
-        """Put calls, all or none; return the ids in order."""
-        ids = run_sync(batches.put_all(self.engine, stored_links(calls, "put_calls"), connection))
+        """Put calls, all or none; return the ids in order.
+
+        Each call keeps its options. If another job has the dedup key of a call, the id is that of the other job.
+
+        Args:
+            *calls: The calls.
+            connection: A connection whose open transaction writes the jobs; see `put`.
+
+        Raises:
+            ConfigurationError: A call has a connection of its own.
+            DuplicateJob: Another job, or an earlier call, has the dedup key of a call, and ``on_conflict`` is
+                ``"error"``; nothing was put.
+        """
+        ids = run_sync(batches.put_all(self.engine, direct_puts(calls), connection))
         return [self._handle(identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle[Any]:

@@ -1218,6 +1218,17 @@ PREPARE "claim_key" AS
   WHERE held.until <= clock_timestamp()
   RETURNING job_id;
 
+-- claim_keys $1 q_name, $2 items
+PREPARE "claim_keys" AS
+  INSERT INTO "queue_dedup" AS held (q_name, dedup_key, job_id, until)
+  SELECT $1::text, item.dedup_key, 0, clock_timestamp() + item.period * interval '1 second'
+  FROM json_to_recordset($2::text::json) AS item (dedup_key text, period float8)
+  ORDER BY item.dedup_key
+  ON CONFLICT (q_name, dedup_key) DO UPDATE
+  SET job_id = excluded.job_id, until = excluded.until
+  WHERE held.until <= clock_timestamp()
+  RETURNING dedup_key;
+
 -- clear $1 q_name
 PREPARE "clear" AS WITH gone AS (DELETE FROM "queue"
     WHERE q_name = $1::text
@@ -3094,6 +3105,16 @@ PREPARE "extend_group" AS
   AND q_name = $4::text
   RETURNING id, attempts;
 
+-- find_all_held $1 q_name, $2 dedup_keys
+/*NO LOAD BALANCE*/ PREPARE "find_all_held" AS
+  SELECT dedup_key, job_id, (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+    FROM "queue"
+    WHERE id = held.job_id
+    AND q_name = $1::text)
+  FROM "queue_dedup" AS held
+  WHERE q_name = $1::text
+  AND dedup_key = ANY ($2::text[]);
+
 -- find_attempts $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_attempts" AS
   SELECT attempt, outcome, ended_at AT TIME ZONE 'UTC', worker, error_type, message, traceback
@@ -3126,6 +3147,15 @@ PREPARE "extend_group" AS
   FROM "queue"
   WHERE q_name = $1::text
   AND dedup_key = $2::text
+  AND dequeued_at IS NULL;
+
+-- find_duplicates $1 q_name, $2 dedup_keys
+/*NO LOAD BALANCE*/ PREPARE "find_duplicates" AS
+  SELECT dedup_key, id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+  FROM "queue"
+  WHERE q_name = $1::text
+  AND dedup_key = ANY ($2::text[])
+  AND dedup_key IS NOT NULL
   AND dequeued_at IS NULL;
 
 -- find_headers $1 id, $2 q_name, $3 put_at
@@ -5309,6 +5339,29 @@ PREPARE "put_call_timed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
+-- put_each $1 items, $2 number, $3 fails, $4 unkeyed
+PREPARE "put_each" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+    SELECT item.q_name::text, item.data::text::json, decode(item.payload, 'base64'), item.serializer::text, statement_timestamp() + item.place * interval '1 microsecond', coalesce(item.schedule_at::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + item.schedule_in::float8 * interval '1 second'), coalesce(item.expected_at::timestamptz, (statement_timestamp() + item.place * interval '1 microsecond') + item.expected_in::float8 * interval '1 second'), item.headers::text::json, item.group_key::text, item.dedup_key::text,
+    CASE WHEN coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE item.lane::text END,
+    CASE WHEN
+    CASE WHEN coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE item.lane::text END IS NOT NULL THEN 'infinity'::timestamptz END, item.priority::int
+    FROM (SELECT *, ordinality AS place
+      FROM ROWS
+      FROM (json_to_recordset($1::text::json) AS (q_name text, data text, payload text, serializer text, schedule_at timestamptz, schedule_in float8, expected_at timestamptz, expected_in float8, headers text, group_key text, dedup_key text, lane text, priority int)) WITH ORDINALITY) AS item
+    ON CONFLICT (q_name, dedup_key)
+    WHERE dedup_key IS NOT NULL
+    AND dequeued_at IS NULL DO NOTHING
+    RETURNING id, dedup_key, enqueued_at)
+  SELECT min(id),
+  CASE WHEN count(*) = $2::int
+  AND min(id - place) = max(id - place) THEN NULL ELSE string_agg(place || ' ' || id, ' ') END, min(place), date_part('epoch', least(greatest(min(enqueued_at) AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')), count(*) FILTER (WHERE dedup_key IS NULL) / (NOT $3::boolean
+    OR count(*) FILTER (WHERE dedup_key IS NULL) = $4::int)::int, sqrt(CASE WHEN count(DISTINCT place) = count(*)
+    AND
+    CASE WHEN count(*) = $2::int THEN max(place) - min(place) < count(*) ELSE coalesce(min(place) >= 0
+      AND max(place) < $2::int, true) END THEN 0 ELSE -1 END)
+  FROM (SELECT id, dedup_key, enqueued_at, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::bigint - 1 AS place
+    FROM put) AS put;
+
 -- put_group [hot] $1 q_name, $2 serializer, $3 items, $4 number
 PREPARE "put_group" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
     SELECT $1::text, item.value, NULL, $2::text, statement_timestamp() + (place - 1) * interval '1 microsecond'
@@ -5607,6 +5660,31 @@ PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
     RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')))
   SELECT id, put_at, pg_notify($14::text, '')::text
   FROM put;
+
+-- replace_each $1 items, $2 ids, $3 q_name, $4 channel
+PREPARE "replace_each" AS WITH given (id, data, payload, serializer, schedule_at, expected_at, headers, group_key, parked_on, leased_until, priority) AS (SELECT item.id, item.data::text::json, decode(item.payload, 'base64'), item.serializer::text, coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second'), coalesce(item.expected_at::timestamptz, statement_timestamp() + item.expected_in::float8 * interval '1 second'), item.headers::text::json, item.group_key::text,
+    CASE WHEN coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE item.lane::text END,
+    CASE WHEN
+    CASE WHEN coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second') > statement_timestamp() THEN NULL ELSE item.lane::text END IS NOT NULL THEN 'infinity'::timestamptz END, item.priority::int
+    FROM json_to_recordset($1::text::json) AS item (id bigint, q_name text, data text, payload text, serializer text, schedule_at timestamptz, schedule_in float8, expected_at timestamptz, expected_in float8, headers text, group_key text, dedup_key text, lane text, priority int)), waiting AS (SELECT id
+    FROM "queue"
+    WHERE id = ANY ($2::text::bigint[])
+    AND q_name = $3::text
+    AND dequeued_at IS NULL
+    AND (leased_until IS NULL
+      OR parked_on IS NOT NULL)
+    ORDER BY id
+    FOR UPDATE), put AS (UPDATE "queue" AS held
+    SET data = given.data, payload = given.payload, serializer = given.serializer, schedule_at = given.schedule_at, expected_at = given.expected_at, headers = given.headers, group_key = given.group_key, parked_on = given.parked_on, leased_until = given.leased_until, priority = given.priority, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
+    FROM given
+    WHERE held.id = given.id
+    AND held.id = ANY (ARRAY(SELECT id
+        FROM waiting))
+    AND held.q_name = $3::text
+    RETURNING held.id)
+  SELECT pg_notify($4::text, '')::text
+  WHERE EXISTS (SELECT
+    FROM put);
 
 -- replan [no rows]
 DO 'BEGIN EXECUTE ''DISCARD PLANS''; END';
@@ -5929,6 +6007,14 @@ PREPARE "set_key_holder" AS
   SET job_id = $1::bigint
   WHERE q_name = $2::text
   AND dedup_key = $3::text;
+
+-- set_key_holders [no rows] $1 items, $2 q_name
+PREPARE "set_key_holders" AS
+  UPDATE "queue_dedup" AS held
+  SET job_id = item.id
+  FROM json_to_recordset($1::text::json) AS item (dedup_key text, id bigint)
+  WHERE held.q_name = $2::text
+  AND held.dedup_key = item.dedup_key;
 
 -- set_lanes [no rows] $1 lanes, $2 q_name
 PREPARE "set_lanes" AS WITH named AS MATERIALIZED (SELECT *

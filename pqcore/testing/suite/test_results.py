@@ -27,6 +27,7 @@ from pqcore.events import JobEvent, PutEvent
 from pqcore.operations import batch_counts, complete, results
 from pqcore.operations.job_outcome import Outcome
 from pqcore.plugins import plugins
+from pqcore.put_options import NewJob
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import Discard, Snooze, current
 from pqcore.testing.harness import PATIENCE, Harness
@@ -1178,6 +1179,10 @@ PUTS: dict[str, tuple[Callable[[Any, Tasks], Any], int]] = {
     "put": (lambda queue, tasks: [queue.put(1)], 1),
     "put with all": (lambda queue, tasks: [queue.put(1, "1h", dedup="key", group="g", limits={"l": 1})], 1),
     "put_many": (lambda queue, tasks: queue.put_many([1, 2, 3]), 3),
+    "put_many with all": (
+        lambda queue, tasks: queue.put_many([NewJob(1), NewJob(2, "1h", dedup="key", headers={"a": 1})]),
+        2,
+    ),
     "a call": (lambda queue, tasks: [tasks.add(1, 2)], 1),
     "put_calls": (lambda queue, tasks: queue.put_calls(tasks.add.call(1, 2), tasks.note.call()), 2),
     "chain": (lambda queue, tasks: [queue.chain(tasks.add.call(1, 2), tasks.note.call())], 1),

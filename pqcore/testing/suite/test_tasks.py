@@ -16,6 +16,7 @@ import pytest
 
 from pqcore.errors import (
     ConfigurationError,
+    DuplicateJob,
     InvalidTimeSpec,
     JobFailed,
     JobNotFound,
@@ -369,18 +370,82 @@ def test_put_calls_puts_all_or_none_in_the_callers_transaction(harness: Harness,
     assert len(rows(harness)) == 2
 
 
+def test_put_calls_stores_calls_as_single_puts_with_their_options(harness: Harness) -> None:
+    pq = harness.tasks()
+    columns = "data::text, headers::jsonb, group_key, dedup_key, parked_on, priority, expected_at - enqueued_at"
+    moment = datetime(2090, 1, 2, tzinfo=timezone.utc)
+    rows_of = []
+    for name in ("one", "many"):
+        queue = pq[name]
+        task = queue.task(
+            name="work", limit=2, group=lambda number: f"g{number}", dedup=lambda number: f"key {number}", priority=3
+        )(lambda job_id, number: None)
+        options: list[dict[str, Any]] = [
+            {},
+            {"_schedule_at": moment, "_expected_at": "1h", "_headers": {"smile": "\U0001f600"}},
+            {"_schedule_at": "0s", "_dedup": Dedup("key", "started"), "_tenant": "t", "_timeout": 5},
+            {"_dedup": None, "_group": None, "_priority": 0, "_keep_result": "1h"},
+        ]
+        if name == "one":
+            handles = [task(n, **own) for n, own in enumerate(options)]
+        else:
+            handles = queue.put_calls(*[task.call(n, **own) for n, own in enumerate(options)])
+        found = harness.sql(
+            f"SELECT id, schedule_at = '2090-01-02+00', schedule_at = enqueued_at, {columns}"
+            f" FROM {{table}} WHERE q_name = '{name}' ORDER BY id"
+        )
+        assert [job_id for job_id, *_ in found] == list(map(int, handles))
+        assert [job.status() for job in handles] == ["ready", "scheduled", "ready", "ready"]
+        rows_of.append([others for _, *others in found])
+    assert rows_of[0] == rows_of[1]
+    assert pq["many"].lease(60, block=False) is not None
+
+
+@pytest.mark.parametrize("until", ["finished", "started", "1h"])
+def test_put_calls_of_taken_keys_returns_the_handles_of_the_holders(harness: Harness, until: str) -> None:
+    pq = harness.tasks()
+    queue, other = pq["q"], pq["other"]
+    task = queue.task()(lambda job_id, number: None)
+    elsewhere = other.task()(lambda job_id, number: None)
+    key = Dedup("key", until)
+    first = task(1, _dedup=key)
+    a, b, c, d = queue.put_calls(
+        task.options(dedup=key).call(2),
+        elsewhere.options(dedup=key).call(3),
+        task.call(4),
+        elsewhere.options(dedup=Dedup("key", until, "replace")).call(5),
+    )
+    assert (a, a.put_at, d, d.put_at) == (first, first.put_at, b, b.put_at)
+    assert [json.loads(data)["args"] for _, data in rows(harness)] == [[1], [5], [4]]
+    with pytest.raises(DuplicateJob) as caught:
+        queue.put_calls(task.call(6), task.options(dedup=Dedup("key", until, "error")).call(7))
+    assert caught.value.job_id == first
+    assert len(rows(harness)) == 3
+    assert int(c) > int(b)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"_dedup": "key"}, {"_expected_at": "1h"}, {"_schedule_at": datetime(2020, 1, 1, tzinfo=timezone.utc)}],
     ids=str,
 )
-def test_task_call_among_others_refuses_single_call_options(
+def test_task_call_in_a_chain_or_batch_refuses_single_call_options(
     harness: Harness, queue: Any, options: dict[str, Any]
 ) -> None:
     task = queue.task()(lambda job_id: None)
-    for attempt in (queue.put_calls, queue.chain, queue.batch):
+    for attempt in (queue.chain, queue.batch):
         with pytest.raises(ConfigurationError):
             attempt(task.call(), task.call(**options))
+    assert rows(harness) == []
+
+
+def test_task_call_among_others_refuses_a_connection_of_its_own(harness: Harness, queue: Any) -> None:
+    call = queue.task()(lambda job_id: None).options(connection=harness.connect().raw).call()
+    for attempt in (queue.put_calls, queue.chain, queue.batch):
+        with pytest.raises(
+            ConfigurationError, match=r"cannot have a connection; write \w+\(\.\.\., connection=\.\.\.\)"
+        ):
+            attempt(call)
     assert rows(harness) == []
 
 

@@ -61,6 +61,9 @@ PUTS: dict[str, Callable[[Any], Any]] = {
     "many": lambda queue: queue.put_many([1, 2, 3]),
     "many encoded": lambda queue: queue.put_many([b"1", b"2"]),
     "calls": lambda queue: queue.put_calls(task(queue).call(1), task(queue).call(2)),
+    "calls with options": lambda queue: queue.put_calls(
+        task(queue).options(dedup="key").call(1), task(queue).options(dedup=Dedup("key", "1h"), priority=1).call(2)
+    ),
     "batch": lambda queue: queue.batch(task(queue).call(2), then=task(queue).call(3)),
 }
 
