@@ -77,8 +77,7 @@ REENCODE_STEP = 100
 REENCODE_WAIT = 10.0
 """The default number of seconds that `Queue.reencode` waits for rows in use."""
 KEPT_QUEUES = 1_000
-"""The largest number of queues that a `PQ` keeps by name; queues in use, and queues with changed settings, do not
-count."""
+"""The largest number of queues that a `PQ` keeps by name, without those in use or with changed settings."""
 
 
 class QueueSettings:
@@ -381,8 +380,7 @@ def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: C
         make: A function that makes a queue.
     """
     for name in list(islice(kept, len(kept) // 10)):
-        queue = kept.pop(name, None)
-        if queue is None:
+        if (queue := kept.pop(name, None)) is None:
             continue
         if _as_new(queue, make(name)):
             forgotten[name] = queue
