@@ -234,12 +234,9 @@ class Worker:
         """Run the parts of the worker until it is stopped and has drained."""
         worker_state = self._worker_state
         job_events = find_job_events(logs_ends=self._log_jobs)
-        executor = Executor(
-            worker_state, job_events, self._run_in, self._stall_timeout, self._recycling, self._keep_errors
-        )
-        fetchers = _start_tasks(
-            *(self._fetcher(queue_state, executor).run() for queue_state in worker_state.queue_states)
-        )
+        runs_in, kept = self._run_in, self._keep_errors
+        executor = Executor(worker_state, job_events, runs_in, self._stall_timeout, self._recycling, kept)
+        fetchers = _start_tasks(*(self._fetcher(each, executor).run() for each in worker_state.queue_states))
         queue_states = () if self.burst else tuple(worker_state.queue_states)
         maintenance = _start_tasks(*(Maintenance(each, queue_states).run() for each in queue_states))
         watchers = _start_tasks(self._until_closing(partial(watch_stalls, worker_state)))
