@@ -65,7 +65,10 @@ class BackendSpec:
         paramstyle: The style of the placeholders in statements.
         capabilities: The abilities that the backend has.
         missing: The reason why each other ability is missing.
-        connections: Dotted names of the connection classes that the backend accepts.
+        missing_on_adopted: The reason why a connection that the caller opened lacks an ability, which connections of
+            `Backend.connect` have. Only LISTEN can be such an ability.
+        connections: Dotted names of the connection classes that the backend accepts: the class's ``__module__``, a dot,
+            and its ``__qualname__``. A compiled class may have another name than the one that users import.
         pools: Dotted names of the pool classes that the backend accepts.
         schemes: URL schemes that choose the backend, such as ``("postgresql+asyncpg",)``.
         lowest: The lowest versions of distributions that work, such as ``{"psycopg": "3.2"}``; distributions that are
@@ -90,6 +93,7 @@ class BackendSpec:
     lowest: Mapping[str, str] = field(default_factory=dict)
     api: int = 1
     bare_loop: str = ""
+    missing_on_adopted: Mapping[Capability, str] = field(default_factory=dict)
 
 
 class DriverSession(Protocol):
@@ -119,7 +123,9 @@ class DriverSession(Protocol):
     def in_transaction(self) -> bool:
         """Return whether a transaction is open, even a failed one; ask the driver, not the server.
 
-        Return True after `begin`, even if the driver sends BEGIN later.
+        Return True after `begin`, even if the driver sends BEGIN later. The method is not awaited, in asynchronous
+        sessions either. If the driver's own answer is a coroutine, await that answer in `enter`, and then follow the
+        BEGIN, COMMIT and ROLLBACK of `begin`, `commit`, `rollback` and `execute`.
         """
 
     def usable(self) -> bool:
@@ -146,7 +152,8 @@ class DriverSession(Protocol):
                 often: prepare it on the server (capability PREPARED), unless the backend was made with
                 ``prepared=False``.
             parameters: The values in the order of the placeholders: None, str, int, float, bytes, aware datetimes, or
-                lists of these. Rows hold str, int, float, bool, bytes, naive datetimes and None; JSON is text.
+                lists of these. Rows hold str, int, float, bool, bytes, naive datetimes, None, and lists of str or int
+                (arrays); JSON is text.
         """
 
     def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
@@ -184,7 +191,10 @@ class DriverSession(Protocol):
     def listen(self, channel: str) -> None:
         """LISTEN to a channel (capability LISTEN), which is any text of up to 63 bytes.
 
-        See `pqcore.sql.identifiers.quote`.
+        See `pqcore.sql.identifiers.quote`. LISTEN must be in force when the method returns, on the connection on which
+        `execute` runs statements. The method may raise one of the driver's errors: then pqcore logs a warning, polls,
+        and tries again 15 seconds later. If LISTEN never works on a caller's connection, declare that in
+        `BackendSpec.missing_on_adopted`.
         """
 
     def unlisten(self, channels: Sequence[str]) -> None:
@@ -227,7 +237,7 @@ class DriverSession(Protocol):
         """
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, so that the server's session ends, even within a transaction."""
 
     def cancel(self) -> None:
         """Ask the server to cancel the running statement, with a cancel request on a separate connection.
@@ -255,8 +265,9 @@ class DriverSession(Protocol):
         """Close the connection immediately, from another thread, even while a call on it is waiting.
 
         The waiting call must then fail. Send nothing and wait for nothing, because the server may be unreachable; see
-        `pqcore.backend.shutdown_socket`. A session may also have a method ``drop``, which closes an unused connection
-        from any thread without waiting.
+        `pqcore.backend.shutdown_socket`. If an asynchronous driver gives no socket, let go of its connection, and
+        return false from `usable`: the core leaves a call that has not ended after a quarter of a second. A session may
+        also have a method ``drop``, which closes an unused connection from any thread without waiting.
         """
 
 
@@ -267,6 +278,12 @@ class AsyncDriverSession(Protocol):
     ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. If no call of the
     driver cancels its own task, as `asyncio.timeout` does, the session may set an attribute ``cancels_task`` to false.
     A get or a lease then needs no separate task.
+
+    If the task is cancelled, the call may raise `asyncio.CancelledError`, whatever the server does with the statement.
+    pqcore then uses a connection of its own for nothing but `abort` and `close`. It lets `begin` on a caller's
+    connection end, and then calls `rollback`. So `rollback` must also end a transaction whose `begin` was cancelled,
+    and `in_transaction` must be true as soon as BEGIN may have been sent. If the session cannot know its state, it
+    closes the connection.
     """
 
     connection: Any
@@ -307,7 +324,10 @@ class Backend(Protocol):
         OSError need not be included.
 
         The core reads the SQLSTATE from an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere, set
-        the attribute. Users see the ``str()`` of such an exception. A class attribute may replace the property.
+        the attribute. Every error that the server reports must have it: docs/backends.md lists what pqcore does with
+        which SQLSTATE. If the driver gives none, no backend over that driver can conform. Users see the ``str()`` of
+        such an exception, and pqcore reads the server's DETAIL from it, or from an attribute ``detail``. A class
+        attribute may replace the property.
         """
 
     def connect(self, dsn: str) -> DriverSession:
@@ -318,7 +338,7 @@ class Backend(Protocol):
 
         Args:
             dsn: A URL, percent-encoded (``postgresql://user:password@host:port/database?application_name=...``),
-                or a keyword string, as libpq reads them.
+                or a keyword string, as libpq reads them; `pqcore.backend_dsn.dsn_parameters` reads both.
 
         Raises:
             ValueError: The DSN cannot be read; the message must not contain a password.
@@ -335,9 +355,12 @@ class Backend(Protocol):
     def acquire(self, pool: Any) -> DriverSession:
         """Borrow a connection of the caller's pool (capability POOL).
 
+        Wait as the pool does for its users: for its own time, or not at all. pqcore repeats the call after a
+        `PoolTimeout`, until the ``pool_timeout`` of the `PQ` is over.
+
         Raises:
             pqcore.errors.PoolTimeout: No connection became free in time.
-            pqcore.errors.Closed: The pool is closed.
+            pqcore.errors.Closed: The pool is closed; the message is `pqcore.backend.POOL_CLOSED`.
         """
 
     def release(self, pool: Any, session: DriverSession) -> None:
@@ -430,6 +453,8 @@ WHO = plain("who", "SELECT pg_backend_pid(), version()")
 """The statement with which `DriverSession.direct` finds out which server answers."""
 ABORTED = "the transaction was rolled back, because a statement in it had failed"
 """The message that a session's ``commit`` raises after a failed statement."""
+POOL_CLOSED = "the connection pool is closed: give an open one"
+"""The message that `Backend.acquire` raises for a closed pool."""
 
 
 def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:

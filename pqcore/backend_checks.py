@@ -65,6 +65,12 @@ def _check_capabilities(spec: BackendSpec) -> None:
         raise _wrong(spec, "capabilities", "a frozenset of Capability, as in frozenset({Capability.LISTEN})")
     if not isinstance(spec.missing, Mapping) or not all(isinstance(each, Capability) for each in spec.missing):
         raise _wrong(spec, "missing", "a reason for each, as in {Capability.POOL: 'acme has no pools'}")
+    adopted = spec.missing_on_adopted
+    if not isinstance(adopted, Mapping) or not all(
+        each is Capability.LISTEN and each in spec.capabilities and why for each, why in adopted.items()
+    ):
+        wanted = "a reason for LISTEN, if the backend has it, as in {Capability.LISTEN: 'acme has no way to hear'}"
+        raise _wrong(spec, "missing_on_adopted", wanted)
     unexplained = [cap.name for cap in Capability if cap not in spec.capabilities and not spec.missing.get(cap)]
     if unexplained:
         msg = f"backend {spec.name!r} lacks {', '.join(unexplained)} and gives no reason (BackendSpec.missing)"

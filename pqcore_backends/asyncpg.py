@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, WHO, Row, Signal, bare, session_over, shutdown_socket
+from pqcore.backend import ABORTED, POOL_CLOSED, WHO, Row, Signal, bare, session_over, shutdown_socket
 from pqcore.errors import Closed
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
@@ -234,8 +234,7 @@ class AsyncpgBackend:
 
     async def acquire(self, pool: Any) -> AsyncpgSession:
         if pool.is_closing():
-            msg = "the connection pool is closed: give AsyncPQ an open one"
-            raise Closed(msg)
+            raise Closed(POOL_CLOSED)
         if not pool._initialized:
             await bare(pool)
 

@@ -20,6 +20,7 @@ from psycopg2.errors import FeatureNotSupported, InFailedSqlTransaction, Invalid
 from psycopg2.pool import PoolError
 
 from pqcore.backend import (
+    POOL_CLOSED,
     WHO,
     AutocommitSession,
     Row,
@@ -259,8 +260,7 @@ class Psycopg2Backend:
                         return session
             except PoolError as exc:
                 if pool.closed:
-                    msg = "the connection pool is closed: give PQ an open one"
-                    raise Closed(msg) from exc
+                    raise Closed(POOL_CLOSED) from exc
                 msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
                 raise PoolTimeout(msg) from exc
             except BaseException:  # an interrupt: otherwise the pool would count the connection as lent permanently

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pqcore.backend import connect_timeout_default, session_over
+from pqcore.backend import POOL_CLOSED, connect_timeout_default, session_over
 from pqcore.errors import Closed, PoolTimeout
 
 try:
@@ -46,5 +46,5 @@ def listening(conninfo: str | None, kwargs: dict[str, Any] | None) -> dict[str, 
 def pool_error(exc: Exception) -> Exception:
     """Return pqcore's error for an error of a pool."""
     if isinstance(exc, psycopg_pool.PoolClosed):
-        return Closed(f"the connection pool is closed: {exc}: give PQ an open one")
+        return Closed(f"{POOL_CLOSED} ({exc})")
     return PoolTimeout(f"the connection pool is exhausted: {exc}")

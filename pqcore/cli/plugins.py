@@ -65,6 +65,7 @@ def _backend(spec: BackendSpec) -> dict[str, Any]:
         "why_not": why,
         "capabilities": sorted(cap.name for cap in spec.capabilities),
         "missing": {cap.name: reason for cap, reason in spec.missing.items()},
+        "missing_on_adopted": {cap.name: reason for cap, reason in spec.missing_on_adopted.items()},
         "schemes": list(spec.schemes),
     }
 
@@ -104,6 +105,8 @@ def backends(as_json: bool) -> None:
     for spec in specs:
         for name, reason in spec["missing"].items():
             write(f"{spec['name']} ({spec['mode']}) has no {name.lower()}: {reason}")
+        for name, reason in spec["missing_on_adopted"].items():
+            write(f"{spec['name']} ({spec['mode']}) has no {name.lower()} on the caller's connection: {reason}")
 
 
 def _loaded(group: str, point: importlib.metadata.EntryPoint) -> str | None:

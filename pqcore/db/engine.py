@@ -93,8 +93,7 @@ class Engine(Grouping):
         group_commit: bool | None = None,
     ) -> None:
         super().__init__(runtime)
-        self.dialect = plugins.dialect(dialect)
-        self.names = names
+        self.dialect, self.names = plugins.dialect(dialect), names
         self._lent = False  # whether another engine lent the backend, and will close it
         self._origin: SessionSource | None = None  # the source of the engine that this one is a clone of
         self._mode: Mode = mode
@@ -149,8 +148,9 @@ class Engine(Grouping):
         return kept
 
     def offers(self, capability: Capability) -> bool:
-        """Return whether both the driver and the server have a capability."""
-        return capability in self.spec.capabilities and capability not in self.dialect.missing
+        """Return whether the driver, on this kind of connection, and the server have a capability."""
+        adopted = isinstance(self.source, AdoptedConnection) and capability in self.spec.missing_on_adopted
+        return capability in self.spec.capabilities and capability not in self.dialect.missing and not adopted
 
     def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
         """Return an engine for the same table and server, over the same backend.

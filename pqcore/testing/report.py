@@ -47,7 +47,9 @@ def standard_tests() -> dict[str, str | None]:
 
 def _without(spec: BackendSpec, why: Mapping[Capability, str]) -> BackendSpec:
     """A backend that lacks more than it declares."""
-    return replace(spec, capabilities=spec.capabilities - why.keys(), missing={**spec.missing, **why})
+    kept = {cap: reason for cap, reason in spec.missing_on_adopted.items() if cap not in why}
+    missing = {**spec.missing, **why}
+    return replace(spec, capabilities=spec.capabilities - why.keys(), missing=missing, missing_on_adopted=kept)
 
 
 def _offered(spec: BackendSpec) -> BackendSpec:
@@ -151,6 +153,7 @@ class Report:
                     "mode": spec.mode,
                     "capabilities": {cap.name: cap in spec.capabilities for cap in Capability},
                     "missing": {cap.name: reason for cap, reason in spec.missing.items()},
+                    "missing_on_adopted": {cap.name: reason for cap, reason in spec.missing_on_adopted.items()},
                     "results": results(_label(spec)),
                 }
                 for spec in self.specs
@@ -168,6 +171,11 @@ class Report:
             cells = [self._count(module, label) for label in labels]
             lines.append(f"| {module.removeprefix('test_').replace('_', ' ')} | " + " | ".join(cells) + " |")
         reasons = [f"- {_label(spec)}: {cap.name}: {why}" for spec in self.specs for cap, why in spec.missing.items()]
+        reasons += [
+            f"- {_label(spec)}: {cap.name} on the caller's connection: {why}"
+            for spec in self.specs
+            for cap, why in spec.missing_on_adopted.items()
+        ]
         if reasons:
             lines += ["", "Not offered:", *reasons]
         if failed := sorted(f"{test}[{label}]" for (test, label), what in self._results.items() if what == "failed"):
