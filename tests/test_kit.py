@@ -42,17 +42,21 @@ WRONG = {
 PLUGIN = """
 import dataclasses
 from pqcore import hookimpl
+from pqcore.backend import Capability
 from pqcore.plugins import plugins
 from pqcore_backends.plugin import PSYCOPG2
 from pqcore_backends.psycopg2 import Psycopg2Backend, Psycopg2Session
 
 class WrongSession(Psycopg2Session):
+    opened = False
     {body}
 
 class WrongBackend(Psycopg2Backend):
     def connect(self, dsn):
         import psycopg2
-        return WrongSession(psycopg2.connect(dsn), prepared=self._prepares)
+        session = self.wrap(psycopg2.connect(dsn))
+        session.opened = True
+        return session
     def wrap(self, connection):
         return WrongSession(connection, prepared=self._prepares)
 
@@ -60,10 +64,62 @@ class Plugin:
     @hookimpl
     def pqcore_register_backends(self, register):
         wrong = dict(name="wrong", load="wrong_plugin:WrongBackend", connections=(), pools=())
-        register(dataclasses.replace(PSYCOPG2, **wrong))
+        register(dataclasses.replace(PSYCOPG2, **wrong | dict({more})))
 
 plugins.register(Plugin(), "wrong")
 """
+
+
+PLAIN = """
+import dataclasses
+from pqcore import hookimpl
+from pqcore.backend import Capability
+from pqcore.plugins import plugins
+from pqcore_backends.plugin import PSYCOPG
+from pqcore_backends.psycopg import PsycopgBackend
+
+class PlainSession:
+    def __init__(self, session):
+        self._session, self.connection = session, session.connection
+
+def passed_on(name):
+    return lambda self, *arguments, **options: getattr(self._session, name)(*arguments, **options)
+
+for name in (
+    *("enter", "leave", "in_transaction", "usable", "alive", "execute", "begin", "commit", "rollback"),
+    *("cursor", "close", "abort"),
+):
+    setattr(PlainSession, name, passed_on(name))
+
+class PlainBackend:
+    def __init__(self, *, prepared=True):
+        self._backend = PsycopgBackend(prepared=prepared)
+        self.errors = self._backend.errors
+        self.close_connection = self._backend.close_connection
+    def connect(self, dsn):
+        return PlainSession(self._backend.connect(dsn))
+    def wrap(self, connection):
+        return PlainSession(self._backend.wrap(connection))
+
+class Plugin:
+    @hookimpl
+    def pqcore_register_backends(self, register):
+        lacks = dict(capabilities=frozenset(), missing=dict.fromkeys(Capability, "it is plain"), pools=())
+        register(dataclasses.replace(PSYCOPG, name="plain", load="plain_plugin:PlainBackend", **lacks))
+
+plugins.register(Plugin(), "plain")
+"""
+"""A backend with no capability, whose sessions have no method that may be left out."""
+FAIR = (
+    "test_retried_dead_letter_wakes_a_worker",
+    "test_worker_survives_the_loss_of_all_connections",
+    "test_worker_finds_jobs_after_a_connection_went_silent",
+    "test_result_waits_until_the_job_ends",
+    "test_task_past_its_timeout_loses_the_block_that_it_waits_in",
+    "test_answer_timeout_cancels_a_blocked_statement_on_the_server",
+    "test_notifications_of_the_callers_channels_are_left_to_the_caller",
+)
+"""Scenarios that need more than the contract demands, if they are not written with care."""
 
 
 def run_suite(folder: Path, dsn: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
@@ -96,7 +152,7 @@ def run_suite(folder: Path, dsn: str, *arguments: str) -> tuple[subprocess.Compl
 def test_suite_fails_for_a_wrong_backend(
     tmp_path: Path, pqcore_server: str, fault: str, where: str, which: str
 ) -> None:
-    (tmp_path / "wrong_plugin.py").write_text(PLUGIN.format(body=WRONG[fault]))
+    (tmp_path / "wrong_plugin.py").write_text(PLUGIN.format(body=WRONG[fault], more=""))
     arguments = [
         "-p",
         "wrong_plugin",
@@ -110,6 +166,60 @@ def test_suite_fails_for_a_wrong_backend(
     done, report = run_suite(tmp_path, pqcore_server, *arguments)
     assert done.returncode == 1, done.stdout
     assert "failed" in report["backends"]["wrong"]["results"].values(), done.stdout
+
+
+def test_suite_test_whose_driver_never_answers_fails_after_a_while(tmp_path: Path, pqcore_server: str) -> None:
+    hangs = (
+        "def execute(self, query, parameters):\n"
+        "        if '1 / 0' in query.sql: import time; time.sleep(60)\n"
+        "        return super().execute(query, parameters)"
+    )
+    short = "from pqcore.testing import plugin\nplugin.LONGEST = 3\n"
+    (tmp_path / "wrong_plugin.py").write_text(short + PLUGIN.format(body=hangs, more=""))
+    which = ("-k", "error_of_the_server or separate")
+    arguments = ["-p", "wrong_plugin", "--pqcore-backend", "wrong", str(SUITE / "test_basics.py"), *which]
+    arguments += ["-o", "timeout="]  # without the setting of this project
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert "Timeout" in done.stdout, done.stdout
+    assert report["backends"]["wrong"]["results"] == {
+        "test_basics::test_error_of_the_server_has_its_sqlstate": "failed",
+        "test_basics::test_queues_of_different_names_are_separate": "passed",
+    }
+
+
+def test_suite_leaves_out_what_a_backend_lacks_on_the_callers_connection(tmp_path: Path, pqcore_server: str) -> None:
+    (tmp_path / "wrong_plugin.py").write_text(
+        PLUGIN.format(
+            body="def listen(self, channel): super().listen(channel) if self.opened else self.connection.close()",
+            more="connections=PSYCOPG2.connections, missing_on_adopted={Capability.LISTEN: 'it is deaf'}",
+        )
+    )
+    which = ("-k", "one_connection_is_woken_in_its_first_wait or one_connection_wakes or put_wakes_the_first_wait")
+    arguments = ["-p", "wrong_plugin", "--pqcore-backend", "wrong", str(SUITE / "test_waiting.py"), *which]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 0, done.stdout
+    assert report["backends"]["wrong"]["missing_on_adopted"] == {"LISTEN": "it is deaf"}
+    assert report["backends"]["wrong"]["results"] == {
+        "test_waiting::test_put_wakes_the_first_wait": "passed",
+        "test_waiting::test_waiter_over_one_connection_is_woken_in_its_first_wait": (
+            "not offered: LISTEN on the caller's connection"
+        ),
+        "test_waiting::test_waiter_over_one_connection_wakes_when_a_job_becomes_due": "passed",
+    }
+    assert "LISTEN on the caller's connection: it is deaf" in done.stdout
+
+
+def test_suite_is_fair_to_a_backend_that_leaves_out_what_it_may(tmp_path: Path, pqcore_server: str) -> None:
+    (tmp_path / "plain_plugin.py").write_text(PLAIN)
+    modules = [str(SUITE / f"test_{name}.py") for name in ("dead_letters", "worker_faults", "results", "silence")]
+    arguments = ["-p", "plain_plugin", "--pqcore-backend", "plain", *modules, "-k", " or ".join(FAIR)]
+    done, report = run_suite(tmp_path, pqcore_server, *arguments)
+    assert done.returncode == 0, done.stdout
+    results = {test.partition("::")[2]: outcome for test, outcome in report["backends"]["plain"]["results"].items()}
+    assert results == dict.fromkeys(FAIR[:-2], "passed") | {
+        FAIR[-2]: "not offered: cancel()",
+        FAIR[-1]: "not offered: LISTEN",
+    }
 
 
 def test_suite_run_of_some_tests_is_reported_as_partial(tmp_path: Path, pqcore_server: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pqcore import tasks
 from pqcore.async_queue import AsyncPQ
-from pqcore.backend import BackendSpec
+from pqcore.backend import BackendSpec, Capability
 from pqcore.db.backend_adapter import BackendAdapter
 from pqcore.db.dsn import with_options
 from pqcore.db.runtime import run_sync
@@ -37,6 +37,8 @@ from pqcore.worker import Worker
 T = TypeVar("T")
 _numbers = itertools.count(1)
 
+SETTLED = 0.05
+"""Seconds without a statement after which a waiter that cannot listen counts as waiting."""
 PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
 """Seconds after which an awaited event counts as lost. No test measures this time."""
 SIDE_TABLES = (
@@ -316,10 +318,33 @@ class Harness:
         return connection
 
     def pool(self, size: int = 4, dsn: str | None = None) -> Any:
-        """Return a pool of the driver, which is closed at the end (capability POOL)."""
-        pool = self.wait_for(lambda: open_pool(self.spec, dsn or self.dsn, size))
+        """Return a pool of the driver, which is closed at the end (capability POOL).
+
+        If the driver refuses pools of this size, the harness borrows what is beyond it until the end, so that the
+        scenario gets no more connections than it asked for.
+        """
+        pool, beyond = self.wait_for(lambda: open_pool(self.spec, dsn or self.dsn, size))
         self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))
+        for _ in range(beyond):
+            self._borrow(pool)
         return pool
+
+    def _borrow(self, pool: Any) -> None:
+        """Borrow a connection of a pool until the end, under another name, so that no scenario counts or cuts it."""
+
+        async def borrow() -> Session:
+            session = self.opener.session(await self.opener.call("acquire", pool))
+            await session.enter()
+            await session.execute(statement(f"SET application_name = '{self.application}-borrowed'", rows=False))
+            return session
+
+        async def give_back(session: Session) -> None:
+            with suppress(PQError):  # the scenario closed the pool
+                await session.leave()
+                await self.opener.call("release", pool, session.driver)
+
+        borrowed = self.wait_for(borrow)
+        self._stack.callback(lambda: self.wait_for(lambda: give_back(borrowed)))
 
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Read or change the database from another connection; `{table}` is the queue's table."""
@@ -354,6 +379,14 @@ class Harness:
             self.left_out("SESSIONS")
             pytest.skip("not offered: SESSIONS: a pooler in between shares the server's sessions")
 
+    def needs_method(self, name: str) -> None:
+        """Skip a scenario about a method that a session may go without, if the session has none."""
+        if not hasattr(self._eyes.session.driver, name):
+            import pytest
+
+            self.left_out(f"{name}()")
+            pytest.skip(f"not offered: {name}(): the session has no such method, which may be left out")
+
     def connections(self) -> int:
         """Return how many connections the test's queues have open."""
         self.needs_sessions()
@@ -371,7 +404,7 @@ class Harness:
         )
         if rows:
             pids = ", ".join(str(pid) for pid, _ in rows)
-            self.eventually(lambda: not self.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({pids})"))
+            self.eventually(lambda: not self.sql(f"SELECT 1 FROM pg_stat_activity WHERE pid IN ({pids})"))
         return len(rows)
 
     def waiting(self) -> list[int]:
@@ -383,9 +416,24 @@ class Harness:
         )
         return [pid for [pid] in rows]
 
+    @property
+    def listeners(self) -> int:
+        """Return how many connections a `PQ` over a DSN has for waiting: none, if its waiters poll."""
+        return int(Capability.LISTEN in self.spec.capabilities)
+
     def listening(self) -> bool:
-        """Return whether a waiter waits, or is about to look once more before that: from now on, a put wakes it."""
-        return bool(self.waiting())
+        """Return whether a waiter waits, or is about to look once more before that: from now on, a put wakes it.
+
+        If the backend cannot listen, return whether a waiter has looked, and now waits until it polls again.
+        """
+        if self.listeners:
+            return bool(self.waiting())
+        return bool(
+            self.sql(
+                f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{self.application}'"
+                f" AND state LIKE 'idle%' AND clock_timestamp() - state_change > interval '{SETTLED} s'"
+            )
+        )
 
     def eventually(self, condition: Callable[[], Any]) -> Any:
         """Repeat a question until its answer is true, for changes on the server that are not announced."""

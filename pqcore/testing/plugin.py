@@ -6,6 +6,7 @@ test of the suite is collected.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ pytest.register_assert_rewrite(
 )
 
 SUITE = "pqcore.testing.suite."
+LONGEST = 180
+"""Seconds after which a test of the suite fails, unless pytest-timeout was given another limit."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "requires(capability): the scenario needs a capability of the backend")
+    config.addinivalue_line(
+        "markers",
+        "requires(capability, adopted=False): the scenario needs a capability of the backend; if adopted, then on a"
+        " connection of the caller",
+    )
     config.addinivalue_line("markers", "only(mode): the scenario is about one kind of face: 'blocking' or 'async'")
 
 
@@ -131,6 +138,9 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str, pqcore_schemas: 
         if capability not in spec.capabilities:
             request.node.pqcore_missing = capability.name
             pytest.skip(f"not offered: {capability.name}: {spec.missing[capability]}")
+        if marker.kwargs.get("adopted") and capability in spec.missing_on_adopted:
+            request.node.pqcore_missing = f"{capability.name} on the caller's connection"
+            pytest.skip(f"not offered: {request.node.pqcore_missing}: {spec.missing_on_adopted[capability]}")
     made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what), pqcore_schemas)
     yield made
     made.close()
@@ -144,9 +154,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return result
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # A scenario about one face is left out for a backend that has only the other.
     items[:] = [item for item in items if not _standard(item) or _concerned(item)]
+    if _has_no_timeout(config):  # otherwise a driver's call that never returns would hang the run
+        for item in items:
+            if _standard(item) and item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LONGEST))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -166,6 +180,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         report.write(session.config.getoption("--pqcore-report"))
         if report.violations() and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _has_no_timeout(config: pytest.Config) -> bool:
+    """Return whether pytest-timeout is there, and was given no limit."""
+    if not config.pluginmanager.hasplugin("timeout"):
+        return False
+    said = (config.getoption("timeout"), os.environ.get("PYTEST_TIMEOUT"), config.getini("timeout"))
+    return all(limit in (None, "") for limit in said)
 
 
 def _is_ours(metafunc: pytest.Metafunc) -> bool:

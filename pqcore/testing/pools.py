@@ -15,26 +15,32 @@ if TYPE_CHECKING:
     from pqcore.backend import BackendSpec
 
 Opener: TypeAlias = Callable[[str, int, bool], Any]
-"""A function of a DSN, a number of connections, and whether statements may be prepared."""
+"""A function of a DSN, a number of connections, and whether statements may be prepared. If the driver refuses small
+pools, the function has an attribute ``smallest``: the lowest number of connections that it takes."""
 
 POOLS = "pqcore.testing.pools"
 """The entry point group with which other backends add a function that opens a pool. The entry point has the backend's
 name; for an asynchronous backend of a driver with both faces, ``-async`` follows it."""
 
 
-async def open_pool(spec: BackendSpec, dsn: str, size: int) -> Any:
+async def open_pool(spec: BackendSpec, dsn: str, size: int) -> tuple[Any, int]:
     """Open a pool of a backend's driver.
 
     Args:
         spec: The backend.
         dsn: The DSN to connect to.
-        size: The largest number of connections.
+        size: The largest number of connections that the scenario needs.
+
+    Returns:
+        The pool, and the number of connections that it has beyond ``size``, because the driver refuses smaller pools.
 
     Raises:
         ConfigurationError: The kit has no function for this backend.
     """
-    opened = _opener_for(spec)(dsn, size, prepared())
-    return await opened if inspect.isawaitable(opened) else opened
+    opener = _opener_for(spec)
+    beyond = max(getattr(opener, "smallest", 1) - size, 0)
+    opened = opener(dsn, size + beyond, prepared())
+    return await opened if inspect.isawaitable(opened) else opened, beyond
 
 
 def _opener_for(spec: BackendSpec) -> Opener:

@@ -21,6 +21,8 @@ from pqcore.job import AsyncJob
 from pqcore.tasks import AsyncEnqueuer, AsyncHandle, Batch
 
 _WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters, AsyncEnqueuer)
+ENDING = 10.0
+"""The largest number of seconds to wait for cancelled tasks, because a driver's call may not end."""
 _DECORATORS = ("task", "periodic")
 
 
@@ -73,7 +75,8 @@ class Portal:
             others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in others:
                 task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            if others:
+                await asyncio.wait(others, timeout=ENDING)
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

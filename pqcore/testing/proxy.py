@@ -248,13 +248,14 @@ class Proxy:
         """End the next connection that sends a text, once.
 
         Args:
-            marker: The text, as part of a statement or a parameter; an empty text matches all data.
+            marker: The text, as part of a statement or a parameter, in upper or lower case, because drivers write
+                COMMIT as they like; an empty text matches all data.
             answered: Whether the server receives the data, and its answer is dropped; otherwise the server receives
                 nothing.
             torn: Whether half of the answer is passed on.
         """
         with self._lock:
-            self._cut = _Cut(marker.encode(), answered, torn)
+            self._cut = _Cut(marker.lower().encode(), answered, torn)
 
     def _forget(self, link: _Link) -> None:
         with self._lock:
@@ -267,7 +268,7 @@ class Proxy:
         """Return what to do with a connection that sends this data."""
         with self._lock:
             cut = self._cut
-            if cut is None or cut.marker not in data:
+            if cut is None or cut.marker not in data.lower():
                 return None
             self._cut = None
             return cut

@@ -114,7 +114,7 @@ class WorkerPool:
 
     def all_done(self) -> bool:
         """Return whether no job is left."""
-        return not self._harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL LIMIT 1")
+        return not self._harness.sql("SELECT 1 FROM {table} WHERE dequeued_at IS NULL LIMIT 1")
 
     def account(self, number: int, *, failures: bool = False) -> None:
         """Check that every job was done under its last lease, and that every job that ran twice was delivered twice.

@@ -8,7 +8,23 @@ from typing import Any
 
 import pytest
 
+from pqcore.backend_registry import class_names
+from pqcore.errors import DatabaseError
 from pqcore.testing.harness import Harness
+
+
+def test_spec_names_the_class_of_the_drivers_connections(harness: Harness) -> None:
+    kind = type(harness.connect().raw)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    named = class_names(kind) & set(harness.spec.connections)
+    assert named, f"BackendSpec.connections has no class of the driver's connection: add {name!r}"
+
+
+def test_error_of_the_server_has_its_sqlstate(harness: Harness) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        harness.sql("SELECT 1 / 0")
+    advice = "the driver's exceptions must have an attribute sqlstate or pgcode: see docs/backends.md"
+    assert caught.value.sqlstate == "22012", advice
 
 
 def test_put_data_are_returned_by_get(harness: Harness) -> None:

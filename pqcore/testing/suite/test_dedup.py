@@ -420,7 +420,7 @@ def test_dedup_put_waits_for_the_transaction_that_put_the_key_first(
     with harness.thread(lambda: queue.put("b", dedup=Dedup("key", until))) as second:
         harness.eventually(
             lambda: harness.sql(
-                "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                 f" AND application_name = '{harness.application}'"
             )
         )

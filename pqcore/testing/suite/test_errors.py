@@ -396,7 +396,7 @@ def test_lock_timeout_raises_transient_error(harness: Harness) -> None:
     job_id = queue.put("old")
     connection.sql("SET lock_timeout = '50ms'", rows=False)
     with transaction(blocker):
-        blocker.sql(f"SELECT FROM {harness.table} FOR UPDATE")
+        blocker.sql(f"SELECT 1 FROM {harness.table} FOR UPDATE")
         with pytest.raises(TransientError) as caught:
             queue.update(job_id, "new")
         assert caught.value.sqlstate == "55P03"
@@ -426,7 +426,7 @@ def test_deadlock_raises_transient_error(harness: Harness) -> None:
             assert locked.wait(PATIENCE)
             harness.eventually(
                 lambda: harness.sql(
-                    "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                     f" AND application_name = '{harness.application}'"
                 )
             )

@@ -139,7 +139,7 @@ def test_rows_that_are_locked_are_skipped(harness: Harness) -> None:
     age(harness, "8 days", first, second)
     other = harness.connect()
     other.begin()
-    other.sql(f"SELECT FROM {harness.table} WHERE id = {int(first)} FOR UPDATE")
+    other.sql(f"SELECT 1 FROM {harness.table} WHERE id = {int(first)} FOR UPDATE")
     assert swept(harness, queue) == 1
     other.rollback()
     assert swept(harness, queue) == 1

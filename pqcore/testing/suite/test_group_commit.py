@@ -74,7 +74,7 @@ def slow_lock(harness: Harness, event: str = "INSERT") -> str:
 def wait_for_blocked(harness: Harness, number: int) -> None:
     """Wait until this number of the queues' connections wait for a lock."""
     found = (
-        f"SELECT FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
+        f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{harness.application}' AND wait_event_type = 'Lock'"
     )
     harness.eventually(lambda: len(harness.sql(found)) == number)
 

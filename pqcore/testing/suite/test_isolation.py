@@ -260,7 +260,7 @@ def test_isolation_default_that_is_raised_later_is_noticed(harness: Harness, lev
     blocker.begin()
     blocker.sql(f"UPDATE {harness.table} SET data = '\"theirs\"' WHERE id = {job_id}", rows=False)
     waiting = (
-        f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = '{harness.application}'"
+        f"SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = '{harness.application}'"
     )
     with harness.thread(lambda: queue.update(job_id, "mine")) as join:
         harness.eventually(lambda: harness.sql(waiting))

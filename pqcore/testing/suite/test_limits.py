@@ -910,7 +910,7 @@ def test_parked_job_locked_by_another_transaction_is_skipped(harness: Harness, p
     queue, first, ids = parked
     caller = harness.connect()
     caller.begin()
-    caller.sql(f"SELECT FROM {harness.table} WHERE id = {ids[0]} FOR UPDATE")
+    caller.sql(f"SELECT 1 FROM {harness.table} WHERE id = {ids[0]} FOR UPDATE")
     first.ack()
     [job] = all_leased(queue)
     assert job.data == "b"

@@ -70,7 +70,7 @@ def names(harness: Harness, column: str = "q_name") -> list[str]:
 def tables(harness: Harness, schema: str | None = None) -> set[str]:
     """Return the names of the tables in a schema."""
     rows = harness.sql(
-        "SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        "SELECT n.nspname::text, c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         " WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
     )
     return {table for found, table in rows if found == (schema or harness.schema)}
@@ -79,7 +79,7 @@ def tables(harness: Harness, schema: str | None = None) -> set[str]:
 @contextmanager
 def dropped(harness: Harness, schema: str) -> Iterator[None]:
     """Drop a schema at the end; a schema that existed before belongs to others, and stays."""
-    assert (schema,) not in harness.sql("SELECT nspname FROM pg_namespace")
+    assert (schema,) not in harness.sql("SELECT nspname::text FROM pg_namespace")
     try:
         yield
     finally:
@@ -360,7 +360,7 @@ def test_table_names_equal_in_their_first_60_bytes_are_separate_tables(harness: 
         )
         assert len(triggers) == 1
         assert queue.purge(0) == 1
-    functions = harness.sql(f"SELECT FROM pg_proc WHERE pronamespace = '{harness.schema}'::regnamespace")
+    functions = harness.sql(f"SELECT 1 FROM pg_proc WHERE pronamespace = '{harness.schema}'::regnamespace")
     assert len(functions) == len(alike)
     assert tables(harness) == all_tables(*alike)
 

@@ -992,7 +992,7 @@ def test_cancelled_get_during_its_batch_update_puts_the_jobs_back(
     caller.begin()
     caller.sql(f"UPDATE {beside(harness, '_batches')} SET pending = pending RETURNING id")
     waiting = (
-        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         f" AND application_name = '{harness.application}' AND query LIKE '%pending - %'"
     )
 

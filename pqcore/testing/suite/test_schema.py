@@ -698,7 +698,7 @@ def test_finished_rows_are_kept_archived_or_deleted_by_retention(harness: Harnes
     archived = harness.sql(f"{finished} {quote(harness.schema)}.queue_archive")
     assert kept == ([(*row, 1, True)] if retention == "keep" else [])
     assert archived == ([(*row, 1, True)] if retention == "archive" else [])
-    assert harness.sql("SELECT FROM {table} WHERE leased_until IS NOT NULL") == []
+    assert harness.sql("SELECT 1 FROM {table} WHERE leased_until IS NOT NULL") == []
     assert queue.get(block=False) is None
 
 
@@ -725,7 +725,7 @@ def test_rolled_back_get_restores_the_row(harness: Harness, retention: str) -> N
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert harness.sql(f"SELECT FROM {quote(harness.schema)}.queue_archive") == []
+    assert harness.sql(f"SELECT 1 FROM {quote(harness.schema)}.queue_archive") == []
     assert queue.get().attempts == 1
 
 
@@ -764,9 +764,9 @@ def test_purge_deletes_old_finished_rows_of_its_queue_only(harness: Harness) -> 
     assert kept == [('"new"',), ('"leased"',), ('"waiting"',), ('"scheduled"',)]
     assert harness.sql(f"SELECT data::text FROM {archive} WHERE q_name = 'q'") == [('"new"',)]
     assert pq["q"].purge(0) == 2
-    assert len(harness.sql("SELECT FROM {table} WHERE q_name = 'q'")) == 3
+    assert len(harness.sql("SELECT 1 FROM {table} WHERE q_name = 'q'")) == 3
     assert harness.sql("SELECT * FROM {table} WHERE q_name = 'other' ORDER BY id") == others
-    assert len(harness.sql(f"SELECT FROM {archive} WHERE q_name = 'other'")) == 3
+    assert len(harness.sql(f"SELECT 1 FROM {archive} WHERE q_name = 'other'")) == 3
 
 
 def test_purge_deletes_from_large_tables_in_slices(harness: Harness) -> None:
@@ -781,7 +781,7 @@ def test_purge_deletes_from_large_tables_in_slices(harness: Harness) -> None:
     harness.sql(f"INSERT INTO {archive} ({columns}) SELECT n, 'q', now(), 1, {series}", rows=False)
     assert queue.purge(0) == 10_105
     assert harness.sql("SELECT count(*) FROM {table}") == [(10_100,)]
-    assert harness.sql(f"SELECT FROM {archive}") == []
+    assert harness.sql(f"SELECT 1 FROM {archive}") == []
 
 
 @pytest.mark.parametrize(

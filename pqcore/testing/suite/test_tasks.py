@@ -712,7 +712,7 @@ def test_discard_ends_a_job_without_a_dead_letter(harness: Harness, retention: s
     function, seen = raising(Discard("not wanted"))
     job = queue.task(max_retries=3)(function)()
     harness.drain(queue)
-    assert (seen, queue.dead.count(), harness.sql("SELECT FROM {table}")) == ([1], 0, [])
+    assert (seen, queue.dead.count(), harness.sql("SELECT 1 FROM {table}")) == ([1], 0, [])
     with pytest.raises(JobNotFound):
         job.status()
 

@@ -101,7 +101,7 @@ def end_connections(harness: Harness) -> None:
     where = f"pg_stat_activity WHERE application_name = '{harness.application}'"
     pids = [str(pid) for pid, _ in harness.sql(f"SELECT pid, pg_terminate_backend(pid) FROM {where}")]
     assert pids
-    harness.eventually(lambda: not harness.sql(f"SELECT FROM {where} AND pid IN ({', '.join(pids)})"))
+    harness.eventually(lambda: not harness.sql(f"SELECT 1 FROM {where} AND pid IN ({', '.join(pids)})"))
 
 
 # With blocks
@@ -423,7 +423,7 @@ def begin_by_itself(harness: Harness, connection: Connection) -> bool:
     Return False if it cannot.
     """
     raw = connection.raw
-    if not hasattr(raw, "autocommit"):
+    if not isinstance(getattr(raw, "autocommit", None), bool):
         return False
     if hasattr(raw, "set_autocommit") and harness.mode == "async":
         harness.wait_for(lambda: raw.set_autocommit(False))

@@ -176,7 +176,7 @@ def test_slow_serializer_delays_no_other_job_and_no_lease(
             assert set(slow.seen.wait(1)) == {doing}
             [[ends]] = harness.sql("SELECT max(leased_until)::text FROM {table} WHERE q_name = 'q'")
             number = 0
-            while not harness.sql(f"SELECT FROM {{table}} WHERE now() > '{ends}' LIMIT 1"):
+            while not harness.sql(f"SELECT 1 FROM {{table}} WHERE now() > '{ends}' LIMIT 1"):
                 beat()
                 number += 1
                 beats.wait(number)
@@ -510,7 +510,7 @@ def test_bury_stores_a_popped_job_as_a_dead_letter_with_its_block(harness: Harne
     )
     assert letter.enqueued_at == before
     assert "bad" in letter.error["message"]
-    assert harness.sql(f"SELECT FROM {{table}} WHERE id = {poison}") == []
+    assert harness.sql(f"SELECT 1 FROM {{table}} WHERE id = {poison}") == []
     queue.serializer.mended = True
     assert queue.dead.retry(poison) == 1
     job = queue.get(block=False)

@@ -126,7 +126,7 @@ def cut(harness: Harness, pids: list[int]) -> None:
     assert pids
     numbers = ", ".join(map(str, pids))
     harness.sql(f"SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{numbers}]) AS pid")
-    harness.eventually(lambda: not harness.sql(f"SELECT FROM pg_stat_activity WHERE pid IN ({numbers})"))
+    harness.eventually(lambda: not harness.sql(f"SELECT 1 FROM pg_stat_activity WHERE pid IN ({numbers})"))
 
 
 def silent(harness: Harness) -> Connection:
@@ -140,6 +140,15 @@ def silent(harness: Harness) -> Connection:
 def unpolled(harness: Harness, *, one: bool) -> Any:
     """Return a queue that does not poll, over its own connections or over a caller's connection."""
     return harness.pq(harness.connect().raw, poll_interval=NEVER)["q"] if one else harness.queue(poll_interval=NEVER)
+
+
+each_way = pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(False, id="own"),
+        pytest.param(True, id="the caller's", marks=pytest.mark.requires(Capability.LISTEN, adopted=True)),
+    ],
+)
 
 
 def insert(harness: Harness, connection: Connection, name: str, data: str) -> None:
@@ -579,6 +588,7 @@ def test_get_in_a_transaction_finds_a_job_that_becomes_due(harness: Harness) -> 
 # Woken by polling
 
 
+@pytest.mark.requires(Capability.LISTEN)
 def test_polling_finds_a_job_put_without_notification(harness: Harness) -> None:
     queue = harness.queue(poll_interval=0.05)
     quiet = silent(harness)
@@ -626,7 +636,7 @@ def test_waiter_behind_a_pooler_polls_and_leaves_no_session_state(harness: Harne
 
 
 @pytest.mark.requires(Capability.LISTEN)
-@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+@each_way
 def test_waiter_polls_without_locks_where_listen_does_not_last(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
@@ -1006,7 +1016,7 @@ def test_waiter_looks_again_when_the_lock_was_released_after_its_look(harness: H
 
 
 @pytest.mark.requires(Capability.LISTEN)
-@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+@each_way
 def test_put_that_did_not_see_the_waiter_is_found_soon(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool
 ) -> None:
@@ -1035,7 +1045,7 @@ def test_put_that_did_not_see_the_waiter_is_found_soon(
 
 
 @pytest.mark.requires(Capability.LISTEN)
-@pytest.mark.parametrize("one", [False, True], ids=["own", "the caller's"])
+@each_way
 def test_new_waiter_looks_again_only_once(harness: Harness, monkeypatch: pytest.MonkeyPatch, one: bool) -> None:
     monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
@@ -1213,7 +1223,7 @@ def test_waiter_over_the_callers_pool_is_woken(harness: Harness) -> None:
     pq.close()
 
 
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 def test_waiter_over_one_connection_is_woken(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     listen(harness, queue)
@@ -1224,7 +1234,7 @@ def test_waiter_over_one_connection_is_woken(harness: Harness) -> None:
             assert join().data == str(number)
 
 
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 def test_waiter_over_one_connection_is_woken_in_its_first_wait(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     with waiter(harness, queue) as join:
@@ -1263,7 +1273,7 @@ def test_waiter_in_a_block_over_one_connection_polls(harness: Harness) -> None:
         assert join().data == "a"
 
 
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 def test_notifications_over_one_connection_do_not_accumulate(harness: Harness) -> None:
     connection = harness.connect()
     queue, other = harness.pq(connection.raw, poll_interval=NEVER)["q"], harness.queue(create=False)
@@ -1281,7 +1291,7 @@ def test_notifications_over_one_connection_do_not_accumulate(harness: Harness) -
         assert join().data == "a"
 
 
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 def test_listener_over_one_connection_releases_its_lock_without_waiters(harness: Harness) -> None:
     connection = harness.connect()
     queue, ear = harness.pq(connection.raw, poll_interval=NEVER)["q"], Ear(harness, "q")
@@ -1298,7 +1308,7 @@ def test_listener_over_one_connection_releases_its_lock_without_waiters(harness:
             assert queue.get(block=False).data == "unheard"
 
 
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 @pytest.mark.parametrize("setting", ["off", "always"])
 def test_listener_over_one_connection_keeps_the_callers_notify_setting(harness: Harness, setting: str) -> None:
     connection = putter(harness, setting)
@@ -1311,7 +1321,7 @@ def test_listener_over_one_connection_keeps_the_callers_notify_setting(harness: 
 
 
 @pytest.mark.only("async")
-@pytest.mark.requires(Capability.LISTEN)
+@pytest.mark.requires(Capability.LISTEN, adopted=True)
 def test_waiter_over_one_connection_is_woken_by_a_put_of_another_task(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
     listen(harness, queue)

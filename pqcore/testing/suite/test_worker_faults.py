@@ -159,7 +159,7 @@ def test_worker_survives_the_loss_of_all_connections(harness: Harness) -> None:
         seen.wait(1)
         for number in range(3):
             harness.eventually(harness.listening)
-            assert harness.cut_connections() >= 2
+            assert harness.cut_connections() >= 1 + harness.listeners
             put("plain")
             seen.wait(2 + number)
         harness.cut_connections()
@@ -192,7 +192,7 @@ def test_worker_finds_jobs_after_a_connection_went_silent(harness: Harness, prox
         again()
         seen.wait(1)
         for number in range(2):
-            assert proxy.stall() >= 2
+            assert proxy.stall() >= 1 + harness.listeners
             again()
             seen.wait(2 + number)
 
@@ -249,9 +249,9 @@ def test_worker_keeps_leases_while_a_connection_is_silent(harness: Harness, prox
         for times in (1, 2):
             proxy.stall()
             harness.eventually(partial(lengthened, times))
-        harness.eventually(lambda: harness.sql(f"SELECT FROM {{table}} WHERE now() > '{first}'"))
+        harness.eventually(lambda: harness.sql(f"SELECT 1 FROM {{table}} WHERE now() > '{first}'"))
         latch.open()
-        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NOT NULL"))
+        harness.eventually(lambda: harness.sql("SELECT 1 FROM {table} WHERE dequeued_at IS NOT NULL"))
     assert len(seen.items) == 1
 
 
@@ -344,7 +344,7 @@ def test_completion_that_the_server_refuses_becomes_a_dead_letter_alone(harness:
     with harness.working(queue):
         seen.wait(10)
         latch.open()
-        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+        harness.eventually(lambda: harness.sql("SELECT 1 FROM {table} WHERE dequeued_at IS NULL") == [])
     letter = queue.dead.get(refused)
     assert letter.reason == "failed"
     assert "not this one" in letter.error["message"]
@@ -424,7 +424,7 @@ def test_completion_refused_for_a_while_is_repeated(harness: Harness, told: Told
     with harness.working(queue):
         seen.wait(6)
         latch.open()
-        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+        harness.eventually(lambda: harness.sql("SELECT 1 FROM {table} WHERE dequeued_at IS NULL") == [])
     assert sorted(seen.items) == sorted(int(handle) for handle in handles), "each was run once"
     assert sorted(told.ends) == [(int(handle), "succeeded") for handle in handles]
     assert told.ends[-1][0] == refused, "the others did not wait for it"
@@ -601,13 +601,14 @@ def test_completions_wait_until_a_full_disk_has_room(harness: Harness) -> None:
     )
     queue.put_calls(*[note.call()] * 3)
     with harness.working(queue):
-        harness.eventually(lambda: harness.sql("SELECT FROM {table} WHERE dequeued_at IS NULL") == [])
+        harness.eventually(lambda: harness.sql("SELECT 1 FROM {table} WHERE dequeued_at IS NULL") == [])
     assert queue.dead.count() == 0
     assert harness.sql("SELECT count(*) FROM {table}") == [(3,)]
     assert len(seen.items) == 3
 
 
 @pytest.mark.only("async")
+@pytest.mark.requires(Capability.LISTEN)
 def test_unanswered_call_is_found_though_a_wait_ends_meanwhile(harness: Harness, proxy: Proxy) -> None:
     # The listener waits and registers channels on one connection; the end of a wait hid that nothing arrived.
     async def scenario() -> None:

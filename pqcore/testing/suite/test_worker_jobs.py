@@ -79,7 +79,7 @@ def test_worker_keeps_the_lease_of_a_running_job(harness: Harness) -> None:
     with harness.working(queue, lease=LEASE), harness.working(queue, lease=LEASE):
         seen.wait(2)
         [[ends]] = harness.sql("SELECT max(leased_until)::text FROM {table}")
-        harness.eventually(lambda: harness.sql(f"SELECT FROM {{table}} WHERE now() > '{ends}' LIMIT 1"))
+        harness.eventually(lambda: harness.sql(f"SELECT 1 FROM {{table}} WHERE now() > '{ends}' LIMIT 1"))
         lengthened(harness, int(handles[0]), 3)
         assert [row(harness, int(handle)) for handle in handles] == [(1, 0, True)] * 2
         over.open()
@@ -322,7 +322,7 @@ def test_prefetched_job_can_be_cancelled(harness: Harness, monkeypatch: pytest.M
         held = f"SELECT id FROM {{table}} WHERE leased_until > now() AND id > {job_id} ORDER BY id LIMIT 1"
         [[ahead]] = harness.eventually(lambda: harness.sql(held))
         assert queue.cancel(ahead, running=True) is True
-        harness.eventually(lambda: not harness.sql(f"SELECT FROM {{table}} WHERE id = {ahead}"))
+        harness.eventually(lambda: not harness.sql(f"SELECT 1 FROM {{table}} WHERE id = {ahead}"))
         over.open()
         harness.eventually(lambda: queue.count() == 0 and queue.stats().leased == 0)
     assert harness.sql("SELECT count(*) FROM {table} WHERE dequeued_at IS NOT NULL") == [(800,)]
