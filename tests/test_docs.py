@@ -10,6 +10,7 @@ import pytest
 
 from pqcore import hookspecs
 from pqcore.backend import AsyncDriverSession, Capability, DriverSession
+from pqcore.db import driver_errors
 from pqcore.plugins import plugins
 from pqcore.testing.report import standard_tests
 
@@ -34,6 +35,12 @@ def test_session_methods_and_capabilities_are_documented() -> None:
                 assert f"`{name}" in text, name
     for capability in Capability:
         assert f"`{capability.name}`" in text
+
+
+def test_sqlstates_that_decide_are_documented_for_backends() -> None:
+    text = (ROOT / "docs/backends.md").read_text()
+    for prefix, _, _ in driver_errors._BY_SQLSTATE:
+        assert f"`{prefix}" in text, prefix
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -263,6 +264,10 @@ def test_new_backend_output_says_which_commands_come_next(tmp_path: Path) -> Non
     assert done.stdout.endswith("    cd pqcore-acme\n    pip install --editable '.[test]'\n")
     readme = (tmp_path / "pqcore-acme" / "README.md").read_text("utf-8")
     assert "pqcore conformance --backend acme" in readme
+    assert "pqcore bench --backend acme" in readme
+    extras = re.search(r'test = \["pqcore\[(.*)]"]', (tmp_path / "pqcore-acme" / "pyproject.toml").read_text("utf-8"))
+    assert extras is not None
+    assert {"cli", "testing", "bench", "embedded"} <= set(extras[1].split(","))  # what both commands need
 
 
 def test_new_backend_requires_no_module_of_the_standard_library(tmp_path: Path) -> None:

@@ -143,18 +143,22 @@ def session_module(face: Face) -> str:
         "from collections.abc import Sequence\nfrom typing import Any",
         "from pqcore.backend import Row\nfrom pqcore.sql.statement import Query",
         "",
-        _class("Session", _about_session(contract), _members(face, contract, "DriverSession", "Session")),
+        _class("Session", _about_session(contract, face), _members(face, contract, "DriverSession", "Session")),
         "",
         _class("Backend", "Makes sessions.", _members(face, contract, "Backend", "Backend")),
     ]
     return "\n\n".join(parts).replace("\n\n\n\n", "\n\n\n") + "\n"
 
 
-def _about_session(contract: ast.Module) -> str:
-    """Return the contract's text about sessions of either kind."""
-    [protocol] = [node for node in contract.body if isinstance(node, ast.ClassDef) and node.name == "DriverSession"]
-    paragraphs = (ast.get_docstring(protocol) or "").split("\n\n")
-    return "One connection.\n\n" + indent(paragraphs[1], "    ") + "\n    "
+def _about_session(contract: ast.Module, face: Face) -> str:
+    """Return the contract's text about sessions of either kind, and about those of an asynchronous driver."""
+    said = {
+        node.name: (ast.get_docstring(node) or "").split("\n\n")
+        for node in contract.body
+        if isinstance(node, ast.ClassDef)
+    }
+    paragraphs = [said["DriverSession"][1], *(said["AsyncDriverSession"][1:] if face.is_async else ())]
+    return "One connection.\n\n" + indent("\n\n".join(paragraphs), "    ") + "\n    "
 
 
 def _members(face: Face, contract: ast.Module, protocol: str, name: str) -> Iterator[str]:
