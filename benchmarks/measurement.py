@@ -121,7 +121,7 @@ class Table:
     def writes(self) -> int:
         """Return the number of rows inserted, updated or deleted in the table and in the tables that belong to it."""
         if self.server_observer.flushes:
-            self.server_observer.sql("SELECT pg_stat_force_next_flush()")
+            self.server_observer.sql("SELECT pg_stat_force_next_flush()::text")
         found = self.server_observer.one(
             "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables"
             f" WHERE schemaname = '{self.place.schema}' AND relname ~ '^{self.place.table}(_|$)'"

@@ -132,7 +132,7 @@ class Counters:
         """Return the present counts, of all sessions that have ended, without the commits of the observer."""
         own = 0
         if server_observer.flushes:  # otherwise it is unknown which of its commits are counted yet
-            server_observer.sql("SELECT pg_stat_force_next_flush()")
+            server_observer.sql("SELECT pg_stat_force_next_flush()::text")
             own = server_observer.statements
         [[wal, commits, dead, left]] = server_observer.sql(
             "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,"
