@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# The tests start many interpreters: each would compile all modules again, where nobody may write bytecode beside them.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 LOWEST := .venv/lowest
 EXTRAS := serializers_and_wrappers frameworks django django_admin django_worker $(addprefix integration_,fastapi flask sqlalchemy trio)
 
