@@ -356,8 +356,8 @@ def test_roles_cannot_become_the_owner(users: Users, kind: str) -> None:
         f"CREATE TRIGGER t BEFORE INSERT ON {names} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
         f"CREATE RULE r AS ON INSERT TO {names} DO NOTHING",
         f"CREATE POLICY p ON {names}",
-        f"INSERT INTO {names.beside('pqcore_migrations')} VALUES ('x', 1)",
-        f"DELETE FROM {names.beside('pqcore_migrations')}",
+        f"INSERT INTO {names.qualified('pqcore_migrations')} VALUES ('x', 1)",
+        f"DELETE FROM {names.qualified('pqcore_migrations')}",
         f"DROP FUNCTION {names.substitutions()['notify']}()",
         "CREATE ROLE another",
     ]

@@ -94,7 +94,7 @@ class CheckContext:
     def bare(self, name: str) -> str:
         """Return an identifier without quotes and schema, as the catalogues have it."""
         quoted = self.engine.names.substitutions()[name]
-        prefix = "" if self.engine.names.schema is None else self.engine.names.beside("x")[: -len('"x"')]
+        prefix = "" if self.engine.names.schema is None else self.engine.names.qualified("x")[: -len('"x"')]
         return quoted.removeprefix(prefix)[1:-1].replace('""', '"')
 
 

@@ -31,7 +31,7 @@ TABLES_OF_JOBS = (
 async def check_row_security(context: CheckContext) -> list[Finding]:
     """Check whether row-level security hides rows from the role."""
     names = context.engine.names
-    tables = [names.beside("pqcore_migrations"), *(names.substitutions()[place] for place in TABLES_OF_JOBS)]
+    tables = [names.qualified("pqcore_migrations"), *(names.substitutions()[place] for place in TABLES_OF_JOBS)]
     bound = [one for table in tables if (one := await security.look(context.s, table)) is not None]
     found = []
     for one in bound:
@@ -140,7 +140,7 @@ async def check_indexes(context: CheckContext) -> list[Finding]:
         if name not in valid:
             found.append(Finding("indexes", "problem", f"index {name} is missing", remedy, {"index": name}))
         elif not valid[name]:
-            drop = f"DROP INDEX CONCURRENTLY {context.engine.names.beside(name)}"
+            drop = f"DROP INDEX CONCURRENTLY {context.engine.names.qualified(name)}"
             message = f"index {name} is invalid: its build was interrupted"
             found.append(Finding("indexes", "problem", message, f"{drop}; {remedy}", {"index": name}))
     if not any(of_table and primary and is_valid for _, is_valid, primary, of_table in rows):
@@ -270,7 +270,7 @@ async def check_bloat(context: CheckContext) -> list[Finding]:
     for name, size, entries in rows:
         if size > BLOATED and size > 1_000 * max(entries, 1):
             message = f"index {name} takes {_size(size)} for {max(entries, 0):.0f} entries"
-            advice = f"REINDEX INDEX CONCURRENTLY {context.engine.names.beside(name)}"
+            advice = f"REINDEX INDEX CONCURRENTLY {context.engine.names.qualified(name)}"
             found.append(Finding("bloat", "warning", message, advice, {"index": name, "size": size}))
     if found:
         return found

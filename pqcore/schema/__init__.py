@@ -80,7 +80,7 @@ async def version(session: Session, names: TableName) -> int | None:
 
 async def _look(session: Session, names: TableName) -> tuple[int | None, bool]:
     """Return the version of the table, and whether row-level security applies to the role."""
-    table, recorded = literal(str(names)), literal(names.beside("pqcore_migrations"))
+    table, recorded = literal(str(names)), literal(names.qualified("pqcore_migrations"))
     # This is the first query on a connection, so it also asks for the default isolation level.
     [[exists, has_record, isolation]] = await session.execute(
         plain(
@@ -94,7 +94,7 @@ async def _look(session: Session, names: TableName) -> tuple[int | None, bool]:
         return None, False
     if not has_record:
         return 0, False
-    record, binds = names.beside("pqcore_migrations"), security.binds(session, str(names))
+    record, binds = names.qualified("pqcore_migrations"), security.binds(session, str(names))
     sql = f"SELECT coalesce(max(version), 0), {binds} FROM {record} WHERE table_name = "
     [[number, bound]] = await session.execute(plain("read_version", sql + literal(names.table)))
     if not number and (hidden := await security.look(session, record)) is not None:
@@ -136,7 +136,7 @@ async def _check(session: Session, names: TableName, found: int | None) -> None:
 
 async def _needed(session: Session, names: TableName) -> int:
     """Return the version that code must know to use a table of a newer version."""
-    sql = f"SELECT max(coalesce(needs, version)) FROM {names.beside('pqcore_migrations')} WHERE table_name = "
+    sql = f"SELECT max(coalesce(needs, version)) FROM {names.qualified('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
         plain("read_needs", f"{sql}{literal(names.table)} AND version > {latest()}"),
     )
@@ -290,7 +290,7 @@ async def _lock_schema(session: Session, names: TableName) -> None:
     If two transactions concurrently create an object IF NOT EXISTS, one fails; the record of versions serves all tables
     of the schema.
     """
-    key = literal("pqcore " + names.beside("pqcore_migrations"))
+    key = literal("pqcore " + names.qualified("pqcore_migrations"))
     await session.execute(session.sql.schema_statement("lock_schema", key=key))
 
 
@@ -322,7 +322,7 @@ async def _apply(session: Session, names: TableName, number: int, partitions: Pa
             plain("find_schema", f"SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = {schema})")
         )
         if not exists:
-            quoted = names.beside("x").rpartition(".")[0]
+            quoted = names.qualified("x").rpartition(".")[0]
             await session.execute(plain("create_schema", f"CREATE SCHEMA IF NOT EXISTS {quoted}", rows=False))
     if builds_indexes(number):
         await _drop_invalid(session, names, number)
@@ -363,7 +363,7 @@ async def _drop_invalid(session: Session, names: TableName, number: int, how: st
 
 
 async def _record(session: Session, names: TableName, number: int) -> None:
-    record, table, least = names.beside("pqcore_migrations"), literal(names.table), needs(number)
+    record, table, least = names.qualified("pqcore_migrations"), literal(names.table), needs(number)
     # The first versions had no such number, and records made with them have no column for it yet.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
@@ -387,7 +387,7 @@ async def forget(session: Session, names: TableName) -> None:
 
     Drop the record table if no other table uses it.
     """
-    record = names.beside("pqcore_migrations")
+    record = names.qualified("pqcore_migrations")
     [[found]] = await session.execute(plain("find_record", f"SELECT to_regclass({literal(record)}) IS NOT NULL"))
     if found:
         sql = f"DELETE FROM {record} WHERE table_name = {literal(names.table)}"

@@ -136,5 +136,5 @@ def _parts(text: str) -> list[str]:
 
 def _bare(names: TableName, quoted: str) -> str:
     """Return the name itself, without the schema that may qualify it."""
-    prefix = names.beside("x")[: -len('"x"')]
+    prefix = names.qualified("x")[: -len('"x"')]
     return unquoted(quoted.removeprefix(prefix))

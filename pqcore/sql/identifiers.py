@@ -127,9 +127,9 @@ class TableName:
 
     def related(self, suffix: str) -> str:
         """Return the quoted, qualified name of another object of the table."""
-        return self.beside(fit(self.table + suffix))
+        return self.qualified(fit(self.table + suffix))
 
-    def beside(self, name: str) -> str:
+    def qualified(self, name: str) -> str:
         """Return the quoted name, qualified with the table's schema if it has one."""
         prefix = "" if self.schema is None else quote(self.schema) + "."
         return prefix + quote(name)
@@ -150,7 +150,7 @@ class TableName:
             "rules": self.related("_rules"),
             "workers": self.related("_workers"),
             "attempts": self.related("_attempts"),
-            "migrations": self.beside("pqcore_migrations"),
+            "migrations": self.qualified("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),
             "ready_index": quote(fit(self.table + "_ready")),

@@ -121,7 +121,7 @@ class Tables:
         for name, paged in sql(_TABLES.format(schema=schema)):
             rows[name] = None
             if paged:
-                [[rows[name]]] = sql(_ROWS.format(table=names.beside(name)))
+                [[rows[name]]] = sql(_ROWS.format(table=names.qualified(name)))
         sequences: dict[str, int] = dict(sql(_SEQUENCES.format(schema=schema)))
         [[objects, size]] = sql(f"SELECT ({_OBJECTS.format(schema=schema)}), ({_SIZE.format(schema=schema)})")
         return cls(schema, objects, size, rows, sequences)
@@ -138,20 +138,20 @@ class Tables:
         """
         changes = []
         for name, rows in self.rows.items():
-            table = names.beside(name)
+            table = names.qualified(name)
             if rows == "[]":
                 changes.append(f"DELETE FROM {table};")
             elif rows is not None:
                 changes.append(_REFILL.format(rows=_ROWS.format(table=table), expected=literal(rows), table=table))
         for name, first in self.sequences.items():
-            changes.append(f"PERFORM setval({literal(names.beside(name))}, {first}, false);")
+            changes.append(f"PERFORM setval({literal(names.qualified(name))}, {first}, false);")
         text = _RESTORE.format(
-            tables=", ".join(map(names.beside, self.rows)),
+            tables=", ".join(map(names.qualified, self.rows)),
             objects=_OBJECTS.format(schema=self.schema),
             expected=literal(self.objects),
             size=_SIZE.format(schema=self.schema),
             largest=self.size + GROWTH,
-            empty=", ".join(literal(names.beside(name)) for name, rows in self.rows.items() if rows is None),
+            empty=", ".join(literal(names.qualified(name)) for name, rows in self.rows.items() if rows is None),
             changes="\n  ".join(changes),
         )
         sql(text, rows=False)
