@@ -139,7 +139,6 @@ def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "FLUSHES", 4)
     monkeypatch.setattr(targets, "SLICE", 0.002)
     monkeypatch.setattr(targets, "COUNTED", {1: 10, operations.MANY: 6})
-    monkeypatch.setattr(worker_target, "WORKED", 100)
 
 
 @pytest.fixture

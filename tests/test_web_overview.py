@@ -299,7 +299,7 @@ def test_web_page_counts_jobs_of_tasks_that_no_worker_knows(pq: PQ) -> None:
         queue.put(call(task))
     queue.put({"no": "call"})
     worker = RunningWorker("w", "host", 1, "0", 4)
-    call_sync(announce, pq.engine, worker, {"a": ["shop.send", "trusted.*"]}, 0.0)
+    call_sync(announce, pq.engine, worker, {"a": ["shop.send", "trusted.*"]}, {"a": []}, 0.0)
     pq["idle"].put(call("shop.send"))
     with visiting(web_app(pq)) as client:
         page = client.get("/").text

@@ -151,14 +151,17 @@ class Pool(SessionSource):
             if waiter.held:
                 loan.append(waiter.held.pop())
                 return False
-            place = sessions.reserve(self._most())
-            if place is not None:
-                try:
+            place = None
+            try:
+                place = sessions.reserve(self._most())
+                if place is not None:
                     sessions.withdraw(waiter)
                     loan.append(await self._connect(sessions, place))
-                except BaseException:
+            except BaseException:
+                if place is not None:  # a traceback may keep the token
                     sessions.free(place)
-                    raise
+                raise
+            if place is not None:
                 return True
             if (left := max(deadline, self._alone_until) - monotonic()) <= 0:
                 raise PoolTimeout(self._why_none())

@@ -64,10 +64,14 @@ class Sessions:
         """Return a token for another session, if there are fewer than ``size``."""
         while len(self.places) < size:
             place = Place()
-            self.places.add(ref(place, self.places.discard))
-            if len(self.places) <= size:
-                return place
-            self.places.discard(ref(place))  # another thread came first, or also checks again
+            try:
+                self.places.add(ref(place, self.places.discard))
+                if len(self.places) <= size:
+                    return place
+                self.places.discard(ref(place))  # another thread came first, or also checks again
+            except BaseException:  # a traceback may keep the token
+                self.places.discard(ref(place))
+                raise
         return None
 
     def free(self, place: Any) -> None:

@@ -9,9 +9,11 @@ The proxy counts what it passes on: see `pqcore.testing.traffic`.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -128,9 +130,15 @@ class _Link:
 
 @dataclass(frozen=True)
 class _Cut:
-    marker: bytes
+    find: Callable[[bytes], object]
     answered: bool
     torn: bool
+
+
+def _matcher(marker: str) -> Callable[[bytes], object]:
+    """Return a function that finds a text in data; see `Proxy.cut_at`."""
+    as_it_is, lower = re.escape(marker.encode()), re.escape(marker.lower().encode())
+    return re.compile(as_it_is + rb"|" + lower + rb"(?![a-z])").search
 
 
 @dataclass(frozen=True)
@@ -248,14 +256,14 @@ class Proxy:
         """End the next connection that sends a text, once.
 
         Args:
-            marker: The text, as part of a statement or a parameter, in upper or lower case, because drivers write
-                COMMIT as they like; an empty text matches all data.
+            marker: The text, as part of a statement or a parameter; an empty text matches all data. It is also found
+                in lower case, because some drivers send "commit", unless a longer word begins with it.
             answered: Whether the server receives the data, and its answer is dropped; otherwise the server receives
                 nothing.
             torn: Whether half of the answer is passed on.
         """
         with self._lock:
-            self._cut = _Cut(marker.lower().encode(), answered, torn)
+            self._cut = _Cut(_matcher(marker), answered, torn)
 
     def _forget(self, link: _Link) -> None:
         with self._lock:
@@ -268,7 +276,7 @@ class Proxy:
         """Return what to do with a connection that sends this data."""
         with self._lock:
             cut = self._cut
-            if cut is None or cut.marker not in data.lower():
+            if cut is None or cut.find(data) is None:
                 return None
             self._cut = None
             return cut

@@ -161,4 +161,4 @@ class Maintenance:
 async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:
     if now - last < MANY_TICKS:
         return periodic.due(last, now)
-    return await asyncio.to_thread(periodic.due, last, now)  # the table may have millions of such rows
+    return await asyncio.to_thread(periodic.due, last, now)  # millions of ticks may be due

@@ -232,9 +232,9 @@ def test_interrupt_at_any_line_of_a_leader_leaves_no_follower_waiting(
 
     numbers, gone = count(), threading.Event()
     for number, _ in enumerate(interrupted(harness, lead)):
+        lends_all(queue)
         if number % 8 == 0:
             is_committed(harness, queue)
-            lends_all(queue)
     lends_all(queue)
     given = [job for job in told.values() if isinstance(job, int)]
     assert len(set(given)) == len(given)
