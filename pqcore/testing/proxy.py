@@ -138,7 +138,7 @@ class _Cut:
 def _matcher(marker: str) -> Callable[[bytes], object]:
     """Return a function that finds a text in data; see `Proxy.cut_at`."""
     as_it_is, lower = re.escape(marker.encode()), re.escape(marker.lower().encode())
-    return re.compile(as_it_is + rb"|" + lower + rb"(?![a-z])").search
+    return re.compile(as_it_is + rb"|(?<![a-z_])" + lower + rb"(?![a-z_])").search
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Proxy:
 
         Args:
             marker: The text, as part of a statement or a parameter; an empty text matches all data. It is also found
-                in lower case, because some drivers send "commit", unless a longer word begins with it.
+                in lower case, because some drivers send "commit", unless it is part of a longer word.
             answered: Whether the server receives the data, and its answer is dropped; otherwise the server receives
                 nothing.
             torn: Whether half of the answer is passed on.
