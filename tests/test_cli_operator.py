@@ -17,14 +17,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
-from released_job import lease_after_release
+from released_job import lease_after_failure, lease_after_release
 
 from pqcore import PQ, json_views, schema, tasks
 from pqcore.cli.app import app
-from pqcore.db.runtime import run_sync
-from pqcore.operations.complete import finish
-from pqcore.operations.error_details import describe_error
-from pqcore.operations.job_outcome import Outcome
 from pqcore.testing.commands import environment, eventually, run
 from pqcore.testing.harness import PATIENCE
 
@@ -466,17 +462,8 @@ def test_show_command_shows_a_job_in_any_table(dsn: str, pq: PQ, backend: str) -
 
 
 def test_show_command_shows_past_attempts_and_the_worker_of_a_job(dsn: str, pq: PQ) -> None:
-    job_id = pq["a"].put(1)
-    job = pq["a"].lease(60)
-    assert job is not None
-    run_sync(finish(pq.engine, pq["a"], [Outcome(job, "retry", error=describe_error(ValueError("\x1b no")))]))
-    job = pq["a"].lease(60)
-    assert job is not None
-    execute(
-        dsn,
-        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, running)"
-        f" VALUES ('a', 'w', 'h', 7, '1', '[]', 1, now(), now(), '[[{job_id}, {job.token}, 2.0]]')",
-    )
+    job = lease_after_failure(dsn, pq["a"], "\x1b no")
+    job_id = job.id
     [shown] = objects("show", str(job_id), dsn=dsn)
     assert (shown["runs"]["worker"], shown["runs"]["host"], shown["runs"]["pid"]) == ("w", "h", 7)
     [attempt] = shown["past_attempts"]

@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
-from released_job import lease_after_release
+from released_job import lease_after_failure, lease_after_release
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -32,11 +32,7 @@ from starlette.routing import Mount, Route
 
 from pqcore import PQ, AsyncPQ
 from pqcore.cli.app import app as root
-from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
-from pqcore.operations.complete import finish
-from pqcore.operations.error_details import describe_error
-from pqcore.operations.job_outcome import Outcome
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
 from pqcore.testing.http_server import serving
@@ -202,17 +198,7 @@ def test_web_page_shows_the_runs_of_a_job_as_its_attempts(dsn: str, pq: PQ) -> N
 
 
 def test_web_pages_show_past_attempts_and_the_worker_of_a_job(dsn: str, pq: PQ) -> None:
-    job_id = pq["a"].put(1)
-    job = pq["a"].lease(60)
-    assert job is not None
-    run_sync(finish(pq.engine, pq["a"], [Outcome(job, "retry", error=describe_error(ValueError(EVIL)))]))
-    job = pq["a"].lease(60)
-    assert job is not None
-    execute(
-        dsn,
-        "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at, running)"
-        f" VALUES ('a', 'w', 'h', 7, '1', '[]', 1, now(), now(), '[[{job_id}, {job.token}, 2.0]]')",
-    )
+    job_id = lease_after_failure(dsn, pq["a"], EVIL).id
     with visiting(web_app(pq)) as client:
         page = client.get(path("job", id=job_id)).text
         assert '<h2 id="attempts">Past attempts <span class="amount">1</span></h2>' in page
