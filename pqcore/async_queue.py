@@ -240,7 +240,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     async def attempts(self, job_id: int) -> list[PastAttempt]:
         """Return the attempts of a job that failed, crashed or were snoozed; see `pqcore.Queue.attempts`."""
-        return await operations.attempts.list_attempts(self.engine, self, job_id)
+        return await operations.attempts.list_attempts(self.engine, self.name, job_id)
 
     async def status(self, job_id: int) -> str:
         """Return the ``state`` of a job, as `inspect` does."""

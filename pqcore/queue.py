@@ -450,7 +450,7 @@ class Queue(TaskQueueMixin):
         Args:
             job_id: The job.
         """
-        return run_sync(operations.attempts.list_attempts(self.engine, self, job_id))
+        return run_sync(operations.attempts.list_attempts(self.engine, self.name, job_id))
 
     def status(self, job_id: int) -> str:
         """Return the ``state`` of a job, as `inspect` does."""

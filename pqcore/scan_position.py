@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from time import monotonic
 
 from pqcore.backend import Row
 from pqcore.rows import JobRow, expected_at_of
@@ -34,30 +35,26 @@ class ScanPosition:
     """The last keys that a queue object took, for each class of waiting rows.
 
     Threads may share the object: it always holds the key of a row that one of them took.
-
-    Attributes:
-        taken: The number of jobs taken in succession.
     """
 
     def __init__(self) -> None:
-        self.taken = 0
+        self._taken = 0
         self._last = self._full = float("-inf")
         self._urgent: tuple[datetime, datetime, int] | None = None
         self._ready: Row | None = None
         self._value = ""
         self._moves_at = 0
 
-    def usable(self, now: float) -> bool:
-        """Return whether the next look may begin at the position.
-
-        Args:
-            now: The time by the monotonic clock, in seconds.
-        """
-        return self.taken >= SUCCESSION and now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
+    def usable(self) -> bool:
+        """Return whether the next look may begin at the position."""
+        if self._taken < SUCCESSION:
+            return False
+        now = monotonic()
+        return now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
 
     def value(self) -> str:
         """Return the position as one text of keys, for the statement that begins there."""
-        if self.taken < self._moves_at:
+        if self._taken < self._moves_at:
             return self._value
         first, second = _BEFORE_URGENT, _BEFORE_READY
         if self._urgent is not None:
@@ -66,17 +63,17 @@ class ScanPosition:
         if self._ready is not None:
             ready = JobRow._make(self._ready)
             second = f"{_text(ready.due_at)} {ready.id}"
-        self._value, self._moves_at = f"{first} {second}", self.taken + STRIDE
+        self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
         return self._value
 
     def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
         """Record rows that were taken, in their order; an empty list resets the position."""
-        self.taken = self.taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
+        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
         self._last = now
         if full:
             self._full = now
             self._moves_at = 0  # the look may have found a job before the position
-        if self.taken < SUCCESSION // 2:  # the position will not be used soon
+        if self._taken < SUCCESSION // 2:  # the position will not be used soon
             return
         last = rows[-1]
         if expected_at_of(last) is None:

@@ -64,14 +64,12 @@ class TaskLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
-            self.since = 0.0
-            if self.waiting:
-                self.pass_on()
+            self.pass_on()
 
     def pass_on(self) -> None:
         """Send the waiting calls as a group; if nobody waits, the line is free."""
         self.since = 0.0
-        if self.is_waited_for():
+        if self.waiting and self.is_waited_for():
             self._set_off()
 
     def is_waited_for(self) -> bool:

@@ -87,20 +87,17 @@ class ThreadLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
-            if not self.waiting:  # checked here, too, because each operation comes here
-                self.since = 0.0
-                if not self.waiting:
-                    return
             self.pass_on()
 
     def pass_on(self) -> None:
         """Make the first waiting caller lead; if nobody waits, the line is free."""
         while True:
-            with suppress(IndexError):
-                first = self.waiting[0]
-                self.since = monotonic()
-                first.ring()
-                return
+            if self.waiting:  # usually nobody waits, and each operation comes here
+                with suppress(IndexError):  # the caller has withdrawn
+                    first = self.waiting[0]
+                    self.since = monotonic()
+                    first.ring()
+                    return
             self.since = 0.0
             if not self.waiting:  # otherwise a call came in between, and has seen that the line is busy
                 return

@@ -66,31 +66,14 @@ class _AttemptRow(NamedTuple):
     traceback: str | None
 
 
-async def list_attempts(engine: Engine, queue: QueueSettings, job_id: int) -> list[PastAttempt]:
+async def list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
     """Return the attempts that are kept of a job, the first one first.
-
-    Args:
-        engine: The engine.
-        queue: The job's queue.
-        job_id: The job.
-    """
-    return await _list_attempts(engine, queue.name, job_id)
-
-
-async def read_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
-    """Return the attempts that are kept of a job; empty if the role may not read them.
 
     Args:
         engine: The engine.
         queue: The name of the job's queue.
         job_id: The job.
     """
-    with suppress(AccessDenied):
-        return await _list_attempts(engine, queue, job_id)
-    return []
-
-
-async def _list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
     values = {"id": int(job_id), "q_name": queue, "put_at": put_time(engine, job_id)}
     rows: Sequence[_AttemptRow] = [
         _AttemptRow._make(row) for row in await engine.execute("attempts.find_attempts", values)
@@ -101,6 +84,13 @@ async def _list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAt
         )
         for row in rows
     ]
+
+
+async def read_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
+    """Return the attempts as `list_attempts` does; none if the role may not read them."""
+    with suppress(AccessDenied):
+        return await list_attempts(engine, queue, job_id)
+    return []
 
 
 def _error_of(row: _AttemptRow) -> dict[str, str]:

@@ -95,7 +95,7 @@ async def get(
         with let_through():
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
         woken = ticket is not None and engine.snapshot(topic) != ticket
-    if lease is None and (len(rows) > 1 or headers_of(rows[0])) and any_headers(is_continued, rows):
+    if lease is None and any_headers(is_continued, rows):
         await _follow(engine, queue, rows, performed=performed)
     return rows
 

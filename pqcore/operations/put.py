@@ -58,8 +58,7 @@ def put(
             that pqcore adds.
     """
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
-    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
-    return put_one(read_id, engine, queue, data, times, connection, options)
+    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 def put_call(
@@ -195,11 +194,16 @@ async def _put_together(
         if read is read_id:
             return ids
     else:
-        found = [int(each) for each in (places or "").split()]
-        by_place = dict(zip(found[::2], found[1::2], strict=True))
+        by_place = ids_by_place(places)
         ids = [by_place.get(place) for place in range(number)]
     began = round(put_at * 1_000_000)
     return [_DROPPED if each is None else read((each, (began + place) / 1_000_000)) for place, each in enumerate(ids)]
+
+
+def ids_by_place(pairs: str | None) -> dict[int, int]:
+    """Read the ids that a statement of many rows returned as text: the place and the id of each stored row."""
+    found = [int(each) for each in (pairs or "").split()]
+    return dict(zip(found[::2], found[1::2], strict=True))
 
 
 def is_binary(queue: QueueSettings) -> bool | None:

@@ -16,7 +16,7 @@ from pqcore.db.session import Session
 from pqcore.errors import DuplicateJob, InvalidCall, InvalidData, TransientError
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put import ROUNDS, Times, checked_options, duplicate_job, key_not_held, times_of
+from pqcore.operations.put import ROUNDS, Times, checked_options, duplicate_job, ids_by_place, key_not_held, times_of
 from pqcore.operations.put_refusals import not_stored, refused_rows
 from pqcore.put_options import Dedup, NewJob, PutOptions
 from pqcore.settings import QueueSettings
@@ -328,8 +328,7 @@ class _Putting(Generic[T]):
         if first is not None and places is None:
             by_place = dict(zip(range(lowest, lowest + len(rows)), range(first, first + len(rows)), strict=True))
         else:
-            pairs = [int(each) for each in (places or "").split()]
-            by_place = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            by_place = ids_by_place(places)
         start = lowest if len(by_place) == len(rows) else 0
         began = 0 if first is None else round(put_at * 1_000_000) - lowest
         put = {place - start: (job, (began + place) / 1_000_000) for place, job in by_place.items()}

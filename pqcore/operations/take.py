@@ -19,7 +19,6 @@ from pqcore.lanes import has_lane, lane_of
 from pqcore.operations import admission
 from pqcore.operations.lease import give_back
 from pqcore.rows import headers_of, job_rows, place_of
-from pqcore.scan_position import SUCCESSION
 from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import SIZES, Finish
 
@@ -183,7 +182,7 @@ async def _take_plain(
     fetch = s.sql.fetch
     if together:  # one statement for all numbers, so that the server can prepare it
         fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
-    if bounded := bound.taken >= SUCCESSION and bound.usable(monotonic()):
+    if bounded := bound.usable():
         query = fetch("bounded", finish, n)
         values["bound"] = bound.value()
         rows = await s.execute(query, query.bind(values))
@@ -220,9 +219,6 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, *, full: bo
     """
     if len(rows) > 1:
         rows = sorted(rows, key=place_of)
-    elif headers_of(rows[0]) is None:  # this is the usual case
-        queue.bound.advance(rows, now, full=full)
-        return rows
     if any_headers(has_lane, rows):  # the positions of jobs on lanes are not in the order of other jobs
         queue.bound.advance((), now, full=full)
         return sorted(rows, key=_urgency)

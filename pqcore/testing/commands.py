@@ -1,4 +1,4 @@
-"""Running pqcore's commands in separate processes, as users do, for the project's own tests."""
+"""Running pqcore's commands, in separate processes as users do or in this one, for the project's own tests."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ class Harness:
 
     def bounded(self, queue: Any) -> bool:
         """Return whether the queue's next look begins at the position of the last one."""
-        return bool(queue.bound.usable(time.monotonic()))
+        return bool(queue.bound.usable())
 
     def needs_sessions(self) -> None:
         """Skip a scenario that inspects or changes the server's sessions, if a pooler shares its connections.

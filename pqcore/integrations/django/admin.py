@@ -123,7 +123,7 @@ class RowAdmin(admin.ModelAdmin):
         return _block(json.dumps(row.data, indent=2, ensure_ascii=False))
 
     @admin.display(description="headers")
-    def beside(self, row: Any) -> Any:
+    def shown_headers(self, row: Any) -> Any:
         """Return the job's headers."""
         return _block(json.dumps(row.headers, indent=2, ensure_ascii=False)) if row.headers else ""
 
@@ -186,10 +186,10 @@ class JobAdmin(RowAdmin):
     list_filter = (StateFilter, QueueFilter)
     fields = (
         *("id", "queue_name", "state", "task", "attempts", "failures", "enqueued_at", "schedule_at", "expected_at"),
-        *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "beside"),
+        *("leased_until", "finished_at", "parked_on", "dedup_key", "group_key", "stored", "shown_headers"),
         *("past_attempts", "last_error"),
     )
-    readonly_fields = ("state", "attempts", "task", "stored", "beside", "past_attempts", "last_error")
+    readonly_fields = ("state", "attempts", "task", "stored", "shown_headers", "past_attempts", "last_error")
     actions = ("retry", "cancel")
 
     @admin.display(description="state", ordering="state")
@@ -226,9 +226,9 @@ class DeadLetterAdmin(RowAdmin):
     list_filter = (QueueFilter, "reason")
     fields = (
         *("id", "queue_name", "reason", "task", "attempts", "failures", "died_at", "enqueued_at", "schedule_at"),
-        *("expected_at", "stored", "beside", "past_attempts", "last_error"),
+        *("expected_at", "stored", "shown_headers", "past_attempts", "last_error"),
     )
-    readonly_fields = ("attempts", "task", "stored", "beside", "past_attempts", "last_error")
+    readonly_fields = ("attempts", "task", "stored", "shown_headers", "past_attempts", "last_error")
     actions = ("revive", "purge")
 
     @admin.action(description="Run selected jobs again, with a clean record", permissions=["operate"])
