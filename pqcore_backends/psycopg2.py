@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import cached_property, partial
+from operator import itemgetter
 from typing import Any
 
 import psycopg2
@@ -65,23 +66,9 @@ _ADAPTERS: dict[type, Callable[[Any], Any]] = {
 """psycopg2's own adapters: an application may register others, which then apply to the whole process."""
 
 
-class _Registry:
-    """A comparison of psycopg2's registry of adapters, of which a process has one, with psycopg2's own adapters."""
-
-    def __init__(self) -> None:
-        self.plain: dict[Any, Any] | None = None
-        """A copy of the registry from a time when it had psycopg2's own adapters for the types of pqcore's parameters.
-        """
-
-    def changed(self) -> bool:
-        """Return whether the application has registered an adapter for a type of pqcore's parameters."""
-        known = dict(extensions.adapters)
-        changed = any(known.get((kind, extensions.ISQLQuote)) is not own for kind, own in _ADAPTERS.items())
-        self.plain = None if changed else known
-        return changed
-
-
-_registry = _Registry()
+_OWN_ADAPTERS = tuple(_ADAPTERS.values())
+_registered = itemgetter(*[(kind, extensions.ISQLQuote) for kind in _ADAPTERS])
+"""Return, in the order of `_OWN_ADAPTERS`, what is registered in `extensions.adapters`, of which a process has one."""
 
 
 def _adapted(value: Any) -> Any:
@@ -148,8 +135,7 @@ class Psycopg2Session(AutocommitSession):
 
     def execute(self, query: Query, parameters: Sequence[object], before: str = "") -> Sequence[Row]:
         cursor = self._cursor
-        # This comparison hashes no key, so it is cheaper than seven lookups.
-        if parameters and extensions.adapters != _registry.plain and _registry.changed():
+        if parameters and _registered(extensions.adapters) != _OWN_ADAPTERS:
             parameters = [_adapted(value) for value in parameters]
         call = self._calls.get(query.sql)
         if call is None and query.hot and self._prepares:

@@ -196,16 +196,16 @@ class ActiveJob:
 
     def __init__(self, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken, self.go_on = threading.Event(), threading.Event()
-        original = type(pq.engine)._run_alone
+        original = type(pq.engine).run_alone
 
-        async def use(engine: Any, session: Any, operation: Any, **more: Any) -> Any:
-            result = await original(engine, session, operation, **more)
+        async def use(engine: Any, *given: Any, **more: Any) -> Any:
+            result = await original(engine, *given, **more)
             if engine is pq.engine and isinstance(result, tuple) and result[0]:
                 self.taken.set()
                 assert self.go_on.wait(30)
             return result
 
-        monkeypatch.setattr(type(pq.engine), "_run_alone", use)
+        monkeypatch.setattr(type(pq.engine), "run_alone", use)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -228,32 +228,14 @@ class Engine(Grouping):
         if transaction is not None:
             return self._run_within(transaction, operation, protect=protect, undo=undo)
         if undo is not None and self.runtime.suspends:
-            return self._run_settled(Loan(), operation, protect=protect, undo=undo)
-        return self._run_alone(Loan(), operation, protect=protect)
+            return self.run_settled(operation, undo, protect=protect)
+        return self.run_alone(operation, protect=protect)
 
     async def _run_on(self, connection: object, operation: Callable[[Session], Awaitable[T]]) -> T:
         session = await self._adopt(connection)
         session.caller_owned = True
         await self._check(session)
         return await operation(session)
-
-    async def _run_settled(
-        self,
-        loan: Loan,
-        operation: Callable[[Session], Awaitable[T]],
-        *,
-        protect: bool,
-        undo: Callable[[T], Awaitable[None]],
-        line: Line | None = None,
-    ) -> T:
-        try:
-            if not self.source.lend(loan):
-                await self.source.acquire(loan)  # a cancellation closes the connection
-            work = self._run_alone(loan, operation, protect=protect, line=line)
-            return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
-        except BaseException as exc:
-            await self._failed(loan, exc)
-            raise
 
     async def _run_within(
         self,
@@ -340,11 +322,25 @@ class Engine(Grouping):
             listener.end_from_afar()
         await self.listener.end()
 
-    async def _run_alone(
-        self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool, line: Line | None = None
+    async def run_alone(
+        self,
+        operation: Callable[[Session], Awaitable[T]],
+        line: Line | None = None,
+        *,
+        protect: bool = True,
+        loan: Loan | None = None,
     ) -> T:
-        """Run an operation by itself, with the session of a loan; acquire the session if the loan has none yet."""
+        """Run an operation as `run` does, if no block is open here, as after `groups` has returned True.
+
+        Args:
+            operation: See `run`.
+            line: The line in which other calls wait for this one; None if there is none.
+            protect: See `run`.
+            loan: A loan, which may have a session; None to make one.
+        """
         source, began = self.source, 0.0
+        if loan is None:
+            loan = Loan()
         try:
             if line is not None:
                 line.since = began = monotonic()

@@ -80,9 +80,9 @@ class Together:
 
 
 class Runner(Protocol):
-    """A function that runs an operation by itself, with the session of a loan; see `pqcore.db.engine.Engine`."""
+    """A function that runs an operation by itself; see `pqcore.db.engine.Engine.run_alone`."""
 
-    async def __call__(self, loan: Any, operation: Callable[[Any], Awaitable[T]], *, protect: bool) -> T: ...
+    async def __call__(self, operation: Callable[[Any], Awaitable[T]]) -> T: ...
 
 
 class Line(Protocol):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TypeVar
 
 from pqcore.db.group_commit import Line, Lines, Together
 from pqcore.db.pool import Pool
@@ -22,22 +22,34 @@ class Grouping(Waiting):
     _groups: bool
 
     @abstractmethod
-    async def _run_alone(
-        self, loan: Loan, operation: Callable[[Session], Awaitable[T]], *, protect: bool, line: Line | None = None
+    async def run_alone(
+        self,
+        operation: Callable[[Session], Awaitable[T]],
+        line: Line | None = None,
+        *,
+        protect: bool = True,
+        loan: Loan | None = None,
     ) -> T:
         """Run an operation by itself; see `pqcore.db.engine.Engine`."""
 
-    @abstractmethod
-    async def _run_settled(
+    async def run_settled(
         self,
-        loan: Loan,
         operation: Callable[[Session], Awaitable[T]],
-        *,
-        protect: bool,
         undo: Callable[[T], Awaitable[None]],
         line: Line | None = None,
+        *,
+        protect: bool = True,
     ) -> T:
-        """Run an operation by itself, and undo its result if the caller is cancelled."""
+        """Run an operation by itself, as `run_alone` does; if the caller is cancelled meanwhile, undo its result."""
+        loan = Loan()
+        try:
+            if not self.source.lend(loan):
+                await self.source.acquire(loan)  # a cancellation closes the connection
+            work = self.run_alone(operation, line, protect=protect, loan=loan)
+            return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
+        except BaseException as exc:
+            await self._failed(loan, exc)
+            raise
 
     def _group(self, wanted: bool | None) -> None:
         """Turn group commit on or off.
@@ -77,24 +89,4 @@ class Grouping(Waiting):
             key: The values that the calls have in common.
             together: The operation that the calls ask for.
         """
-        return lines.add(key, self.runtime.line(self._run_alone, together))
-
-    def run_outside(
-        self,
-        operation: Callable[[Session], Awaitable[T]],
-        line: Line | None,
-        *,
-        protect: bool = True,
-        undo: Callable[[T], Awaitable[None]] | None = None,
-    ) -> Coroutine[Any, Any, T]:
-        """Run an operation as `run` does, after `groups` has found that no block is open here.
-
-        Args:
-            operation: See `run`.
-            line: The line in which other calls wait for this one; None if there is none.
-            protect: See `run`.
-            undo: See `run`.
-        """
-        if undo is not None and self.runtime.suspends:
-            return self._run_settled(Loan(), operation, protect=protect, undo=undo, line=line)
-        return self._run_alone(Loan(), operation, protect=protect, line=line)
+        return lines.add(key, self.runtime.line(self.run_alone, together))

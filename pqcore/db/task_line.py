@@ -19,7 +19,6 @@ from pqcore.db import group_commit, runtime
 from pqcore.db.group_commit import ALONE, CROWDED, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.session import Session
-from pqcore.db.sources import Loan
 from pqcore.errors import PQError
 
 logger = logging.getLogger("pqcore")
@@ -187,7 +186,7 @@ class _Group:
         line = self._line
         came = len(line.waiting)
         try:
-            answers = await line.runner(Loan(), self._send, protect=True)
+            answers = await line.runner(self._send)
         except BaseException as exc:
             self._fail(exc, came)
             if not isinstance(exc, Exception):

@@ -22,7 +22,6 @@ from pqcore.db import group_commit
 from pqcore.db.group_commit import ALONE, MOST_CALLS, NOT_YET, Rest, Runner, Together, error_for_each
 from pqcore.db.process_id import current, process_id, unforked_page
 from pqcore.db.session import Session
-from pqcore.db.sources import Loan
 from pqcore.errors import PQError
 
 LOOK_AGAIN = 1.0
@@ -87,17 +86,19 @@ class ThreadLine:
 
     def end(self, began: float) -> None:
         if self.since == began:
-            self.pass_on()
+            if not self.waiting:  # as `pass_on` does, because each operation comes here, and usually nobody waits
+                self.since = 0.0
+            if self.waiting:
+                self.pass_on()
 
     def pass_on(self) -> None:
         """Make the first waiting caller lead; if nobody waits, the line is free."""
         while True:
-            if self.waiting:  # usually nobody waits, and each operation comes here
-                with suppress(IndexError):  # the caller has withdrawn
-                    first = self.waiting[0]
-                    self.since = monotonic()
-                    first.ring()
-                    return
+            with suppress(IndexError):  # nobody waits, or the caller has withdrawn
+                first = self.waiting[0]
+                self.since = monotonic()
+                first.ring()
+                return
             self.since = 0.0
             if not self.waiting:  # otherwise a call came in between, and has seen that the line is busy
                 return
@@ -171,7 +172,7 @@ class _Group:
     async def go(self) -> None:
         """Send the waiting calls."""
         try:
-            await self._line.runner(Loan(), self._send, protect=True)
+            await self._line.runner(self._send)
         except PQError as exc:
             self._failure = exc
 

@@ -123,10 +123,10 @@ async def _go(
     if line is None or not line.is_here():
         line = engine.line(queue.lines, key, together())
     if not line.since:
-        return bool(await engine.run_outside(alone, line, protect=False))
+        return bool(await engine.run_alone(alone, line, protect=False))
     if await line.join((job.id, job.token)) is not ALONE:
         return True
-    return bool(await engine.run_outside(alone, None, protect=False))
+    return bool(await engine.run_alone(alone, protect=False))
 
 
 def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]) -> Together:

@@ -155,12 +155,12 @@ async def _put(
         if line is None or not line.is_here():
             line = engine.line(queue.lines, key, Together(partial(_put_together, read, queue, headers is not None)))
         if not line.since:
-            return await engine.run_outside(work, line)
+            return await engine.run_alone(work, line)
         element = text if queue.writes_json else as_element(encoded)
         answer = await line.join(element if headers is None else f"[{element},{headers}]")
         if answer is _DROPPED:
-            raise await engine.run_outside(lambda s: not_stored(engine, s, "put"), None)
-        return await engine.run_outside(work, None) if answer is ALONE else answer
+            raise await engine.run_alone(lambda s: not_stored(engine, s, "put"))
+        return await engine.run_alone(work) if answer is ALONE else answer
     return await engine.run(work, connection=connection)
 
 

@@ -50,8 +50,8 @@ def take_with_others(
         return _join(engine, queue, n, lease, line)
     work = partial(_take_on, engine, queue, n, lease, False, False)
     if not engine.runtime.suspends:  # a blocking call cannot be cancelled
-        return engine.run_outside(work, line, protect=False)
-    return engine.run_outside(work, line, protect=False, undo=partial(_untake, engine, queue, lease))
+        return engine.run_alone(work, line, protect=False)
+    return engine.run_settled(work, partial(_untake, engine, queue, lease), line, protect=False)
 
 
 async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | None, line: Line) -> Taken:
