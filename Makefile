@@ -81,9 +81,9 @@ bench: .venv/ready  ## measure everything over every driver, and other queues to
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json || status=$$?; \
 	exit $$status
 
-figures: .venv/ready  ## measure all that `make bench` does, into docs/performance.md
-	$(BIN)/pqcore bench --no-targets --json reports/bench.json --html reports/bench.html --markdown docs/performance.md
-	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs/performance.md
+figures: .venv/ready  ## measure all that `make bench` does, into the pages on performance
+	$(BIN)/pqcore bench --no-targets --json reports/bench.json --html reports/bench.html --markdown docs
+	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs
 
 dist: .venv/ready  ## build the distributions, and check them, into dist/
 	rm -rf dist

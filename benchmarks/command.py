@@ -51,7 +51,7 @@ def main(
     fail_under: float | None = None,
     json_file: str | None = None,
     html_file: str | None = None,
-    markdown_file: str | None = None,
+    markdown_path: str | None = None,
     compare: tuple[str, str] | None = None,
     against: str | None = None,
 ) -> Outcome:
@@ -63,7 +63,7 @@ def main(
     rules = Rules.chosen(scale or "default", judged, fail_under)
     terminal = Terminal(rules)
     if against:
-        if compare or json_file or html_file or markdown_file:
+        if compare or json_file or html_file or markdown_path:
             msg = "--against shows what changed, and writes nothing: leave --compare, --json, --html and --markdown out"
             raise ConfigurationError(msg)
         concurrent = [name for name in scenarios if name in concurrent_builds.NAMES]
@@ -106,8 +106,8 @@ def main(
         from .html_report import html_page
 
         Path(html_file).write_text(html_page(report, rules), encoding="utf-8")
-    if markdown_file:
-        update_docs.fill(Path(markdown_file), update_docs.blocks(report, rules))
+    if markdown_path:
+        update_docs.fill(Path(markdown_path), update_docs.blocks(report, rules))
     return Outcome(wrong, undecided(report, rules), len(report["targets"]))
 
 

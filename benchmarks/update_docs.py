@@ -24,14 +24,26 @@ _PLACE = re.compile(r"(<!-- measured: ([\w ]+) -->\n)(.*?)(<!-- /measured -->)",
 
 
 def fill(path: Path, blocks: Mapping[str, str]) -> None:
-    """Put blocks into the places of a document with their names; other places do not change."""
+    """Put blocks into the places with their names; other places do not change.
+
+    Args:
+        path: A document, or a folder: then all documents in it and in its folders.
+        blocks: The texts, by the name of their place.
+    """
+    for document in sorted(path.glob("**/*.md")) if path.is_dir() else [path]:
+        _fill_document(document, blocks)
+
+
+def _fill_document(path: Path, blocks: Mapping[str, str]) -> None:
     text = path.read_text(encoding="utf-8")
 
     def replaced(place: re.Match[str]) -> str:
         block = blocks.get(place[2])
         return place[0] if block is None else f"{place[1]}\n{block}\n\n{place[4]}"
 
-    path.write_text(_PLACE.sub(replaced, text), encoding="utf-8")
+    filled = _PLACE.sub(replaced, text)
+    if filled != text:
+        path.write_text(filled, encoding="utf-8")
 
 
 def blocks(report: Row, rules: Rules) -> dict[str, str]:

@@ -943,11 +943,26 @@ def test_bench_fills_the_marks_of_a_document(invoke: Callable[..., Result], tmp_
     assert peers == marks.format("peers").removesuffix("after\n")
 
 
-def test_bench_fills_every_mark_of_the_performance_page() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
-    names = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
-    known = {"environment", "peers", "limited peers", "concurrent peers", *run.scenarios()}
-    for name, block in names:
+def test_bench_fills_the_marks_of_all_documents_in_a_folder(tmp_path: Path) -> None:
+    marks = "<!-- measured: {} -->\nstale figures\n<!-- /measured -->\n"
+    pages = [tmp_path / "page.md", tmp_path / "below" / "other.md"]
+    pages[1].parent.mkdir()
+    pages[0].write_text(marks.format("get"))
+    pages[1].write_text(marks.format("put") + marks.format("peers"))
+    update_docs.fill(tmp_path, {"get": "taken", "put": "sent"})
+    assert pages[0].read_text() == "<!-- measured: get -->\n\ntaken\n\n<!-- /measured -->\n"
+    assert pages[1].read_text() == "<!-- measured: put -->\n\nsent\n\n<!-- /measured -->\n" + marks.format("peers")
+
+
+def test_bench_fills_every_mark_of_the_performance_pages() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    text = "".join(path.read_text("utf-8") for path in docs.glob("**/*.md"))
+    places = re.findall(r"<!-- measured: ([\w ]+) -->\n(.*?)<!-- /measured -->", text, re.DOTALL)
+    known = {"environment", "targets", "peers", "limited peers", "concurrent peers", *run.scenarios()}
+    names = [name for name, _ in places]
+    assert {"environment", "targets", "peers"} < set(names)
+    assert len(names) == len(set(names)), "a figure stands in one place"
+    for name, block in places:
         assert name.removesuffix(" chart") in known
         assert block.strip(), name
 

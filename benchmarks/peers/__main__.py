@@ -49,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--how", action="store_true", help="say what each system does for each workload")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report, with all rounds")
-    parser.add_argument("--markdown", type=Path, metavar="PATH", help="put it into a document, where that has a mark")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="PATH",
+        help="put it between the marks in a document, or in all documents of a folder",
+    )
     parser.add_argument("--show", type=Path, metavar="PATH", help="print such a report again, and measure nothing")
     parser.add_argument(
         "--cache", type=Path, default=cache_folder(), help=f"where environments are (default: %(default)s; {VARIABLE})"

@@ -98,10 +98,11 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 )
 @click.option(
     "--markdown",
-    "markdown_file",
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, writable=True),
-    help="Put tables and charts between the marks in a document: <!-- measured: targets -->.",
+    "markdown_path",
+    metavar="PATH",
+    type=click.Path(exists=True, writable=True),
+    help="Put tables and charts between the marks in a document, or in all documents of a folder: "
+    "<!-- measured: targets -->.",
 )
 @click.option(
     "--compare",
