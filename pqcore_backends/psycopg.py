@@ -64,6 +64,11 @@ class PsycopgSession(Common, AutocommitSession):
             return self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
+            if query.hot and self._prepared_statements is not None and not self._traced:
+                with self.connection.lock:
+                    exchange = self._prepared_statements.run(query, parameters)
+                    if exchange is not None:
+                        return self.connection.wait(exchange)  # type: ignore[no-any-return]
             self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():
@@ -187,6 +192,11 @@ class AsyncPsycopgSession(Common):
             return await self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
+            if query.hot and self._prepared_statements is not None and not self._traced:
+                async with self.connection.lock:
+                    exchange = self._prepared_statements.run(query, parameters)
+                    if exchange is not None:
+                        return await self.connection.wait(exchange)  # type: ignore[no-any-return]
             await self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():

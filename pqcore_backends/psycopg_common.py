@@ -16,6 +16,7 @@ from psycopg.types import array
 from pqcore.backend import Inbox, Row, bare, shutdown_socket
 from pqcore.sql.statement import Query
 from pqcore_backends.psycopg_pipeline import SUPPORTED, together
+from pqcore_backends.psycopg_prepared import PreparedStatements
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,6 +74,7 @@ class Common:
     lent: Any  # the object that a pool lent, and takes back
     _cursor: Any  # a cursor of pqcore's own class, or a tracer's around it
     _plain: Any  # a cursor of pqcore's own class
+    _prepared_statements: PreparedStatements | None  # None if nothing may be prepared
     _traced = False  # a traced cursor is given text, because a tracer cannot add a comment to bytes
     server_version = ""
     _switched = False
@@ -86,6 +88,7 @@ class Common:
         self.connection = self.lent = connection
         self.cursor = connection.cursor
         self._cursor = self._plain = cursor
+        self._prepared_statements = PreparedStatements(cursor) if self.prepared else None
 
     def through(self, proxy: Any) -> None:
         self.lent = proxy
