@@ -51,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "requires(capability, adopted=False): the scenario needs a capability of the backend; if adopted, then on a"
         " connection of the caller",
     )
+    config.addinivalue_line(
+        "markers",
+        "read_committed: the scenario's transactions must see what others commit, so that is the default isolation of"
+        " its connections, whatever the server's is",
+    )
     config.addinivalue_line("markers", "only(mode): the scenario is about one kind of face: 'blocking' or 'async'")
 
 
@@ -142,6 +147,8 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str, pqcore_schemas: 
             request.node.pqcore_missing = f"{capability.name} on the caller's connection"
             pytest.skip(f"not offered: {request.node.pqcore_missing}: {spec.missing_on_adopted[capability]}")
     made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what), pqcore_schemas)
+    if request.node.get_closest_marker("read_committed"):
+        made.dsn = made.committed_dsn()
     yield made
     made.close()
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cells import CELLS, Cell
-from .outcomes import HEAD, kept, key, markdown, rows
+from .outcomes import HEAD, kept, key, markdown, newest, rows, written
 
 SHOWN = (0, 1, 5, 6, 7)
 """The columns that a terminal has room for."""
@@ -68,7 +68,7 @@ def main(
         table.add_row(*(row[place] for place in SHOWN))
     console.print(table)
     if document is not None:
-        document.write_text(markdown(every, list(outcomes.values())), "utf-8")
+        document.write_text(markdown(every, list(newest(written(document), outcomes).values())), "utf-8")
     names = {cell.name for cell in chosen}
     ran = [outcome for outcome in outcomes.values() if outcome.cell in names and not outcome.missing]
     if not listed and (not ran or any(outcome.failed for outcome in ran)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cache import Missing, run
@@ -19,12 +21,16 @@ HEAD = ("cell", "what", "server", "Python", "psycopg2, psycopg, asyncpg", "passe
 
 INTRODUCTION = """# Where the conformance suite was run
 
-`python -m tests.matrix --markdown docs/matrix.md` writes this page; [the conformance
-suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues; *all* also
-runs those about tasks and workers; *one_client*, *behind_proxy* and *promotion* are modules of `tests/matrix/`. *Not
-offered* counts tests that were not run, because they need an ability that the backend, or the connection to the server,
-lacks. Times are UTC, followed by the commit; a plus means that files differed from it.
+`python -m tests.matrix --markdown docs/matrix.md` writes this page, and keeps the rows of cells that it did not run;
+[the conformance suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues;
+*all* also runs those about tasks and workers; *one_client*, *behind_proxy* and *promotion* are modules of
+`tests/matrix/`. *Not offered* counts tests that were not run, because they need an ability that the backend, or the
+connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files differed from it.
 """
+
+
+_FAILED = "## Failed"
+_NOT_OFFERED = "## Not offered"
 
 
 @dataclass
@@ -142,17 +148,69 @@ def markdown(cells: Iterable[Cell], outcomes: Sequence[Outcome]) -> str:
         "| --- " * len(HEAD) + "|",
         *("| " + " | ".join(row) + " |" for row in rows(cells, outcomes)),
     ]
-    failed = [f"- {one.cell}: `{name}`" for one in outcomes for name in one.failures]
+    modules = {cell.name: cell.module for cell in cells}
+    names = [(one, f"{one.cell} ({one.what(modules[one.cell])})") for one in outcomes if one.cell in modules]
+    failed = [f"- {name}: `{test}`" for one, name in names for test in one.failures]
     if failed:
-        lines += ["", "## Failed", "", *failed]
+        lines += ["", _FAILED, "", *failed]
     reasons: dict[str, list[str]] = {}
-    for one in outcomes:
+    for one, name in names:
         for reason, number in one.reasons.items():
-            reasons.setdefault(reason, []).append(f"{one.cell} ({number})")
+            reasons.setdefault(reason.removeprefix("not offered: "), []).append(f"  - {name}: {number}")
     if reasons:
-        lines += ["", "## Not offered", ""]
-        lines += [
-            f"- {reason.removeprefix('not offered: ')}: {', '.join(dict.fromkeys(where))}"
-            for reason, where in reasons.items()
-        ]
+        lines += ["", _NOT_OFFERED, ""]
+        for reason, where in reasons.items():
+            lines += [f"- {reason}", *where]
     return "\n".join(lines) + "\n"
+
+
+def written(page: Path) -> dict[str, Outcome]:
+    """Return the outcomes that a page of `markdown` shows, by `key`: those of other machines, or of other days."""
+    found: dict[str, Outcome] = {}
+    names: dict[str, Outcome] = {}
+    section = reason = ""
+    for line in page.read_text("utf-8").splitlines() if page.exists() else ():
+        values = [value.strip() for value in line.strip("| ").split(" | ")]
+        if len(values) == len(HEAD) and values[-3].isdigit():
+            one = _of_row(values)
+            found[one.key] = names[f"{one.cell} ({values[1]})"] = one
+        elif line.startswith("## "):
+            section = line
+        elif section == _NOT_OFFERED and line.startswith("- "):
+            reason = line[2:]
+        elif match := re.fullmatch(r" *- (.*\)): (.*)", line):
+            name, told = match.groups()
+            if section == _FAILED:
+                names[name].failures.append(told.strip("`"))
+            elif section == _NOT_OFFERED:
+                names[name].reasons[reason] = int(told)
+    return found
+
+
+def _of_row(values: Sequence[str]) -> Outcome:
+    cell, what, server, python, drivers, passed, failed, skipped, ran = values
+    part, _, backends = what.partition(", ")
+    return Outcome(
+        cell,
+        part == "queues",
+        () if backends == "each backend" else tuple(backends.split(", ")),
+        ran[: len("2026-01-01 00:00")],
+        ran[len("2026-01-01 00:00 ") :],
+        server,
+        python,
+        drivers.split(", "),
+        int(passed),
+        int(failed),
+        int(skipped),
+    )
+
+
+def newest(*sources: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return the newest outcome of each key; one that was run comes before one that was missing."""
+    found: dict[str, Outcome] = {}
+    for source in sources:
+        for name, one in source.items():
+            other = found.get(name)
+            if other is None or (not one.missing, one.at) >= (not other.missing, other.at):
+                found[name] = one
+    return found

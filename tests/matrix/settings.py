@@ -62,6 +62,7 @@ _IMPATIENT = {
     "lock_timeout": "20s",
     "transaction_timeout": "30s",
 }
+_LATIN = "latin"
 _OWNER = 'Owner of "queues" %'
 _DATABASE = 'Möbel "50%" /\\ \''
 
@@ -77,6 +78,20 @@ SETTINGS = (
     Cell(
         "settings few connections", partial(_server, {"max_connections": "40", "superuser_reserved_connections": "3"})
     ),
+    *(
+        Cell(f"settings {level}", partial(_server, {"default_transaction_isolation": level}))
+        for level in ("repeatable read", "serializable")
+    ),
+    Cell(
+        "settings latin1",
+        partial(
+            _server,
+            {},
+            (f"CREATE DATABASE {_LATIN} TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'",),
+            database=_LATIN,
+        ),
+    ),
+    Cell("partitions", environment={"PQCORE_TEST_PARTITIONS": "4"}),
     Cell(
         "rights owner",
         partial(

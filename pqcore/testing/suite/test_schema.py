@@ -512,12 +512,11 @@ def test_pq_table_in_use_is_migrated(harness: Harness) -> None:
 
 
 def invalidate(harness: Harness) -> None:
-    """Leave an index in the state of an interrupted concurrent build."""
-    harness.sql(
-        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{quote(harness.schema)}.queue_ready'::regclass",
-        rows=False,
-    )
-    assert not complete(harness)
+    """Leave an index as a concurrent build leaves it that fails; the table needs a row, which is divided by zero."""
+    harness.sql(f"DROP INDEX {quote(harness.schema)}.queue_ready", rows=False)
+    with pytest.raises(PQError):
+        harness.sql("CREATE INDEX CONCURRENTLY queue_ready ON {table} ((1 / (id - id)))", rows=False)
+    assert catalogue(harness)["queue_ready"][0] is False
 
 
 @pytest.mark.parametrize("above", range(schema.latest()))
@@ -549,9 +548,11 @@ def test_interrupted_migration_is_completed(harness: Harness, above: int) -> Non
 
 
 def test_interrupted_migration_is_completed_on_an_empty_table(harness: Harness) -> None:
-    harness.pq()
+    queue = harness.queue()
+    queue.put("for the build that fails")
     forget_versions(harness)
     invalidate(harness)
+    harness.sql("DELETE FROM {table}", rows=False)
     pq = harness.pq()
     assert complete(harness)
     pq["q"].put(1)
