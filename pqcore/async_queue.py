@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pqcore import operations
+from pqcore.argument_checks import check_jobs
 from pqcore.base_pq import BasePQ
 from pqcore.db.asyncio_runtime import AsyncioRuntime
 from pqcore.db.blocks import Leaving
@@ -176,7 +177,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
         """Finish leased jobs, and return those whose leases were lost; see `pqcore.Queue.ack_many`."""
-        return await complete.acknowledge(self.engine, self, list(jobs), connection)
+        return await complete.acknowledge(self.engine, self, check_jobs(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:
         """Give a leased job back; see `pqcore.Queue.nack`."""

@@ -8,9 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST_MESSAGE = 2_000
+"""The largest number of characters in a message: it may show a value of any size."""
+
 
 class PQError(Exception):
-    """The root of all of pqcore's errors."""
+    """The root of all of pqcore's errors.
+
+    Of a message that is too long, the middle is left out: the beginning says what is wrong, and the end what to do.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*[_bounded(arg) for arg in args])
+
+
+def _bounded(arg: Any) -> Any:
+    if not isinstance(arg, str) or len(arg) <= LONGEST_MESSAGE:
+        return arg
+    kept = LONGEST_MESSAGE // 2 - 50
+    return f"{arg[:kept]} ... ({len(arg) - 2 * kept:,} characters left out) ... {arg[-kept:]}"
 
 
 # Arguments

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+from pqcore.argument_checks import check_mapping
 from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.lanes import Lane, lane_of_gate, lane_values
 from pqcore.serializers.plain_json import check_json
@@ -167,6 +168,8 @@ def put_options(
     """
     if dedup is not None and not isinstance(dedup, Dedup):
         dedup = Dedup(dedup)
+    if headers is not None:
+        check_mapping(headers, "headers", "a dict of names and values that JSON has")
     for name in headers or ():
         if name in RESERVED:
             msg = f"header {name!r} is pqcore's own; choose another name"
@@ -174,6 +177,8 @@ def put_options(
     gate: dict[str, Any] = {}
     if group is not None:
         gate["group"] = check_text(group, "group", MAX_KEY)
+    if limits is not None:
+        check_mapping(limits, "limits", "a dict of keys and numbers of jobs, as in {'customer-7': 2}")
     if limits:
         for key, places in limits.items():
             check_text(key, "limit", MAX_KEY)

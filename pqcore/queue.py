@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pqcore import operations
+from pqcore.argument_checks import check_jobs
 from pqcore.base_pq import BasePQ
 from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.blocks import Leaving
@@ -288,7 +289,7 @@ class Queue(TaskQueueMixin):
         Returns:
             The jobs that were not finished because their leases were lost; see `LeaseLost`.
         """
-        return run_sync(complete.acknowledge(self.engine, self, list(jobs), connection))
+        return run_sync(complete.acknowledge(self.engine, self, check_jobs(jobs), connection))
 
     def nack(self, job: Job, delay: TimeSpec = None) -> None:
         """Give a leased job back to the queue.

@@ -33,15 +33,9 @@ from pqcore.backend import (
     wait_readable,
 )
 from pqcore.sql.statement import Query
-from pqcore_backends.psycopg_common import AsyncCursor, Common, Cursor, UnpreparedAsyncCursor, UnpreparedCursor
+from pqcore_backends.psycopg_common import ASYNC_CURSORS, CANCELLING, CANCELS, CURSORS, Common
 from pqcore_backends.psycopg_pipeline import drain, is_left
 from pqcore_backends.psycopg_pools import POOL_ERRORS, Pooled, listening, pool_error
-
-CANCELLING = 5.0
-"""Seconds that a cancel request may take."""
-_CANCELS = hasattr(psycopg, "capabilities") and psycopg.capabilities.has_cancel_safe()
-# From psycopg 3.2 and libpq 17 on. Earlier versions block all threads of the process during a cancel request until the
-# server answers.
 
 
 class PsycopgSession(Common, AutocommitSession):
@@ -51,8 +45,7 @@ class PsycopgSession(Common, AutocommitSession):
 
     def __init__(self, connection: psycopg.Connection[Any], *, prepared: bool) -> None:
         self.prepared = prepared
-        kind = Cursor if prepared else UnpreparedCursor
-        self._use(connection, kind(connection, row_factory=tuple_row))
+        self._use(connection, CURSORS[prepared](connection, row_factory=tuple_row))
 
     def alive(self) -> bool:
         if self.usable() and wait_readable(self.connection.fileno()):
@@ -64,10 +57,9 @@ class PsycopgSession(Common, AutocommitSession):
             return self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
-            if query.hot and self._prepared_statements is not None and not self._traced:
+            if query.hot and (statements := self._prepared_statements) is not None:
                 with self.connection.lock:
-                    exchange = self._prepared_statements.run(query, parameters)
-                    if exchange is not None:
+                    if (exchange := statements.run(query, parameters)) is not None:
                         return self.connection.wait(exchange)  # type: ignore[no-any-return]
             self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
@@ -157,7 +149,7 @@ class PsycopgSession(Common, AutocommitSession):
         self.connection.close()
 
     def cancel(self) -> None:
-        if _CANCELS:
+        if CANCELS:
             self.connection.cancel_safe(timeout=CANCELLING)
 
 
@@ -169,8 +161,7 @@ class AsyncPsycopgSession(Common):
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, prepared: bool) -> None:
         self.prepared = prepared
-        kind = AsyncCursor if prepared else UnpreparedAsyncCursor
-        self._use(connection, kind(connection, row_factory=tuple_row))
+        self._use(connection, ASYNC_CURSORS[prepared](connection, row_factory=tuple_row))
 
     async def enter(self) -> None:
         if self._to_switch():
@@ -192,10 +183,9 @@ class AsyncPsycopgSession(Common):
             return await self._send(None, query, parameters)
         text = query.sql if self._traced else query.encoded
         try:
-            if query.hot and self._prepared_statements is not None and not self._traced:
+            if query.hot and (statements := self._prepared_statements) is not None:
                 async with self.connection.lock:
-                    exchange = self._prepared_statements.run(query, parameters)
-                    if exchange is not None:
+                    if (exchange := statements.run(query, parameters)) is not None:
                         return await self.connection.wait(exchange)  # type: ignore[no-any-return]
             await self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
@@ -294,7 +284,7 @@ class AsyncPsycopgSession(Common):
         await self.connection.close()
 
     async def cancel(self) -> None:
-        if _CANCELS:
+        if CANCELS:
             await self.connection.cancel_safe(timeout=CANCELLING)
 
 

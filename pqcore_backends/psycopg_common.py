@@ -21,6 +21,13 @@ from pqcore_backends.psycopg_prepared import PreparedStatements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+CANCELLING = 5.0
+"""Seconds that a cancel request may take."""
+CANCELS = hasattr(psycopg, "capabilities") and psycopg.capabilities.has_cancel_safe()
+"""Whether a cancel request lets other threads run: from psycopg 3.2 and libpq 17 on.
+
+Earlier versions block all threads of the process during a cancel request, until the server answers.
+"""
 _ADAPTERS = AdaptersMap()
 """psycopg's own adapters; a connection's adapters, and `psycopg.adapters`, include those of the application."""
 postgres.register_default_types(_ADAPTERS.types)
@@ -65,6 +72,12 @@ class UnpreparedAsyncCursor(AsyncCursor):
         return await super().execute(query, params, prepare=False, binary=binary)
 
 
+CURSORS = {True: Cursor, False: UnpreparedCursor}
+"""The kind of blocking cursor, by whether statements may be prepared."""
+ASYNC_CURSORS = {True: AsyncCursor, False: UnpreparedAsyncCursor}
+"""The kind of asynchronous cursor, by the same."""
+
+
 class Common:
     """The methods of a session that only ask the driver, not the server."""
 
@@ -74,7 +87,7 @@ class Common:
     lent: Any  # the object that a pool lent, and takes back
     _cursor: Any  # a cursor of pqcore's own class, or a tracer's around it
     _plain: Any  # a cursor of pqcore's own class
-    _prepared_statements: PreparedStatements | None  # None if nothing may be prepared
+    _prepared_statements: PreparedStatements | None  # None if nothing may be prepared, and for a tracer's cursor
     _traced = False  # a traced cursor is given text, because a tracer cannot add a comment to bytes
     server_version = ""
     _switched = False
@@ -104,6 +117,8 @@ class Common:
         if type(bare(cursor)) is kind:
             self._cursor, self._plain = cursor, bare(cursor)
             self._traced = cursor is not self._plain
+            if self._traced:
+                self._prepared_statements = None
 
     def in_transaction(self) -> bool:
         return self._begun or self.connection.pgconn.transaction_status != TransactionStatus.IDLE

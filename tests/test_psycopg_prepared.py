@@ -31,7 +31,7 @@ def test_name_of_a_queue_is_stored_right_after_the_client_encoding_changed(dsn: 
         for number in range(TIMES):
             queue.put(number)
         assert outside[NAME].count() == 2 * TIMES
-        assert [queue.get(block=False).data for _ in range(2 * TIMES)] == [*range(TIMES)] * 2
+        assert [job.data for job in queue.get_many(2 * TIMES)] == [*range(TIMES)] * 2
 
 
 def test_name_of_a_queue_is_stored_right_after_the_client_encoding_changed_on_an_async_connection(

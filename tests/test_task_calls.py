@@ -15,7 +15,7 @@ import pytest
 
 import pqcore.tasks
 from pqcore import PQ, AsyncPQ, Job
-from pqcore.errors import ConfigurationError, InvalidCall, InvalidTimeSpec, LeaseLost
+from pqcore.errors import LONGEST_MESSAGE, ConfigurationError, InvalidCall, InvalidTimeSpec, LeaseLost
 from pqcore.tasks import TaskDeclarations, TaskOptions
 from pqcore.worker import Worker
 
@@ -261,6 +261,29 @@ def test_chain_of_calls_that_were_put_is_refused_with_the_reason(queue: Any) -> 
         with pytest.raises(InvalidCall, match=rf"write task\.call\(\.\.\.\).*job {int(number)} was put already"):
             put(number)
     assert queue.stats().ready == 1
+
+
+def test_list_of_calls_is_refused_with_advice_and_puts_nothing(queue: Any) -> None:
+    task = queue.task()(ship)
+    calls = [task.call(number) for number in range(500)]
+    for name in ("chain", "batch", "put_calls"):
+        with pytest.raises(InvalidCall, match=rf"was given a list: write {name}\(\*calls\)"):
+            getattr(queue, name)(calls)
+    assert queue.stats().ready == 0
+
+
+def test_call_shows_its_task_and_arguments(queue: Any) -> None:
+    assert repr(queue.task(name="ship")(ship).call(1)) == "<call of ship(1) for queue 'calls'>"
+
+
+def test_message_about_a_large_value_keeps_its_beginning_and_its_end(queue: Any) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        queue.put(1, limits=["x"] * 100_000)
+    message = str(refused.value)
+    assert len(message) <= LONGEST_MESSAGE
+    assert message == refused.value.args[0]
+    assert message.startswith("limits is ['x', ")
+    assert "characters left out" in message
 
 
 @in_loop

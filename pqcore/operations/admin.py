@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from pqcore import schema
+from pqcore.argument_checks import check_job_id
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import JobNotFound
@@ -62,7 +63,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
     """Replace a row's data, and return the size of the stored data."""
     encoded = queue.encode_row(data)
     values = {
-        "id": job_id,
+        "id": check_job_id(job_id),
         "q_name": queue.name,
         "data": encoded.data,
         "payload": encoded.payload,
@@ -78,7 +79,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
     """Delete a waiting row, or ask a running job to stop; return whether there was one."""
-    number, put_at = int(job_id), put_time(engine, job_id)
+    number, put_at = check_job_id(job_id), put_time(engine, job_id)
 
     async def work(s: Session) -> bool:
         values = {"id": number, "q_name": queue.name, "channel": control_channel(queue.name), "put_at": put_at}

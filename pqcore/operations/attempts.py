@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple, cast
 
+from pqcore.argument_checks import check_job_id
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import AccessDenied
@@ -74,7 +75,7 @@ async def list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAtt
         queue: The name of the job's queue.
         job_id: The job.
     """
-    values = {"id": int(job_id), "q_name": queue, "put_at": put_time(engine, job_id)}
+    values = {"id": check_job_id(job_id), "q_name": queue, "put_at": put_time(engine, job_id)}
     rows: Sequence[_AttemptRow] = [
         _AttemptRow._make(row) for row in await engine.execute("attempts.find_attempts", values)
     ]

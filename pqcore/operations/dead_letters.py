@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
+from pqcore.argument_checks import check_job_id, check_job_ids
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
@@ -123,7 +124,8 @@ async def list_latest(engine: Engine, queue: QueueSettings, n: int) -> list[Dead
 
 async def find(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterRow:
     """Return the row of one dead letter."""
-    rows = await engine.execute("tasks.dead_letter", {"q_name": queue.name, "id": job_id}, protect=False)
+    values = {"q_name": queue.name, "id": check_job_id(job_id)}
+    rows = await engine.execute("tasks.dead_letter", values, protect=False)
     if not rows:
         msg = f"queue {queue.name!r} has no dead letter {job_id}"
         raise JobNotFound(msg)
@@ -202,7 +204,7 @@ async def _in_slices(
     """
     total = 0
     if ids is not None:
-        chosen = list(dict.fromkeys(ids))
+        chosen = check_job_ids(ids)
         for start in range(0, len(chosen), most):
             total += await change(chosen[start : start + most])
         return total

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import NamedTuple, cast
 
+from pqcore.argument_checks import check_job_id
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
@@ -118,6 +119,7 @@ async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = Non
         job_id: The job.
         queue: The queue that must have the job; None for any queue.
     """
+    number = check_job_id(job_id)
     name = None if queue is None else queue.name
     try:
         found = await engine.run(partial(_explain, engine, job_id, queue), protect=False)
@@ -134,23 +136,24 @@ async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = Non
         if exc.sqlstate is not None:  # the role lacks a privilege
             raise
         cause = causes.hidden(str(exc))
-    return Explanation(int(job_id), name, "none", (cause,))
+    return Explanation(number, name, "none", (cause,))
 
 
 async def _explain(engine: Engine, job_id: int, queue: QueueSettings | None, s: Session) -> Explanation:
-    row = await _find(s, int(job_id), put_time(engine, job_id))
+    number = int(job_id)
+    row = await _find(s, number, put_time(engine, job_id))
     if row is None:
         return await _explain_missing(engine, job_id, queue, s)
     if queue is not None and row.queue != queue.name:
-        cause = causes.of_another_queue(int(job_id), row.queue, queue.name)
-        return Explanation(int(job_id), row.queue, row.state, (cause,))
+        cause = causes.of_another_queue(number, row.queue, queue.name)
+        return Explanation(number, row.queue, row.state, (cause,))
     error = read_error(row.error)
     if row.state == "done":
-        found = (*await _find_locks(s, row), causes.done(int(job_id), row.place))
-        return Explanation(int(job_id), row.queue, row.state, found)
+        found = (*await _find_locks(s, row), causes.done(number, row.place))
+        return Explanation(number, row.queue, row.state, found)
     if row.state == "dead":
-        return Explanation(int(job_id), row.queue, row.state, (causes.dead(int(job_id), row.reason, error),))
-    return await _Examination(engine, s, int(job_id), row, queue).explain()
+        return Explanation(number, row.queue, row.state, (causes.dead(number, row.reason, error),))
+    return await _Examination(engine, s, number, row, queue).explain()
 
 
 async def _find(s: Session, job_id: int, put_at: datetime | None = None) -> _ExplainedRow | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pqcore.argument_checks import check_job_id
 from pqcore.db.engine import Engine
 from pqcore.errors import ConfigurationError, JobNotFound
 from pqcore.headers import read_headers
@@ -221,7 +222,7 @@ async def get_full_job(
         JobNotFound: The queue has no such row.
     """
     name = None if queue is None else queue.name
-    values = {"id": int(job_id), "q_name": name, "most": most, "put_at": put_time(engine, job_id)}
+    values = {"id": check_job_id(job_id), "q_name": name, "most": most, "put_at": put_time(engine, job_id)}
     rows = await engine.execute("admin.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 
+from pqcore.argument_checks import check_job_ids
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, InvalidData, NotSupported
@@ -50,6 +51,8 @@ async def move(
         raise NotSupported(f"{engine.dialect.name} cannot move jobs from queue to queue: {reason}")
     if isinstance(target, str):
         target = QueueSettings(target, engine.names, None, {})
+    if not isinstance(target, QueueSettings):
+        raise ConfigurationError(f"move takes another queue of the table, or its name, and was given {target!r}")
     if target.table != queue.table:
         raise ConfigurationError(
             f"queue {target.name!r} is in {target.table}, not in {queue.table}: put the jobs there"
@@ -58,7 +61,7 @@ async def move(
         raise ConfigurationError(f"{queue.name!r} is the queue that the jobs are in: name another queue")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ConfigurationError(f"most is {most!r}; give a number of jobs, at least 1")
-    chosen = None if ids is None else list(dict.fromkeys(ids))
+    chosen = None if ids is None else check_job_ids(ids)
     [[last]] = await engine.execute("admin.last_id", {}, protect=False)
     if last is None:
         return 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
+from pqcore.argument_checks import check_items
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import InvalidCall, InvalidData, PayloadTooLarge
@@ -61,6 +62,7 @@ async def put_many(
         connection: See `Queue.put`.
         options: Those of `pqcore.operations.put.put`, without ``dedup``.
     """
+    check_items(items)
     times = times_of(schedule_at, expected_at) or NO_TIMES
     if not plugins.has_impl("pqcore_around_put", "pqcore_job_put"):
         return await _put_many(engine, queue, items, times, connection, options or {})

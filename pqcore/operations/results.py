@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from pqcore.argument_checks import check_job_id
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
@@ -124,7 +125,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
 
 
 async def _find(engine: Engine, queue: QueueSettings, statement: str, job_id: int) -> Sequence[Row]:
-    values = {"id": int(job_id), "q_name": queue.name, "put_at": put_time(engine, job_id)}
+    values = {"id": check_job_id(job_id), "q_name": queue.name, "put_at": put_time(engine, job_id)}
     return await engine.execute(statement, values, protect=False)
 
 

@@ -36,7 +36,7 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     try:
         job = await list_jobs.get_full_job(engine, job_id, queue)
     except JobNotFound:
-        return Retried(int(job_id), "none", done=False)
+        return Retried(job_id, "none", done=False)
     values: dict[str, object] = {"id": job.id, "q_name": queue.name, "channel": queue.channel}
     if job.state == "dead":
         return Retried(job.id, job.state, done=bool(await dead_letters.revive(engine, queue, [job.id])))

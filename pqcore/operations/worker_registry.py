@@ -14,6 +14,7 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import AccessDenied
 from pqcore.settings import QueueSettings
+from pqcore.sql.identifiers import check_text
 from pqcore.times import UtcDatetime
 
 RENEWAL = 10.0
@@ -151,6 +152,7 @@ async def set_quiet(engine: Engine, worker_id: str, *, quiet: bool) -> bool:
         worker_id: The id of the worker, as in `WorkerInfo`.
         quiet: Whether the worker must take no more jobs.
     """
+    check_text(worker_id, "the id of a worker")
     return bool(await engine.execute("workers.set_quiet", {"id": worker_id, "quiet": quiet}))
 
 

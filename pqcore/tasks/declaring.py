@@ -224,6 +224,10 @@ class Call:
     options: TaskOptions
     connection: Any = None
 
+    def __repr__(self) -> str:
+        given = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"<call of {self.task.path}({', '.join(given)}) for queue {self.queue.name!r}>"
+
     def data(self) -> dict[str, Any]:
         """The stored data, in pq's own form, which pq's workers can also run."""
         retry_in = self.options.retry_in
@@ -369,6 +373,9 @@ def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
                 raise ConfigurationError(msg)
             continue
         given: Any = call
+        if len(links) == 1 and isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+            msg = f"{what} takes each call as an argument, and was given a {type(given).__name__}: write {what}(*calls)"
+            raise InvalidCall(msg)
         put = ""
         if isinstance(given, JobId):
             put = f"; job {int(given)} was put already, and stays put"

@@ -537,3 +537,51 @@ def test_failed_transaction_of_the_caller_raises_transaction_aborted(harness: Ha
                 attempt()
     queue.put(1)
     assert queue.get().data == 1
+
+
+NOT_IDS: tuple[Any, ...] = ("1", 1.5, None, True, -1, 2**63, [1])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda queue, _: queue.put(1, limits=["key"]), id="limits that are a list"),
+        pytest.param(lambda queue, _: queue.put(1, limits="key"), id="limits that are text"),
+        pytest.param(lambda queue, _: queue.put(1, headers=["name"]), id="headers that are a list"),
+        pytest.param(lambda queue, _: queue.put_many([1], limits=["key"]), id="limits of many"),
+        pytest.param(lambda queue, _: queue.put_many("text"), id="text as many"),
+        pytest.param(lambda queue, _: queue.put_many(b"bytes"), id="bytes as many"),
+        pytest.param(lambda queue, _: queue.put_many({"a": 1}), id="a mapping as many"),
+        pytest.param(lambda queue, _: queue.put_many(5), id="a number as many"),
+        pytest.param(lambda queue, _: queue.ack_many(["job"]), id="text as jobs"),
+        pytest.param(lambda queue, _: queue.ack_many(5), id="a number as jobs"),
+        pytest.param(lambda queue, _: queue.move(5), id="a number as a queue"),
+        pytest.param(lambda queue, _: queue.move("other", ids=5), id="a number as ids"),
+        pytest.param(lambda queue, _: queue.move("other", ids=["1"]), id="text among ids"),
+        *(
+            pytest.param(use, id=f"anything as the id in {method}")
+            for method, use in {
+                "cancel": lambda queue, value: queue.cancel(value),
+                "update": lambda queue, value: queue.update(value, 2),
+                "inspect": lambda queue, value: queue.inspect(value),
+                "status": lambda queue, value: queue.status(value),
+                "explain": lambda queue, value: queue.explain(value),
+                "attempts": lambda queue, value: queue.attempts(value),
+                "retry": lambda queue, value: queue.retry(value),
+                "result": lambda queue, value: queue.result(value, timeout=0),
+                "dead.get": lambda queue, value: queue.dead.get(value),
+                "dead.retry": lambda queue, value: queue.dead.retry(value),
+                "dead.purge": lambda queue, value: queue.dead.purge(value),
+            }.items()
+        ),
+    ],
+)
+def test_argument_of_another_kind_is_refused_before_anything_is_written(
+    harness: Harness, use: Callable[[Any, Any], Any]
+) -> None:
+    queue = harness.queue()
+    job_id = queue.put("kept")
+    for value in NOT_IDS:
+        with pytest.raises(ConfigurationError):
+            use(queue, value)
+    assert harness.sql("SELECT id, data::text FROM {table}") == [(int(job_id), '"kept"')]
