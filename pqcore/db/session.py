@@ -174,7 +174,7 @@ class Session:
     async def execute(self, query: Query, parameters: Sequence[object] = ()) -> Sequence[Row]:
         if self.ahead is not None:
             return await self._execute_behind(self.ahead, query, parameters)
-        if self.defaults.isolation is not None and self.lowered is None and self.autocommit and not self.caller_owned:
+        if self.defaults.isolation is not None and self.lowered is None and self._commits_alone():
             return await self._at_read_committed(query, parameters)
         # This inlines `_call`, because nearly all time is spent here.
         self.statement = query.name
@@ -232,6 +232,10 @@ class Session:
         self.defaults.learn(level)
         self.lowered = None
         return level in ABOVE
+
+    def _commits_alone(self) -> bool:
+        """Return whether a statement commits by itself: the caller has no transaction open on the connection either."""
+        return self.autocommit and not self.caller_owned and not self.in_transaction()
 
     async def _at_read_committed(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a statement that commits by itself, although the default isolation level is above READ COMMITTED."""

@@ -67,11 +67,13 @@ def all_tables(*names: str) -> set[str]:
     return found | {"pqcore_migrations"}
 
 
-NO_LIMITS = """
-SELECT set_config(name, '0', false)
-FROM unnest(ARRAY['idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout']) AS name
+OBSERVING = """
+SELECT set_config(name, value, false)
+FROM (VALUES ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
+  ('DateStyle', 'ISO')) AS wanted (name, value)
 WHERE current_setting(name, true) IS NOT NULL"""
-"""The test observer's connection may stay idle for the whole test, whatever the server's settings are."""
+"""The test observer's connection may stay idle for the whole test, and reads dates as text, whatever the server's
+settings are."""
 
 
 def statement(sql: str, *, rows: bool = True) -> Query:
@@ -169,7 +171,7 @@ class Harness:
         # A different application name, so that a pooler never uses the same session for it and for the queues.
         self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
         if prepared():  # otherwise it would be set on a connection that a pooler lends to other clients
-            self._eyes.sql(NO_LIMITS)
+            self._eyes.sql(OBSERVING)
 
     @property
     def schema(self) -> str:

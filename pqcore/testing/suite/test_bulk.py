@@ -412,6 +412,7 @@ def test_number_of_jobs_larger_than_the_queue_gets_all_jobs(harness: Harness) ->
     assert [job.data for job in queue.get_many(100_000)] == list(range(5))
 
 
+@pytest.mark.read_committed
 def test_get_many_is_undone_with_a_failed_block(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     ids = queue.put_many(range(10))
@@ -427,6 +428,7 @@ def test_get_many_is_undone_with_a_failed_block(harness: Harness) -> None:
     assert {job.attempts for job in jobs} == {1}
 
 
+@pytest.mark.read_committed
 @pytest.mark.parametrize("way", ["get_many", "get_many in blocks", "lease_many"])
 @pytest.mark.parametrize("retention", ["keep", "delete"])
 def test_get_many_consumers_never_take_the_same_job(harness: Harness, way: str, retention: str) -> None:

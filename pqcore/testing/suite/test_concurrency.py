@@ -83,6 +83,7 @@ def place(harness: Harness) -> Place:
     return Place(harness.spec.name, harness.mode, harness.dsn, harness.schema)
 
 
+@pytest.mark.read_committed
 @pytest.mark.parametrize("way", ["get", "get_many", "block"])
 def test_threads_that_share_a_queue_take_each_job_once(harness: Harness, way: Way) -> None:
     queue = harness.queue()
@@ -162,6 +163,7 @@ def test_concurrent_producers_and_consumers_keep_each_producers_order(harness: H
     assert check(History.merged(histories)) == []
 
 
+@pytest.mark.read_committed
 def test_processes_that_take_by_every_operation_take_each_job_once(harness: Harness) -> None:
     queue = harness.queue()
     made = History()
@@ -209,6 +211,7 @@ def test_killed_process_loses_no_job(harness: Harness) -> None:
         assert (job.id, job.attempts) == (ids[1], 2)
 
 
+@pytest.mark.read_committed
 def test_get_skips_locked_jobs(harness: Harness) -> None:
     pq, other = harness.pq(), harness.pq(create=False)
     pq["q"].put_many(range(5))

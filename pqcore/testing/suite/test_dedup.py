@@ -229,6 +229,7 @@ def test_dedup_until_started_holds_the_key_until_the_job_is_fetched(harness: Har
     assert sorted(job.id for _ in left for job in queue.lease_many(5, block=False)) == left
 
 
+@pytest.mark.read_committed
 def test_rolled_back_lease_takes_its_dedup_key_back(harness: Harness) -> None:
     queue = harness.queue()
     dedup = Dedup("key", "started")

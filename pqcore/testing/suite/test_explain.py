@@ -66,6 +66,7 @@ def test_explanation_of_a_job_that_is_gone_dead_or_of_another_queue_says_so(harn
     assert codes(queue, job_id) == []
 
 
+@pytest.mark.read_committed
 @pytest.mark.parametrize("what", ["job", "key"])
 def test_explanation_names_a_transaction_that_is_open(harness: Harness, what: str) -> None:
     harness.needs_sessions()

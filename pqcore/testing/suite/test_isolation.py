@@ -96,6 +96,19 @@ def test_statements_of_pqcore_run_at_read_committed_under_any_default(harness: H
         assert seen(harness) == {"read committed"}
 
 
+def test_create_joins_the_callers_transaction_under_any_default_isolation(harness: Harness, level: str) -> None:
+    harness.needs_sessions()
+    connection = harness.connect()
+    connection.sql(f"SET default_transaction_isolation = '{level}'", rows=False)
+    tables = f"SELECT 1 FROM pg_tables WHERE schemaname = '{harness.schema}'"  # the schema of this test, and empty
+    with transaction(connection):
+        queue = harness.queue(target=connection.raw)
+        queue.put("mine")
+        assert queue.get(block=False).data == "mine"
+        assert connection.sql("SHOW transaction_isolation") == [(level,)]
+    assert harness.sql(tables) == []
+
+
 def test_concurrent_gets_succeed_under_any_default_isolation(harness: Harness, dsn: str, level: str) -> None:
     queue = harness.pq(dsn, max_connections=4)["q"]
     taken: list[int] = []

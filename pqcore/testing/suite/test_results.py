@@ -789,6 +789,7 @@ def test_forged_chain_that_cannot_be_stored_is_skipped_when_its_job_is_acked(
     assert "ended without the follow-ups in its headers: header 'then'" in caplog.text
 
 
+@pytest.mark.read_committed
 def test_follow_up_of_an_acked_job_belongs_to_the_acks_transaction(harness: Harness, queue: Any, kept: Tasks) -> None:
     first = queue.chain(kept.add.call(1, 2), kept.note.call())
     caller = harness.connect()

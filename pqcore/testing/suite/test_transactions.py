@@ -367,6 +367,7 @@ def test_block_whose_transaction_was_aborted_raises_at_its_end(harness: Harness)
 # What other sessions see
 
 
+@pytest.mark.read_committed
 def test_job_in_an_open_transaction_is_skipped_without_waiting(harness: Harness) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
     first, second, third = queue.put_many([1, 2, 3])
@@ -392,6 +393,7 @@ def test_job_put_in_an_open_transaction_is_visible_only_in_it(harness: Harness) 
     assert other.get(block=False).id == job_id
 
 
+@pytest.mark.read_committed
 @pytest.mark.parametrize("expected", [None, "1h"])
 def test_job_that_becomes_due_during_a_transaction_is_visible_in_it(harness: Harness, expected: str | None) -> None:
     # pq compared with now(), which stands still in a transaction.
@@ -847,6 +849,7 @@ def test_pool_connection_is_returned_without_an_open_transaction(harness: Harnes
     pq.close()
 
 
+@pytest.mark.read_committed
 @pytest.mark.requires(Capability.POOL)
 def test_threads_take_each_job_once_over_a_pool(harness: Harness) -> None:
     # pq stored the transaction on the queue, which threads share: jobs were lost and done twice.
@@ -874,6 +877,7 @@ def test_threads_take_each_job_once_over_a_pool(harness: Harness) -> None:
     pq.close()
 
 
+@pytest.mark.read_committed
 @pytest.mark.requires(Capability.POOL)
 def test_threads_put_and_get_over_a_pool(harness: Harness) -> None:
     pq = harness.pq(pool=harness.pool(8))
@@ -1000,6 +1004,7 @@ def test_pool_with_connections_ended_by_the_server_keeps_serving(harness: Harnes
 # pqcore's own pool
 
 
+@pytest.mark.read_committed
 def test_pool_of_a_pq_opens_at_most_max_connections(harness: Harness) -> None:
     queue = harness.queue(max_connections=3)
     start = threading.Barrier(8)

@@ -399,6 +399,7 @@ def test_queue_of_any_name_wakes_its_waiter(harness: Harness, name: str) -> None
         assert join().data == "a"
 
 
+@pytest.mark.read_committed
 @pytest.mark.requires(Capability.LISTEN)
 def test_waiter_in_a_transaction_is_woken(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER)
@@ -794,6 +795,7 @@ def test_waiter_woken_before_its_first_wait_does_not_wait(harness: Harness, unhe
         join()
 
 
+@pytest.mark.read_committed
 def test_waiter_in_a_block_polls_within_the_block(harness: Harness) -> None:
     queue = harness.queue(poll_interval=NEVER, prepared=False, max_connections=1)
 
@@ -1250,6 +1252,7 @@ def test_waiter_over_one_connection_wakes_when_a_job_becomes_due(harness: Harnes
     assert late_enough(harness, job_id)
 
 
+@pytest.mark.read_committed
 def test_waiter_in_the_callers_transaction_polls(harness: Harness) -> None:
     caller = harness.connect()
     queue = harness.pq(caller.raw, poll_interval=NEVER)["q"]
@@ -1261,6 +1264,7 @@ def test_waiter_in_the_callers_transaction_polls(harness: Harness) -> None:
     assert queue.get(block=False).data == "a"
 
 
+@pytest.mark.read_committed
 def test_waiter_in_a_block_over_one_connection_polls(harness: Harness) -> None:
     queue = harness.pq(harness.connect().raw, poll_interval=NEVER)["q"]
 
