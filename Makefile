@@ -63,6 +63,9 @@ model:  ## go through every order of events of leases and of admission, with spi
 matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
 	$(BIN)/python -m tests.matrix
 
+matrix-short: .venv/ready  ## run a few cells of it, each with one driver; takes less than ten minutes
+	$(BIN)/python -m tests.matrix --short --again
+
 # Overrides, as other requirements of ours, and of the tools of the tests, ask for newer versions of some.
 lowest: .venv/ready  ## run the tests of the extras with the lowest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -118,4 +121,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos model matrix lowest plans bench figures dist lock audit clean
+.PHONY: help demo test lint docs conformance chaos model matrix matrix-short lowest plans bench figures dist lock audit clean

@@ -11,7 +11,7 @@ from matrix.outcomes import Outcome, markdown, newest, written
 CELLS = (Cell("postgres 13"), Cell("pgpool", module="behind_proxy"), Cell("container"))
 RAN = Outcome(
     "postgres 13",
-    True,
+    "queues",
     ("psycopg", "asyncpg"),
     "2026-11-28 05:27",
     "66a408f+",
@@ -27,8 +27,8 @@ RAN = Outcome(
 
 
 def test_page_is_read_as_it_was_written(tmp_path: Path) -> None:
-    whole = replace(RAN, quick=False, backends=(), failures=["test_worker::test_run"], reasons={"SESSIONS": 3})
-    proxy = replace(RAN, cell="pgpool", quick=False, backends=(), failed=0, failures=[], reasons={}, skipped=0)
+    whole = replace(RAN, part="all", backends=(), failures=["test_worker::test_run"], reasons={"SESSIONS": 3})
+    proxy = replace(RAN, cell="pgpool", part="all", backends=(), failed=0, failures=[], reasons={}, skipped=0)
     page = tmp_path / "matrix.md"
     assert written(page) == {}
     page.write_text(markdown(CELLS, [RAN, whole, proxy]), "utf-8")

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from .cells import CELLS, Cell
+from .cells import CELLS, SHORT_CELLS, Cell
 from .outcomes import HEAD, kept, key, markdown, newest, rows, written
 
 SHOWN = (0, 1, 5, 6, 7)
@@ -29,6 +29,7 @@ def cells() -> tuple[Cell, ...]:
     "--only", multiple=True, metavar="TEXT", help="Cells whose name begins so, as in 'postgres'; may be given again."
 )
 @click.option("--quick", is_flag=True, help="Only the modules of the suite about queues, not those about workers.")
+@click.option("--short", is_flag=True, help="Only a few cells, modules and backends; takes less than ten minutes.")
 @click.option("--backend", multiple=True, metavar="NAME", help="Only this backend; may be given again.")
 @click.option("--again", is_flag=True, help="Run cells that were run before, too, and passed.")
 @click.option("--list", "listed", is_flag=True, help="Show what was run and what was not, and run nothing.")
@@ -38,6 +39,7 @@ def cells() -> tuple[Cell, ...]:
 def main(
     only: tuple[str, ...],
     quick: bool,
+    short: bool,
     backend: tuple[str, ...],
     again: bool,
     listed: bool,
@@ -52,14 +54,18 @@ def main(
     console = Console()
     every = cells()
     chosen = [cell for cell in every if not only or any(cell.name.startswith(text) for text in only)]
+    if short and not only:
+        chosen = [cell for cell in chosen if cell.name in SHORT_CELLS]
+    part = "short" if short else "queues" if quick else "all"
     outcomes = kept()
     for cell in () if listed else chosen:
-        name = key(cell.name, quick=quick, backends=backend)
+        backends = backend or ((SHORT_CELLS[cell.name],) if short and cell.name in SHORT_CELLS else ())
+        name = key(cell.name, part, backends)
         if not again and name in outcomes and outcomes[name].good:
             console.print(f"{cell.name}: passed before, on {outcomes[name].at}")
             continue
         with console.status(cell.name):
-            outcome = cell.run(quick=quick, backends=backend)
+            outcome = cell.run(part, backends)
         outcome.keep()
         outcomes[name] = outcome
         console.print(f"{cell.name}: {outcome.missing or f'{outcome.passed} passed, {outcome.failed} failed'}")

@@ -23,12 +23,14 @@ INTRODUCTION = """# Where the conformance suite was run
 
 `python -m tests.matrix --markdown docs/matrix.md` writes this page, and keeps the rows of cells that it did not run;
 [the conformance suite](conformance.md#servers-drivers-and-pythons) explains it. *Queues* runs the modules about queues;
-*all* also runs those about tasks and workers; *one_client*, *behind_proxy* and *promotion* are modules of
-`tests/matrix/`. *Not offered* counts tests that were not run, because they need an ability that the backend, or the
-connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files differed from it.
+*all* also runs those about tasks and workers; *short* runs a few modules of both; *one_client*, *behind_proxy* and
+*promotion* are modules of `tests/matrix/`. *Not offered* counts tests that were not run, because they need an ability
+that the backend, or the connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files
+differed from it.
 """
 
 
+PARTS = ("all", "queues", "short")
 _FAILED = "## Failed"
 _NOT_OFFERED = "## Not offered"
 
@@ -39,7 +41,7 @@ class Outcome:
 
     Attributes:
         cell: The name of the cell.
-        quick: Whether only the modules about queues were run.
+        part: The modules of the suite that were run: ``all``, ``queues`` or ``short``.
         backends: The tested backends; empty for all.
         at: The beginning of the run, in UTC.
         revision: The revision of the project.
@@ -52,7 +54,7 @@ class Outcome:
     """
 
     cell: str
-    quick: bool
+    part: str
     backends: tuple[str, ...]
     at: str
     revision: str
@@ -75,11 +77,11 @@ class Outcome:
     @property
     def key(self) -> str:
         """What its files are called."""
-        return key(self.cell, quick=self.quick, backends=self.backends)
+        return key(self.cell, self.part, self.backends)
 
     def what(self, module: str) -> str:
         """What was run: a module of its own, or else modules of the suite."""
-        return f"{module or ('queues' if self.quick else 'all')}, {', '.join(self.backends) or 'each backend'}"
+        return f"{module or self.part}, {', '.join(self.backends) or 'each backend'}"
 
     def keep(self) -> None:
         """Write it, over the last one of its kind."""
@@ -87,9 +89,9 @@ class Outcome:
         (FOLDER / f"{self.key}.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def key(cell: str, *, quick: bool, backends: Sequence[str]) -> str:
+def key(cell: str, part: str, backends: Sequence[str]) -> str:
     """Return the name of an outcome's files."""
-    return "-".join([*cell.split(), "quick" if quick else "whole", *backends])
+    return "-".join([*cell.split(), part, *backends])
 
 
 def now() -> str:
@@ -192,7 +194,7 @@ def _of_row(values: Sequence[str]) -> Outcome:
     part, _, backends = what.partition(", ")
     return Outcome(
         cell,
-        part == "queues",
+        part if part in PARTS else "all",
         () if backends == "each backend" else tuple(backends.split(", ")),
         ran[: len("2026-01-01 00:00")],
         ran[len("2026-01-01 00:00 ") :],
