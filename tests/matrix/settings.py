@@ -87,7 +87,7 @@ SETTINGS = (
         partial(
             _server,
             {},
-            (f"CREATE DATABASE {_LATIN} TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'",),
+            (f"CREATE DATABASE {_LATIN} TEMPLATE template0 ENCODING LATIN1 LOCALE_PROVIDER libc LOCALE 'C'",),
             database=_LATIN,
         ),
     ),

@@ -75,7 +75,7 @@ def test_put_many_returns_ids_in_the_order_of_the_items(harness: Harness) -> Non
         queue.clear()
 
 
-@pytest.mark.parametrize("items", [[], (), iter([]), {}, ""], ids=repr)
+@pytest.mark.parametrize("items", [[], (), iter([])], ids=repr)
 def test_put_many_of_nothing_returns_no_ids(harness: Harness, items: Any) -> None:
     queue, connection = harness.queue(), harness.connect()
     assert queue.put_many(items) == []
@@ -87,7 +87,7 @@ def test_put_many_of_nothing_returns_no_ids(harness: Harness, items: Any) -> Non
     assert list(stored(harness).values()) == ["one"]
 
 
-@pytest.mark.parametrize("kind", [list, tuple, iter, dict.fromkeys, lambda items: (item for item in items)])
+@pytest.mark.parametrize("kind", [list, tuple, iter, lambda items: (item for item in items)])
 def test_put_many_accepts_any_iterable(harness: Harness, kind: Callable[[Any], Any]) -> None:
     queue = harness.queue()
     ids = queue.put_many(kind(["a", "b", "c"]))
