@@ -365,7 +365,7 @@ def test_cancelled_put_leaves_its_connection_usable(harness: Harness) -> None:
         await queue.put("first")
         with locked(harness) as lock:
             puts: list[Coroutine[Any, Any, Any]] = [queue.put("a") for _ in range(4)]
-            tasks = [asyncio.create_task(put) for put in (*puts, queue.put_many("bc"))]
+            tasks = [asyncio.create_task(put) for put in (*puts, queue.put_many([*"bc"]))]
             await in_flight(harness, 5)
             for task in tasks:
                 task.cancel()

@@ -209,7 +209,7 @@ def test_serializable_blocks_that_cannot_be_ordered_do_not_both_put(harness: Har
 
 def test_slot_released_in_a_block_goes_to_one_job_only(harness: Harness, dsn: str) -> None:
     queue = harness.pq(dsn)["q"]
-    queue.put_many("abcd", limits={"two": 2})
+    queue.put_many([*"abcd"], limits={"two": 2})
     [first] = queue.lease_many(1, "1h", block=False)
     with queue:
         harness.sql_within(queue, "SELECT count(*) FROM {table}")  # from here on, it sees nothing newer
@@ -224,7 +224,7 @@ def test_slot_released_in_a_block_goes_to_one_job_only(harness: Harness, dsn: st
 
 def test_slot_released_in_a_block_that_is_undone_stays_held(harness: Harness, dsn: str) -> None:
     queue = harness.pq(dsn)["q"]
-    queue.put_many("ab", **ONE)
+    queue.put_many([*"ab"], **ONE)
     [first] = queue.lease_many(2, "1h", block=False)
 
     def undone() -> None:
@@ -254,7 +254,7 @@ def test_limited_job_is_acked_in_a_callers_transaction_at_any_isolation(harness:
     harness.needs_sessions()
     queue, caller = harness.queue(), harness.connect()
     caller.sql(f"SET default_transaction_isolation = '{level}'", rows=False)
-    queue.put_many("ab", **ONE)
+    queue.put_many([*"ab"], **ONE)
     [job] = queue.lease_many(2, "1h", block=False)
     with transaction(caller):
         queue.ack(job, connection=caller.raw)
