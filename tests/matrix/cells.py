@@ -38,7 +38,7 @@ from .servers import (
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
 """Modules of the suite for a quick run: every statement that a queue has is in them."""
-SHORT = ("basics", "concurrency", "isolation", "leases", "limits", "schema", "transactions", "worker")
+SHORT = ("basics", "isolation", "leases", "schema", "transactions", "worker")
 """Modules of the suite for a short run: those in which other servers and drivers made most tests fail."""
 MODULES = {"queues": QUICK, "short": SHORT}
 SHORT_CELLS = {
