@@ -60,7 +60,7 @@ class PsycopgSession(Common, AutocommitSession):
             if query.hot and (statements := self._prepared_statements) is not None:
                 with self.connection.lock:
                     if (exchange := statements.run(query, parameters)) is not None:
-                        return self.connection.wait(exchange)  # type: ignore[no-any-return]
+                        return self._exchange(exchange)  # type: ignore[no-any-return]
             self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():
@@ -97,13 +97,14 @@ class PsycopgSession(Common, AutocommitSession):
         with self.connection.lock:
             self._exchange(exchange)
 
-    def _exchange(self, exchange: Generator[Any, Any, None]) -> None:
+    def _exchange(self, exchange: Generator[Any, Any, Any]) -> Any:
         try:
-            self.connection.wait(exchange)
-        finally:
+            return self.connection.wait(exchange)
+        except BaseException:
             exchange.close()  # after an interrupt, the generator would end only with the traceback
             if not is_left(self.connection.pgconn):
                 self._cut_off()
+            raise
 
     def _cut_off(self) -> None:
         """End an exchange that an interrupt cut off, as psycopg does when Ctrl-C interrupts a statement."""
@@ -186,7 +187,7 @@ class AsyncPsycopgSession(Common):
             if query.hot and (statements := self._prepared_statements) is not None:
                 async with self.connection.lock:
                     if (exchange := statements.run(query, parameters)) is not None:
-                        return await self.connection.wait(exchange)  # type: ignore[no-any-return]
+                        return await self._exchange(exchange)  # type: ignore[no-any-return]
             await self._cursor.execute(text, parameters or None)
         except FeatureNotSupported:
             if not self._forget_prepared():
@@ -215,13 +216,17 @@ class AsyncPsycopgSession(Common):
 
     async def _wait(self, exchange: Generator[Any, Any, None]) -> None:
         async with self.connection.lock:
-            try:
-                await self.connection.wait(exchange)
-            finally:
-                exchange.close()  # after an interrupt, the generator would end only with the traceback
-                # a thread would wait for the answers, but an event loop must not block
-                if not is_left(self.connection.pgconn):
-                    self.connection.pgconn.finish()
+            await self._exchange(exchange)
+
+    async def _exchange(self, exchange: Generator[Any, Any, Any]) -> Any:
+        try:
+            return await self.connection.wait(exchange)
+        except BaseException:
+            exchange.close()  # after an interrupt, the generator would end only with the traceback
+            # a thread would wait for the answers, but an event loop must not block
+            if not is_left(self.connection.pgconn):
+                self.connection.pgconn.finish()
+            raise
 
     async def begin(self) -> None:
         self._begun = self._flipped = True  # set first, because an interrupt may come in between

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.adapt import Transformer
 from psycopg.generators import fetch_many, send
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from pqcore.backend import wait_readable
 
@@ -79,12 +79,14 @@ def together(
 
 def is_left(pgconn: Any) -> bool:
     """Leave the pipeline mode, if the connection is in it; return False if answers are still to come."""
-    if pgconn.status == ConnStatus.OK and pgconn.pipeline_status:
+    if pgconn.status != ConnStatus.OK:
+        return True
+    if pgconn.pipeline_status:
         try:
             pgconn.exit_pipeline_mode()
         except psycopg.OperationalError:
             return False
-    return True
+    return bool(pgconn.transaction_status != TransactionStatus.ACTIVE)
 
 
 def drain(pgconn: Any, seconds: float) -> None:
@@ -96,7 +98,8 @@ def drain(pgconn: Any, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     with suppress(psycopg.OperationalError):
-        pgconn.pipeline_sync()  # the interrupt may have come before the first one; a second one is harmless
+        if pgconn.pipeline_status:
+            pgconn.pipeline_sync()  # the interrupt may have come before the first one; a second one is harmless
         while (left := deadline - time.monotonic()) > 0:
             pgconn.flush()
             pgconn.consume_input()
