@@ -324,10 +324,10 @@ class Backend(Protocol):
         OSError need not be included.
 
         The core reads the SQLSTATE from an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere, set
-        the attribute. Every error that the server reports must have it: docs/backends.md lists what pqcore does with
-        which SQLSTATE. If the driver gives none, no backend over that driver can conform. Users see the ``str()`` of
-        such an exception, and pqcore reads the server's DETAIL from it, or from an attribute ``detail``. A class
-        attribute may replace the property.
+        the attribute. Every error that the server reports must have it: docs/reference/backend-contract.md lists what
+        pqcore does with which SQLSTATE. If the driver gives none, no backend over that driver can conform. Users see
+        the ``str()`` of such an exception, and pqcore reads the server's DETAIL from it, or from an attribute
+        ``detail``. A class attribute may replace the property.
         """
 
     def connect(self, dsn: str) -> DriverSession:

@@ -1,4 +1,4 @@
-"""All hooks. A plugin implements any of the hooks; see docs/plugins.md.
+"""All hooks. A plugin implements any of the hooks; see docs/plugins.md and docs/reference/event-hooks.md.
 
 Hooks find things or report events. No hook is called for each statement. A hook that reports an event may return an
 awaitable; an exception of the hook is logged.

@@ -19,7 +19,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def test_hooks_are_documented_with_their_arguments() -> None:
-    text = (ROOT / "docs/plugins.md").read_text()
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("plugins.md", "reference/event-hooks.md"))
     hooks = [name for name in vars(plugins.manager.hook) if name.startswith("pqcore_")]
     assert hooks
     for name in hooks:
@@ -28,7 +28,7 @@ def test_hooks_are_documented_with_their_arguments() -> None:
 
 
 def test_session_methods_and_capabilities_are_documented() -> None:
-    text = (ROOT / "docs/backends.md").read_text()
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("backends.md", "reference/backend-contract.md"))
     for protocol in (DriverSession, AsyncDriverSession):
         for name in vars(protocol):
             if not name.startswith("_"):
@@ -38,7 +38,7 @@ def test_session_methods_and_capabilities_are_documented() -> None:
 
 
 def test_sqlstates_that_decide_are_documented_for_backends() -> None:
-    text = (ROOT / "docs/backends.md").read_text()
+    text = (ROOT / "docs/reference/backend-contract.md").read_text()
     for prefix, _, _ in driver_errors._BY_SQLSTATE:
         assert f"`{prefix}" in text, prefix
 

@@ -75,6 +75,13 @@ FILE = re.compile(r"(?:#|--|//|;) ([\w./-]*\w\.\w+)\n")
 DSN = re.compile(r"\b(postgresql(?:\+\w+)?)://localhost/app(?![\w-])")
 
 
+MEASURED = re.compile(r"<!-- measured: .*?<!-- /measured -->", re.DOTALL)
+LONGEST = 2_000
+"""The most words of a page, outside of code and of measured figures: what a person reads in ten minutes."""
+LONG = {"docs/plans.md": "`make plans` writes it: it is looked up, not read"}
+"""Pages that may be longer, with the reason."""
+
+
 class Block(NamedTuple):
     """A code block.
 
@@ -216,6 +223,31 @@ def run(
 )
 def test_document_block_runs(run: Callable[[Path], Run], document: Path, line: int) -> None:
     run(document).check(line)
+
+
+def words(document: Path) -> int:
+    """Return the number of words that a person reads: in paragraphs, lists, headings and tables."""
+    text = MEASURED.sub("", document.read_text("utf-8"))
+    inline = [token for token in MarkdownIt().enable("table").parse(text) if token.type == "inline"]
+    parts = [part for token in inline for part in token.children or () if part.type in ("text", "code_inline")]
+    return sum(len(part.content.split()) for part in parts)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_document_is_read_in_ten_minutes(document: Path) -> None:
+    if str(document.relative_to(ROOT)) not in LONG:
+        assert words(document) <= LONGEST, "split the page into pages with one job each, or shorten it"
+
+
+def test_document_words_leave_out_code_and_figures(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    read = "# A title\n\nTwo [linked words](page.md) and `some code`.\n\n| a | b |\n| --- | --- |\n| c | d |\n\n"
+    skipped = "    pip install nothing\n\n```python\nx = 1\n```\n\n<!-- hidden -->\n\n"
+    figures = "<!-- measured: get -->\n\n| 1/s |\n| --- |\n| 2/s |\n\n<!-- /measured -->\n"
+    page.write_text(read)
+    assert words(page) == 13
+    page.write_text(read + skipped + figures)
+    assert words(page) == 13
 
 
 PAGE = """# Title

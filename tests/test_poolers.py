@@ -54,7 +54,7 @@ def test_pooler_is_recognised_without_a_setting(
     harness: Harness, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     harness.pq()
-    # So that each has sessions of the others to meet.
+    # So that the users of the pooler also get sessions that others used before.
     several = [harness.pq(through, create=False, prepared=None)[name] for name in "abc"]
     for number in range(TURNS):
         for one in several:

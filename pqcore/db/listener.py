@@ -139,7 +139,8 @@ class Listener(Waiters):
             return
         try:
             await channels.register(session, wanted)
-            # Notifications that came with the answers may not wake the thread that waits on the socket.
+            # The driver read some notifications together with these answers, so the socket does not wake the thread for
+            # them.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
             if session.usable():  # as when the server has too many locks: this session's locks are all released

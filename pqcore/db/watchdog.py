@@ -54,7 +54,7 @@ class Watchdog:
 
     def watch(self, opener: Watched) -> None:
         """Check the sessions of an opener from now on."""
-        if self._process != os.getpid():  # forked: the thread, and the holder of the lock, belong to the parent
+        if self._process != os.getpid():  # after a fork, the thread and the holder of the lock exist only in the parent
             self._begin()
         with self._lock:
             self._openers.add(opener)

@@ -235,7 +235,7 @@ def rate_of_key(key: str, until: UtcDatetime) -> Cause:
 
 
 def key_locked(key: str, pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
-    """Return the cause of a job for whose key an open transaction has leased a job."""
+    """Return the cause of a job that waits because an open transaction has leased another job under the same key."""
     cause = locked(pid, seconds, application, own=own)
     who = "this transaction" if own else cause.text.removeprefix("Its row is locked or changed by ").rstrip(".")
     return Cause(

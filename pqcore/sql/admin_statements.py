@@ -34,7 +34,7 @@ from pqcore.sql.overview_statements import HEAD, SLICE, OverviewStatements
 from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
-# The JSON may contain the text unchanged, or with escaped characters, which is ``written``.
+# The JSON may contain the text unchanged, or with escapes, as in ``written``.
 _SEARCHED = " OR ".join(
     f"strpos({column}::text, {text}::text) > 0" for column in ("data", "headers") for text in (":search", ":written")
 )
@@ -140,9 +140,9 @@ SELECT job.* FROM lane CROSS JOIN LATERAL ({room}
 ) AS job LIMIT {{most}})"""
 
 
-# The rows of a subquery keep its order: they are not sorted again, because a sort would read all of a lane. The planner
-# might also choose a sort if it expected few rows in a lane. A limit that it cannot know makes it read the index
-# instead.
+# The rows of a subquery keep its order, so there is no second ORDER BY: a sort would read all of a lane. Within the
+# subquery, the planner might sort if it expected few rows in a lane. The limit is a parameter that the planner cannot
+# know, so it reads the index.
 _OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (

@@ -6,8 +6,8 @@ keys:
 
 * Only takes lock rows of ``{keys}``, with SKIP LOCKED: no session waits for a key, whatever another transaction does.
   Puts and ends of jobs do not lock these rows.
-* ``running`` in such a row names the jobs that were admitted last. The rows of these jobs show which have ended. So a
-  place is free as soon as the end of its job is committed, however the job ended.
+* ``running`` in such a row names the jobs that were admitted last. Whether such a job still runs is read from the job's
+  own row. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
   snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot is right about the key's
   jobs, except for jobs that ended since; those still count, which is safe.

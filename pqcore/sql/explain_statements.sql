@@ -41,7 +41,7 @@ SELECT tokens, greatest(extract(epoch FROM clock_timestamp() - refilled_at), 0):
 WHERE q_name = :q_name::text;
 
 -- name: explain_snapshot
--- This statement only reads. Return for how many seconds the oldest transaction that keeps VACUUM from removing dead
--- rows has been open.
+-- This statement only reads. Return the age, in seconds, of the oldest open transaction that keeps VACUUM from removing
+-- dead rows.
 SELECT max(extract(epoch FROM clock_timestamp() - xact_start))::float8 FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND datname = current_database() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL);

@@ -24,7 +24,7 @@ NO_END = 2_147_483_647
 # A job that waits for admission has a lease without an end and without a holder. So older code, which parks jobs in
 # this way, does not take it.
 WAITING_UNTIL = "'infinity'"
-# Leased, or scheduled and expected, without the jobs that wait for admission.
+# Leased jobs, and jobs that are scheduled and also expected at a time; not the jobs that wait for admission.
 COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"
 # A lease that has an end, which is still to come.
 IS_LEASED = f"leased_until > statement_timestamp() AND leased_until < {WAITING_UNTIL}"
@@ -90,7 +90,7 @@ def is_next(queue: str) -> str:
   ) AND {room} > 0 END"""
 
 
-# The state of a job in the queue's table, as far as its row shows; some of the jobs that wait for admission could be
+# The state of a job in the queue's table. Its row does not show whether a job that waits for admission could be
 # admitted.
 STORED_STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
@@ -147,7 +147,7 @@ MADE_WAY = {
     for place in ("archive", "dead")
 }
 AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
-# The counterpart for rows that return to the queue's table: if the id is taken there, the job gets a new id.
+# For rows that return to the queue's table: if another job has the id there, the returning job gets a new id.
 _LESS_ID = len("id, ")
 
 # The priority in the headers, which may be wrong in a forged row.

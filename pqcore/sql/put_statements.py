@@ -23,7 +23,8 @@ _PUT_VALUES = (
 CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
 _HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
 _IS_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
-# The values of a new job, except its id and place: without failures, and with only the limits that it asks for.
+# The values of a new job, except its id and its place in the order. The job has no failures, and only the limits that
+# the put names.
 _REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
@@ -59,8 +60,8 @@ _NEW_VALUES = _of_items(
     f":data::text::json, :payload::bytea, :serializer::text, {TIMES}, :headers::text::json, :group_key::text, {LANE}"
 )
 # The number that a row carries, from 0, see `ROW_TIME`. If a trigger has moved all times by the same distance, and no
-# row is missing, numbers count from the first row. If a trigger has changed times otherwise, the owner of an id is
-# unknown: an impossible square root fails the statement.
+# row is missing, the numbers count from the first row. If a trigger has changed times in another way, it is unknown
+# which job has which id: then the square root of -1 fails the statement.
 _PLACE = f"round(date_part('epoch', enqueued_at - {_NOW}) * 1000000)::bigint - 1"
 _PLACES_ARE_VALID = (
     "count(DISTINCT place) = count(*) AND CASE WHEN count(*) = :number::int THEN max(place) - min(place) < count(*)"

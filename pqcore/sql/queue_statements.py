@@ -79,20 +79,20 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
   {PRIORITY_IN_HEADERS.replace("headers", ":headers::text::json")})
 ON CONFLICT DO NOTHING RETURNING id"""
 
-# On a standby, the seconds since the last replayed commit was made, by the primary's clock; anything older has been
-# replayed. If nothing was replayed since the standby started, it has at least the content of its last checkpoint.
+# On a standby: the age of the last commit that it replayed, in seconds, by the primary's clock. The standby has all
+# older commits. If it has replayed nothing since its start, it has at least the content of its last checkpoint.
 _STALE = (
     "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
     "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
 )
 
 
-# Each row carries its number, see `ROW_TIME`. If ids (without their part above a thousand million) and times grow
-# equally, row by row, and no id is missing, the first id suffices. Otherwise ids are sorted by the numbers, which takes
-# time only then.
+# Each row carries its number (`ROW_TIME`). Usually the ids are consecutive, in the order of the numbers; then the
+# statement returns only the first id. Otherwise it returns all ids, sorted by the numbers, which takes longer. Ids are
+# compared without their part above a thousand million, so that times stay in the range of timestamps.
 _STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
 _ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
-# If a trigger has changed times, so that the owner of an id is unknown, an impossible square root fails the statement.
+# If a trigger has changed times, it is unknown which job has which id: then the square root of -1 fails the statement.
 _ALL_NUMBERED = (
     "count(*) <> :number::int OR (count(DISTINCT enqueued_at) = count(*)"
     " AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond')"
@@ -136,7 +136,7 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
         f" statement_timestamp() + (place - 1) * interval '1 microsecond'{headers and f', {headers}'}"
         f" FROM {items} WITH ORDINALITY AS item (value, place)"
         " RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)"
-        # All ids are in one value: only the first, if the others follow it; otherwise each with its place.
+        # All ids are in one value: if they are consecutive, only the first id; otherwise each id with its place.
         " SELECT min(id), CASE WHEN min(id - place) = max(id - place) AND count(*) = :number::int THEN NULL"
         " ELSE (SELECT string_agg(place || ' ' || id, ' ') FROM put) END, date_part('epoch', statement_timestamp()),"
         # If a trigger has changed the times, so that places are invalid, a division by zero fails the statement.
@@ -146,9 +146,9 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
 
 
 def _stats(which: str, queue: str) -> str:
-    # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes are
-    # leased without an end; other jobs are so only if they are scheduled for infinity. Only a standby returns a row
-    # without a name, with the age of the other rows.
+    # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
+    # have a lease that ends at infinity; another job has that time only if it is scheduled for infinity. Only a standby
+    # returns the row without a name, which has the age of the other rows.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"

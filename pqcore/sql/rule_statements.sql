@@ -40,8 +40,8 @@ ORDER BY kind, name;
 
 -- name: current_rules
 -- This statement only reads. Return the rules that consumers cache, each with the seconds for which it holds. The first
--- row has the seconds for which this transaction has not seen other sessions' commits. Pauses of keys, which may be
--- many, are not included: a take reads those of the keys that it meets.
+-- row has the age of this transaction's snapshot, in seconds. Pauses of keys are not included, because there may be
+-- many: a take reads only the pauses of the keys that it meets.
 SELECT 'age' AS kind, '' AS name, CASE WHEN current_setting('transaction_isolation') = 'read committed' THEN 0
   ELSE extract(epoch FROM statement_timestamp() - transaction_timestamp()) END::float8 AS number,
   NULL::float8 AS remaining

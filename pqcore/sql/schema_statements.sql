@@ -3,8 +3,8 @@
 
 -- name: lock_migrations
 -- Lock the table's migrations for the session, unless another session holds the lock; index builds span several
--- transactions. The caller tries repeatedly instead of waiting: an index build waits for all running statements, and so
--- would wait for this one.
+-- transactions. The caller tries repeatedly instead of waiting: CREATE INDEX CONCURRENTLY waits for all running
+-- statements, so it would wait for a statement that waits here: a deadlock.
 SELECT pg_try_advisory_lock(hashtextextended({key}, 0));
 
 -- name: unlock_migrations

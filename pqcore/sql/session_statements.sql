@@ -5,15 +5,15 @@
 SELECT 1;
 
 -- name: identify
--- Name the database and the server that answers, by the server's own address; no address over a Unix socket. It reads
--- what is fixed for the session, so it is safe at any time.
+-- Name the database, and the address of the server that answers; over a Unix socket there is no address. Both are fixed
+-- for the session, so the statement is safe at any time.
 SELECT current_database()::text, host(inet_server_addr()), inet_server_port(), current_setting('server_version');
 
 -- name: register
 -- Lock the channels of a waiter, which the trigger checks (see 0005_notify_who_waits.sql); one row per channel. Putters
--- hold the exclusive lock only within one expression, so the waiter waits for a moment at most. If LISTEN is not in
--- force, because a pooler changed the server connection, the statement takes no lock and returns no row. No deadlock is
--- possible: a putter tries the exclusive lock, and does not wait for it.
+-- hold the exclusive lock only within one expression, so the waiter waits for a moment at most. If a pooler has changed
+-- the server connection, LISTEN is not in force: then the statement takes no lock, and returns no row. No deadlock is
+-- possible, because a putter tries the exclusive lock and does not wait for it.
 SELECT pg_advisory_lock_shared(hashtextextended(channel, 7071))::text FROM pg_listening_channels() AS channel
 JOIN unnest(:channels::text[]) AS wanted ON wanted = channel;
 
@@ -49,13 +49,14 @@ SELECT current_setting('transaction_read_only') = 'on';
 
 -- name: notification_usage
 -- Return how full the server's notification queue is, from 0 to 1. The call also frees entries that all listeners have
--- read, which otherwise stay until a listener reads on. Commits that notify wait for it only for a moment.
+-- read; without the call, these entries stay until a listener reads again. Commits that notify wait for this call only
+-- for a moment.
 SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_notification_queue_usage() ELSE 0 END;
 
 -- name: replan
--- Make the server plan prepared statements again: each keeps the plan for the table's former size, such as a sequential
--- scan for an empty table. DISCARD PLANS is within a block, so that Pgpool-II does not see it: behind Pgpool-II, a session
--- that sends it cannot execute its prepared statements any more. It concerns this session only.
+-- Make the server plan the prepared statements of this session again. A prepared statement keeps the plan for the
+-- table's former size, such as a sequential scan for an empty table. DISCARD PLANS is inside a DO block, so that
+-- Pgpool-II does not see it: Pgpool-II would forget the session's prepared statements.
 DO 'BEGIN EXECUTE ''DISCARD PLANS''; END';
 
 -- name: discard_plans

@@ -123,8 +123,8 @@ class History:
 def check(history: History, left: Collection[int] = ()) -> list[str]:
     """Return the violations in a history.
 
-    An operation with an unknown outcome may have happened or not, whichever explains more. Each failed put or get
-    without a job's id also excuses one ghost or one loss. Violations are:
+    An operation with an unknown outcome may have happened or not, whichever explains more. For each put or get that
+    failed without telling the job's id, one ghost or one loss is no violation. Violations are:
 
     * a loss: an acknowledged put of a job that is neither left, nor was popped or acknowledged (a lease alone finishes
       nothing);

@@ -23,7 +23,7 @@ def test_spec_names_the_class_of_the_drivers_connections(harness: Harness) -> No
 def test_error_of_the_server_has_its_sqlstate(harness: Harness) -> None:
     with pytest.raises(DatabaseError) as caught:
         harness.sql("SELECT 1 / 0")
-    advice = "the driver's exceptions must have an attribute sqlstate or pgcode: see docs/backends.md"
+    advice = "the driver's exceptions must have an attribute sqlstate or pgcode: see docs/reference/backend-contract.md"
     assert caught.value.sqlstate == "22012", advice
 
 

@@ -61,7 +61,7 @@ def test_concurrent_puts_under_one_dedup_key_store_one_job(harness: Harness, unt
         assert refused == (PUTTERS - 1 if on_conflict == "error" else 0)
         assert 0 <= int(data) < PUTTERS
         assert held(harness) == ([("key", job_id)] if until == "1h" else [])
-        if round_ == 2:  # without a job, the key is free, or stays held
+        if round_ == 2:  # the row is gone: the key is free, or held until its time
             queue.get()
             harness.sql("DELETE FROM {table}", rows=False)
         else:

@@ -1052,7 +1052,7 @@ def test_new_waiter_looks_again_only_once(harness: Harness, monkeypatch: pytest.
     monkeypatch.setattr(channels, "SETTLE", MOMENT)
     queue = unpolled(harness, one=one)
     with counted(queue) as looks, harness.thread(partial(queue.get, timeout=NEVER)) as join:
-        looks.reach(3)  # before it was registered, after that, and a moment later
+        looks.reach(3)  # looks before the registration, after it, and after SETTLE
         for _ in range(200):
             harness.sql("SELECT 1")
         assert looks.count <= 5
