@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 NOBODY = struct.pack("!i", 2**31 - 1)
-"""A process id that is none."""
+"""A process id that no process has."""
 
 
 class Pooler:

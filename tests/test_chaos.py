@@ -74,7 +74,7 @@ class Forger:
         self.history, self.tables = pickle.loads(left)
 
     def told(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> Entry:
-        """The first entry of an act."""
+        """Return the first entry of a kind of operation with an outcome."""
         return next(e for e in self.history if (e["act"], e["outcome"]) == (act, outcome) and such(e))
 
     def unsay(self, act: str, token: str) -> None:

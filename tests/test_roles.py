@@ -370,7 +370,7 @@ def test_roles_cannot_become_the_owner(users: Users, kind: str) -> None:
         connection.execute(f"SELECT FROM {names}".encode())
     with psycopg.connect(users.dsn) as connection:
         [definers] = connection.execute("SELECT count(*) FROM pg_proc WHERE prosecdef").fetchone() or [None]
-        assert definers == 0  # none runs with its owner's rights
+        assert definers == 0  # no function of pqcore's is SECURITY DEFINER
 
 
 def test_roles_are_not_shared_by_tables_of_one_name(users: Users) -> None:

@@ -91,7 +91,7 @@ def test_url_object_of_a_library_is_accepted_as_dsn_by_the_async_face(
 ) -> None:
     async def main() -> None:
         text = place.replace("postgresql", f"postgresql{driver}", 1)
-        # A scheme with _ is none to those who read URLs by the book.
+        # RFC 3986 allows no underscore in a scheme, so some parsers find no scheme here.
         given = text if "_" in driver and kind not in ("sqlalchemy", "in capitals") else URLS[kind](text)
         async with AsyncPQ(given) as pq:
             await pq["q"].put(1)

@@ -36,7 +36,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "xray": (),
     "elastic": (),
     "dbapi": BLOCKING,  # it wraps what psycopg.connect() returns, and no other connection
-    "opentelemetry": (),  # its cursors are none of ours
+    "opentelemetry": (),  # its cursors are not of a class of pqcore's
     "proxies": EVERYWHERE,
 }
 """Where a tracer sees our statements, of those that are asked what they saw."""

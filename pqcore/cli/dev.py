@@ -69,7 +69,7 @@ def dev(
         _make_tables(found, server.dsn())
         with _page(server.dsn(), found[0].engine.names, bound):
             click.echo(
-                f"PostgreSQL {server.version} runs. Lead other terminals to it:\n\n"
+                f"PostgreSQL {server.version} runs. In other terminals, set its address:\n\n"
                 f"  export PQCORE_DSN={server.dsn()}\n\n"
                 f"The page: http://127.0.0.1:{bound.getsockname()[1]}/\nStop with Ctrl-C.\n",
                 err=True,

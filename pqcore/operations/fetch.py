@@ -56,9 +56,9 @@ async def get(
         n: The largest number of jobs.
         block: Whether to wait.
         timeout: How long to wait, in seconds; None for the queue's ``timeout``.
-        lease: The length of the lease, in seconds; None to take the jobs for good.
-        performed: Whether the caller runs the follow-ups of jobs that are taken for good. Otherwise this operation runs
-            them.
+        lease: The length of the lease, in seconds; None to take the jobs without a lease, as `get` does.
+        performed: Whether the caller runs the follow-ups of jobs that are taken without a lease. Otherwise this
+            operation runs them.
         patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
     """
     if n != 1 or type(n) is not int:  # most callers take one job
@@ -117,7 +117,7 @@ async def look(
         engine: The engine.
         queue: The queue.
         n: The largest number of jobs.
-        lease: The length of the lease, in seconds; None to take the jobs for good.
+        lease: The length of the lease, in seconds; None to take the jobs without a lease, as `get` does.
         patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
         woken: Whether this is the first look after a notification.
     """

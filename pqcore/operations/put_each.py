@@ -221,7 +221,7 @@ class _Putting(Generic[T]):
         inserted in the order of their keys. Rolling back to the savepoint releases the locks on keys.
         """
         sent: list[Chunk] = []
-        reading = False  # an error of the caller's iterator is none of ours, and the iterator is at its end
+        reading = False  # the error is one of the caller's iterator, which is at its end now
 
         async def attempt(_: Session) -> list[T]:
             nonlocal reading

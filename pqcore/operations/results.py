@@ -209,7 +209,7 @@ async def _read(engine: Engine, queue: QueueSettings, job_id: int, kept: _Result
 def _failed(job_id: int, state: str, error: str | None) -> JobFailed:
     details = read_error(error)
     why = f": {_short(details)}" if details else ""
-    return JobFailed(f"job {job_id} was not done; it is {state}{why}", details)
+    return JobFailed(f"job {job_id} was not done ({state}){why}", details)
 
 
 def _short(details: dict[str, str]) -> str:

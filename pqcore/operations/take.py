@@ -1,4 +1,4 @@
-"""Taking available jobs, for good or under a lease, for one caller or for several together."""
+"""Taking available jobs, with or without a lease, for one caller or for several together."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _take_together(
     Args:
         engine: The engine.
         queue: The queue.
-        lease: The length of the lease, in seconds; None to take the jobs for good.
+        lease: The length of the lease, in seconds; None to take the jobs without a lease, as `get` does.
         s: The session.
         wanted: The largest number of rows for each caller.
     """

@@ -192,7 +192,7 @@ _FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _AR
 def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) -> str:
     """Return the template of the statement that fetches up to ``n`` rows.
 
-    A job that waits for admission can be fetched for good like any other job; only the statements of admission lease
+    `get` can take a job that waits for admission, like any other job; only the statements of admission lease
     it.
 
     Args:

@@ -311,7 +311,7 @@ class QueueStatements(StatementSet):
         )
         return f"SELECT name FROM unnest(:names::text[]) AS waited (name) WHERE coalesce({probes}, false)"
 
-    # Jobs under a lease, and jobs that were fetched for good.
+    # Jobs under a lease, and jobs that were taken with `get`.
 
     @family("ack_{}", RETENTIONS, hot=True)
     def ack(self, retention: Retention) -> str:
@@ -343,7 +343,7 @@ class QueueStatements(StatementSet):
 
     @family("restore_{}", RETENTIONS)
     def restore(self, retention: Retention) -> str:
-        """Put back a job that was fetched for good.
+        """Put back a job that was taken with `get`.
 
         If the job's id was taken meanwhile, ON CONFLICT leaves the job out.
         """

@@ -157,7 +157,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @family("bury_taken_{}", RETENTIONS)
     def bury_taken(self, retention: Retention) -> str:
-        """Make a dead letter of a job that was fetched for good.
+        """Make a dead letter of a job that was taken with `get`.
 
         A finished row changes only when it is put again or purged. The DELETE locks the row, and checks that it is as
         it was fetched. If the row was deleted, only the fetcher still has the job. An id that is in neither table

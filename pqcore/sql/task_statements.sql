@@ -74,8 +74,8 @@ WHERE id = :id::bigint AND token IS NOT DISTINCT FROM :token::text
 RETURNING pending, total, failed, callback::text;
 
 -- name: hold_batch
--- Hold a batch open while a job that was fetched for good is performed: the job's end is counted later. `greatest`
--- keeps the later time, whichever of two statements comes first.
+-- Keep a batch open while a consumer runs a job that it took with `get`: the end of the run is counted later.
+-- `greatest` keeps the later of two times, in whichever order two statements run.
 UPDATE {batches} SET held_until = greatest(held_until, statement_timestamp() + :hold::float8 * interval '1 second')
 WHERE id = :id::bigint AND token IS NOT DISTINCT FROM :token::text;
 

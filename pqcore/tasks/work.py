@@ -72,7 +72,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         return PoppedJobs()
 
     def _take_to_perform(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
-        """Take up to ``n`` jobs for good; their follow-ups wait until `perform` has ended, or nobody has the job."""
+        """Take up to ``n`` jobs with `get`; their follow-ups wait until `perform` has ended or was abandoned."""
         if self.popped:
             self._follow_given_up()
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))
@@ -301,7 +301,7 @@ class _Performer(Runner[Attempt]):
         return None if outcome.kind == "done" else "pqcore_job_dropped"
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
-        """Put a job again that was taken for good, without its dedup key and the follow-ups that happened.
+        """Put a job again that `get` took, without its dedup key, and without the follow-ups that were already put.
 
         Args:
             outcome: The outcome of the job.

@@ -33,7 +33,7 @@ class Operation:
     """One operation on one job.
 
     Attributes:
-        kind: The kind of operation; ``get`` takes a job for good, ``lease`` takes it for a time.
+        kind: The kind of operation; ``get`` takes and completes a job, ``lease`` takes it for a time.
         begin: The time in nanoseconds after which the operation took effect.
         end: The time in nanoseconds before which the operation took effect.
         job: The job's id; None if unknown, as for a failed put.

@@ -251,7 +251,7 @@ class Worker:
             try:
                 await self._until_stopped(fetchers, [*services, *watchers, *maintenance])
                 await self._drain(executor, fetchers, maintenance)
-            except BaseException:  # running jobs are given back all the same
+            except BaseException:  # running jobs are still given back
                 worker_state.stop_now.set()
                 await self._drain(executor, fetchers, maintenance)
                 raise
