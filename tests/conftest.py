@@ -28,7 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs pytest in the background has it ignore SIGINT, and so would the processes that tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SOON = 5.0
-"""Seconds in which processes have ended that were told to end by the last test."""
+"""Seconds within which processes end that the last test told to end."""
 _numbers = itertools.count(1)
 
 
@@ -47,7 +47,7 @@ def _every_process_is_ended() -> Iterator[None]:
 
 
 class Copies:
-    """The databases of tests, which are copies of two others.
+    """Databases of tests, which are copies of two templates: an empty one, and one with the tables.
 
     Args:
         server: The DSN of the server.
@@ -111,27 +111,27 @@ def _copies(pqcore_server: str) -> Iterator[Copies]:
 
 @pytest.fixture
 def empty_dsn(_copies: Copies) -> Iterator[str]:
-    """The DSN of an empty database of the test's own."""
+    """The DSN of an empty database for this test alone."""
     with _copies.lent(tables=False) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def made_dsn(_copies: Copies) -> Iterator[str]:
-    """The DSN of a database of the test's own, with the tables that `PQ.create` makes."""
+    """The DSN of a database for this test alone, with the tables that `PQ.create` makes."""
     with _copies.lent(tables=True) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def dsn(empty_dsn: str) -> str:
-    """The DSN of a database of the test's own; a module whose tests begin with the tables returns `made_dsn` here."""
+    """The DSN of a database for this test alone; a module that needs the tables from the start overrides this."""
     return empty_dsn
 
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
-    """Installs a project in a folder of its own; gives the environment of processes that import it."""
+    """Install a project in its own folder; return the environment of processes that import it."""
 
     def installed(project: Path) -> dict[str, str]:
         site, copy = tmp_path / "site", tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""Runs the code blocks of one document, in a process of the document's own; see test_documents.py."""
+"""Run the code blocks of one document in a separate process; see test_documents.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Document:
 
 
 def _module(file: str) -> ModuleType:
-    """The module that a file is, made if it is not there yet."""
+    """Return the module that a file defines; create the module if it does not exist yet."""
     path = Path(file)
     parts = path.with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -92,7 +92,7 @@ def _module(file: str) -> ModuleType:
 
 
 def _said(error: BaseException, path: str) -> str:
-    """The error, with its traceback from the document on."""
+    """Return the error, with the part of its traceback that lies in the document."""
     found: TracebackType | None = error.__traceback__
     while found is not None and found.tb_frame.f_code.co_filename != path:
         found = found.tb_next
@@ -100,7 +100,7 @@ def _said(error: BaseException, path: str) -> str:
 
 
 def main(work: Path, ends: TextIO) -> None:
-    """Run all blocks, and write of each how it ended; stop after the first that failed."""
+    """Run all blocks, and write how each one ended; stop after the first that failed."""
     sys.path[0] = str(Path.cwd())
     given: dict[str, Any] = json.loads(work.read_text())
     document = Document(given["path"])

@@ -1,4 +1,4 @@
-"""Our own pooler in transaction mode, whose next step is known."""
+"""A pooler in transaction mode whose next step a test can predict."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Pooler:
                 self._relay(client, server)
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass on until the server is ready, and in no transaction; then it is the next one's."""
+        """Pass messages on until the server is ready outside of a transaction; then free the session."""
         answer = b""
         while True:
             for readable in select.select([client, server], [], [])[0]:

@@ -13,7 +13,7 @@ from pqcore.operations.lease import give_back
 
 
 def lease_after_release(queue: Queue) -> Job:
-    """Return a job of ``queue`` that was given back once, and is leased now: its first run, under its second token."""
+    """Return a job of ``queue`` that was leased, given back and leased again: its first attempt, with token 2."""
     queue.put(1)
     first = queue.lease()
     assert first is not None

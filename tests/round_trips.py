@@ -70,7 +70,7 @@ SAME, REFUSED = "same", "refused"
 
 
 def outcome(queue: Any, value: Any) -> str:
-    """Put a value and take it; return the result, in the words of the table."""
+    """Put a value and take it; return the result in the words of the table."""
     try:
         queue.put(value)
     except PQError:
@@ -82,7 +82,7 @@ def outcome(queue: Any, value: Any) -> str:
 
 
 def lines(dsn: str) -> Iterator[str]:
-    """The table, line by line."""
+    """Yield the table, line by line."""
     with PQ(dsn) as pq:
         pq.create()
         queues = {
@@ -96,7 +96,7 @@ def lines(dsn: str) -> Iterator[str]:
 
 
 def written(dsn: str) -> str:
-    """The document, with the table as it is now."""
+    """Return the document with the present table."""
     text = DOCUMENT.read_text("utf-8")
     head, _, rest = text.partition(BEGIN)
     table = "\n".join(lines(dsn))

@@ -35,11 +35,11 @@ _CLAUSE = re.compile(
     "|FOR|CASE"
 )
 _INSIDE = frozenset({"epoch", "DISTINCT", "DO", "DELETE", "FOR", "LEFT", "CROSS", "BETWEEN", "SKIP"})
-"""After one of these words no clause begins: ``extract(epoch FROM ...)``, ``FOR UPDATE``."""
+"""Words after which no new clause begins: ``extract(epoch FROM ...)``, ``FOR UPDATE``."""
 
 
 def queries(dialect: Dialect) -> dict[str, Query]:
-    """All statements of a dialect by name; of those for a number of rows, those for two."""
+    """All statements of a dialect by name; a statement for a number of rows is shown for two rows."""
     sets = (
         dialect,
         dialect.tasks,
@@ -63,7 +63,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
 
 
 def laid_out(sql: str) -> str:
-    """A statement with a clause a line, and without the white space that means nothing."""
+    """Return a statement with one clause per line, and without white space that has no meaning."""
     tokens = _TOKEN.findall(sql.strip())
     text, depth = "", 0
     for place, token in enumerate(tokens):
@@ -100,7 +100,7 @@ UNPREPARED = ("replan", "discard_plans")
 
 
 def path(kind: type[Dialect]) -> Path:
-    """Where a dialect's snapshot is."""
+    """Return the path of a dialect's snapshot."""
     return FOLDER / f"{kind.name}.sql"
 
 

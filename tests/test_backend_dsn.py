@@ -1,4 +1,4 @@
-"""What a backend reads of a DSN whose driver reads none: as libpq reads it, by psycopg's own account."""
+"""DSNs that a backend reads because its driver cannot: the result is the same as libpq's, which psycopg reports."""
 
 from __future__ import annotations
 

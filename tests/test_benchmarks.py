@@ -107,7 +107,7 @@ NOTHING = verdicts.Rules(targets=False, floors=False)
 
 
 class Quiet:
-    """Hears how a run goes, and keeps it."""
+    """A terminal that keeps what a run reports."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -124,7 +124,7 @@ class Quiet:
 
 
 def measured(dsn: str, names: Sequence[str], chosen: Sequence[str] = (), **options: Any) -> dict[str, Any]:
-    """The report of a run over backends of these names."""
+    """Return the report of a run over backends with these names."""
     made = workloads.Options(TINY, **options)
     found = backends.contenders(names)
     report: dict[str, Any] = run.run(run.Request(found, made, chosen, None, dsn), Quiet())
@@ -141,7 +141,7 @@ def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Registers a backend with the process for the length of a test."""
+    """Register a backend with the process for the length of a test."""
     plugins.backend_specs()  # those that are installed are loaded once
     monkeypatch.setattr(plugins, "_specs", dict(plugins._specs))
     registered: list[object] = []
@@ -174,7 +174,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch, pqcore_server: str) -> Callable[..., Result]:
-    """The command, with tiny sizes, on the tests' server."""
+    """Run the command with tiny sizes, on the tests' server."""
     for name in presets.SCALES:
         monkeypatch.setitem(presets.SCALES, name, TINY)
 
@@ -387,7 +387,7 @@ def test_bench_leaves_no_schema_in_the_database(pqcore_server: str) -> None:
 
 
 class ForeignBackend(Psycopg2Backend):
-    """A backend of which the benchmarks know nothing."""
+    """A backend that the benchmarks do not know."""
 
 
 class ForeignAsyncBackend(AsyncpgBackend):
@@ -451,7 +451,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> BackendSpec:
 
 
 class ExampleBackend:
-    """The backend of the example, with sessions that take their time for every statement."""
+    """The backend of the example, with sessions that sleep before every statement."""
 
     seconds = 0.0
 
@@ -473,14 +473,14 @@ class ExampleBackend:
 
 
 class SlowedBackend(ExampleBackend):
-    """With a pause that is too long for a busy machine to hide."""
+    """Sleeps for so long that the noise of a busy machine cannot hide it."""
 
     seconds = 0.02
 
 
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few calls warm up, and the turns are many enough that a disturbed one does not matter."""
+    """Use few calls to warm up, and enough turns that one disturbed turn does not matter."""
     monkeypatch.setitem(globals(), "TINY", dataclasses.replace(TINY, cell=0.9, paired_run=60))
     monkeypatch.setattr(targets, "WARM", 3)
     monkeypatch.setattr(targets, "AHEAD", 1)
@@ -515,7 +515,7 @@ def test_bench_fails_a_slowed_copy_without_a_bare_loop_at_every_floor(
 
 
 class SluggishSession(PsycopgSession):
-    """Takes so much time for every statement that it shows on a busy machine, too."""
+    """Sleeps before every statement, for longer than the noise of a busy machine."""
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Any:
         time.sleep(0.02)
@@ -547,7 +547,7 @@ def test_bench_names_a_slow_backend(
 
 
 class TalkativeSession(PsycopgSession):
-    """Makes one round trip more per statement."""
+    """Makes one additional round trip per statement."""
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Any:
         if query.rows:
@@ -659,7 +659,7 @@ def test_bench_quick_run_judges_no_ratio_by_default() -> None:
 
 
 class GreedySession(PsycopgSession):
-    """Keeps the last job of many to itself, and gives another twice."""
+    """Loses the last job of a batch, and returns another job twice."""
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Any:
         rows = super().execute(query, parameters)
@@ -847,7 +847,7 @@ def test_bench_continues_when_a_backend_cannot_start(
 
 
 def target(ratio: float, wanted: float = 0.9, operation: str = "put", backend: str = "acme") -> dict[str, Any]:
-    """A row of a report."""
+    """Return a row of a report."""
     figure = figures.Figure.of([ratio * 0.99, ratio, ratio * 1.01]).as_json()
     rates = {"pqcore": figures.Figure.of([1.0]).as_json(), "bare": figures.Figure.of([1.0]).as_json()}
     return {
@@ -865,7 +865,7 @@ def target(ratio: float, wanted: float = 0.9, operation: str = "put", backend: s
 
 
 def report_of(*rows: dict[str, Any], workloads: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """A report with these rows."""
+    """Return a report with these rows."""
     server = {"origin": "given", "version": "18", "settings": dict(environment.DURABLE), "file_system": None}
     about = {"pqcore": "0", "commit": None, "python": "3", "platform": "x", "processor": "x", "cpus": 1, "load": [0]}
     return {
@@ -1015,7 +1015,7 @@ def test_bench_tables_omit_columns_without_room() -> None:
 def workload_row(
     values: Sequence[float], better: str = "higher", backend: str = "acme", beside: float | None = 1000.0, **more: Any
 ) -> dict[str, Any]:
-    """A row of a report; ``beside`` is pgbench's rate in each round."""
+    """Return a row of a report; ``beside`` is pgbench's rate in each round."""
     metrics = {"rate": {"unit": "/s", "better": better, **figures.Figure.of(values).as_json()}}
     share = {} if beside is None else {"of_pgbench": figures.Figure.of([value / beside for value in values]).as_json()}
     return {
@@ -1039,7 +1039,7 @@ STEADY = [100.0, 101.0, 102.0, 103.0, 104.0, 105.0]
 
 
 def times(factor: float, values: Sequence[float] = STEADY) -> list[float]:
-    """Values that are this many times as large."""
+    """Return the values, multiplied by a factor."""
     return [factor * value for value in values]
 
 
@@ -1070,7 +1070,7 @@ def test_bench_gives_no_verdict_from_too_few_rounds() -> None:
 
 
 def test_bench_comparison_cancels_the_speed_of_the_machine() -> None:
-    """A machine of half the speed halves pgbench's rate too."""
+    """A machine of half the speed also halves pgbench's rate."""
     same = change(workload_row(STEADY), workload_row(times(0.5), beside=500.0))
     assert (same.yardstick, same.ratio, same.verdict(0.95)) == ("pgbench", 1.0, "pass")
     slow = change(workload_row(STEADY), workload_row(times(0.45), beside=500.0))
@@ -1102,7 +1102,7 @@ def test_bench_comparison_lists_new_scenarios_and_differences() -> None:
 
 
 def steady_target(ratio: float, **more: Any) -> dict[str, Any]:
-    """A row of a report, of enough turns for an interval."""
+    """Return a row of a report with enough turns for an interval."""
     return {**target(ratio), "ratio": figures.Figure.of(times(ratio / 102.5)).as_json(), **more}
 
 
@@ -1158,7 +1158,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(("seconds", "last"), [(0.0, "none failed"), (0.02, "Error: 1 failed: psycopg2, put")])
 def test_bench_against_compares_two_builds(tmp_path: Path, pqcore_server: str, seconds: float, last: str) -> None:
-    """A copy, with puts that take longer, against the checkout."""
+    """Compare the checkout with a copy whose puts are slower."""
     shutil.copytree(ROOT / "pqcore", tmp_path / "pqcore", ignore=shutil.ignore_patterns("__pycache__"))
     slower = f"import time\n_put = Queue.put\nQueue.put = lambda *a, **k: (time.sleep({seconds}), _put(*a, **k))[1]\n"
     if seconds:
@@ -1330,7 +1330,7 @@ def test_bench_compare_refuses_a_file_that_is_no_report(
 
 
 class References(HTMLParser):
-    """Finds the addresses that a page would fetch, and its text outside of scripts."""
+    """Finds the addresses that a page would load, and its text outside of scripts."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long a block lasts: as long as its ``with`` statement, or until a program calls the method that leaves it."""
+"""How long a block lasts: until its ``with`` statement ends, or until the program calls ``__exit__``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ AWAITED = pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
 
 
 class Undone(Exception):
-    """Raised in a block, to have it rolled back."""
+    """Raised in a block, so that the block is rolled back."""
 
 
 class Unit:
-    """A unit of work that keeps the method by which it leaves a queue's block.
+    """A unit of work that enters a queue's block, and keeps the method that leaves it.
 
     Args:
         queue: The queue.
@@ -52,7 +52,7 @@ class Unit:
 
 
 class Stack(Unit):
-    """A unit of work that gives the queue to a stack of contexts, once its block is entered."""
+    """A unit of work that enters a queue's block with an ExitStack."""
 
     async def __aenter__(self) -> None:
         await self._queue.__aenter__()
@@ -150,7 +150,7 @@ def test_block_of_a_task_outlasts_a_unit_of_work_of_another_task(dsn: str, backe
 
 
 class Traced(AsyncQueue):
-    """A queue with the same methods, which a subclass may extend."""
+    """A queue with the same methods, so that a subclass may extend them."""
 
     async def __aenter__(self) -> Any:
         return await super().__aenter__()
@@ -227,7 +227,7 @@ class TimeLimit(Exception):
 
 
 def interrupt(act: Callable[[], object]) -> None:
-    """Do something that ends a block, and interrupt it before the first line that does so."""
+    """Run code that ends a block, and interrupt it just before the first line that does so."""
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
         if frame.f_code.co_name == "_leave" and frame.f_globals["__name__"].startswith("pqcore."):
@@ -305,7 +305,7 @@ def test_block_ends_with_a_statement_of_a_task_that_is_interrupted(
 
 
 class ClosesAsItIsRead(Mapping[str, Any]):
-    """Options for a cursor; reading them closes a connection, as a watchdog may at any moment."""
+    """Options for a cursor; when they are read, the connection is closed, as a watchdog may do at any moment."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Short runs of `tests.chaos`: whatever fails, clients are told the truth, and no job is lost; and lies are found."""
+"""Short runs of `tests.chaos`: clients get true answers, no job is lost, and the checker finds forged lies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chaos.tables import WAITING, Event, Record, Row, Tables
 
 HOUR = timedelta(hours=1)
 ALWAYS = ("put", "take", "lease", "pop", "ack", "nack", "extend", "cancel", "keyed", "ask")
-"""What clients do, and succeed at, in any run."""
+"""Operations that clients run successfully in every run."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_chaos_injects_each_fault_as_often_as_another() -> None:
 
 
 class Forger:
-    """The result of a run, which tests forge.
+    """The result of a run, which a test then forges.
 
     Args:
         left: The pickled result.
@@ -78,7 +78,7 @@ class Forger:
         return next(e for e in self.history if (e["act"], e["outcome"]) == (act, outcome) and such(e))
 
     def unsay(self, act: str, token: str) -> None:
-        """Strike out all entries of an act on a job."""
+        """Remove all entries of one operation on a job."""
         self.history = [e for e in self.history if e["act"] != act or token not in e.get("tokens", ())]
 
     def say_again(self, act: str, outcome: str, such: Callable[[Entry], Any] = bool) -> None:
@@ -91,19 +91,19 @@ class Forger:
         return next(row for row in self.tables.rows if such(row))
 
     def forget(self, token: str) -> None:
-        """Take all of a job away."""
+        """Remove all traces of a job."""
         tables = self.tables
         tables.rows = [row for row in tables.rows if row.token != token]
         tables.events = [event for event in tables.events if event.token != token]
         tables.effects = [effect for effect in tables.effects if effect[0] != token]
 
     def double(self, put: Event) -> None:
-        """Have another job that is put as one was, right after it."""
+        """Add a job that is put right after another one, with the same data."""
         place = self.tables.events.index(put) + 1
         self.tables.events.insert(place, replace(put, job=10**9))
 
     def run_together(self, needs: Callable[[Entry], Any]) -> None:
-        """Have eight other jobs run for as long as one does, which need the same to run."""
+        """Add eight jobs that run at the same time as another one, under the same limits."""
         ended = {(event.job, event.attempts): event.token for event in self.tables.events if event.over}
         last = {(record.job, record.attempt): record for record in self.tables.records if record.over}
         gate_of = {token: entry for entry in self.history if entry["act"] == "gate" for token in entry["tokens"]}
@@ -125,7 +125,7 @@ class Forger:
 
 
 class Made:
-    """A made-up history of jobs under limits and in groups, of which each step is one later than the step before."""
+    """An invented history of jobs under limits and in groups, in which one second passes from step to step."""
 
     def __init__(self) -> None:
         self.history: list[Entry] = []
@@ -158,14 +158,14 @@ class Made:
         self._add(replace(last, n=n, at=at, what="UPDATE", **changed))
 
     def begin(self, job: int, seconds: float = 3600) -> None:
-        """Lease a job, and have its function begin."""
+        """Lease a job, and begin its function."""
         self._change(
             job, attempts=self._last[job].attempts + 1, leased=self._now + timedelta(seconds=self._n + seconds)
         )
         self.record(job, over=False)
 
     def wait(self, job: int) -> None:
-        """Make a job whose lease ran out wait for admission again."""
+        """Let a job whose lease ran out wait for admission again."""
         self._change(job, leased=WAITING)
 
     def record(self, job: int, *, over: bool, attempt: int | None = None) -> None:
@@ -250,7 +250,7 @@ def test_chaos_checker_excuses_no_run_whose_lease_held() -> None:
 
 Forgery: TypeAlias = Callable[[Forger], Any]
 FORGERIES: dict[str, Forgery] = {}
-"""What changes a run so that it has a loss, by the name of the loss."""
+"""The changes that put a loss into a run, by the name of the loss."""
 
 
 def forges(loss: str) -> Callable[[Forgery], Forgery]:
@@ -582,7 +582,7 @@ def test_chaos_checker_has_a_forgery_for_each_kind_of_loss() -> None:
 
 
 def _known() -> Iterator[str]:
-    """Return the losses that the checker can yield, directly or through `_all`."""
+    """Return the losses that the checker can report, directly or through `_all`."""
     for node in ast.walk(ast.parse(inspect.getsource(checker))):
         named: ast.expr | None = None
         if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own."""
+"""The command line, in separate processes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def come_late(job_id):
 
 
 def call(function: str, *args: Any) -> dict[str, Any]:
-    """A job, as pq stores it: put by a process that does not know the function."""
+    """A job as pq stores it: put by a process that does not know the function."""
     return {"function": function, "args": args, "kwargs": {}, "retried": 0, "retry_in": None, "max_retries": 0}
 
 
@@ -154,7 +154,7 @@ def pq(dsn: str) -> Iterator[tasks.PQ]:
 
 
 def seen(pq: PQ) -> list[Any]:
-    """Return the next message of a function."""
+    """Return the next message that a function wrote."""
     job = pq["seen"].get(timeout=PATIENCE)
     assert job is not None, "no function told anything"
     data: list[Any] = job.data
@@ -400,7 +400,7 @@ def test_worker_command_uses_uvloop_if_asked(dsn: str, pq: tasks.PQ, folder: Pat
 
 
 def instrument(folder: Path) -> None:
-    """Install a distribution, in a folder, that brings instruments."""
+    """Install a distribution with instruments into a folder."""
     (folder / "meters.py").write_text(
         "import pqcore\n"
         "import app\n"

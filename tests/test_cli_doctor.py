@@ -71,7 +71,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_doctor_finds_no_problem_in_a_good_table(dsn: str, pq: PQ, backend: str) -> None:
-    """Nothing is found but what the server of the tests is set to, and nothing is taken, or changed."""
+    """A healthy table: `doctor` reports only the settings of the tests' server, and takes and changes nothing."""
     for name in ("a", "it's \\ %s"):
         pq[name].put_many(range(100))
         pq[name].put(1, schedule_at="1h", expected_at="2h")
@@ -269,7 +269,7 @@ def test_doctor_advice_repairs_indexes_and_trigger(dsn: str, pq: PQ) -> None:
 
 
 def test_doctor_accepts_a_table_with_few_jobs(dsn: str, pq: PQ) -> None:
-    """So few entries of an index may be read by a bitmap, and sorted; many may not."""
+    """A bitmap scan of few index entries with a sort is allowed; of many entries it is not."""
     pq["a"].put(1)
     pq["a"].put(2, schedule_at="1h")
     execute(dsn, "ANALYZE queue")

@@ -39,7 +39,7 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 
 
 def call(*arguments: str, dsn: str | None, given: str | bytes | None = None) -> Result:
-    """Run a command in this process; raise its exceptions, except for messages."""
+    """Run a command in this process; exceptions other than error messages are raised."""
     variables = {"PQCORE_DSN": dsn, "PGCONNECT_TIMEOUT": "10", "PQCORE_BACKEND": None}
     done = CliRunner().invoke(app, arguments, input=given, env=variables)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -54,7 +54,7 @@ def objects(*arguments: str, dsn: str, code: int = 0, given: str | None = None) 
 
 
 def line(done: Result, code: int) -> str:
-    """Return the single line of the error."""
+    """Return the only line of the error output."""
     assert done.exit_code == code, done.output
     said = [text for text in done.stderr.splitlines() if text]
     assert said, done.output
@@ -77,7 +77,7 @@ def execute(dsn: str, *statements: str) -> list[Any]:
 
 
 def shape(dsn: str) -> list[Any]:
-    """Return the catalogues' description of the table and its related objects."""
+    """Return what the system catalogues say about the table and its related objects."""
     return execute(
         dsn,
         "SELECT c.relname, c.relkind, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, i.indisvalid,"
@@ -111,7 +111,7 @@ def test_create_and_migrate_commands_make_and_check_the_table(dsn: str, backend:
 
 @pytest.mark.parametrize("start", ["", "CREATE SCHEMA orchard", PQ_TABLE])
 def test_commands_print_statements_for_a_dba_and_change_nothing(dsn: str, start: str) -> None:
-    """Run by hand they make the same as create() does."""
+    """The printed statements, run by hand, make the same objects as create()."""
     execute(dsn, start or "SELECT")
     where = ("--schema", "orchard") if "orchard" in start else ()
     before = shape(dsn)
@@ -418,7 +418,7 @@ def test_list_command_filters_and_limits(dsn: str, pq: PQ) -> None:
 
 
 def test_list_command_finds_finished_rows_in_slices(dsn: str, pq: PQ) -> None:
-    """They are far apart, with more than a slice of another queue's between."""
+    """The two rows are more than one slice apart, with rows of another queue between them."""
     execute(
         dsn,
         "INSERT INTO queue (id, q_name, data, dequeued_at) VALUES (1, 'a', '1', now())",

@@ -1,4 +1,4 @@
-"""The statements of operators read a bounded number of pages, whatever the table contains."""
+"""The statements for operators read a bounded number of pages, whatever the table contains."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BOUNDED: list[tuple[Query, int]] = [
 
 @pytest.fixture(scope="module")
 def connection(pqcore_server: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a schema with a large table, and nobody who vacuums it."""
+    """A connection to a schema with a large table that is never vacuumed."""
     with psycopg.connect(pqcore_server, autocommit=True, prepare_threshold=None) as made:
         made.execute("DROP SCHEMA IF EXISTS cli_plans CASCADE")
         made.execute("CREATE SCHEMA cli_plans")
@@ -86,7 +86,7 @@ def _nodes(plan: Any) -> Iterator[Any]:
 
 
 def offences(connection: psycopg.Connection[Any], query: Query, most: int) -> list[str]:
-    """The scans that read more than they should, in a transaction that is rolled back."""
+    """Return the scans that read too many pages, in a transaction that is rolled back."""
     ids = [row[0] for row in connection.execute("SELECT id FROM queue WHERE dequeued_at IS NULL LIMIT 100").fetchall()]
     values: dict[str, Any] = {"q_name": "jobs", "task": None, "age": None, "failed": 0, "n": N, "target": "other"}
     values |= {"channel": "other", "last": 2**62, "ids": ids, "headers": None, "most": None, "put_at": None}

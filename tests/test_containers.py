@@ -17,7 +17,7 @@ from pqcore.testing.server import server
 
 
 class Images(BaseHTTPRequestHandler):
-    """Docker's HTTP API on a machine that has no image, and reaches no registry."""
+    """A fake of Docker's HTTP API, on a machine that has no image and reaches no registry."""
 
     def do_GET(self) -> None:
         self._answer(200, {"ApiVersion": "1.43", "Version": "24.0", "Id": "x", "OSType": "linux"})
@@ -39,7 +39,7 @@ class Images(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Asks for a server in a container; gives the error."""
+    """Ask for a server in a container; return the error."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as docker:
         thread = threading.Thread(target=docker.serve_forever)
         thread.start()

@@ -1,4 +1,4 @@
-"""Connections that are cut in the middle of a call: the caller is told that the connection is lost."""
+"""Connections that are cut in the middle of a call: the call raises `ConnectionLost`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_call_of_an_async_driver_without_a_socket_is_left_after_the_answer_timeo
 
 
 class Cut(asyncpg.Connection):  # type: ignore[misc]
-    """A connection of asyncpg's that is aborted between two messages of a call, once it is told so."""
+    """A connection of asyncpg that is aborted between two messages of a call, when the test says so."""
 
     cuts = False
 

@@ -1,4 +1,4 @@
-"""Isolation levels that a driver, a framework or a pooler brings: pqcore's own statements do not go by them."""
+"""Isolation levels that a driver, a framework or a pooler sets: pqcore's own statements are READ COMMITTED."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pqcore import PQ
 
 
 class Witness:
-    """Tells the levels at which a queue's table was changed."""
+    """Record the isolation levels at which a queue's table is changed."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class Witness:
             )
 
     def seen(self) -> set[str]:
-        """The levels since the last look."""
+        """Return the levels since the last call."""
         return {level for [level] in self._connection.execute("DELETE FROM seen RETURNING level")}
 
 

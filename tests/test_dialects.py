@@ -1,4 +1,4 @@
-"""Dialects: the choice of one, its changes, and the unchanged meaning of rewritten statements."""
+"""Dialects: how one is chosen, what it changes, and that rewritten statements keep their meaning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pqcore.testing.suite import test_dedup, test_limits, test_results
 
 
 class CitusHere(Citus):
-    """On PostgreSQL: all but the distributing."""
+    """Citus's dialect on PostgreSQL, without the statements that distribute tables."""
 
     name = "citus-here"
 
@@ -39,7 +39,7 @@ class CitusHere(Citus):
 
 
 class CockroachHere(CockroachDB):
-    """On PostgreSQL, whose ids are a sequence's anyway."""
+    """CockroachDB's dialect on PostgreSQL, which takes ids from a sequence."""
 
     name = "cockroachdb-here"
 
@@ -85,7 +85,7 @@ def texts(dialect: type[Dialect]) -> dict[str, str]:
 
 
 def affected(dialect: type[Dialect], rewrites: Mapping[str, str | Rewrite]) -> list[str]:
-    """The statements that are others with these rewrites, or the one that is refused."""
+    """Return the statements that these rewrites change, or the name of the one that is refused."""
     try:
         found = texts(type("Changed", (dialect,), {"rewrites": rewrites}))
     except PluginError as exc:
@@ -225,7 +225,7 @@ def test_dialect_statements_avoid_what_the_engine_lacks(name: str) -> None:
 
 
 def test_dialect_marks_statements_that_must_run_on_the_primary() -> None:
-    """Pgpool-II sends what begins with this comment to the primary, and what writes anyway."""
+    """Pgpool-II sends a statement to the primary if it begins with this comment, or if it writes."""
     sign = "/*NO LOAD BALANCE*/ "
     found = queries(of("postgresql")).values()
     reading = [query for query in found if not any(verb in query.sql for verb in ("INSERT", "UPDATE", "DELETE"))]
@@ -277,17 +277,18 @@ def test_dialect_names_operations_that_it_does_not_support(here: type[Dialect], 
 
 
 REWRITTEN = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
-"""Where in the suite the statements are used that each rewrites most."""
+"""The module of the suite that uses the rewritten statements of a dialect most."""
 UNLIKE = {
     "test_job_parked_while_its_limit_key_was_locked_is_unparked_later",
     "test_worker_does_not_wait_for_a_transaction_that_locks_a_limit_key",
     "test_limit_keys_are_locked_few_at_a_time",
 }
-"""Scenarios of advisory locks that are only tried; CockroachDB's dialect has rows instead, and waits for them."""
+"""Scenarios that try an advisory lock without waiting; CockroachDB's dialect has a row in its place, and waits for
+it."""
 
 
 def scenarios() -> Iterator[Any]:
-    """The scenarios of these modules that need only a harness."""
+    """Return the scenarios of these modules that need no fixture other than the harness."""
     for dialect, modules in REWRITTEN.items():
         for module in modules:
             for name, scenario in vars(module).items():

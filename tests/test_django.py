@@ -52,21 +52,21 @@ DRIVER, dsn, point_to, project = fixtures.DRIVER, fixtures.dsn, fixtures.point_t
 
 @pytest.fixture
 def outside(dsn: str) -> Iterator[Callable[[], list[Any]]]:
-    """What somebody else finds in the queue ``orders``."""
+    """Return what another connection finds in the queue ``orders``."""
     with PQ(dsn, backend="psycopg2") as pq:
         yield lambda: [job.data for job in pq["orders"].peek(100)]
 
 
 @contextmanager
 def undone(**options: Any) -> Iterator[None]:
-    """A transaction that is rolled back."""
+    """A transaction that is rolled back at the end."""
     with suppress(Undo), transaction.atomic(**options):
         yield
         raise Undo
 
 
 def taken(of: Queue) -> Any:
-    """The data of the next job, which is taken."""
+    """Take the next job, and return its data."""
     job = of.get(timeout=0)
     assert job is not None
     return job.data
@@ -342,7 +342,7 @@ def test_django_worker_connects_with_the_settings_of_django(project: str) -> Non
 
 @pytest.fixture
 def empty(project: str, pqcore_server: str) -> Iterator[str]:
-    """The DSN of a database in which no migration was run, which is Django's until the test ends."""
+    """The DSN of a database without migrations, which Django uses until the test ends."""
     name = "empty_" + project.rpartition("/")[2]
     other = project.rpartition("/")[0] + "/" + name
     with psycopg.connect(pqcore_server, autocommit=True) as server:
@@ -360,7 +360,7 @@ def said(*arguments: str, **options: Any) -> str:
 
 
 def migrate(target: str | None) -> None:
-    """Migrate the app: to a migration, or back to before the first."""
+    """Migrate the app: to a migration, or back to the state before the first one."""
     MigrationExecutor(connection).migrate([("pqcore", target)])
 
 
@@ -505,7 +505,7 @@ def test_django_models_are_read_only(dsn: str) -> None:
 
 
 def test_django_tests_pass_on_psycopg2(pqcore_server: str) -> None:
-    """In another process: Django chooses its driver once."""
+    """Runs in another process, because Django chooses its driver only once."""
     here = Path(__file__).parent
     names = ["test_django.py", "test_django_worker.py", *(["test_django_tasks.py"] if TASKS_MODULE else [])]
     files = [str(here / name) for name in names]

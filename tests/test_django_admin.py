@@ -28,7 +28,7 @@ dsn, project = fixtures.dsn, fixtures.project
 
 @pytest.fixture(scope="module")
 def users(project: str) -> dict[str, User]:
-    """Users who may do everything, look, operate, or remove."""
+    """Users who may do everything, only look, operate, or remove."""
     made = {"root": User.objects.create_superuser("root")}
     for name in ("view", "change", "delete"):
         made[name] = User.objects.create_user(name, is_staff=True)
@@ -41,7 +41,7 @@ def users(project: str) -> dict[str, User]:
 
 @pytest.fixture
 def root(users: dict[str, User], dsn: str) -> Client:
-    """A client of one who may do all."""
+    """A client of a user who may do everything."""
     return client(users["root"])
 
 
@@ -64,7 +64,7 @@ def act(of: Client, path: str, action: str, *ids: int) -> str:
 
 
 def ids(text: str, model: str) -> list[int]:
-    """The ids in a list, in order."""
+    """Return the ids in a list, in order."""
     return [int(found) for found in re.findall(rf'href="/admin/pqcore/{model}/(\d+)/change/', text)]
 
 

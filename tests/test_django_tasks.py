@@ -91,7 +91,7 @@ def test_django_task_that_fails_is_retried_and_then_failed(dsn: str) -> None:
 
 @pytest.fixture
 def told() -> Iterator[list[tuple[str, int]]]:
-    """The status and the attempts of each result that `task_finished` tells of."""
+    """Record the status and the attempts of each result for which `task_finished` is sent."""
     found: list[tuple[str, int]] = []
 
     def finished(sender: Any, task_result: Any, **_: Any) -> None:

@@ -166,7 +166,7 @@ def application_names(dsn: str) -> int:
 
 @pytest.fixture
 def kept_connections(dsn: str) -> Iterator[str]:
-    """Connections of Django's are kept from job to job, as CONN_MAX_AGE says."""
+    """Django's connections stay open from job to job, as CONN_MAX_AGE says."""
     connections["default"].settings_dict["CONN_MAX_AGE"] = None
     yield dsn
     connections["default"].settings_dict["CONN_MAX_AGE"] = 0
@@ -194,7 +194,7 @@ def test_worker_keeps_or_replaces_persistent_connections(kept_connections: str) 
 
 
 def test_job_that_lost_its_lease_writes_nothing(dsn: str) -> None:
-    """It finishes in the transaction of what it writes: on Django's connection, under the worker's lease."""
+    """The task finishes its job in the transaction of its writes: on Django's connection, under the worker's lease."""
     order = Order.objects.create(name="new")
     job_id = int(tasks.ship(order.pk))
     job = queue("orders").lease(0.001, block=False)

@@ -1,4 +1,4 @@
-"""DSNs: a server is reached by whatever libpq's rules say, over every driver, whatever names and encoding it has."""
+"""DSNs: each driver reaches the server that libpq's rules name, whatever characters and encoding the names have."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRIVERS = ("psycopg2", "psycopg", "psycopg-async", "asyncpg")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server is, that wants a password of all who come by TCP."""
+    """The address of a server that asks all TCP clients for a password."""
 
     server: EmbeddedServer
     port: int
@@ -81,7 +81,7 @@ def put(driver: str, dsn: str, name: str = "q", data: Any = 1, table: str = "que
 
 
 def word(value: object) -> str:
-    """A value of a keyword string."""
+    """Quote a value for a keyword string."""
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

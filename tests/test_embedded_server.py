@@ -1,4 +1,4 @@
-"""The launcher of throw-away servers: their start, their end, and remains."""
+"""The launcher of temporary servers: how they start and end, and what they leave behind."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from pqcore.worker import Worker
 SOFT = ("no_worker", "behind")
 """Causes that do not keep a consumer without a worker from the job, or that it ends itself by taking all jobs."""
 STATES = int(os.environ.get("PQCORE_TEST_EXPLAINED_STATES", "60"))
-"""Random states that are explained."""
+"""The number of random states that are explained."""
 
 
 def nothing(job_id: int) -> None: ...
@@ -43,10 +43,10 @@ def discarded(job_id: int) -> None:
 
 
 class Notes(probes.Notes):
-    """Return the notes, in order."""
+    """Return the notes in order."""
 
     def of(self, item: Any) -> Callable[[int], None]:
-        """A function that notes something, for a task."""
+        """Return a task's function that writes a note."""
 
         def note(job_id: int) -> None:
             self.add(item)
@@ -60,7 +60,7 @@ def failing(job_id: int) -> None:
 
 @dataclass
 class Site:
-    """A queue, others who work with it, and means to bring its jobs into a state.
+    """A queue, other programs that use it, and functions that bring its jobs into a state.
 
     Attributes:
         dsn: Where it is.
@@ -83,17 +83,17 @@ class Site:
             return cursor.fetchall() if cursor.description else []
 
     def other(self) -> Any:
-        """The queue, as another program has it."""
+        """Return the queue as another program opens it."""
         pq = tasks.PQ(self.dsn, backend="psycopg")
         self.stack.callback(pq.close)
         return pq["q"]
 
     def transaction(self) -> psycopg.Connection[Any]:
-        """A transaction that another program has open."""
+        """Return a transaction that another program has left open."""
         return self.stack.enter_context(psycopg.connect(self.dsn))
 
     def list_worker(self, *paths: str, concurrency: int = 20) -> None:
-        """List a worker of another program, which knows the functions of some paths."""
+        """List a worker of another program that knows the functions with some paths."""
         tasks = json.dumps(paths)
         self.sql(
             "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)"
@@ -101,11 +101,11 @@ class Site:
         )
 
     def codes(self, job_id: int) -> list[str]:
-        """The causes that are found, but for `SOFT` ones."""
+        """Return the causes that were found, except those in `SOFT`."""
         return [cause.code for cause in self.queue.explain(job_id).causes if cause.code not in SOFT]
 
     def taken(self) -> set[int]:
-        """The jobs that a consumer gets by now; it gives them back."""
+        """Return the jobs that a consumer gets now; the consumer gives them back."""
         with tasks.PQ(self.dsn, backend="psycopg") as pq:
             found = pq["q"].lease_many(100, 60, block=False)
             for job in found:
@@ -113,7 +113,7 @@ class Site:
         return {job.id for job in found}
 
     def starts(self, job_id: int) -> bool:
-        """Whether a consumer gets a job."""
+        """Return whether a consumer gets a job."""
         return job_id in self.taken()
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ def site(dsn: str) -> Iterator[Site]:
 
 Case = Callable[[Site], tuple[int, Callable[[], Any]]]
 CASES: dict[str, Case] = {}
-"""By the code of a cause, what makes a job of which it is the first, and gives the action that frees the job."""
+"""By the code of a cause: a function that makes a job with this cause, and returns the action that frees the job."""
 
 
 def case(code: str) -> Callable[[Case], Case]:
@@ -594,7 +594,7 @@ def test_transaction_that_is_open_for_long_is_a_note(site: Site, monkeypatch: py
 
 
 class Random:
-    """A random state of a job, and how each cause is ended.
+    """A random state of a job, with the action that ends each of its causes.
 
     Args:
         site: The queue.
@@ -611,7 +611,7 @@ class Random:
         self._blocks: list[ExitStack] = []
 
     def make(self) -> int:
-        """Make a state, and return the job that is explained."""
+        """Make a state; return the job to explain."""
         pick, queue = self._random, self._queue
         x = pick.randint(1, 2)  # of all jobs: of two numbers, that of the newest put counts once a take knows it
         limits = [{"x": x}, {"x": x, "y": 1}]
@@ -666,11 +666,11 @@ class Random:
                 getattr(self._queue, what)(job)
 
     def causes(self, job_id: int) -> list[Cause]:
-        """The causes that do not end while a consumer takes and finishes jobs."""
+        """Return the causes that a consumer cannot end by taking and finishing jobs."""
         return [cause for cause in self._queue.explain(job_id).causes if cause.code not in SOFT]
 
     def runs(self, job_id: int) -> bool:
-        """Whether a consumer that finishes all jobs that it gets comes to a job; then it finishes that one, too."""
+        """Return whether a consumer that finishes all jobs that it gets also gets and finishes this job."""
         for _ in range(20):
             taken = self._queue.lease_many(100, 600, block=False)
             for job in taken:
@@ -713,7 +713,7 @@ class Random:
         assert self.runs(job_id)
 
     def close(self) -> None:
-        """End all that is open."""
+        """End all open transactions and workers."""
         self.end_transactions()
         self._pq.close()
 
@@ -758,7 +758,7 @@ def drain(queue: Any, **options: Any) -> None:
 
 @contextmanager
 def working(queue: Any, number: int = 1, **options: Any) -> Iterator[None]:
-    """A worker that runs, and is listed, for the length of a block."""
+    """A worker that runs and is listed until the block ends."""
     worker = Worker(queue, **options)
     thread = threading.Thread(target=lambda: asyncio.run(worker.run()))
     thread.start()

@@ -1,4 +1,4 @@
-"""Putting in the transaction of SQLAlchemy's sessions and Django's connections."""
+"""Puts in the transactions of SQLAlchemy's sessions and Django's connections."""
 
 from __future__ import annotations
 

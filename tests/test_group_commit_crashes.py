@@ -24,11 +24,11 @@ BACKENDS = [("psycopg2", "blocking"), ("psycopg", "blocking"), ("psycopg", "asyn
 IDS = [f"{backend}-{mode}" for backend, mode in BACKENDS]
 each_backend = pytest.mark.parametrize(("backend", "mode"), BACKENDS, ids=IDS)
 PATIENCE = 60.0
-"""Seconds that a process may take."""
+"""Seconds after which a process is killed."""
 
 
 class Told:
-    """Return the answers that callers of a process got: ids by data for `acked` and `leased`, data for the others."""
+    """Return the answers that callers in a process got: ids by data for `acked` and `leased`, data for the others."""
 
     def __init__(self) -> None:
         self.acked: dict[str, int] = {}
@@ -48,7 +48,7 @@ class Told:
 
 @contextmanager
 def running(act: str, backend: str, mode: str, dsn: str) -> Iterator[tuple[subprocess.Popen[str], Told]]:
-    """Start the program; yield its process, and what its callers were told until `ENOUGH` calls were acknowledged."""
+    """Start the program; yield its process, and its callers' answers as soon as `ENOUGH` calls were acknowledged."""
     command = [sys.executable, str(PROGRAM), act, backend, mode, dsn]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

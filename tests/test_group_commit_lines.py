@@ -1,4 +1,4 @@
-"""Lines of concurrent calls, by themselves: an interrupt or a cancellation at any moment leaves nobody waiting."""
+"""Lines of concurrent calls, without a server: an interrupt or cancellation at any moment leaves no caller waiting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pqcore.errors import OutcomeUnknown, PoolTimeout
 
 L = TypeVar("L", ThreadLine, TaskLine)
 PATIENCE = 20.0
-"""Seconds that a test waits for what has to come."""
+"""Seconds that a test waits for an event."""
 OTHERS = ["b", "c", "d"]
 
 
@@ -35,11 +35,11 @@ class Interrupted(BaseException):
 
 
 class TimeLimit(Exception):
-    """As time limits raise it from their handler of SIGALRM."""
+    """Raised as by a time limit, from the handler of SIGALRM."""
 
 
 class Sent:
-    """The values of each group that was sent. Each value is answered by itself in capitals.
+    """The groups of values that were sent; the answer to a value is the value in capitals.
 
     Args:
         pauses: How often other tasks have their turn before a statement, and during it.
@@ -55,7 +55,7 @@ class Sent:
         self._nap = nap
 
     def line(self, kind: Callable[..., L], *, undoes: bool = False) -> L:
-        """Make a line of these; one of calls that are undone when their callers are gone, if it is told to."""
+        """Return a line for these groups; optionally one that undoes calls whose callers are gone."""
         return kind(self.run, Together(self.together, self.undo if undoes else None))
 
     async def undo(self, *answers: str) -> None:
@@ -64,7 +64,7 @@ class Sent:
             await asyncio.sleep(0)
 
     async def run(self, loan: object, operation: Callable[[Any], Awaitable[Any]], *, protect: bool) -> Any:
-        """Run an operation as an engine does, where connections are always free."""
+        """Run an operation as an engine does that always has a free connection."""
         for _ in range(self._pauses):
             await asyncio.sleep(0)
         if self._busy:
@@ -111,7 +111,7 @@ def traced(number: int, kind: type[BaseException], raised: list[int]) -> Callabl
 
 
 class Caller:
-    """A thread that calls; interrupted at an instruction, if it is told to be."""
+    """A thread that makes a call; optionally it is interrupted at an instruction."""
 
     def __init__(self, line: ThreadLine, value: str, trace: Callable[..., Any] | None = None) -> None:
         self.value = value
@@ -130,7 +130,7 @@ class Caller:
             sys.settrace(None)
 
     def joins(self) -> None:
-        """Wait until the call waits to travel, or is over."""
+        """Wait until the call waits in the line, or has ended."""
         deadline = time.monotonic() + PATIENCE
         while self.value not in [call.value for call in self._line.waiting] and self.thread.is_alive():
             assert time.monotonic() < deadline
@@ -142,7 +142,7 @@ class Caller:
 
 
 def is_free(line: ThreadLine, sent: Sent) -> bool:
-    """Whether a further call goes, and leaves a line that is free."""
+    """Return whether a further call succeeds, and leaves the line free."""
     sent._busy = False
     last = Caller(line, "last")
     assert last.is_over()
@@ -151,7 +151,7 @@ def is_free(line: ThreadLine, sent: Sent) -> bool:
 
 
 def interrupted(number: int, whom: int, *, busy: bool) -> tuple[list[Caller], list[int]]:
-    """Have four threads call while a statement is under way, and interrupt one of them at an instruction.
+    """Let four threads call while a statement runs, and interrupt one thread at an instruction.
 
     Args:
         number: Which instruction.
@@ -180,7 +180,7 @@ def interrupted(number: int, whom: int, *, busy: bool) -> tuple[list[Caller], li
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make callers check soon whether they were forgotten, and make the first waiting caller lead."""
+    """Let callers check soon whether they were forgotten, and appoint the first waiting caller as leader."""
     monkeypatch.setattr(thread_line, "LOOK_AGAIN", 0.02)
     monkeypatch.setattr(group_commit, "PATIENCE", 0.1)
 
@@ -208,7 +208,7 @@ def test_interrupt_of_a_thread_at_any_instruction_leaves_no_caller_waiting(whom:
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_random_moments_leave_no_thread_waiting() -> None:
-    """Exceptions as `PyThreadState_SetAsyncExc` raises them, in threads that call again and again."""
+    """Exceptions that `PyThreadState_SetAsyncExc` raises in threads which call repeatedly."""
     sent = Sent(nap=0.0002)
     line = sent.line(ThreadLine)
     stop = threading.Event()
@@ -296,7 +296,7 @@ def test_cancelled_caller_takes_no_other_along_at_any_step(whom: int, after: int
 
 @pytest.mark.parametrize("after", range(14))
 def test_line_goes_on_after_all_tasks_of_its_loop_were_cancelled(after: int) -> None:
-    """As some programs do to stop, which then go on after all."""
+    """As programs do that raise this to stop, and then go on."""
 
     async def act() -> None:
         sent = Sent(pauses=3)
@@ -324,7 +324,7 @@ def test_loop_that_ends_amid_concurrent_calls_begins_no_task(caplog: pytest.LogC
     sent = Sent(pauses=10**9)  # a statement that is not over before its loop ends
 
     async def stay() -> None:
-        """Keep the loop from its end until calls would wait no longer."""
+        """Keep the loop from ending until no call waits any longer."""
         try:
             await asyncio.sleep(PATIENCE)
         finally:

@@ -1,4 +1,4 @@
-"""Concurrent calls that travel in groups, where the surroundings are not as usual: poolers, isolation, loops, pools."""
+"""Concurrent calls that travel in groups, in unusual surroundings: poolers, isolation levels, event loops, pools."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ IDS = [f"{backend}-{mode}" for backend, mode in BACKENDS]
 each_backend = pytest.mark.parametrize(("backend", "mode"), BACKENDS, ids=IDS)
 asynchronous = pytest.mark.parametrize("backend", ["psycopg", "asyncpg"])
 CALLERS, EACH = 24, 8
-"""Callers, and jobs that each puts."""
+"""The number of callers, and of the jobs that each one puts."""
 PATIENCE = 30.0
-"""Seconds that calls may take."""
+"""Seconds that all calls may take."""
 Done = dict[str, int]
 """The id of each job by its data."""
 
@@ -54,14 +54,14 @@ async def put_in_tasks(dsn: str, backend: str, **options: Any) -> Done:
 
 
 def put_by_many(dsn: str, backend: str, mode: str, **options: Any) -> Done:
-    """Have callers put jobs concurrently; the ids by data."""
+    """Let callers put jobs concurrently; return the ids by data."""
     if mode == "blocking":
         return put_in_threads(dsn, backend, **options)
     return asyncio.run(put_in_tasks(dsn, backend, **options))
 
 
 def take_by_many(dsn: str, backend: str, mode: str) -> list[tuple[str, int]]:
-    """Have callers get all jobs concurrently; data and ids, as given."""
+    """Let callers get all jobs concurrently; return data and ids in the order of the gets."""
     if mode == "blocking":
         with PQ(dsn, backend=backend) as pq, ThreadPoolExecutor(CALLERS) as threads:
             queue = pq["q"]
@@ -190,7 +190,7 @@ def test_tasks_that_find_no_free_connection_are_each_told_in_time(table: str, ba
 
 @pytest.fixture
 def slow(table: str) -> str:
-    """A table of which a put of "slow" takes long."""
+    """A table with a trigger that makes a put of "slow" take long."""
     with psycopg.connect(table, autocommit=True) as connection:
         connection.execute(
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

@@ -1,4 +1,4 @@
-"""Whatever a producer writes into its columns, in SQL: who takes it goes on, and the next job is done."""
+"""Rows that a producer writes in its own SQL: no content stops a consumer, and the next job is done."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ TEXTS = st.sampled_from([None, "", "x", "\U0010ffff" * 100, "'; DROP TABLE queue
 
 
 class Producer:
-    """A producer that puts hostile rows, as a role that may only put."""
+    """A producer that puts hostile rows, with a role that may only put."""
 
     def __init__(self, dsn: str, name: str) -> None:
         self.dsn = dsn
@@ -145,7 +145,7 @@ def open_queue(dsn: str, ran: list[int], **options: Any) -> Iterator[Any]:
 
 
 def look(queue: Any, dsn: str) -> None:
-    """All that shows jobs; it may refuse one of them, and no more."""
+    """Call everything that shows jobs; a call may refuse one of these rows, but no other row."""
     for job in queue.jobs(*list_jobs.STATES):
         found: Any = list_jobs.get_full_job(queue.engine, job.id)
         json.dumps(json_views.whole(run_sync(found)), default=str)
@@ -160,7 +160,7 @@ def look(queue: Any, dsn: str) -> None:
 
 
 def work_off(queue: Any, ran: list[int]) -> None:
-    """A worker goes through all of it, and does the good job that was put last."""
+    """Run a worker over all rows; the good job, which was put last, must be done."""
     good = queue.put(CALL)
     asyncio.run(asyncio.wait_for(Worker(queue, burst=True).run(), 60))
     assert good in ran

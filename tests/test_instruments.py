@@ -1,4 +1,4 @@
-"""What plugins are told of jobs, and the instruments made of it: spans, metrics, errors and records of real jobs."""
+"""The events that plugins receive, and what instruments make of them: spans, metrics, errors and log records."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ numbers = itertools.count(1)
 
 
 class Broken(Exception):
-    """The exception of failing jobs in these tests."""
+    """The exception that failing jobs of these tests raise."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def register() -> Iterator[Register]:
 
 
 def of_kind(kind: str, body: Callable[[], Any]) -> Function:
-    """A function of a job: a coroutine function, or one for a thread."""
+    """Return a job's function: a coroutine function, or a function for a thread."""
 
     async def coroutine(job_id: int) -> Any:
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ both_kinds = pytest.mark.parametrize("kind", ["coroutine", "thread"])
 
 
 class Listener:
-    """A plugin that keeps all that it is told."""
+    """A plugin that keeps all events."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any]] = []
@@ -360,7 +360,7 @@ def test_job_events_come_without_a_worker_too(harness: Harness, register: Regist
 
 
 class Awkward:
-    """A plugin of which everything fails, or swallows exceptions."""
+    """A plugin whose hooks all fail, or swallow exceptions."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -495,7 +495,7 @@ Spans = Callable[..., list[ReadableSpan]]
 
 @pytest.fixture
 def spans(register: Register) -> Spans:
-    """Gives the finished spans whose name begins with a text, in order."""
+    """Return the finished spans whose names begin with a text, in order."""
     exporter.clear()
     return lambda text="": sorted(
         (span for span in exporter.get_finished_spans() if span.name.startswith(text)),
@@ -504,7 +504,7 @@ def spans(register: Register) -> Spans:
 
 
 def ids(span: Any) -> tuple[int, int]:
-    """The ids of a span, of a span's context or of a link."""
+    """Return the ids of a span, of a span's context or of a link."""
     found = getattr(span, "context", span)
     return found.trace_id, found.span_id
 
@@ -515,7 +515,7 @@ def within(span_name: str, work: Callable[[], Any]) -> Any:
 
 
 def sent_within(harness: Harness, span_name: str, call: Any) -> None:
-    """Make a call, which puts a job, within a span of the caller's."""
+    """Make a call that puts a job, within a span of the caller."""
     call = unwrapped(call)
     if harness.mode == "blocking":
         within(span_name, call)
@@ -985,7 +985,7 @@ def test_sentry_sends_a_message_for_a_dead_letter_that_never_ran(
 
 
 class Records(logging.Handler):
-    """A handler that keeps them."""
+    """A handler that keeps all records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -997,7 +997,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """The records of a logger of the test's, and of its functions'."""
+    """The records of a logger for this test alone, and of its functions."""
     handler = Records()
     handler.addFilter(JobFilter())
     logger = logging.getLogger("tests.instruments")
@@ -1095,7 +1095,7 @@ def test_job_events_include_the_put_of_a_periodic_tick(harness: Harness, registe
 
 
 def in_process(code: str, folder: Path, **environment: str) -> str:
-    """What code prints in a fresh process, with modules of a folder."""
+    """Return what code prints in a fresh process that can import modules from a folder."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), **environment},

@@ -88,7 +88,7 @@ def test_fastapi_dependency_gives_a_blocking_queue(dsn: str, backend: str) -> No
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds; the test's timeout ends it."""
+    """Wait until a condition holds; the test's timeout bounds the wait."""
     while not condition():
         time.sleep(0.01)
 

@@ -54,7 +54,7 @@ def engine(dsn: str) -> Iterator[sqlalchemy.Engine]:
 
 @pytest.fixture
 def role(dsn: str) -> Iterator[str]:
-    """A role that has a password, to be sent as text so that it can be told whether it arrived."""
+    """A role with a password that a URL must quote, so that a test sees whether the password arrives."""
     name = "with_password"
     execute(dsn, f"DROP ROLE IF EXISTS {name}", f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD 'any'")
     yield name
@@ -116,7 +116,7 @@ def test_async_pq_for_engine_takes_the_engines_driver_user_and_arguments(
 
 
 def test_pq_for_engine_calls_do_connect_handlers(dsn: str, role: str) -> None:
-    """As where a token is the password."""
+    """Return a new password for each connection, as for cloud databases with tokens."""
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"))
 
     @event.listens_for(engine, "do_connect")
@@ -219,7 +219,7 @@ def declared_key(names: TableName, number: int) -> str:
 
 
 def catalogue(dsn: str, schema: str) -> dict[str, Any]:
-    """All that there is in a schema."""
+    """Return all objects in a schema."""
     queries = {
         "columns": "SELECT table_name, column_name, data_type, is_nullable, column_default, ordinal_position"
         " FROM information_schema.columns WHERE table_schema = %(schema)s ORDER BY 1, 6",
@@ -431,7 +431,7 @@ def test_alembic_migration_written_as_sql_is_equivalent(dsn: str, alembic: Calla
 
 
 def test_alembic_migration_of_a_table_in_use_does_not_block_it(dsn: str, alembic: Callable[..., Config]) -> None:
-    """In an autocommit block: pq's table has rows, so the indexes are built concurrently."""
+    """In an autocommit block: the table of pq has rows, so indexes are built concurrently."""
     execute(
         dsn,
         "CREATE TABLE queue (id bigserial PRIMARY KEY, enqueued_at timestamptz NOT NULL DEFAULT current_timestamp,"

@@ -31,7 +31,7 @@ def outside(dsn: str) -> Iterator[PQ]:
 
 
 async def get_again_and_again(queue: Any, total: int) -> list[int]:
-    """The data of that many jobs, got in calls that are cancelled, each after another time."""
+    """Get a number of jobs in calls that are cancelled, each after another time; return the data."""
     got: list[int] = []
     delay = 0.0
     while len(got) < total:
@@ -52,7 +52,7 @@ def run(loop: str, scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 def waiters(outside: PQ) -> int:
-    """How many sessions listen, and so have told the server that somebody waits."""
+    """Return how many sessions listen."""
     with outside["q"] as cursor:
         found = cursor.execute(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted"
@@ -192,7 +192,7 @@ def test_threaded_pq_get_that_is_cancelled_while_waiting_ends_soon(
 
 
 class ActiveJob:
-    """Has every take of a `PQ` stop once it is done, until it is let go: so its task can be cancelled at that point."""
+    """Hold every take of a `PQ` after its statement, so that a test can cancel the task at that point."""
 
     def __init__(self, pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken, self.go_on = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""The conformance kit itself: wrong backends fail the right tests, and gaps in a run are told."""
+"""The conformance kit itself: wrong backends fail the right tests, and the report shows what was not run."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Plugin:
 
 plugins.register(Plugin(), "plain")
 """
-"""A backend with no capability, whose sessions have no method that may be left out."""
+"""A backend without capabilities, whose sessions lack all optional methods."""
 FAIR = (
     "test_retried_dead_letter_wakes_a_worker",
     "test_worker_survives_the_loss_of_all_connections",
@@ -119,11 +119,11 @@ FAIR = (
     "test_answer_timeout_cancels_a_blocked_statement_on_the_server",
     "test_notifications_of_the_callers_channels_are_left_to_the_caller",
 )
-"""Scenarios that need more than the contract demands, if they are not written with care."""
+"""Scenarios that could by mistake need more than the contract demands."""
 
 
 def run_suite(folder: Path, dsn: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """Run the suite as a backend's author does; returns the process and the report."""
+    """Run the suite as a backend's author does; return the process and the report."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
     done = subprocess.run(
         [*command, "--pqcore-report", str(folder / "report"), *arguments],
@@ -313,7 +313,7 @@ VOID = re.compile(r"(?<!PERFORM )\b(?:pg_notify|pg_sleep|pg_advisory_(?:xact_)?l
 
 
 def test_statements_return_no_column_of_type_void() -> None:
-    """Drivers may not know the type: what returns it is read as text, or compared."""
+    """Drivers may not know a type, so a value of it is returned as text, or only compared."""
     found = 0
     for path in Path(pqcore.__file__).parent.rglob("*.py"):
         text = path.read_text("utf-8")
@@ -371,6 +371,6 @@ def test_leftover_child_ends_with_the_process_that_spawned_it() -> None:
 
 
 def hang(pipe: Connection) -> None:
-    """Say which process this is, and end only when it is killed."""
+    """Write this process's id, and wait to be killed."""
     pipe.send(os.getpid())
     threading.Event().wait()

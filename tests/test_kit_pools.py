@@ -20,7 +20,7 @@ ACME = dataclasses.replace(PSYCOPG2, name="acme", requires=("acme",))
 
 @pytest.fixture
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that says how to open pools of a driver with both faces."""
+    """A package that has functions to open pools of a driver with both faces."""
     about = tmp_path / "pqcore_acme-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: pqcore-acme\nVersion: 1\n")

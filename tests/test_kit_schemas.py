@@ -1,4 +1,4 @@
-"""The schemas that tests of the suite leave to one another: as new ones, or dropped."""
+"""Schemas that one test of the suite leaves to the next: they are as new, or they are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An endless number of queue names: a `PQ` keeps little for each."""
+"""A `PQ` that meets ever more queue names keeps little for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pqcore.testing.harness import PATIENCE, patiently
 
 @pytest.fixture(params=[PQ, AsyncPQ, tasks.PQ, tasks.AsyncPQ], ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def pq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A `PQ` of each kind, which keeps 20 queues; nothing is connected."""
+    """A `PQ` of each face, which keeps 20 queues, and never connects."""
     monkeypatch.setattr("pqcore.base_pq.KEPT_QUEUES", 20)
     backend = "asyncpg" if issubclass(request.param, AsyncPQ) else "psycopg"
     return request.param("postgresql://127.0.0.1:1/nowhere", backend=backend)
@@ -62,7 +62,7 @@ def test_pq_keeps_1000_queues_by_default() -> None:
 
 @pytest.mark.parametrize("channels", [0, 50])
 def test_put_to_any_of_many_queues_wakes_its_waiter(dsn: str, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    """Queues beyond the number of channels share a look, in statements of bounded length; then nothing is kept."""
+    """Queues beyond the number of channels share a look, in statements of bounded length; nothing is kept."""
     monkeypatch.setattr(shared_look, "CHUNK", 100)
     monkeypatch.setattr(shared_look, "OWN_LOOK", 3600.0)
     monkeypatch.setattr(registered, "MOST", channels or 20)

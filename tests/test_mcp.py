@@ -1,4 +1,4 @@
-"""The MCP server, from the view of an SDK client: in a separate process, over a real table."""
+"""The MCP server as an SDK's client sees it: in a separate process, over a real table."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def parameters(dsn: str, *arguments: str, **variables: str) -> StdioServerParame
 
 
 def talk(server: Any, conversation: Callable[[Client], Awaitable[None]]) -> None:
-    """Have a conversation with a server, over its stdin and stdout if it is told how to start it."""
+    """Open a session with a server; without an address, start the server and use its stdin and stdout."""
 
     async def connected() -> None:
         async with Client(server, read_timeout_seconds=PATIENCE) as client:
@@ -95,7 +95,7 @@ def text(result: CallToolResult) -> str:
 
 
 async def ask(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Return the answer of a tool, whose text form is the same."""
+    """Return the answer of a tool; its text form must be the same."""
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, text(result)
     assert SECRET not in text(result)
@@ -153,7 +153,7 @@ def orchard(pq: tasks.PQ, secret_dsn: str) -> Orchard:
 
 @contextmanager
 def unchanged(dsn: str) -> Iterator[None]:
-    """No row is changed within."""
+    """Check that no row changes in this block."""
 
     def rows() -> list[Any]:
         tables = ("queue", "queue_dead", "queue_archive", "queue_results", "queue_slots")
@@ -579,7 +579,7 @@ def test_mcp_tools_describe_themselves(secret_dsn: str) -> None:
 
 @contextmanager
 def serving(dsn: str, folder: Path, *arguments: str, **variables: str) -> Iterator[str]:
-    """A server over HTTP; its URL."""
+    """A server over HTTP; return its URL."""
     arguments = ("mcp", "--http", "127.0.0.1:0", *arguments)
     with Command(*arguments, dsn=dsn, folder=folder, variables=variables) as command:
         [port] = command.expect(r"running on http://127\.0\.0\.1:(\d+)")

@@ -36,7 +36,7 @@ milliseconds."""
 REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
-"""The number of rows behind the first of a lane that a take looks at if the first ones are locked."""
+"""If the first rows of a lane are locked, a take looks at this number of rows behind them."""
 _BUSY, _ENDED = -2, -5
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20

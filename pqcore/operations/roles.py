@@ -146,7 +146,7 @@ async def grant(engine: Engine, prefix: str | None = None) -> Roles:
     roles = roles_of(engine.names, prefix)
 
     async def work(s: Session) -> None:
-        # The server only warns a role that grants privileges which it may not grant.
+        # Check the owner first: if a role without the right to grant runs GRANT, the server only sends a warning.
         [[owner, role]] = await ask(engine, s, "find_owner", _FIND_OWNER)
         if not owner:
             raise AccessDenied(
