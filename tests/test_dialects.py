@@ -277,14 +277,13 @@ def test_dialect_names_operations_that_it_does_not_support(here: type[Dialect], 
 
 
 REWRITTEN = {CitusHere: (test_dedup, test_results), CockroachHere: (test_limits,)}
-"""The module of the suite that uses the rewritten statements of a dialect most."""
+"""The modules of the suite that use a dialect's rewritten statements most."""
 UNLIKE = {
     "test_job_parked_while_its_limit_key_was_locked_is_unparked_later",
     "test_worker_does_not_wait_for_a_transaction_that_locks_a_limit_key",
     "test_limit_keys_are_locked_few_at_a_time",
 }
-"""Scenarios that try an advisory lock without waiting; CockroachDB's dialect has a row in its place, and waits for
-it."""
+"""Scenarios in which PostgreSQL tries an advisory lock; CockroachDB's dialect waits for a row instead."""
 
 
 def scenarios() -> Iterator[Any]:

@@ -54,7 +54,7 @@ def engine(dsn: str) -> Iterator[sqlalchemy.Engine]:
 
 @pytest.fixture
 def role(dsn: str) -> Iterator[str]:
-    """A role with a password that a URL must quote, so that a test sees whether the password arrives."""
+    """A role with a password, so that a test can check that the password was sent."""
     name = "with_password"
     execute(dsn, f"DROP ROLE IF EXISTS {name}", f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD 'any'")
     yield name
@@ -116,7 +116,7 @@ def test_async_pq_for_engine_takes_the_engines_driver_user_and_arguments(
 
 
 def test_pq_for_engine_calls_do_connect_handlers(dsn: str, role: str) -> None:
-    """Return a new password for each connection, as for cloud databases with tokens."""
+    """The handler sets a token as the password, as for some cloud databases."""
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"))
 
     @event.listens_for(engine, "do_connect")

@@ -81,7 +81,7 @@ def parameters(dsn: str, *arguments: str, **variables: str) -> StdioServerParame
 
 
 def talk(server: Any, conversation: Callable[[Client], Awaitable[None]]) -> None:
-    """Open a session with a server; without an address, start the server and use its stdin and stdout."""
+    """Hold a conversation with a server; if ``server`` says how to start one, over its stdin and stdout."""
 
     async def connected() -> None:
         async with Client(server, read_timeout_seconds=PATIENCE) as client:

@@ -1,4 +1,4 @@
-"""Migrations: from every version that there was, with jobs under way; together with older code; under locks; killed."""
+"""Migrations: from each earlier version, while jobs run, together with older code, under locks, and when killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VERSIONS = range(1, LATEST)
 
 @pytest.fixture(scope="module")
 def database(pqcore_server: str) -> Iterator[str]:
-    """The DSN of an empty database of this module's own."""
+    """The DSN of an empty database for this module alone."""
     with psycopg.connect(pqcore_server, autocommit=True) as connection:
         connection.execute("CREATE DATABASE migrations")
         yield with_database(pqcore_server, "migrations")
@@ -54,7 +54,7 @@ def database(pqcore_server: str) -> Iterator[str]:
 
 @dataclass
 class Place:
-    """A schema, which is all of the search path."""
+    """A schema that is the whole search path."""
 
     dsn: str
     name: str
@@ -78,7 +78,7 @@ class Place:
             pq.create()
 
     def kill(self, victim: int) -> None:
-        """Make the server end a connection, and check that it has."""
+        """Let the server end a connection, and check that it has."""
         assert self.eyes.execute("SELECT pg_terminate_backend(%s)", [victim]).fetchone() == (True,)
         while self.eyes.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [victim]).rowcount:
             time.sleep(0.001)  # nobody tells of it
@@ -102,7 +102,7 @@ def place(database: str, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def fresh(database: str) -> dict[str, Any]:
-    """What `create` makes where there is nothing."""
+    """Return what `create` makes in an empty database."""
     with psycopg.connect(with_options(database, options="-csearch_path=fresh"), autocommit=True) as eyes:
         made = Place(with_options(database, options="-csearch_path=fresh"), "fresh", eyes)
         made.anew()
@@ -112,7 +112,7 @@ def fresh(database: str) -> dict[str, Any]:
 
 @pytest.fixture
 def old_snapshot(database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A transaction that sees the database as it was, has written nothing, and does not end by itself."""
+    """A transaction that holds an old snapshot, has written nothing, and stays open until the test ends it."""
     with psycopg.connect(database) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT 1")
@@ -201,7 +201,7 @@ def test_migration_killed_at_any_statement_is_completed(place: Place, fresh: dic
 
 
 def stuck(place: Place) -> int | None:
-    """The server's process of a connection that builds an index, and waits for a transaction that is older."""
+    """Return the process id of the connection that builds an index, and waits for an older transaction."""
     found = place.eyes.execute(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
         " AND query LIKE 'CREATE % CONCURRENTLY%' AND wait_event = 'virtualxid'"
@@ -249,7 +249,7 @@ def test_migration_leaves_a_foreign_invalid_index_unchanged(place: Place) -> Non
 
 @pytest.fixture
 def ddl(place: Place) -> Iterator[Callable[[], list[tuple[int, str]]]]:
-    """Has the server keep all that is made, changed or dropped; gives who did it, by process, and what."""
+    """Let the server record everything that is created, changed or dropped; return which process did what."""
     place.eyes.execute(
         """CREATE TABLE public.ddl (number bigserial, pid integer, tag text);
         CREATE FUNCTION public.keep_ddl() RETURNS event_trigger LANGUAGE plpgsql AS
@@ -286,7 +286,7 @@ def test_migration_creates_tables_of_one_schema_concurrently(place: Place, fresh
     start = threading.Barrier(4)
 
     def create(number: int) -> None:
-        """Two of the four in transactions of the caller's, and two of those of the same table."""
+        """Calls 0 and 3 run in transactions of the caller, and make the same table."""
         with psycopg.connect(place.dsn, autocommit=True) as connection:
             pq = PQ(connection, table=f"queue_{number % 3}")
             start.wait(PATIENCE)
@@ -400,7 +400,7 @@ def test_migration_continues_when_it_gets_the_lock(
 def test_migration_builds_indexes_of_a_large_table_while_pq_works(
     place: Place, fresh: dict[str, Any], old_snapshot: psycopg.Connection[Any]
 ) -> None:
-    """A build waits for an old transaction, with no end in sight, and holds up nobody who puts or takes."""
+    """An index build waits for an old transaction without end; puts and takes go on meanwhile."""
     starts.make_pqs(place.dsn)
     place.eyes.execute(
         "INSERT INTO queue (q_name, data, dequeued_at) SELECT 'bulk', '1', CASE WHEN n % 2 = 0 THEN now() END"
@@ -430,7 +430,7 @@ def test_migration_builds_indexes_of_a_large_table_while_pq_works(
 
 
 class Crew:
-    """Threads that put and take, and keep what.
+    """Threads that put and take, and record what they did.
 
     Args:
         place: Where.
@@ -447,7 +447,7 @@ class Crew:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Have them work, from when each has done something; behind the block they have ended."""
+        """Let the threads work in the block: it begins when each has done something, and they have ended after it."""
         with ThreadPoolExecutor() as threads:
             works: list[Callable[[Any], None]] = [self._produce, *(partial(self._consume, way) for way in self.got)]
             self._working = [threads.submit(self._work, work) for work in works]
@@ -493,7 +493,7 @@ class Crew:
         self._working[0].result(PATIENCE)
 
     def expect(self, more: int) -> None:
-        """Wait until each thread has dealt with that many more jobs."""
+        """Wait until each thread has put and taken a number of further jobs."""
         kept = [self.put, *self.got.values()]
         before = [len(jobs) for jobs in kept]
         eventually(lambda: all(len(jobs) >= than + more for jobs, than in zip(kept, before, strict=True)))
@@ -527,7 +527,7 @@ def test_processes_of_pq_and_pqcore_work_on_one_table(place: Place, fresh: dict[
 
 
 def test_older_and_newer_versions_work_on_one_table(place: Place, fresh: dict[str, Any]) -> None:
-    """Older code goes on while the table is migrated, and is not refused where it starts behind that."""
+    """Older code goes on while the table is migrated, and older code that starts afterwards is not refused."""
     version = LATEST - 1
     starts.make(place.dsn, version)
     older, new, late = (Crew(place, name, leases=True) for name in ("older", "new", "late"))
@@ -570,8 +570,8 @@ OLDER |= {
     " SET progress = excluded.progress, updated_at = now() RETURNING state",
     "find_result": "SELECT data FROM queue_results WHERE job_id = %s AND q_name = 'q' AND state = 'done'",
 }
-"""Statements of the code of version 6, which knows neither tokens of batches nor expressions of ticks, nor
-the time of the put in a result."""
+"""Statements of code of version 6, which knows neither the tokens of batches, the expressions of ticks, nor `put_at` of
+results."""
 
 
 OLDER_LIMITS = {
@@ -594,7 +594,7 @@ OLDER_LIMITS = {
     " AND dequeued_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id",
     "put in SQL": "INSERT INTO queue (q_name, data, headers) VALUES ('q', %s, %s) RETURNING id",
 }
-"""Statements of the code of version 6, which parks jobs that have no place under a limit, after it has leased them."""
+"""Statements of code of version 6, which leases jobs under a limit, and then parks those that have no place."""
 
 
 def test_version_6_jobs_under_limits_and_in_groups_are_admitted_by_newer_code(place: Place) -> None:
@@ -816,7 +816,7 @@ CONTRACTS = re.compile(
     r"|ALTER COLUMN \w+ TYPE|ADD CONSTRAINT|CREATE UNIQUE INDEX"
     r"|ADD COLUMN (IF NOT EXISTS )?[\w ]+ NOT NULL(?! DEFAULT))\b"
 )
-"""What may be the end of older code's statements, if not of its own version."""
+"""Statements of a migration after which older code may no longer work."""
 
 
 @pytest.mark.parametrize(
@@ -851,7 +851,7 @@ def test_schema_versions_declare_the_code_they_need() -> None:
 
 
 def test_pq_continues_on_an_adopted_table(place: Place) -> None:
-    """Its programs find their jobs and pqcore's, put jobs for both, and may call create() when they start."""
+    """Programs of pq find their jobs and pqcore's, put jobs for both, and may call create() when they start."""
     starts.make_pqs(place.dsn)
     with place.pq() as pq:
         pq.create()

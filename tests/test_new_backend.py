@@ -29,12 +29,12 @@ PROTOCOLS = {
     "aio.py": (contract.AsyncDriverSession, contract.AsyncBackend),
 }
 OPTIONAL = {"through", "direct", "unlisten", "cancel", "busy", "fileno", "execute_behind", "pool_size"}
-"""Methods that a session, or a backend, may go without."""
+"""Methods that a session or a backend may leave out."""
 Install = Callable[[Path], dict[str, str]]
 
 
 def new_backend(folder: Path, *arguments: str) -> Path:
-    """Write a project; gives its folder."""
+    """Write a project; return its folder."""
     done = invoke("new-backend", *arguments, "--directory", str(folder), "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -45,7 +45,7 @@ def new_backend(folder: Path, *arguments: str) -> Path:
 
 
 def tool(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of Python's in a folder."""
+    """Run a Python module in a folder."""
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
@@ -58,7 +58,7 @@ def tool(*command: str, folder: Path, **variables: str) -> subprocess.CompletedP
 
 
 def methods(source: Path, name: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The methods of a class, by name."""
+    """Return the methods of a class by name."""
     [found] = [
         node
         for node in ast.parse(source.read_text("utf-8")).body
@@ -184,7 +184,7 @@ def test_new_backend_names_a_missing_driver(tmp_path: Path, pqcore_server: str, 
 
 
 def test_new_backend_once_written_passes_the_suite(tmp_path: Path, pqcore_server: str, install: Install) -> None:
-    """With the code of the example in it."""
+    """The example's code completes the project."""
     folder = new_backend(tmp_path / "made", "acme", "--driver", "pg8000")
     package = folder / "pqcore_acme"
     for name in ("backend.py", "dsn.py"):

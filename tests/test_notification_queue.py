@@ -39,7 +39,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 class Full:
-    """Fills the server's queue of notifications, and lets it be emptied."""
+    """Fills the server's notification queue, and lets a test empty it."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._dsn = server.dsn()
@@ -55,7 +55,7 @@ class Full:
         assert next(numbers, None) is not None
 
     def end(self) -> None:
-        """End the session and its transaction, also at the server; nobody asks how full the queue is."""
+        """End the session and its transaction, without a question about the queue, which would free its entries."""
         self._listener.close()
         with psycopg.connect(self._dsn, autocommit=True) as looking:
             there = "SELECT FROM pg_stat_activity WHERE pid = %s"
@@ -115,7 +115,7 @@ async def put_in_block(queue: Any) -> None:
 
 
 class Observer:
-    """A plugin that sees how full the queue is, and how jobs end."""
+    """A plugin that records how full the queue is, and how jobs end."""
 
     def __init__(self) -> None:
         self.usage: list[float] = []

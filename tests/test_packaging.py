@@ -1,4 +1,4 @@
-"""The distributions: their content and metadata; and the installed package, without extras and with all of them."""
+"""The distributions: content and metadata; and the installed package, without extras and with all of them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ PACKAGES = {
     "benchmarks": "pqcore/benchmarks",
     "examples/pqcore-pg8000": "pqcore/example_backend",
 }
-"""Folders, and where they are installed."""
+"""Folders of the project, and where they are installed."""
 OTHERS = ("benchmarks", "peers")
-"""Measures other queues, and needs the repository."""
+"""A package that measures other queues, and needs the repository."""
 BESIDE = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-"""What the source distribution holds in addition to them."""
+"""Files of the source distribution in addition to those of `PACKAGES`."""
 PATIENCE = 170
 
 
@@ -58,7 +58,7 @@ class Built(NamedTuple):
 
 
 def done(*command: str | Path, folder: Path | None = None, dsn: str | None = None, code: int = 0) -> str:
-    """Run a command to its end, and end processes that it leaves behind; return its output."""
+    """Run a command until it ends, and kill processes that it leaves behind; return its output."""
     with group(
         [*map(str, command)],
         cwd=folder,
@@ -75,7 +75,7 @@ def done(*command: str | Path, folder: Path | None = None, dsn: str | None = Non
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Built from a copy, so that nothing of an earlier build is in it, and nothing is left of it."""
+    """The distributions, built from a copy of the project, so that no file of an earlier build is included."""
     folder = tmp_path_factory.mktemp("packaging")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -102,7 +102,7 @@ def metadata(built: Built) -> Message:
 
 
 def installed(built: Built) -> dict[str, PurePosixPath]:
-    """The files that must be installed, by where they are in the project."""
+    """Return the files that must be installed, by their place in the project."""
     return {
         str(path): PurePosixPath(package, *path.parts[len(PurePosixPath(folder).parts) :])
         for path in built.files
@@ -201,7 +201,7 @@ def test_entry_points_lead_to_what_is_installed(built: Built) -> None:
 
 
 def environment_with(folder: Path, *requirements: str) -> Path:
-    """The Python of a virtual environment in which nothing else is installed."""
+    """Return the Python of a virtual environment with these requirements alone."""
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     command = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check")
@@ -262,7 +262,7 @@ def test_wheel_with_all_extras_runs_the_tutorial(built: Built, dsn: str, tmp_pat
 
 
 def loaded(path: str) -> Any:
-    """A file of YAML; a key that is there twice is an error."""
+    """Read a YAML file; a key that occurs twice is an error."""
 
     class Strict(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""The benchmark of peers: the protocol, with pqcore as the system; reports of lost jobs; the table.  No peer."""
+"""The benchmark of peers: the protocol, with pqcore as the system; reports of lost jobs; the table. No peer is run."""
 
 from __future__ import annotations
 

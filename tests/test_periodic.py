@@ -131,12 +131,12 @@ def test_periodic_tick_in_a_repeated_hour_is_put_once_when_asked_in_between() ->
 
 SPRING = ("2026-03-27T12:00:00", "2026-03-31T00:00:00")
 AUTUMN = ("2026-10-23T12:00:00", "2026-10-27T00:00:00")
-"""Three nights in UTC, of which the second is that of the change."""
+"""Three nights in UTC; the clock changes in the second."""
 
 
 @pytest.mark.parametrize("seconds", ["0", "20", "20,40", "*/30"])
 def test_periodic_expression_with_seconds_runs_once_on_nights_of_clock_changes(seconds: str) -> None:
-    """One run a day: right behind an hour that is left out, and once in an hour that comes twice."""
+    """A daily run: after an hour that the clock skips, and only once in an hour that the clock repeats."""
     parsed = {"20,40": ["20", "40"], "*/30": ["00", "30"]}.get(seconds, [seconds.zfill(2)])
     for nights, minutes in (
         (SPRING, ["03-28 01:30", "03-29 01:00", "03-30 00:30"]),
@@ -165,7 +165,7 @@ CHANGES = [
     ("Australia/Lord_Howe", "2026-04-04T14:30:00"),
     ("Pacific/Chatham", "2026-04-04T13:45:00"),
 ]
-"""Zones, and when a stretch of the clock begins that comes twice."""
+"""Time zones, and the beginning of the hour that the clock repeats."""
 
 
 @pytest.mark.parametrize(("tz", "change"), CHANGES)
@@ -188,7 +188,7 @@ def test_periodic_next_tick_in_a_repeated_hour_comes_later(tz: str, change: str,
 
 
 def test_periodic_ticks_are_in_utc() -> None:
-    """Adding to a time in another zone gives a time that is an hour off after a clock change."""
+    """If a time is added in another zone, the result is one hour off after a clock change."""
     for cron in ("30 2 * * *", "0 30 2 * * *", "*/5 * * * *"):
         ticks = periodic(cron, "Europe/Berlin", missed="all").due(at("2026-03-28T00:00:00"), at("2026-03-30T00:00:00"))
         assert {tick.tzinfo for tick in ticks} == {UTC}

@@ -33,7 +33,7 @@ DSN = "postgresql://nobody@127.0.0.1:1/nowhere"  # nothing is sent before the fi
 
 
 def run(code: str, *folders: Path, **environment: str) -> Any:
-    """Run code in a fresh process; return the values that it gives to ``report``."""
+    """Run code in a fresh process; return the values that the code gives to ``report``."""
     paths = [*map(str, folders), str(CORE.parent)]
     begin = "import json\ndef report(*results): print(json.dumps(results))\n"
     done = subprocess.run(
@@ -49,7 +49,7 @@ def run(code: str, *folders: Path, **environment: str) -> Any:
 
 
 def hide(*modules: str) -> str:
-    """Code that has it look as if the modules were not installed."""
+    """Return code that makes modules look as if they were not installed."""
     return textwrap.dedent(f"""
         import sys
         from importlib.machinery import PathFinder
@@ -64,7 +64,7 @@ def hide(*modules: str) -> str:
 
 
 def distribute(folder: Path, name: str, points: dict[str, str], group: str = "pqcore.backends") -> None:
-    """Make it look as if a distribution were installed in a folder."""
+    """Make a folder look as if a distribution were installed there."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -112,7 +112,7 @@ class BringsSerializers:
 
 
 class NothingBackend:
-    """A backend that can be constructed."""
+    """A backend that can be constructed, and nothing else."""
 
     errors = ()
 
@@ -122,7 +122,7 @@ class NothingBackend:
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
-    """Registers plugins with the process for the length of a test."""
+    """Register plugins with the process for the length of a test."""
     monkeypatch.setattr(plugins, "_specs", dict(plugins._specs))
     registered: list[object] = []
 
@@ -144,7 +144,7 @@ def _without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def core_modules() -> list[str]:
-    """The names of the core's modules, but for integrations, the suite (tests) and the demo (a program)."""
+    """Return the names of the core's modules, without integrations, the suite and the demo."""
     names = []
     for path in CORE.rglob("*.py"):
         parts = ("pqcore", *path.relative_to(CORE).with_suffix("").parts)
@@ -200,7 +200,7 @@ def test_blocking_face_imports_no_asyncio() -> None:
 
 
 def imports(source: str, *, by_call: bool = True) -> Iterator[str]:
-    """The modules that a source imports, wherever in it; also those that it imports by calling a function."""
+    """Return the modules that a source imports anywhere, also by a call of a function."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -319,7 +319,7 @@ def test_incomplete_driver_does_not_hide_a_complete_one() -> None:
 
 
 def release(folder: Path, **versions: str) -> None:
-    """Make it look as if distributions were installed in other versions."""
+    """Make distributions look as if other versions were installed."""
     for name, version in versions.items():
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir(parents=True)
@@ -561,7 +561,7 @@ def test_plugin_that_declares_this_api_version_or_none_is_registered() -> None:
 
 
 class Wrappers:
-    """What pluggy takes, and pqcore never would run."""
+    """Hook implementations that pluggy accepts, and pqcore would never run."""
 
     @hookimpl(wrapper=True)
     def pqcore_job_put(self, event: Any) -> Iterator[None]:
@@ -1066,16 +1066,16 @@ PAIRS: list[tuple[type, type]] = [
 SPECIAL = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__", "__next__": "__anext__"}
 NOT_AWAITED = {"queue", "transaction"}
 BLOCKING_ALONE = {"fail", "perform", "popped", "work"}
-"""What runs a queue's jobs in the calling thread, as pq does; a worker runs those of an `AsyncQueue`."""
+"""Methods that run a queue's jobs in the calling thread, as pq does; a worker runs the jobs of an `AsyncQueue`."""
 
 
 def public(cls: type) -> set[str]:
-    """The names that users see of both faces."""
+    """Return the names of both faces that users see."""
     return {name for name in dir(cls) if not name.startswith("_")} - BLOCKING_ALONE
 
 
 def shape(function: Any) -> tuple[Any, ...]:
-    """The parameters and the result of a function, whichever face it belongs to."""
+    """Return the parameters and the result of a function of either face."""
     signature = inspect.signature(function)
     parameters = [
         (name, parameter.kind, parameter.default, str(parameter.annotation).replace("Async", ""))

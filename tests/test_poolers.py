@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode, with nothing said of it: it is found, nothing is prepared, and waiters poll."""
+"""A pooler in transaction mode, without any setting: pqcore detects it, prepares nothing, and polls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pqcore.testing.harness import Harness
 
 SPECS = [spec for spec in plugins.backend_specs() if spec.name in ("psycopg2", "psycopg", "asyncpg")]
 TURNS = 8
-"""psycopg prepares a statement when it has run five times."""
+"""psycopg prepares a statement after five runs."""
 
 
 @pytest.fixture

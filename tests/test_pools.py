@@ -1,4 +1,4 @@
-"""Pools of the caller's that find out how to connect each time: with functions for addresses and passwords."""
+"""Pools of the caller that compute addresses and passwords by functions, for each new connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def given(value: Any) -> Any:
 
 
 def woken(pq: PQ) -> None:
-    """Check that a waiter listens, so that it is woken although it does not poll."""
+    """Check that a waiter listens: a notification wakes it although it does not poll."""
     queue = pq.queue("q", poll_interval=NEVER)
     assert queue.get(timeout=0.05) is None
     assert queue.engine.listener._session is not None  # type: ignore[union-attr]
@@ -129,7 +129,7 @@ def test_pool_without_a_listening_connection_makes_waiters_poll_with_one_warning
 
 
 class _Own(psycopg2.pool.AbstractConnectionPool):
-    """A pool of another make: it says of nobody how it connects."""
+    """A pool of another library, which does not tell how it connects."""
 
     def __init__(self, dsn: str) -> None:
         self.closed = False

@@ -1,4 +1,4 @@
-"""Two-phase commit: a put is part of a transaction that is prepared, if it notifies nobody."""
+"""Two-phase commit: a transaction with a put can be prepared if the put does not notify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The id of the process, as pqcore knows it without asking the system each time."""
+"""The id of the process, which pqcore remembers instead of asking the system each time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pqcore.testing.suite.test_forks import in_child
 
 
 def check() -> None:
-    """Fail where the id is known to be another than the system's."""
+    """Fail if the remembered id differs from the system's."""
     assert process_id.process_id() == process_id.current.id == os.getpid()
 
 

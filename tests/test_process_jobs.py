@@ -16,9 +16,9 @@ from pqcore.tasks import PQ, current
 from pqcore.worker import Worker
 
 LEASE = 0.9
-"""Seconds of a lease that a worker lengthens while its job runs, after a third of them."""
+"""The length of the lease, in seconds; the worker extends it after a third of this time."""
 DSN = "TEST_PROCESS_JOBS_DSN"
-"""The variable of the environment that tells the worker's processes of the server."""
+"""The environment variable with the DSN, for the worker's processes."""
 
 
 def finish_and_go_on(job_id: int) -> None:
@@ -32,7 +32,7 @@ if DSN in os.environ:
 
 
 class Told:
-    """A plugin that notes how jobs ended."""
+    """A plugin that records how jobs ended."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []

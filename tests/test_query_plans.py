@@ -22,9 +22,9 @@ from pqcore.sql.statement import RETENTIONS, Query
 
 ROWS = 50_000
 MOST_ROWS = 1_500
-"""That one scan may give: a thousand hidden ones, and a hundred more than those wanted, are looked at."""
+"""The most rows that one scan may return: a thousand hidden rows, and a hundred more than those wanted."""
 LEASES = 10_000
-"""Of these, those are looked for that name keys."""
+"""A statement looks for jobs that name keys among this number of leases."""
 SQL = Dialect(TableName("queue"), "numeric_dollar")
 
 FINISHED = ("enqueued_at, dequeued_at", "now() - interval '1 hour', now()")
@@ -68,7 +68,7 @@ NOTHING = (
 
 @dataclass(frozen=True)
 class Case:
-    """A statement, the job it is about, and the most pages that it may touch.
+    """A statement, the job that it is about, and the most pages that it may touch.
 
     A descent of an index is three or four pages, and a statement makes up to ten of them a job.
     """
@@ -134,7 +134,7 @@ def task_cases() -> Iterator[Case]:
 
 
 def cases_of_many() -> Iterator[Case]:
-    """Cases of a hundred jobs of which each has its own options."""
+    """A hundred jobs, each with its own options."""
     tasks, keys = SQL.tasks, [f"key {n}" for n in range(0, 500, 5)]
     items = json.dumps(
         [
@@ -193,7 +193,7 @@ def text_of(lane: tuple[str, str, int]) -> str:
 
 
 def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[tuple[str, Any], ...]:
-    """The parameters of a take of some lanes, each of a share and a key."""
+    """Return the parameters of a take from some lanes, each with a share and a key."""
     placed = list(enumerate(lanes, 1))
     shares = {share: number for number, share in enumerate(dict.fromkeys(("", *(share for share, *_ in lanes))), 1)}
     rows = [
@@ -226,7 +226,7 @@ COLD = [
     Case(SQL.attempts.sweep_attempts, 20_000, values=(("after", -1),)),
     *explain_cases(),
 ]
-"""Of statements that are planned each time."""
+"""Statements that the server plans each time."""
 
 
 class Server:
@@ -327,7 +327,7 @@ def test_encodings_statement_reads_slice_by_slice(server: Server, mode: str) -> 
 
 
 def scans(plan: Any) -> Iterator[Any]:
-    """The nodes that read the queue's table, or that of keys."""
+    """Yield the nodes that read the queue's table or the table of keys."""
     if plan.get("Relation Name") in ("queue", "queue_keys"):
         yield plan
     for below in plan.get("Plans", ()):

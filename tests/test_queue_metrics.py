@@ -1,4 +1,4 @@
-"""Gauges of queues for Prometheus: from a collector, and from the health of a worker."""
+"""Gauges of queues for Prometheus: from a collector, and from a worker's health address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WANTED = {
 
 
 def fill(pq: PQ) -> None:
-    """Have one queue hold jobs in each state."""
+    """Give one queue jobs in each state."""
     queue = pq["mails"]
     queue.put({"function": "nowhere", "args": 1})  # no call: it dies
     asyncio.run(Worker(queue, burst=True).run())
@@ -44,7 +44,7 @@ def fill(pq: PQ) -> None:
 
 
 def samples(text: str) -> dict[str, float]:
-    """The samples of the queue, by name."""
+    """Return the samples of the queue, by name."""
     return {
         sample.name: sample.value
         for family in text_string_to_metric_families(text)

@@ -1,4 +1,4 @@
-"""A server that turns read-only under open connections is left, where the DSN names another that takes writes."""
+"""A server that becomes read-only under open connections: pqcore connects to the other server that the DSN names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def execute(server: EmbeddedServer, *statements: str) -> list[Any]:
 
 
 class Pair:
-    """Two servers; clients go to the first that takes writes."""
+    """Two servers; clients connect to the first one that accepts writes."""
 
     def __init__(self, first: EmbeddedServer, second: EmbeddedServer) -> None:
         self.first = first
@@ -56,7 +56,7 @@ class Pair:
                 assert time.monotonic() < deadline
 
     def left(self) -> bool:
-        """Whether no client is connected to the first."""
+        """Return whether no client is connected to the first server."""
         sessions = f"SELECT pid FROM pg_stat_activity WHERE application_name = '{APPLICATION}'"
         return execute(self.first, sessions) == []
 

@@ -1,4 +1,4 @@
-"""``pqcore reencode``: keys and serializers change by command; what ``doctor`` and ``serializers`` say of them."""
+"""``pqcore reencode``: it changes keys and serializers; and what ``doctor`` and ``serializers`` report about them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_doctor_warns_of_rows_whose_key_is_missing(pq: PQ, dsn: str) -> None:
 
 
 class Layer(Wrapper):
-    """Adds a key to the wrapped data: a toy encryption."""
+    """Adds a key to the wrapped data, in place of encryption."""
 
     layer = "layer"
     authenticates = True
@@ -213,7 +213,7 @@ def test_reencode_command_changes_the_key_of_any_layer(pq: PQ, make: Any) -> Non
 
 
 def test_reencode_slices_have_no_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more rows than a slice has, all are written, whatever their ids."""
+    """The table has more rows than one slice: all are re-encoded, whatever their ids."""
     for module in (encodings, reencode):
         monkeypatch.setattr(module, "SLICE", 7)
     monkeypatch.setattr("pqcore.sql.encoding_statements.SLICE", 7)

@@ -1,4 +1,4 @@
-"""Roles of a table: each may do its work, over any driver, and no more."""
+"""The roles of a table: each role may do its work, over every driver, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def call(*arguments: str, dsn: str) -> Result:
 
 
 class Users:
-    """Logs in as users who were granted the roles of a table with an awkward name."""
+    """Log in as users who were granted the roles of a table with an awkward name."""
 
     kinds = ("producer", "consumer", "admin", "nobody")
 

@@ -1,4 +1,4 @@
-"""Connections and pools whose users want other rows than tuples, or other codecs than the driver's."""
+"""Connections and pools whose users configured other row types, or other codecs."""
 
 from __future__ import annotations
 

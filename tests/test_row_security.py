@@ -1,4 +1,4 @@
-"""Row-level security that hides rows from a role, which the server does not tell with an error."""
+"""Row-level security that hides rows from a role, without an error of the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def execute(dsn: str, *statements: str) -> None:
 
 @pytest.fixture
 def role(dsn: str) -> Iterator[str]:
-    """A role that may do all with the tables, and owns none."""
+    """A role that may do everything with the tables, and owns none."""
     name = f"app_{time.time_ns()}"
     with PQ(dsn) as pq:
         pq.create()

@@ -1,4 +1,4 @@
-"""A DSN's password is in no repr, error, log or output, whatever fails; the tests of serializers cover keys."""
+"""No repr, error, log line or output shows a DSN's password, whatever fails; the tests of serializers cover keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DRIVERS = ("psycopg2", "psycopg", "psycopg-async", "asyncpg")
 
 
 def use(driver: str, dsn: str, then: Callable[[], object] = lambda: None) -> list[str]:
-    """Work with a table, before and after something happens; what all objects on the way say of themselves."""
+    """Work with a table, before and after an event; return what all objects involved say about themselves."""
     backend, _, awaited = driver.partition("-")
     if backend != "asyncpg" and not awaited:
         with PQ(dsn, backend=backend, pool_timeout=5) as pq:
@@ -83,7 +83,7 @@ def clean(*texts: str) -> None:
 
 
 def told(exc: BaseException) -> Iterator[str]:
-    """An exception as it is printed: by Python, and by rich."""
+    """Return an exception as Python and rich print it."""
     yield "".join(traceback.format_exception(exc))
     output = io.StringIO()
     Console(file=output, width=200).print(Traceback.from_exception(type(exc), exc, exc.__traceback__))

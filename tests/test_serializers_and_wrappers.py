@@ -148,13 +148,13 @@ class Cat(pydantic.BaseModel):
 
 
 class Constants(Cat):
-    """Has NaN as no JSON has it."""
+    """A type with NaN as a float, which JSON lacks."""
 
     model_config = pydantic.ConfigDict(ser_json_inf_nan="constants")
 
 
 class Strings(Cat):
-    """Has NaN as a string."""
+    """A type with NaN as a string."""
 
     model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
     nothing: None = None
@@ -503,7 +503,7 @@ def test_serializer_can_be_shared_by_threads() -> None:
 
 
 def everything(error: BaseException) -> str:
-    """Return everything that is shown of an error and of its causes, even of hidden ones."""
+    """Return everything that an error and its causes show, including hidden causes."""
     told = []
     seen: set[int] = set()
     queue = [error]
@@ -653,7 +653,7 @@ def test_encryption_keys_are_in_no_repr_and_no_error() -> None:
 
 @pytest.mark.parametrize("inner", [Json(), MsgspecJson(Line), PydanticJson(Cat), Msgpack(), Orjson()], ids=repr)
 def test_encrypted_data_are_in_no_error(inner: Serializer) -> None:
-    """Decrypted, and then not what the inner serializer writes: json's error, for one, has the document."""
+    """The decrypted data is not what the inner serializer writes; json's error, for example, contains the document."""
     word = uuid.uuid4().hex
     secret = json.dumps(dict.fromkeys(("name", "count", "livesLeft", "sku"), word)).encode()[:-1]
     queue = PQ(DSN).queue("q", serializer=Fernet(inner, keys=KEYS))
@@ -845,7 +845,7 @@ def test_wrappers_of_one_name_are_refused() -> None:
 
 
 def python(code: str, *folders: Path) -> Any:
-    """Run code in a fresh process; returns the JSON that it prints."""
+    """Run code in a fresh process; return the JSON that it prints."""
     root = Path(pqcore.__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
@@ -1091,7 +1091,7 @@ def test_encrypted_row_of_another_key_raises_deserialization_error(pq: PQ, monke
 
 
 def test_queue_with_keys_reads_plain_json_only_if_accepted(pq: PQ) -> None:
-    """Else who can write rows, and has no key, could have anything read."""
+    """Otherwise, a program that can write rows but has no key could make readers accept any data."""
     pq["q"].put("forged")
     with pq["q"] as cursor:
         cursor.execute("INSERT INTO queue (q_name, data) VALUES ('q', '\"forged\"')")  # as pq 1.9.1 writes

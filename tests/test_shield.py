@@ -1,4 +1,4 @@
-"""Shielded work, which ends once it has begun, in its own task or in that of the waiter: the effect of cancellation."""
+"""Shielded work, which is never cancelled after it began: in its own task, or in the waiter's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people hand over in place of a DSN, a connection or a pool: taken, or answered with what to write."""
+"""Arguments in place of a DSN, a connection or a pool: they are accepted, or the error says what to write."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ URLS: dict[str, Callable[[str], Any]] = {
 
 @pytest.fixture(scope="module")
 def place(pqcore_server: str) -> Iterator[str]:
-    """A database with a table, which all these tests have in common: the DSN has a password, which is not asked for."""
+    """A database with a table for all these tests; the DSN has a password that the server does not ask for."""
     name = f"test_handed_over_{os.getpid()}"
     with psycopg.connect(pqcore_server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -153,7 +153,7 @@ async def connect() -> None: ...
 
 
 class Masked:
-    """A URL whose text hides the password."""
+    """A URL whose text hides its password."""
 
     def __str__(self) -> str:
         return NOWHERE.replace(PASSWORD, "***")

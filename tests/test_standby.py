@@ -49,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded
 
 @pytest.fixture(scope="module")
 def unfollowing(cluster: tuple[EmbeddedServer, EmbeddedServer]) -> EmbeddedServer:
-    """The standby, before it knows its primary."""
+    """The standby, before it follows its primary."""
     with PQ(cluster[1].dsn()) as pq:
         stats = pq["fruit"].stats()
     assert stats.ready == 1
@@ -60,7 +60,7 @@ def unfollowing(cluster: tuple[EmbeddedServer, EmbeddedServer]) -> EmbeddedServe
 
 @pytest.fixture(scope="module")
 def dsns(cluster: tuple[EmbeddedServer, EmbeddedServer], unfollowing: EmbeddedServer) -> tuple[str, str]:
-    """The addresses of the primary and of the standby that follows it."""
+    """The addresses of the primary and of its standby."""
     primary, standby = cluster
     follow = f"host={primary.host} port={primary.port} user=postgres"
     execute(standby.dsn(), f"ALTER SYSTEM SET primary_conninfo = '{follow}'")

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 TESTING = ROOT / "pqcore" / "testing"
 SUITE = TESTING / "suite"
 RETURNED = ("rows", "found", "records")
-"""What the rows are called that a statement returned."""
+"""The names of variables that hold a row of a statement's result."""
 PACKAGES = {"pqcore": "pqcore", "pqcore_backends": "pqcore_backends", "benchmarks": "pqcore.benchmarks"}
-"""Where each package is, and the name under which it is imported."""
+"""The folder of each package, and the name under which it is imported."""
 
 LAYERS = (
     ("pqcore.sql",),
@@ -40,7 +40,7 @@ LAYERS = (
         "pqcore.worker",
     ),
 )
-"""From the lowest to the highest: none imports what stands in a higher one."""
+"""From the lowest to the highest: no package imports a higher one."""
 CONTRACT = (
     "pqcore.backend",
     "pqcore.backend_dsn",
@@ -55,7 +55,7 @@ BESIDES = {
     ("pqcore_backends.embedded", "pqcore.db.dsn"),  # a server, and no driver
 }
 LONGEST = 400
-"""Lines of a module, at most; scenarios of the conformance suite stand together by subject, however many they are."""
+"""The most lines of a module; scenarios of the conformance suite stay together by subject, however many there are."""
 LONGER = {
     "benchmarks/admission_workloads.py": "the workloads of one subject: a class each",
     "benchmarks/peers/measuring.py": "one measurement, from its databases to its row",
@@ -72,7 +72,7 @@ LONGER = {
 }
 """Modules that are longer, each with the reason."""
 PUBLIC = ("pqcore", "pqcore.backend", "pqcore.errors", "pqcore.plugins", "pqcore.tasks", "pqcore.worker")
-"""What documents name, so that other builds have it, too."""
+"""Names that documents use, so that other builds must have them, too."""
 
 
 def test_modules_import_one_another_in_no_circle() -> None:
@@ -176,7 +176,7 @@ def test_subscript_of_something_else_is_left_alone(text: str) -> None:
 
 
 def _columns_by_number(source: str) -> Iterator[int]:
-    """The lines in which a column of a row is read by its position: ``row[4]``, ``rows[0][4]``."""
+    """Return the lines that read a column of a row by its position: ``row[4]``, ``rows[0][4]``."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Subscript) and _is_number(node.slice) and _is_row(node.value):
             yield node.lineno
@@ -191,7 +191,7 @@ def _is_number(index: ast.expr) -> bool:
 
 
 def _is_row(value: ast.expr) -> bool:
-    """Whether an expression is a row, as far as its names tell: ``row``, or one of what a statement returned."""
+    """Return whether an expression is a row, as far as names tell: ``row``, or an item of a statement's result."""
     if isinstance(value, ast.Name):
         return value.id in ("row", "record")
     if not isinstance(value, ast.Subscript) or isinstance(value.slice, ast.Slice) or not _is_number(value.slice):
@@ -202,7 +202,7 @@ def _is_row(value: ast.expr) -> bool:
 
 @cache
 def _imports() -> dict[str, set[str]]:
-    """Each module, and the modules of ours that it imports."""
+    """Return each module, with the project's modules that it imports."""
     trees = {}
     packages = set()
     for folder, package in PACKAGES.items():
@@ -216,7 +216,7 @@ def _imports() -> dict[str, set[str]]:
 
 
 def _targets(module: str, tree: ast.Module, known: Iterable[str], is_package: bool = False) -> Iterator[str]:
-    """The modules of ``known`` that a module imports."""
+    """Return the modules of ``known`` that a module imports."""
     known = set(known)
     for node in ast.walk(tree):
         named: list[str] = []
@@ -262,7 +262,7 @@ def _circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
 
 
 def _arrows(modules: Iterable[str], targets: Iterable[str]) -> list[str]:
-    """The imports from some packages or modules to others, as text."""
+    """Return the imports from some packages or modules to others, as text."""
     modules, targets = tuple(modules), tuple(targets)
     return sorted(
         f"{module} -> {target}"
@@ -287,7 +287,7 @@ NO_SUBJECT = re.compile(
     )_""",
     re.VERBOSE,
 )
-"""Words that do not say what a test is about, at the beginning of its name."""
+"""Words at the beginning of a test's name that do not say what the test is about."""
 
 
 def test_test_names_begin_with_their_subject() -> None:

@@ -54,7 +54,7 @@ WORKERS = r"worker (\d) is process (\d+)"
 
 
 def call(function: str, *args: Any) -> dict[str, Any]:
-    """A job, as pq stores it."""
+    """A job as pq stores it."""
     return {"function": f"app.{function}", "args": args, "kwargs": {}, "retried": 0, "retry_in": None, "max_retries": 0}
 
 
@@ -77,7 +77,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 
 def seen(pq: PQ) -> list[Any]:
-    """Return the next message of a function."""
+    """Return the next message that a function wrote."""
     job = pq["seen"].get(timeout=PATIENCE)
     assert job is not None, "no function told anything"
     data: list[Any] = job.data
@@ -85,7 +85,7 @@ def seen(pq: PQ) -> list[Any]:
 
 
 def workers(command: Command, number: int = 2) -> list[int]:
-    """The processes of the workers, once they have started; the oldest first."""
+    """Return the processes of the workers once they have started, the oldest first."""
     command.expect("worker starts: ", number)
     return [int(pid) for _, pid in command.expect(WORKERS, number)]
 
@@ -134,7 +134,7 @@ def test_supervisor_replaces_a_worker_that_was_told_to_stop(dsn: str, pq: PQ, fo
 def test_supervisor_and_workers_finish_running_jobs_after_a_signal_to_all(
     dsn: str, pq: PQ, folder: Path, run_in: str
 ) -> None:
-    """As systemd does by default, and a terminal."""
+    """Send the signal to all processes, as systemd does by default, and as a terminal does."""
     pq["apples"].put(call("hold"))
     options = ("--processes", "2", "--run-in", run_in)
     with Command("worker", "app:queue", *options, dsn=dsn, folder=folder) as supervisor:
@@ -190,7 +190,7 @@ def test_supervisor_that_is_killed_during_startup_leaves_no_worker(dsn: str, pq:
 
 
 def test_supervisor_pipe_at_its_end_kills_the_worker(tmp_path: Path) -> None:
-    """Where the kernel does not see to it."""
+    """As on systems without PR_SET_PDEATHSIG."""
     program = (
         "import sys, threading\n"
         "from pqcore.worker.parent_death import end_with_parent\n"

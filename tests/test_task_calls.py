@@ -1,4 +1,4 @@
-"""Calls of tasks: arguments and options are checked before a put, and a mistake is told with what to write instead."""
+"""Calls of tasks: arguments and options are checked before a put, and the error says what to write instead."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def queue(pq: PQ) -> Any:
 
 @pytest.fixture(autouse=True)
 def _declarations() -> Iterator[None]:
-    """Forget what a test declares."""
+    """Remove what a test declares."""
     registries: list[dict[str, Any]] = [TaskDeclarations.handler_registry, TaskDeclarations._tasks]
     before = [dict(registry) for registry in registries]
     yield

@@ -39,11 +39,11 @@ SEEN: dict[str, tuple[str, ...]] = {
     "opentelemetry": (),  # its cursors are not of a class of pqcore's
     "proxies": EVERYWHERE,
 }
-"""Where a tracer sees our statements, of those that are asked what they saw."""
+"""Where each tracer records pqcore's statements, for tracers that can be asked."""
 
 
 class Forgetful:
-    """A proxy that passes on every access, but no assignment."""
+    """A proxy that forwards every read of an attribute, but no assignment."""
 
     def __init__(self, inner: Any) -> None:
         self.__wrapped__ = inner
@@ -63,7 +63,7 @@ class Stingy(ObjectProxy):  # type: ignore[misc]
 
 
 class Counting(ObjectProxy):  # type: ignore[misc]
-    """A proxy around a pool, whose connections are proxies too: another one each time."""
+    """A proxy around a pool whose connections are proxies, too: a new one each time."""
 
     def getconn(self) -> Any:
         return wrapt.ObjectProxy(self.__wrapped__.getconn())
@@ -85,7 +85,7 @@ PROXIED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.fixture(scope="module")
 def dsn(pqcore_server: str) -> Iterator[str]:
-    """The DSN of a database that all these tests have in common."""
+    """The DSN of a database for all these tests."""
     name = f"test_tracers_{os.getpid()}"
     with psycopg.connect(pqcore_server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")

@@ -117,7 +117,7 @@ READ = (
 
 
 class AsBytes(Loader):
-    """Reads every type as it comes."""
+    """Returns every type as the server sent it."""
 
     def load(self, data: Any) -> bytes:
         return bytes(data)

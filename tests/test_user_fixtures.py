@@ -74,7 +74,7 @@ def sql(dsn: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 def quietly(jobs: Jobs, statement: str) -> list[tuple[Any, ...]]:
-    """The same on a connection that counts as the fixtures' own: that it is just being closed is not to matter."""
+    """Run a statement on a connection with the fixtures' application name, so that its late end does not matter."""
     return sql(with_options(jobs.dsn, application_name=OURS), statement)
 
 
@@ -1075,7 +1075,7 @@ def test_async_queue_works_in_one_event_loop_after_another(pqcore_jobs: Jobs, pq
 def test_async_pq_left_open_by_an_event_loop_is_closed(
     databases: Databases, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As with pytest-asyncio, where the loop is there when fixtures end, and does not run."""
+    """As with pytest-asyncio: while fixtures end, the loop exists, but does not run."""
     dsns = set()
     app = AsyncPQ(NOWHERE, backend=backend)
     for _ in range(2):
@@ -1303,7 +1303,7 @@ def test_travel_waits_only_briefly_for_locked_rows(
 
 
 class TestPeriodicTasks:
-    """Ticks, from midnight on the first of January 2100 on."""
+    """Ticks from midnight on 1 January 2100."""
 
     @pytest.fixture
     def jobs(self, pqcore_jobs: Jobs) -> Jobs:
@@ -1525,7 +1525,7 @@ def test_databases_of_two_concurrent_runs_are_all_dropped(tmp_path: Path, pqcore
 
 @pytest.mark.parametrize("backend", ["psycopg2", "asyncpg"])
 def test_fixtures_work_with_each_backend(tmp_path: Path, pqcore_server: str, backend: str) -> None:
-    """With asyncpg alone, what blocks goes through an event loop in a thread."""
+    """With asyncpg alone, blocking calls use an event loop in a thread."""
     (tmp_path / "test_it.py").write_text(
         "import asyncio\n"
         "def test_it(pqcore_jobs):\n"

@@ -94,7 +94,7 @@ def tiles(page: str) -> dict[str, str]:
 
 
 def form_of(page: str) -> dict[str, str]:
-    """Return the fields that the form of a page would send."""
+    """Return the fields that a page's form would send."""
     return {
         html.unescape(name): html.unescape(value)
         for name, value in re.findall(r'<input (?:type="hidden" )?name="(\w+)" value="([^"]*)"', page)

@@ -1,4 +1,4 @@
-"""The web page in a real browser: it keeps itself up to date, can be read by everybody, and asks nobody else."""
+"""The web page in a real browser: it updates itself, is accessible, and loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 @pytest.fixture
 def address(pq: PQ) -> Iterator[str]:
-    """Where the page is, with changes allowed."""
+    """The address of the page, with changes allowed."""
     with serving(web_app(pq, changes=True, interval=0.1)) as where:
         yield where
 
 
 @pytest.fixture
 def visit(browser: Browser, address: str) -> Iterator[Visit]:
-    """Opens pages; at the end there must be no complaint of the browser's, and no request to another host."""
+    """Open pages; fail at the end if the browser complained, or sent a request to another host."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
     requests: list[str] = []
@@ -135,7 +135,7 @@ def bury(dsn: str, pq: PQ, queue: str) -> int:
 
 
 def full(dsn: str, pq: PQ) -> list[str]:
-    """All pages, with something on each, and names that are too long for a phone."""
+    """All pages, with content on each, and names that are too long for a phone."""
     name = "a_queue_with_a_name_" + "that_goes_on_and_on_" * 5
     queue = pq[name]
     queue.put(1)

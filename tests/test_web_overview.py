@@ -43,7 +43,7 @@ def text_of(page: str) -> str:
 
 
 def links(page: str, action: str) -> list[str]:
-    """The links of a page to a change."""
+    """Return the links of a page that lead to a change."""
     found = [html.unescape(link) for link in re.findall(r'href="([^"]*/change[^"]*)"', page)]
     return [link for link in found if f"do={action}&" in link]
 

@@ -34,7 +34,7 @@ class Boom(Exception):
 
 @dataclass
 class Wire:
-    """A queue over one driver, through a proxy that counts; over a blocking driver nothing that is awaited waits.
+    """A queue over one driver, through a proxy that counts messages; a blocking queue is called without awaiting.
 
     Attributes:
         driver: One of `DRIVERS`.
@@ -95,7 +95,7 @@ class Wire:
             await done(handle.connection.cursor().execute(sql))
 
     async def counted(self, call: Callable[[], Awaitable[None]]) -> Traffic:
-        """Return what passes in `CALLS` calls, after some that warm up."""
+        """Return the messages of `CALLS` calls, after some calls that warm up."""
         for _ in range(WARM):
             await call()
         before = self.proxy.traffic()
@@ -105,7 +105,7 @@ class Wire:
 
 
 async def done(result: Any) -> Any:
-    """Return the result, awaited if it has to be."""
+    """Return a result, awaited if necessary."""
     return await result if inspect.isawaitable(result) else result
 
 
@@ -117,13 +117,13 @@ def wire(request: pytest.FixtureRequest, dsn: str) -> Iterator[Wire]:
 
 
 def numbers(dsn: str) -> list[int]:
-    """Return the content of the user's table, as others see it."""
+    """Return the content of the user's table as another session sees it."""
     with psycopg.connect(dsn) as connection:
         return [number for [number] in connection.execute("SELECT number FROM orders ORDER BY number")]
 
 
 def orders(dsn: str) -> None:
-    """Make a table of the user's."""
+    """Make the user's table."""
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE TABLE orders (number int)")
 

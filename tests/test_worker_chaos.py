@@ -23,11 +23,11 @@ JOBS = int(os.environ.get("PQCORE_TEST_CHAOS_JOBS", "10000"))
 KILL_EVERY = 1.0
 """Seconds between two kills."""
 PATIENCE = 120
-"""Seconds after which the jobs are held to be lost."""
+"""Seconds after which the jobs count as lost."""
 
 
 class RestartedHarness(Harness):
-    """Its own connection is replaced when the server was restarted."""
+    """A harness that replaces its own connection after the server was restarted."""
 
     def reconnect(self) -> None:
         with suppress(ConnectionLost):

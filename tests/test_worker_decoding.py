@@ -1,4 +1,4 @@
-"""Where a worker decodes large jobs: in its event loop only if that takes no time to speak of."""
+"""Where a worker decodes large jobs: in the event loop only if that is fast."""
 
 from __future__ import annotations
 

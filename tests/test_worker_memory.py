@@ -49,7 +49,7 @@ def test_completed_job_leaves_no_garbage(dsn: str, kind: str) -> None:
 
 
 async def bytes_ahead(dsn: str, number: int, size: int, **options: Any) -> int:
-    """Return the most bytes of data that jobs held which a worker had fetched ahead; all jobs are done then."""
+    """Run all jobs; return the most bytes of data that the worker held in jobs that it had fetched ahead."""
     most = done = 0
 
     async def look(job_id: int, text: str) -> None:
@@ -90,7 +90,7 @@ def test_statement_fetches_large_jobs_a_few_at_a_time() -> None:
 
 
 def fetched_sizes(size: int) -> int:
-    """Return how many jobs of a size one statement fetches, of a worker with 1,000 free slots."""
+    """Return how many jobs of a given size one statement fetches, for a worker with 1,000 free slots."""
     queue_state = QueueState(PQ("postgresql://nowhere/")["q"], None)  # type: ignore[arg-type]
     queue_state.job_size = size
     return queue_state.fetch_size(1_000, Prefetch(1_000, PREFETCH_BYTES))

@@ -34,7 +34,7 @@ MEGABYTE = 2**20
 
 
 def hold(job_id: int, megabytes: int) -> int:
-    """Hold so much more memory; the process that does."""
+    """Allocate memory and keep it; return the process id."""
     HELD.append(b"x" * (megabytes * MEGABYTE))
     return os.getpid()
 
@@ -48,7 +48,7 @@ def pq(dsn: str) -> Iterator[PQ]:
 
 @asynccontextmanager
 async def running(*queues: Any, **options: Any) -> AsyncIterator[Worker]:
-    """A worker that runs; at the end it is stopped."""
+    """A worker that runs until the test ends."""
     worker = Worker(*queues, **options)
     run = asyncio.create_task(worker.run())
     try:
@@ -62,7 +62,7 @@ async def running(*queues: Any, **options: Any) -> AsyncIterator[Worker]:
 
 
 def pids(pq: PQ, megabytes: list[int], **options: Any) -> list[int]:
-    """Run jobs in a process, one after another; the process of each."""
+    """Run jobs in a process, one after another; return the process id of each."""
     queue = pq["jobs"]
     task = queue.task(run_in="process", keep_result="1h")(hold)
     handles = [task(each) for each in megabytes]

@@ -127,7 +127,7 @@ def test_worker_that_died_is_listed_for_an_hour_as_not_alive(
 
 @contextmanager
 def role_without_list(dsn: str) -> Iterator[str]:
-    """The DSN of a role that may do all but write to the list of workers."""
+    """The DSN of a role that may do everything except write to the list of workers."""
     name = f"app_{time.time_ns()}"
     execute(
         dsn,

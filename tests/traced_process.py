@@ -85,7 +85,7 @@ def opentelemetry() -> None:
 
 
 def proxies() -> None:
-    """A tracer that does as little as one can: its cursors take what DB-API says, and return nothing."""
+    """A tracer that does the least that DB-API allows: its cursors accept every call, and return nothing."""
     import asyncpg
     import psycopg
     import psycopg2
@@ -127,7 +127,7 @@ TRACERS: dict[str, Callable[[], None]] = {
 
 
 class Trial:
-    """Puts on connections as they are under the tracer.
+    """Puts on connections inside a tracer's proxies.
 
     Args:
         dsn: Where the queue's table is.
@@ -140,7 +140,7 @@ class Trial:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Note exceptions of the block, and the statements that the tracer sees."""
+        """Record exceptions of the block, and the statements that the tracer sees."""
         seen.clear()
         try:
             yield
