@@ -25,7 +25,7 @@ from pqcore.testing.commands import MARK, left_over
 # Django 5 has no tasks of its own; django-tasks is a package.
 collect_ignore = [] if importable("django.tasks") or importable("django_tasks") else ["test_django_tasks.py"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell that runs pytest in the background has it ignore SIGINT, and so would the processes that tests interrupt.
+    # A shell that starts pytest in the background makes it ignore SIGINT, and its child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SOON = 5.0
 """Seconds within which processes end that the last test told to end."""
@@ -41,7 +41,7 @@ def _every_process_is_ended() -> Iterator[None]:
     deadline = time.monotonic() + SOON
     while (left := left_over(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if before is not None:  # this run is itself a test's
+    if before is not None:  # this run was started by a test
         os.environ[MARK] = before
     assert not left, "tests have started these, and not ended them:\n" + "\n".join(left)
 
@@ -61,7 +61,7 @@ class Copies:
             found = connection.execute(
                 "SELECT current_setting('server_version_num')::int >= 150000 AND current_setting('fsync') = 'off'"
             ).fetchone()
-        # Copying files is faster, except for the checkpoints that it takes on a server with fsync.
+        # Copying files is faster, but takes checkpoints, which are slow on a server with fsync.
         self._strategy = " STRATEGY FILE_COPY" if found == (True,) else ""
 
     @contextmanager

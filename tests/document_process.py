@@ -119,7 +119,7 @@ def main(work: Path, ends: TextIO) -> None:
         ends.flush()
         if error is not None:
             break
-    os._exit(0)  # what blocks left open is of no interest
+    os._exit(0)  # blocks may leave connections open
 
 
 if __name__ == "__main__":

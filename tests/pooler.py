@@ -82,7 +82,7 @@ class Pooler:
                     answer = answer[size:]
                 over = state == b"I" and not answer
                 if over:
-                    self._idle.put(server)  # first, so that it is there for who hears of the answer
+                    self._idle.put(server)  # stored first, so that a client that got the answer finds it
                 client.sendall(whole)
                 if over:
                     return

@@ -65,7 +65,7 @@ def test_puts_under_crossing_keys_do_not_wait_for_each_other(dsn: str) -> None:
         queue.put("b", limits={"b": 1}, connection=two)
         queue.put("b", limits={"b": 1}, connection=one)
         queue.put("a", limits={"a": 1}, connection=two)
-        for key in ("a", "b"):  # others put, take and finish under them meanwhile
+        for key in ("a", "b"):  # other sessions put, take and finish jobs under these keys meanwhile
             queue.put("mine", limits={key: 1})
             [job] = queue.lease_many(5, 60, block=False)
             assert job.data == "mine"

@@ -51,7 +51,7 @@ def test_eight_processes_over_all_drivers_take_each_job_once(dsn: str) -> None:
             process.join(30)
         ids = [job for _, jobs in taken for job in jobs]
         assert len(ids) == len(set(ids))
-        left = [job.id for job in pq["q"].get_many(1000, block=False)]  # passed over while another had it locked
+        left = [job.id for job in pq["q"].get_many(1000, block=False)]  # skipped while another had it locked
         assert sorted(ids + left) == put
         assert pq["q"].count() == 0
         assert len(left) < len(processes)

@@ -142,7 +142,7 @@ def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Register a backend with the process for the length of a test."""
-    plugins.backend_specs()  # those that are installed are loaded once
+    plugins.backend_specs()  # installed plugins are loaded only once
     monkeypatch.setattr(plugins, "_specs", dict(plugins._specs))
     registered: list[object] = []
 
@@ -491,12 +491,12 @@ def sure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bench_fails_a_slowed_copy_of_the_example_at_every_operation(
     pqcore_server: str, register: Callable[..., None], example: BackendSpec, sure: None
 ) -> None:
-    # On a busy machine each turn of a worker waits for its threads, which a bare loop has not.
+    # On a busy machine, a worker waits for its threads in each turn; a bare loop has no threads.
     register("honest", example, ExampleBackend, targets={**dict.fromkeys(bounds.TARGETS, 0.2), "worker": 0.05})
     register("slowed", example, SlowedBackend, targets=dict.fromkeys(bounds.TARGETS, 0.8))
     report = measured(pqcore_server, ["honest", "slowed"], ["targets"])
     check_structure(report, {"honest", "slowed"})
-    rules = verdicts.Rules(floors=False)  # and targets that are far from both: the machine may be busy
+    rules = verdicts.Rules(floors=False)  # targets far from both figures, because the machine may be busy
     found = {(row["backend"], row["operation"]): verdicts._of_wall(row, rules)[0] for row in report["targets"]}
     short = {name for name, said in found.items() if said == "FALLS SHORT"}
     assert short == {("slowed", name) for name in bounds.TARGETS}

@@ -219,7 +219,7 @@ def test_block_of_a_with_statement_outlasts_the_error_of_a_block_before(dsn: str
     asyncio.run(main())
 
 
-# Interrupted before it is left
+# Interrupted before the block is left
 
 
 class TimeLimit(Exception):
@@ -298,7 +298,7 @@ def test_block_ends_with_a_statement_of_a_task_that_is_interrupted(
     try:
         loop.run_until_complete(pq.create())
         interrupt(lambda: loop.run_until_complete(act(pq["q"])))
-        assert loop.run_until_complete(pq["q"].count()) == 0  # over its only connection, which the block has given up
+        assert loop.run_until_complete(pq["q"].count()) == 0  # over its only connection, which the block no longer uses
     finally:
         loop.run_until_complete(pq.close())
         loop.close()

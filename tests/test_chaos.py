@@ -188,7 +188,7 @@ def test_chaos_checker_finds_jobs_past_one_of_their_limits() -> None:
     for job in (1, 2, 3):
         made.put(job, {"wide": 2, "narrow": 1})
     made.begin(1)
-    made.begin(2)  # as if its second key were ignored
+    made.begin(2)  # as if pqcore ignored its second key
     made.end(1)
     made.end(2)
     made.begin(3)
@@ -215,7 +215,7 @@ def test_chaos_checker_finds_a_group_out_of_order() -> None:
         made.put(job, {"five": 5}, "group")
     made.begin(1)
     made.end(1)
-    made.begin(3)  # as if the group were ignored
+    made.begin(3)  # as if pqcore ignored the group
     made.end(3)
     made.begin(2)
     made.end(2)

@@ -246,7 +246,7 @@ def test_worker_command_target_may_be_a_function_or_an_attribute(
     done = run("worker", target, "app:queue", "--burst", dsn=dsn, folder=folder)
     assert done.returncode == 0, done.stderr
     assert seen(pq)[0] == "Cox"
-    assert "worker starts: 'apples', concurrency 20" in done.stderr  # once, though named twice
+    assert "worker starts: 'apples', concurrency 20" in done.stderr  # one worker, although the queue is named twice
 
 
 def test_worker_command_warns_of_a_queue_on_which_no_task_is_declared(dsn: str, pq: tasks.PQ, folder: Path) -> None:
@@ -317,7 +317,7 @@ def test_worker_command_refuses_bad_arguments_with_exit_code_2(
 @pytest.mark.parametrize("target", ["raising:queue", "app:make_raising"])
 def test_worker_command_shows_the_line_of_a_module_that_raises(pqcore_server: str, folder: Path, target: str) -> None:
     done = run("worker", target, dsn=pqcore_server, folder=folder)
-    assert done.returncode == 2  # a service manager that starts it again would change nothing
+    assert done.returncode == 2  # a restart by a service manager would not help
     assert "Traceback" not in done.stderr
     assert "RuntimeError: the sky fell" in done.stderr
     assert re.search(r"  .*\.py:\d+, in .*: raise RuntimeError", done.stderr)
@@ -358,7 +358,7 @@ def test_worker_command_ends_immediately_after_a_second_signal(
         assert worker.wait() == 0
         assert "told to stop immediately" in worker.log
         assert "functions are still running in threads pqcore-job" in worker.log
-    assert pq["apples"].status(job_id) == "ready"  # given back, and not only once its lease has run out
+    assert pq["apples"].status(job_id) == "ready"  # the worker gave the job back, before the lease ran out
 
 
 @pytest.mark.parametrize(("backend", "face"), [("psycopg2", "blocking"), ("psycopg", "async"), ("asyncpg", "async")])

@@ -249,7 +249,7 @@ def test_doctor_names_each_problem_with_advice(
         found = findings(dsn)[check]
     worse = [one for one in found if one["level"] == level and says in one["message"] and advice in one["advice"]]
     assert worse, found
-    if check == "schema":  # of a table that is another one, no more is said
+    if check == "schema":  # another table with this name is not examined further
         assert "indexes" not in findings(dsn)
 
 
@@ -306,7 +306,7 @@ def test_doctor_names_the_holder_of_an_old_snapshot(dsn: str, pq: PQ, monkeypatc
         assert findings(dsn)["snapshots"][0]["level"] == "problem"
         monkeypatch.undo()
         assert findings(dsn)["snapshots"][0]["level"] == "ok"
-    with psycopg.connect(dsn) as writer:  # without a snapshot, but with an id of a transaction
+    with psycopg.connect(dsn) as writer:  # without a snapshot, but with a transaction id
         writer.execute("INSERT INTO queue (q_name, data) VALUES ('a', '1')")
         monkeypatch.setattr(server_checks, "LONG", 0.0)
         [one] = findings(dsn)["snapshots"]
@@ -376,7 +376,7 @@ def test_doctor_reports_a_pooler_in_transaction_mode(
     with pooler(dsn, order) as through:
         found = findings(through, "--backend", backend)
     [one] = found["listen"]
-    assert one["level"] == "ok"  # it is a set-up like others
+    assert one["level"] == "ok"  # this set-up is valid
     assert one["details"]["pooler"]
     assert "a pooler in transaction mode" in one["message"]
     assert "prepared=False" in one["advice"]

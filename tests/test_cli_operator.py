@@ -556,7 +556,7 @@ def test_move_command_moves_waiting_jobs(dsn: str, pq: PQ, backend: str) -> None
     assert states(pq, *moved, expired, queue="c") == ["ready"] * 3 + ["scheduled"] * 2 + ["ready"]
     assert states(pq, ids["leased"], ids["done"], ids["archived"]) == ["leased", "done", "done"]
     assert execute(dsn, "SELECT q_name FROM queue_results") == [("c",)]
-    leased = [job.id for _ in range(2) for job in pq["c"].lease_many(10, wait=0)]  # one is put on its lane first
+    leased = [job.id for _ in range(2) for job in pq["c"].lease_many(10, wait=0)]  # one job is put on its lane first
     assert sorted(leased) == sorted([ids["urgent"], ids["parked"], ids["ready"], expired])
     assert objects("move", "--all", *where, dsn=dsn)[0]["moved"] == 0
 
@@ -581,7 +581,7 @@ def test_move_command_gives_the_slot_of_a_moved_job_to_the_next(dsn: str, pq: PQ
     assert states(pq, second, third) == ["ready", "parked"]
     assert objects("move", str(second), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
     assert states(pq, third) == ["ready"]
-    for queue, job_id in (("a", third), ("b", second)):  # the limit is the queue's
+    for queue, job_id in (("a", third), ("b", second)):  # the limit belongs to the queue
         taken = pq[queue].lease(block=False)
         assert taken is not None
         assert taken.id == job_id
@@ -750,7 +750,7 @@ def test_interrupted_command_changes_all_or_nothing(dsn: str, pq: PQ, arguments:
                 process.stdin.close()
                 eventually(lambda: execute(dsn, waits))
                 process.send_signal(signal.SIGINT)
-                if backend == "psycopg2":  # waits in C, where no signal is handled
+                if backend == "psycopg2":  # waits in C, where Python handles no signal
                     blocker.rollback()
                 assert process.wait(PATIENCE) == 1
                 assert process.stderr.read().splitlines()[-1] == b"Aborted!"
@@ -819,7 +819,7 @@ def test_top_command_redraws_a_terminal(dsn: str, pq: PQ, encoding: str, shown: 
                 seen += os.read(ours, 65_536)
         assert top.wait(PATIENCE) == 0
     os.close(ours)
-    assert b"\x1b[?1049h" in seen  # the alternate screen, which was left
+    assert b"\x1b[?1049h" in seen  # the alternate screen, entered and then left
     assert b"\x1b[?1049l" in seen
 
 
@@ -844,7 +844,7 @@ def test_commands_escape_characters_that_the_terminal_lacks(dsn: str, pq: PQ, en
     assert expected in write("stats")
     assert expected in write("top", "--once")
     assert f"ValueError: {expected}" in write("dead", "list", "--queue", name)
-    queue = pq.queue("coded", serializer="orjson")  # it leaves letters as they are
+    queue = pq.queue("coded", serializer="orjson")  # orjson does not escape letters
     queue.put(data)
     assert json.loads(write("peek", "--queue", "coded")) == data
     assert json.loads(write("get", "--queue", "coded")) == data

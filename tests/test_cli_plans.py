@@ -41,7 +41,7 @@ BOUNDED: list[tuple[Query, int]] = [
     (SQL.list_archived, N),
     (SQL.list_dead, N),
     (SQL.find_row, 3),
-    # Finished rows are in no index: this many of those that were put last.
+    # Finished rows are in no index: the statement reads the last ones, up to this number.
     (SQL.recent_completions, 10_000),
     (SQL.rerun_finished, 3),
     (SQL.rerun_archived, 3),

@@ -219,7 +219,7 @@ def test_dialect_statements_avoid_what_the_engine_lacks(name: str) -> None:
         unknown = ("advisory", "hashtext", "DISCARD", "pg_is_in_recovery", "pg_control", "pg_listening", "set_config")
         assert [(each, word) for each, text in texts.items() for word in unknown if word in text] == []
         assert [each for each in ddl for word in (*unknown, "DO $", "autovacuum", "plpgsql") if word in each] == []
-        # More than one change of a table in a statement is refused.
+        # Citus refuses a statement that changes a table in two ways.
         for each, text in texts.items():
             assert max(text.count(f"{verb}{{}}".format('"queue"')) for verb in ("UPDATE ", "DELETE FROM ")) <= 1, each
 

@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from django_project import fixtures  # first, as it sets Django up
+from django_project import fixtures  # imported first, because it sets Django up
 
 # isort: split
 
@@ -144,7 +144,7 @@ def test_django_transaction_stays_usable_after_a_failed_operation(dsn: str, outs
             queue("orders").put(2, dedup=only)
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '20ms'")
-        with pytest.raises(TransientError):  # the server says so: without a savepoint, nothing more could be done
+        with pytest.raises(TransientError):  # a savepoint keeps the transaction usable
             queue("others").update(locked, 3)
         Order.objects.create(name="goes on")
     assert (outside(), Order.objects.count()) == ([1], 1)
@@ -232,7 +232,7 @@ def test_django_threads_have_their_own_connections(outside: Callable[[], list[An
             with suppress(Undo), transaction.atomic():
                 queue("orders").put(number)
                 pids.add(pid())
-                barrier.wait()  # all are in the middle of a transaction
+                barrier.wait()  # all threads are inside a transaction
                 if number % 2:
                     raise Undo
             with queue("orders") as cursor:
@@ -257,7 +257,7 @@ def test_django_connection_that_was_lost_is_replaced(dsn: str, outside: Callable
         server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
         with pytest.raises(ConnectionLost):
             orders.put(2)
-        orders.put(3)  # the driver knows by now
+        orders.put(3)  # the driver knows that the connection is lost
         server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
         with suppress(Undo), transaction.atomic():
             with pytest.raises(ConnectionLost):
@@ -267,7 +267,7 @@ def test_django_connection_that_was_lost_is_replaced(dsn: str, outside: Callable
         server.execute("SELECT pg_terminate_backend(%s, 5000)", [pid()])
         with pytest.raises(ConnectionLost):
             orders.count()
-        assert connection.errors_occurred  # so Django looks, before the next request
+        assert connection.errors_occurred  # so Django checks the connection before the next request
         close_old_connections()
         orders.put(5)
     assert outside() == [1, 3, 5]
@@ -442,7 +442,7 @@ def test_django_tables_may_be_in_schemas_and_other_databases(empty: str) -> None
 
 
 def test_django_check_reports_a_missing_or_different_table(empty: str) -> None:
-    assert check_tables() == []  # without --database none is asked
+    assert check_tables() == []  # without --database, no other database is contacted
     [missing] = check_tables(databases=["default"])
     assert (missing.id, "migrate pqcore" in missing.hint) == ("pqcore.W001", True)
     assert check_tables(databases=["lite"]) == []

@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Any
 
-from django_project import fixtures  # first, as it sets Django up
+from django_project import fixtures  # imported first, because it sets Django up
 
 # isort: split
 
@@ -147,7 +147,7 @@ def test_admin_actions_retry_and_cancel_jobs(root: Client) -> None:
     assert orders.status(scheduled) == "ready"
     [leased] = orders.lease_many(1, "1h", block=False)
     text = act(root, JOBS, "cancel", scheduled, waiting)
-    assert "2 cancelled" in text  # one of them by asking who works on it
+    assert "2 cancelled" in text  # one of them by asking its worker to stop
     assert [job.id for job in orders.jobs()] == [leased.id]
     entries = LogEntry.objects.filter(content_type__app_label="pqcore")
     assert sorted(entry.change_message for entry in entries) == ["cancelled", "cancelled", "made due now"]

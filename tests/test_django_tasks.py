@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from django_project import fixtures  # first, as it sets Django up
+from django_project import fixtures  # imported first, because it sets Django up
 
 # isort: split
 

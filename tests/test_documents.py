@@ -325,7 +325,7 @@ def test_document_blocks_follow_the_documented_rules(run: Callable[[Path], Run],
     assert list(done.errors) == lines
     assert [block.language for block in blocks(page)] == ["bash", "python", "python", "toml", "bash", "sql", "python"]
     [sleeper] = re.findall(r"the sleeper is (\d+)", done.output)
-    with suppress(FileNotFoundError):  # it may wait for its burial
+    with suppress(FileNotFoundError):  # a zombie has ended, too
         assert ") Z " in Path(f"/proc/{sleeper}/stat").read_text()
 
 

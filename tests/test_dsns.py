@@ -138,7 +138,7 @@ def test_dsn_with_a_wrong_password_raises_an_error_without_it(place: Place, driv
     dsn = FORMS[form](place)
     for right, wrong in ((quote(PASSWORD, ""), "s3cr3t%20%3F"), (word(PASSWORD), "'s3cr3t ?'")):
         dsn = dsn.replace(right, wrong)
-    with pytest.raises((AccessDenied, ConnectionLost)) as caught:  # libpq does not tell which
+    with pytest.raises((AccessDenied, ConnectionLost)) as caught:  # libpq does not say which host
         put(driver, dsn)
     chain: BaseException | None = caught.value
     while chain is not None:

@@ -432,7 +432,7 @@ def test_workers_that_lack_the_function_are_named(site: Site) -> None:
         assert found.causes[1].workers == tuple(worker.id for worker in site.queue.workers())
         assert ran.items == []
         with working(site.queue, number=2):
-            for _ in patiently("the job runs"):  # until the worker that knows the function gets it
+            for _ in patiently("the job runs"):  # until the worker that knows the function gets the job
                 site.queue.retry(job_id)
                 if ran.items:
                     break
@@ -613,7 +613,7 @@ class Random:
     def make(self) -> int:
         """Make a state; return the job to explain."""
         pick, queue = self._random, self._queue
-        x = pick.randint(1, 2)  # of all jobs: of two numbers, that of the newest put counts once a take knows it
+        x = pick.randint(1, 2)  # if puts give two numbers, the newest one counts for all jobs, after the next take
         limits = [{"x": x}, {"x": x, "y": 1}]
         keys: list[dict[str, Any]] = [{}, *({"limits": each} for each in limits), {"group": "g"}]
         options: dict[str, Any] = {**pick.choice(keys), **pick.choice([{}, {}, {"group": "g"}])}
@@ -726,7 +726,7 @@ class Random:
         while self._blocks:
             block = self._blocks.pop()
             with suppress(RuntimeError), block:
-                raise RuntimeError  # which rolls it back
+                raise RuntimeError  # rolls the block back
 
 
 def test_causes_of_random_states_are_all_that_keeps_a_job_from_running(site: Site) -> None:

@@ -195,7 +195,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_interrupt_of_a_thread_at_any_instruction_leaves_no_caller_waiting(whom: int, least: int, busy: bool) -> None:
     number, missed = 0, 0
-    while missed < 3:  # now and then another one leads
+    while missed < 3:  # sometimes another task leads
         number += 1
         callers, raised = interrupted(number, whom, busy=busy)
         missed += not raised
@@ -321,7 +321,7 @@ def test_line_goes_on_after_all_tasks_of_its_loop_were_cancelled(after: int) -> 
 
 
 def test_loop_that_ends_amid_concurrent_calls_begins_no_task(caplog: pytest.LogCaptureFixture) -> None:
-    sent = Sent(pauses=10**9)  # a statement that is not over before its loop ends
+    sent = Sent(pauses=10**9)  # a statement that goes on when its loop ends
 
     async def stay() -> None:
         """Keep the loop from ending until no call waits any longer."""

@@ -177,7 +177,7 @@ def test_history_accepts_redelivery() -> None:
     first, again = op("lease", 4, 5, 1, token=1), op("lease", 12, 13, 1, token=2)
     acks = op("ack", 14, 15, 1, token=2), op("ack", 14, 15, 2, token=1)
     assert pair(first, op("lease", 10, 11, 2, token=1), again, *acks) == []
-    # also where the first delivery was to somebody of whom nothing is known
+    # also if the first delivery was to an unknown consumer
     assert pair(op("lease", 10, 11, 2, token=1), again, *acks) == []
 
 

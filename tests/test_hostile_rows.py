@@ -225,7 +225,7 @@ def test_worker_survives_any_batch_callback(producer: Producer) -> None:
 def test_worker_survives_ids_at_the_ends_of_the_range(producer: Producer) -> None:
     ran: list[int] = []
     with open_queue(producer.dsn, ran) as queue:
-        with psycopg.connect(producer.dsn, autocommit=True) as owner:  # a producer may not choose one
+        with psycopg.connect(producer.dsn, autocommit=True) as owner:  # a producer must not choose an id
             for job_id in (-(2**63), -5, 2**63 - 1):
                 owner.execute("INSERT INTO hostile (id, q_name, data) VALUES (%s, 'q', '1')", [job_id])
         work_off(queue, ran)

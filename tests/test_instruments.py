@@ -87,7 +87,7 @@ def of_kind(kind: str, body: Callable[[], Any]) -> Function:
         return body()
 
     function: Function = {"coroutine": coroutine, "thread": thread}[kind]
-    function.__qualname__ = f"function_{next(numbers)}"  # its path must be its own
+    function.__qualname__ = f"function_{next(numbers)}"  # each function needs a unique path
     return function
 
 
@@ -101,7 +101,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
 both_kinds = pytest.mark.parametrize("kind", ["coroutine", "thread"])
 
 
-# What plugins are told
+# The events that plugins receive
 
 
 class Listener:
@@ -256,7 +256,7 @@ def test_job_events_report_a_lost_lease(harness: Harness, register: Register, ki
     queue = harness.task_queue()
 
     def thread(job_id: int) -> None:
-        harness.sql("UPDATE {table} SET attempts = attempts + 1", rows=False)  # as if another had taken it
+        harness.sql("UPDATE {table} SET attempts = attempts + 1", rows=False)  # as another consumer's take does
 
     async def coroutine(job_id: int) -> None:
         await asyncio.to_thread(thread, job_id)
@@ -284,7 +284,7 @@ def test_job_events_report_a_lease_lost_during_the_run(harness: Harness, registe
         assert begun.wait(PATIENCE)
         harness.sql(
             "UPDATE {table} SET attempts = attempts + 1, leased_until = now() + interval '1 h'", rows=False
-        )  # as if another had taken it
+        )  # as if another consumer had taken the job
         harness.eventually(lambda: "lost" in listener.names())
     assert listener.names() == ["started", "lost"]
     assert [type(raised) for _, raised in listener.around] == [asyncio.CancelledError]
@@ -422,7 +422,7 @@ def test_hook_that_returns_a_coroutine_is_awaited(harness: Harness, register: Re
 
         @hookimpl
         async def pqcore_job_succeeded(self, event: JobEvent) -> None:
-            await asyncio.sleep(0.3)  # long enough for a worker that does not wait to be gone
+            await asyncio.sleep(0.3)  # a worker that did not wait would have ended by then
             told.append("succeeded")
 
     task = queue.task()(of_kind("thread", lambda: None))
@@ -1128,7 +1128,7 @@ def test_instruments_import_no_library_before_use(tmp_path: Path) -> None:
 
 
 def test_prometheus_serves_all_processes_from_one(tmp_path: Path) -> None:
-    # What another process counted is in the folder when this one is asked.
+    # The folder also holds the counts of another process.
     begin = """
         from prometheus_client import CollectorRegistry
         from pqcore.events import PutEvent

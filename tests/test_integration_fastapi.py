@@ -252,7 +252,7 @@ def test_fastapi_put_joins_the_transaction_of_the_request(dsn: str, pq: PQ, driv
         assert client.post("/orders/1", params={"fail": "yes"}).status_code == 500
         assert pq["emails"].count() == 0
         assert client.post("/orders/1").status_code == 200
-        assert client.post("/orders/1").status_code == 500  # its commit fails, and the client is told
+        assert client.post("/orders/1").status_code == 500  # the commit fails, and the client gets an error
         assert [job.data for job in pq["emails"].get_many(9)] == [{"order": 1}, {"copy": 1}]
     with pq["emails"] as cursor:
         assert cursor.execute("SELECT id FROM orders").fetchall() == [(1,)]

@@ -84,7 +84,7 @@ def test_flask_applications_have_separate_databases(dsn: str, outside: PQ, pqcor
         with second.app_context():
             assert current_app.config["PQCORE_DSN"] == pqcore_server
             assert pq.engine._given == pqcore_server
-            assert not pq.engine._checked  # it was not asked anything: it has no such table
+            assert not pq.engine._checked  # no statement was sent: this database has no such table
             pq.close()
         assert pq["q"].count() == 1
         pq.close()

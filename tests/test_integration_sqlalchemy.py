@@ -206,7 +206,7 @@ def test_sqlalchemy_metadata_equals_the_tables_of_create(dsn: str, engine: sqlal
     metadata = sqlalchemy.MetaData()
     table = include_in(metadata, names.table, names.schema)
     assert differences(engine, metadata) == []
-    # So that it is known that a difference is one:
+    # Check that a difference is found:
     table.append_column(sqlalchemy.Column("more", sqlalchemy.Text))
     metadata.remove(metadata.tables[declared_key(names, 1)])
     assert [each[0] for each in differences(engine, metadata)].count("add_column") == 1
@@ -304,7 +304,7 @@ def test_sqlalchemy_metadata_holds_several_queue_tables_and_others(dsn: str, eng
     with pq_for_engine(engine, table="others") as pq, engine.connect() as connection:
         pq["q"].put({"a": 1})
         assert connection.execute(sqlalchemy.select(others.c.q_name, others.c.data)).all() == [("q", {"a": 1})]
-    metadata.drop_all(engine, tables=[others])  # the other one still knows its version
+    metadata.drop_all(engine, tables=[others])  # the record still has the other table's version
     with pq_for_engine(engine) as pq:
         assert pq["q"].count() == 0
     with pytest.raises(ConfigurationError, match="has a table 'queue' already"):
@@ -418,7 +418,7 @@ def test_alembic_migration_written_as_sql_is_equivalent(dsn: str, alembic: Calla
     up = written(command.upgrade, "head")
     execute(dsn, up)
     with PQ(dsn) as pq, PQ(dsn, table="odd:name's", schema="its\\schema") as odd:
-        pq.create()  # does nothing, as it is whole
+        pq.create()  # does nothing, because the table is complete
         odd["q"].put(1)
         assert (odd["q"].count(), pq["q"].count()) == (1, 0)
     execute(dsn, "DROP TABLE alembic_version")

@@ -225,7 +225,7 @@ def test_threaded_pq_get_that_is_cancelled_puts_its_job_back(
                 assert outside["q"].count() == 0
                 group.cancel_scope.cancel()
                 held.go_on.set()
-            job = outside["q"].get(block=False)  # it is there as soon as the task has ended
+            job = outside["q"].get(block=False)  # the job is back as soon as the task has ended
             assert job is not None
             assert (job.id, job.data) == (first, "first")
 

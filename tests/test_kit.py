@@ -328,7 +328,7 @@ def test_statements_return_no_column_of_type_void() -> None:
     assert found > 10
 
 
-# What tests start, they end
+# Tests end the processes that they start
 
 
 def test_leftover_process_is_found_and_a_group_is_ended_as_a_whole(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_mcp_answers_contain_no_password(dsn: str, monkeypatch: pytest.MonkeyPat
     redactor = Redactor(PQ(dsn).engine)
     fields = {"queue": "s@fe", "data": {"a": [f"at {dsn} as s@fe, from the environment"]}, "headers": {"s@fe": 1}}
     shown = redactor.document(fields)
-    assert shown["queue"] == "s@fe"  # a name, by which it is asked for again
+    assert shown["queue"] == "s@fe"  # unmasked, because clients use the name
     if dsn != "postgresql://":
         assert shown["data"] == {"a": ["at *** as ***, ***"]}
         assert shown["headers"] == {"***": 1}
@@ -363,7 +363,7 @@ def test_mcp_answers_cut_long_values_and_say_so(secret_dsn: str, pq: tasks.PQ) -
         assert huge["data"] == '["' + "b" * 48
         packed = await ask(client, "show_job", job_id=ids["bytes"])
         assert (packed["data"], packed["serializer"], packed["cut"]) == (None, "msgpack", ["payload"])
-        # A secret that the cut would go through is not there in part either.
+        # No part of a secret is shown if the text is cut within the secret.
         secret = await ask(client, "show_job", job_id=ids["secret"])
         assert secret["data"] == '["' + "c" * 40 + "***" + "d" * 5
         [letter] = (await ask(client, "list_dead_letters", queue="q"))["dead_letters"]
@@ -677,7 +677,7 @@ def test_mcp_command_without_its_extra_says_how_to_install_it() -> None:
 
 
 def test_mcp_command_ends_with_its_input() -> None:
-    done = run("mcp", dsn="postgresql://nowhere")  # its stdin is at its end
+    done = run("mcp", dsn="postgresql://nowhere")  # the server's stdin is closed
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -81,7 +81,7 @@ class Place:
         """Let the server end a connection, and check that it has."""
         assert self.eyes.execute("SELECT pg_terminate_backend(%s)", [victim]).fetchone() == (True,)
         while self.eyes.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [victim]).rowcount:
-            time.sleep(0.001)  # nobody tells of it
+            time.sleep(0.001)  # the end is not announced
 
     def anew(self) -> None:
         """Have nothing in it."""
@@ -196,7 +196,7 @@ def test_migration_killed_at_any_statement_is_completed(place: Place, fresh: dic
         jobs = place.rows()
     indexes = {"version 1": 6, "version 8": 1}.get(start)
     assert "COMMIT" in begun or indexes is not None
-    # All but indexes comes in transactions, which are there or not; those come one by one, the record of them last.
+    # Everything except indexes is made in transactions. Indexes are made one by one, and recorded at the end.
     assert len(completed) == (1 if indexes is None else indexes + 2)
 
 
@@ -367,7 +367,7 @@ def test_migration_that_waits_delays_others_only_briefly(
         eventually(lambda: place.eyes.execute(waits.encode()).rowcount or migrating.done())
         assert not migrating.done()
         with psycopg.connect(place.dsn, autocommit=True) as putter:
-            putter.execute(put)  # behind it; and yet it comes through, while the reader has not ended
+            putter.execute(put)  # behind the reader; yet it succeeds before the reader ends
             assert reader.info.transaction_status == TransactionStatus.INTRANS
             with pytest.raises(TransientError, match=r"queue.* was not migrated, .*3 attempts of 0\.2 seconds"):
                 migrating.result(PATIENCE)
@@ -473,7 +473,7 @@ class Crew:
 
     def _consume(self, way: str, queue: Any) -> None:
         while True:
-            last = self._no_more.is_set()  # looked at before the jobs are, so that none put until then is left
+            last = self._no_more.is_set()  # read before the jobs, so that every job put until then is taken
             if way == "get_many":
                 jobs = queue.get_many(3, block=False)
             else:
@@ -505,7 +505,7 @@ class Crew:
 def test_processes_of_pq_and_pqcore_work_on_one_table(place: Place, fresh: dict[str, Any]) -> None:
     starts.make_pqs(place.dsn)
     pqs = [("pqs.py", place.dsn, *what) for what in (("put", "a"), ("put", "b"), ("get",), ("get",))]
-    crew = Crew(place, "c", leases=False)  # which pq does not see
+    crew = Crew(place, "c", leases=False)  # pq knows no leases
     with running(*pqs) as processes:
         for process in processes:
             process.expect(20)
@@ -837,7 +837,7 @@ def test_migration_statements_that_contract_are_recognised(statement: str, contr
 
 
 def test_schema_versions_declare_the_code_they_need() -> None:
-    before = 5  # the last that was not asked
+    before = 5  # the last version that is not checked
     for number, statements in enumerate(schema.migrations()[before:], start=before + 1):
         needs = schema.needs(number)
         assert needs is not None, f"version {number} does not begin with -- needs N"

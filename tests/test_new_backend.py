@@ -244,7 +244,7 @@ def test_new_backend_refuses_a_driver_that_is_no_module_name(tmp_path: Path, dri
 def test_new_backend_overwrites_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "pqcore-acme"
     folder.mkdir()
-    assert invoke("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder is as good as none
+    assert invoke("new-backend", "acme", folder=tmp_path).returncode == 0  # an empty folder may be used
     (folder / "pyproject.toml").write_text("mine", "utf-8")
     again = invoke("new-backend", "acme", folder=tmp_path)
     assert again.returncode == 2
@@ -267,7 +267,7 @@ def test_new_backend_output_says_which_commands_come_next(tmp_path: Path) -> Non
     assert "pqcore bench --backend acme" in readme
     extras = re.search(r'test = \["pqcore\[(.*)]"]', (tmp_path / "pqcore-acme" / "pyproject.toml").read_text("utf-8"))
     assert extras is not None
-    assert {"cli", "testing", "bench", "embedded"} <= set(extras[1].split(","))  # what both commands need
+    assert {"cli", "testing", "bench", "embedded"} <= set(extras[1].split(","))  # extras that both commands need
 
 
 def test_new_backend_requires_no_module_of_the_standard_library(tmp_path: Path) -> None:
@@ -315,5 +315,5 @@ def test_example_and_the_project_have_the_same_shape(tmp_path: Path) -> None:
         for path in EXAMPLE.parent.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    own = {"LICENSE", "pqcore_acme/dsn.py", "tests/test_acme_dsn.py"}  # of the example alone
+    own = {"LICENSE", "pqcore_acme/dsn.py", "tests/test_acme_dsn.py"}  # files that only the example has
     assert {name for name in example if ".egg-info" not in name and "cache" not in name} - own == _texts(folder).keys()

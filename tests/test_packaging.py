@@ -300,7 +300,7 @@ def test_workflow_runs_existing_targets_with_minimal_permissions(name: str) -> N
             assert re.fullmatch(r"(actions/[\w-]+@v\d+|pypa/gh-action-pypi-publish@release/v1)", step["uses"])
             assert not step["uses"].startswith("actions/checkout") or step["with"]["persist-credentials"] is False
             continue
-        assert "${{" not in step["run"]  # what others name does not become a part of a script
+        assert "${{" not in step["run"]  # text from outside must not become part of a script
         for target in re.findall(r"\bmake ([\w-]+)", step["run"]):
             assert target in targets
             ours += 1

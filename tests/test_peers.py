@@ -327,7 +327,7 @@ def test_peers_measure_pqcore_over_each_backend(pqcore_server: str, tmp_path: Pa
 def test_peers_skip_a_system_that_cannot_be_installed(
     pqcore_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no network, whatever is there
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # without a network
     nothing = environments.Environment("nothing", ("pqcore-no-such-peer==1.0",))
     peer = Contender("nothing, at all", "run_pq", (), nothing)
     plan = measuring.Plan(rounds=1, seconds=0.02, workloads=("put",))

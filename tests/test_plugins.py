@@ -218,7 +218,9 @@ def test_core_imports_no_driver() -> None:
     found = [
         f"{path.relative_to(CORE)}: {module}"
         for path in sources
-        for module in imports(path.read_text("utf-8"), by_call="demo" not in path.parts)  # which looks at its tables
+        for module in imports(
+            path.read_text("utf-8"), by_call="demo" not in path.parts
+        )  # the demo reads its tables by a driver
         if module.partition(".")[0] in DRIVERS
     ]
     assert found == []
@@ -706,7 +708,7 @@ def test_backends_of_one_name_are_refused() -> None:
     assert not fresh.manager.is_registered(second)
     assert fresh.manager.is_registered(first)
     assert fresh.backend_spec("acme", "blocking").load == "acme_driver:Backend"
-    fresh.register(Brings(spec(mode="async")))  # the other face is another thing
+    fresh.register(Brings(spec(mode="async")))  # the other face is a separate backend
     fresh.backend_specs()
     with pytest.raises(PluginError, match="'psycopg2'"):
         fresh.register(Brings(spec("psycopg2")))
@@ -869,7 +871,7 @@ def test_backend_spec_is_checked_at_registration(changes: dict[str, Any], says: 
     wrong = spec(changes.pop("name", "acme"), **changes)
     with pytest.raises(PluginError, match=re.escape(says)):
         fresh.register(Brings(spec("first"), wrong))
-    assert not {each.name for each in fresh.backend_specs()} & {"acme", "first"}  # nothing of the plugin's stays
+    assert not {each.name for each in fresh.backend_specs()} & {"acme", "first"}  # nothing of the plugin remains
     with pytest.raises(PluginError, match="a plugin registers a str as a backend; register a BackendSpec"):
         fresh.register(Brings("acme"))  # type: ignore[arg-type]
 
@@ -922,7 +924,7 @@ def test_hook_that_is_misspelt_is_refused() -> None:
             fresh.register(plugin)
         assert caught.value.__cause__ is not None
         assert not fresh.manager.is_registered(plugin)
-        fresh.register(Brings(spec()))  # and nothing of it is left that refuses the next
+        fresh.register(Brings(spec()))  # and nothing remains that would refuse the next plugin
 
 
 def test_plugin_cannot_be_registered_twice() -> None:

@@ -150,7 +150,7 @@ def test_worker_behind_a_pooler_finds_the_next_job_of_a_released_slot(
 
     ids = [int(limited()) for _ in range(20)]
     for module in (waiting, shared_poll):
-        monkeypatch.setattr(module, "BLIND_POLL", 60.0)  # else a look that is due anyway would find the jobs
+        monkeypatch.setattr(module, "BLIND_POLL", 60.0)  # otherwise the next regular look would find the jobs
     with harness.working(tasks, poll_interval=60):
         harness.eventually(lambda: len(ran) == len(ids))
     assert sorted(ran) == ids

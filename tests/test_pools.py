@@ -181,7 +181,7 @@ def test_role_without_plpgsql_has_its_statements_planned_again(
                 queue = other["a"]
                 for number in range(8):
                     queue.put(number)
-                    time.sleep(2 * pool.FRESH)  # else the connection is lent again without a check
+                    time.sleep(2 * pool.FRESH)  # otherwise the pool lends the connection again without a check
                     job = queue.get()
                     assert job is not None
                     assert job.data == number

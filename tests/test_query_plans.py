@@ -34,7 +34,7 @@ LEASED = ("leased_until, attempts", "now() + interval '1 day', 1")
 FUTURE_EXPECTED = ("schedule_at, expected_at", "now() + interval '1 day', now() + interval '2 days'")
 DUE_EXPECTED = ("schedule_at, expected_at", "now() - interval '1 hour', now() + interval '2 days'")
 URGENT = ("enqueued_at, expected_at", "now() - interval '1 hour', now() + interval '1 hour'")
-# As older code parked them.
+# Jobs that older code parked.
 PARKED = (
     "leased_until, attempts, parked_on, group_key",
     "'infinity', 1, CASE n % 3 WHEN 0 THEN 'group:' ELSE 'limit:' END || n % 10, n % 10",
@@ -233,7 +233,7 @@ class Server:
     """A connection to a database with an empty queue."""
 
     def __init__(self, dsn: str) -> None:
-        # The driver is to prepare nothing by itself: it would deallocate what we prepare.
+        # The driver must not prepare statements: it would deallocate the test's prepared statements.
         self.connection = psycopg.connect(dsn, autocommit=True, prepare_threshold=None)
         self.run("SET pqcore.notify = off")
         PQ(self.connection).create()
@@ -289,7 +289,7 @@ class Server:
         ids = sorted(row[0] for row in waiting)
         self.explain(case, ids, name)  # once before, so that the catalogue's pages are not counted
         self.run("BEGIN")
-        if case.running:  # they have ended, and their places are free
+        if case.running:  # the jobs have ended, and their places are free
             some = ", ".join(map(str, ids[: case.running]))
             self.run(f"UPDATE queue_keys SET running = ARRAY[{some}] WHERE key = 'limit:x'")
         if case.leased:
@@ -378,5 +378,5 @@ def test_prepared_statement_keeps_a_good_plan_when_the_table_changes(server: Ser
     for number, case in enumerate(CASES):
         server.prepare("generic", case, f"case_{number}")
         server.explain(case, list(range(1, 101)), f"case_{number}")
-    server.fill(FINISHED, READY, LEASED, PARKED, KEYED, WAITING, rows=20_000)  # and nobody analyzes it
+    server.fill(FINISHED, READY, LEASED, PARKED, KEYED, WAITING, rows=20_000)  # and autovacuum does not analyze it
     assert [offence for number, case in enumerate(CASES) if (offence := server.offence(case, f"case_{number}"))] == []

@@ -56,7 +56,7 @@ def samples(text: str) -> dict[str, float]:
 def test_queue_collector_tells_depth_age_and_dead_letters(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     with closing(Proxy(dsn)) as proxy, PQ(proxy.dsn) as pq:
-        registry.register(queue_metrics.QueueCollector(pq))  # asks nothing: there is no table
+        registry.register(queue_metrics.QueueCollector(pq))  # sends no statement, because there is no table
         pq.create()
         fill(pq)
         found = samples(generate_latest(registry).decode())

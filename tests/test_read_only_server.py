@@ -185,7 +185,7 @@ def test_read_only_server_is_left_by_a_worker(pair: Pair, backend: str, face: An
         await until(lambda: ran == [1])
         pair.turn()
         with suppress(DatabaseError):
-            await maybe(task(2))  # to the first server, which refuses it
+            await maybe(task(2))  # the put goes to the first server, which refuses it
         await maybe(task(3))
         await until(lambda: 3 in ran)
         await until(pair.left)

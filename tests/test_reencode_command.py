@@ -155,7 +155,7 @@ def test_doctor_warns_of_rows_whose_key_is_missing(pq: PQ, dsn: str) -> None:
     assert found["level"] == "warning", "without keys it cannot be judged"
     assert "PQCORE_FERNET_KEYS" in found["message"]
     with pq["q"] as cursor:
-        cursor.execute("UPDATE queue SET payload = substr(payload, 14)")  # as others write Fernet's tokens
+        cursor.execute("UPDATE queue SET payload = substr(payload, 14)")  # a Fernet token as other programs write it
     [found] = of_doctor(dsn, keys=OLD)
     assert (found["level"], found["details"]["key"]) == ("warning", "")
     assert "do not say" in found["message"]

@@ -365,7 +365,7 @@ def test_roles_cannot_become_the_owner(users: Users, kind: str) -> None:
         for statement in statements:
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement.encode())
-        connection.execute(f"GRANT SELECT ON {names} TO public".encode())  # which the server only warns of
+        connection.execute(f"GRANT SELECT ON {names} TO public".encode())  # the server only warns
     with psycopg.connect(users.of("nobody")) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute(f"SELECT FROM {names}".encode())
     with psycopg.connect(users.dsn) as connection:

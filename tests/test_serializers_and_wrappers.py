@@ -215,7 +215,7 @@ def register() -> Iterator[Callable[..., None]]:
         plugins.manager.unregister(plugin)
     for name in plugins._serializers.keys() - before.keys():
         if any(point.name == name for point in plugins._points("pqcore.serializers")):
-            continue  # one of pqcore's own, loaded meanwhile
+            continue  # a serializer of pqcore's, loaded meanwhile
         del plugins._serializers[name]
 
 
@@ -527,7 +527,7 @@ KEYED: list[tuple[Callable[[list[str]], Serializer], list[str]]] = [
 def test_encryption_keys_can_be_rotated(make: Callable[[list[str]], Serializer], keys: list[str]) -> None:
     old, new, newest = keys
     written = make([old]).dumps("payload")
-    assert make([new, old]).loads(written) == "payload"  # first every reader knows the new key
+    assert make([new, old]).loads(written) == "payload"  # first, every reader gets the new key
     rewritten = make([new, old]).dumps("payload")
     assert make([new]).loads(rewritten) == "payload"  # data that is written then does not need the old key
     for others in ([new], [newest], [newest, new]):
@@ -709,7 +709,7 @@ def test_encryption_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPat
             monkeypatch.setenv(variable, empty)
             with pytest.raises(ConfigurationError, match=variable):
                 plugins.serializer(name)
-        monkeypatch.setenv(variable, keys[2])  # that it failed before is not remembered
+        monkeypatch.setenv(variable, keys[2])  # an earlier failure is not remembered
         assert plugins.serializer(name).loads(made(keys[2]).dumps(3)) == 3
 
 
@@ -1043,7 +1043,7 @@ def test_rows_store_the_name_of_their_serializer(pq: PQ) -> None:
     assert secret[2] == "json+zstd+fernet"
     assert zstandard.decompress(fernet.Fernet(KEYS[0]).decrypt(bytes(secret[1])[MARK_SIZE:])) == '{"a":"é"}'.encode()
     assert cat[2] == "json"
-    for name in ("json", "msgspec-msgpack", "orjson+zstd+fernet"):  # others that read the same
+    for name in ("json", "msgspec-msgpack", "orjson+zstd+fernet"):  # other serializers that read the same format
         job = pq[f"q/{name}"].get()
         assert job is not None
         assert job.data == {"a": "é"}
@@ -1074,7 +1074,7 @@ def test_pickle_is_refused_by_default_wrapped_or_not(pq: PQ, tmp_path: Path) -> 
 
 def test_encrypted_row_of_another_key_raises_deserialization_error(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     pq["q/json+fernet"].put({"card": "hunter2"})
-    monkeypatch.setenv("PQCORE_FERNET_KEYS", KEYS[1])  # read whenever a queue is made
+    monkeypatch.setenv("PQCORE_FERNET_KEYS", KEYS[1])  # read each time that a queue is made
     queue = pq.queue("q", serializer="json+fernet")
     job = queue.lease()
     assert job is not None

@@ -28,7 +28,7 @@ def execute(dsn: str, statement: str) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
     """A primary, whose commits return when they are visible on the standby, and the standby."""
     folder = tmp_path_factory.mktemp("cluster")
-    for parent in (folder, *folder.parents):  # the server's user is to get through to its data
+    for parent in (folder, *folder.parents):  # the server's user must be able to reach the data
         if parent.stat().st_mode & 0o001 == 0:
             parent.chmod(parent.stat().st_mode | 0o011)
     data = [folder / "primary", folder / "standby"]

@@ -142,7 +142,7 @@ def test_circle_of_annotations_is_found() -> None:
 
 
 def test_modules_reach_into_no_private_attribute_of_another_class() -> None:
-    mark = "SLF001"  # the rule of ruff that finds such an access
+    mark = "SLF001"  # ruff's rule for access to private names
     marked = [
         f"{path.relative_to(ROOT)}:{number}"
         for package in ("pqcore", "pqcore_backends")

@@ -159,7 +159,7 @@ def test_supervisor_ends_immediately_after_a_second_signal(dsn: str, pq: PQ, fol
         workers(supervisor)
         _, holder = seen(pq)
         supervisor.signal(signal.SIGTERM)
-        supervisor.expect(r"worker \d \(process \d+\) ended with exit code 0")  # the one that has nothing to do
+        supervisor.expect(r"worker \d \(process \d+\) ended with exit code 0")  # the idle worker
         assert alive(holder)
         supervisor.signal(signal.SIGTERM)
         assert supervisor.wait() == 0
@@ -243,7 +243,7 @@ def test_supervisor_burst_of_several_workers_ends(dsn: str, pq: PQ, folder: Path
     assert done.stderr.count("worker starts: 'apples', concurrency 1") == 2
 
 
-# A supervisor of other programs than the worker
+# A supervisor of programs other than the worker
 
 SUPERVISOR = """
 import logging, sys
@@ -290,7 +290,7 @@ def test_supervisor_pauses_grow_while_a_worker_fails_at_startup(tmp_path: Path) 
         assert 0.3 < float(pauses[0]) < 0.7
         assert 0.7 < float(pauses[1]) < 1.3
         assert 1.4 < float(pauses[2]) < 2.6
-        supervisor.signal(signal.SIGTERM)  # none runs now, or one that is about to end
+        supervisor.signal(signal.SIGTERM)  # no worker runs, or one that is about to end
         assert supervisor.wait() in (0, 1)
 
 

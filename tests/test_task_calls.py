@@ -148,7 +148,7 @@ def test_task_call_of_any_callable_is_checked(queue: Any, function: Any) -> None
 
 def test_task_call_of_a_function_that_takes_anything_refuses_a_misspelled_option(queue: Any) -> None:
     task = queue.task()(lambda **fields: None)
-    task(schedule="weekly", _id=5)  # what the function is given, as no option has such a name
+    task(schedule="weekly", _id=5)  # an argument of the function, because no option has this name
     with pytest.raises(InvalidCall, match="did you mean _schedule_at"):
         task(_schedul_at="1h")
     assert queue.stats().ready == 1
@@ -227,7 +227,7 @@ async def test_worker_runs_a_task_by_its_name_and_its_aliases(queue: Any, run_in
 
 def test_task_name_of_another_function_is_refused(queue: Any) -> None:
     queue.task(name="ship")(ship)
-    queue.task(name="ship")(ship)  # as when a module is loaded again
+    queue.task(name="ship")(ship)  # as when a module is reloaded
     with pytest.raises(ConfigurationError, match="two functions are declared under the name 'ship'"):
         queue.task(name="ship")(lambda order: None)
     with pytest.raises(ConfigurationError, match="two functions"):

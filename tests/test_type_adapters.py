@@ -235,7 +235,7 @@ def kept_psycopg2() -> Iterator[None]:
 @pytest.mark.parametrize("adapter", [Quoted, psycopg2.extensions.AsIs])
 def test_process_wide_adapters_of_psycopg2_change_no_job(dsn: str, adapter: Callable[[Any], Any]) -> None:
     with kept_psycopg2(), PQ(dsn, backend="psycopg2") as pq:
-        pq.create()  # some are registered after the first statement
+        pq.create()  # some adapters are registered after the first statement
         extensions.register_type(extensions.new_type(TYPECASTERS, "TEXT", as_text))
         for kind in (dict, list, str, int, float, datetime, bool, bytes):
             extensions.register_adapter(kind, adapter)

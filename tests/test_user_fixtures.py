@@ -156,7 +156,7 @@ def test_database_with_open_connections_is_not_used_again(databases: Databases) 
         with isolated(databases) as jobs:
             dsn = jobs.dsn
             left = stack.enter_context(psycopg.connect(dsn))
-            left.execute("LOCK TABLE queue")  # which would be in the way of deleting its rows
+            left.execute("LOCK TABLE queue")  # the lock would prevent deleting the rows
         with isolated(databases) as jobs:
             assert jobs.dsn != dsn
         with pytest.raises(psycopg.OperationalError):
@@ -196,7 +196,7 @@ def test_forked_child_leaves_the_databases_to_its_parent(databases: Databases) -
             code = 1
             try:
                 queue.put("child")
-                isolated.__exit__()  # as pytest does where the child does not end by os._exit
+                isolated.__exit__()  # as pytest does if the child does not call os._exit
                 databases.close()
                 code = 0
             finally:
@@ -394,7 +394,7 @@ def test_fixture_durations_are_printed(databases: Databases, capsys: pytest.Capt
         print(f"with a new copy of the template: {measure(10, changed):.1f} ms")  # noqa: T201
 
 
-# Pointing the application at it
+# Binding the application to the database
 
 
 def test_application_pq_is_pointed_at_the_tests_database_and_back(databases: Databases) -> None:
@@ -1117,7 +1117,7 @@ def test_isolated_block_works_in_a_coroutine(databases: Databases, backend: str)
                 await pq["nothing"].get(timeout=0.01)
                 jobs.assert_enqueued(1)
                 dsns.add(jobs.dsn)
-        with isolated(databases) as jobs:  # nothing can be awaited at its end
+        with isolated(databases) as jobs:  # nothing can be awaited when the loop ends
             pq = jobs.async_pq(backend=backend)
             await pq["q"].put(1)
             await pq["nothing"].get(timeout=0.01)

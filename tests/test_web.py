@@ -344,14 +344,14 @@ def test_web_page_shows_data_as_stored_and_cut(dsn: str, pq: PQ) -> None:
         assert "x" * (MOST_SHOWN + 1) not in page
         assert len(page) < MOST_SHOWN + 8_000
     assert shown('{"b":[1],"a":2}', 15) == ('{\n  "b": [\n    1\n  ],\n  "a": 2\n}', False)
-    # What would not be the same when it is written again is left as it is.
+    # Numbers that would change when written again are left unchanged.
     for odd in ('{"a":1.10}', '{"a":1,"a":2}', "[" * 5_000 + "]" * 5_000, "1e400", "not JSON"):
         assert shown(odd, len(odd)) == (odd, False)
     assert shown(b"ab\0\xff", 4) == ("000000  61 62 00 ff                                      ab..", False)
     assert shown(b"\0" * 5_000, 9_000)[1]
 
 
-# Who is let in
+# Access
 
 
 def test_web_answers_have_security_headers(dsn: str, pq: PQ) -> None:
@@ -492,7 +492,7 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
 
         page = client.get(path("job", id=dead[0])).text
         assert html.escape(path("change", do="retry", queue=queue.name, id=dead[0])) in page
-        assert len(queue.dead.list()) == 4  # nobody has confirmed anything
+        assert len(queue.dead.list()) == 4  # nothing was confirmed
         done = change("retry", dead[0])
         assert done.status_code == 303
         after = client.get(done.headers["location"]).text
@@ -505,13 +505,13 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         assert change("cancel", waiting).status_code == 409
         assert change("purge", dead[1]).status_code == 303
         assert {letter.id for letter in queue.dead.list()} == {dead[2], dead[3]}
-        assert change("purge-dead").status_code == 303  # those older than 14 days
+        assert change("purge-dead").status_code == 303  # the letters older than 14 days
         assert queue.dead.count() == 2
         wrong = change("purge-dead", older_than="soon")
         assert wrong.status_code == 400
         assert "not a time" in wrong.text
         assert change("retry-unreadable").status_code == 303
-        assert queue.dead.count() == 2  # none of them is
+        assert queue.dead.count() == 2  # no letter is unreadable
         done = change("retry-dead")
         assert "2 dead letters are due now" in client.get(done.headers["location"]).text
         assert queue.dead.count() == 0
@@ -570,7 +570,7 @@ def test_web_page_sets_rules_and_lists_them(dsn: str, pq: PQ) -> None:
         page = client.get(path("queue", name=queue.name)).text
         assert EVIL not in page
         assert html.escape(EVIL) in page.replace("&#39;", "&#x27;").replace("&#34;", "&quot;")
-        # A link leads to the change of each rule, with what it is now.
+        # Each rule has a link to a form that shows the present value.
         links = [html.unescape(link) for link in re.findall(r'id="rule-\d+" href="([^"]+)"', page)]
         assert len(links) == 5
         for link in links:
@@ -605,7 +605,7 @@ def test_web_changes_need_a_form_of_the_page_itself(dsn: str, pq: PQ) -> None:
     bury(dsn, "a", job_id)
     with visiting(web_app(pq, changes=True)) as client:
         asked = client.get(path("change", do="purge", id=job_id, queue="a"))
-        assert asked.headers["referrer-policy"] == "same-origin"  # else browsers tell no origin
+        assert asked.headers["referrer-policy"] == "same-origin"  # otherwise browsers send no Origin
         kept = {part.strip() for part in asked.headers["set-cookie"].split(";")}
         assert {"HttpOnly", "SameSite=strict"} <= kept
         form = form_of(asked.text)
@@ -634,7 +634,7 @@ def test_web_changes_need_a_form_of_the_page_itself(dsn: str, pq: PQ) -> None:
         assert pq["a"].dead.count() == 1
         assert client.get(path("change", do="purge", id=job_id, queue="a")).status_code == 200
         assert pq["a"].dead.count() == 1
-        # Behind a proxy that changes the name, which says so; or which says nothing, where the browser vouches.
+        # Behind a proxy that changes Host: with X-Forwarded-Host, or with the browser's Sec-Fetch-Site alone.
         proxied = {"origin": "https://shop.example", "x-forwarded-host": "shop.example", "host": "inside"}
         assert client.post("/change", data=form, headers=proxied).status_code == 303
         assert pq["a"].dead.count() == 0
@@ -664,7 +664,7 @@ def test_web_app_can_be_mounted_under_a_prefix(dsn: str, pq: PQ, kind: str, face
         assert let_in.headers["location"] == "/admin/queues/"
         assert "Path=/admin/queues" in let_in.headers["set-cookie"]
         seen, left = set(), ["/admin/queues/"]
-        while left:  # all that can be reached by links
+        while left:  # all pages that links lead to
             where = left.pop()
             seen.add(where)
             found = client.get(where)
@@ -858,7 +858,7 @@ def test_web_command_serves_until_it_is_stopped(dsn: str, pq: PQ, tmp_path: Path
 def test_web_command_serves_under_a_path_with_a_token(dsn: str, pq: PQ, tmp_path: Path) -> None:
     variables = {"PQCORE_WEB_TOKEN": TOKEN}
     command = ["web", "--host", "0.0.0.0", "--port", "0", "--root-path", "/queues/", "--allow-changes"]
-    command += ["--allow-host", "shop.example"]  # and then it answers to no other name but this machine's
+    command += ["--allow-host", "shop.example"]  # and then it answers only to the names of this machine
     with Command(*command, dsn=dsn, folder=tmp_path, variables=variables) as served:
         [address] = served.expect(r"serving on (\S+);")
         with httpx.Client(base_url=address.replace("0.0.0.0", "127.0.0.1")) as client:

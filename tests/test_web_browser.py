@@ -165,7 +165,7 @@ def test_web_page_follows_new_jobs(pq: PQ, visit: Visit) -> None:
     expect(queue.locator(".tile.ready dd")).to_have_text("2")
     expect(queue.locator(f"#job-{second}")).to_be_visible()
     expect(queue.locator(".chart .line.ready").first).to_be_attached()
-    # Who goes through it with the keyboard stays where they are.
+    # An update keeps the keyboard focus where it is.
     link = overview.get_by_role("link", name="pears")
     link.focus()
     pq["pears"].put(4)
@@ -190,7 +190,7 @@ def test_web_page_is_live_only_while_the_server_answers(
             proxy.stall(new=True)
             expect(state).to_have_text("Not live")
             expect(page.get_by_role("alert")).to_contain_text("does not answer")
-            expect(age).to_have_text(re.compile(r"Figures are [2-9] s old"))  # it goes on counting
+            expect(age).to_have_text(re.compile(r"Figures are [2-9] s old"))  # the counter goes on
             proxy.close()
     finally:
         proxy.close()

@@ -71,7 +71,7 @@ def test_web_page_says_soon_that_a_frozen_server_does_not_answer(
             frozen = time.monotonic()
             told = next(data for name, data in found if name == "trouble")
             assert "within 0.3 s" in told
-            page = client.get("/")  # the last figures, which say of when they are
+            page = client.get("/")  # the last figures, with their time
             assert page.status_code == 200
             assert "As of" in page.text
             answer = client.get("/dead")
@@ -138,7 +138,7 @@ def test_web_question_before_a_mass_action_has_the_count(dsn: str, pq: PQ) -> No
         wrong = client.get(path("change", do="purge-dead", queue="a", older_than="soon"))
         assert wrong.status_code == 400
         assert 'class="danger"' not in wrong.text
-        # What is deleted is what was counted.
+        # The rows that were counted are deleted.
         assert confirmed(client, path("change", do="purge-dead", queue="a", older_than="14d")).status_code == 303
         assert queue.dead.count() == 2
 
@@ -222,7 +222,7 @@ def test_web_page_shows_last_outcome_and_next_run_of_periodic_tasks(dsn: str, pq
         assert "not known" in rows["shop.lost"]
         assert re.search(r"ago waits in ", rows["shop.soon"])
         assert "late: no worker put it" in rows["shop.late"]
-        # Run now: the last tick is set back, so that a worker puts it once more.
+        # "Run now" sets the last tick back, so that a worker puts it again.
         [link] = [link for link in links(page, "run-now") if "shop.hourly" in link]
         done = confirmed(client, link)
         after = text_of(client.get(done.headers["location"]).text)

@@ -89,7 +89,7 @@ class Wire:
             await (handle.execute(sql) if by == "cursor" else handle.fetch(sql))
         elif by == "cursor":
             await done(handle.execute(sql))
-        elif by == "connection" and self.driver != "psycopg2":  # whose connection runs nothing by itself
+        elif by == "connection" and self.driver != "psycopg2":  # this connection runs nothing by itself
             await done(handle.connection.execute(sql))
         else:
             await done(handle.connection.cursor().execute(sql))
@@ -128,7 +128,7 @@ def orders(dsn: str) -> None:
         connection.execute("CREATE TABLE orders (number int)")
 
 
-# A block of one or two statements, its round trips over each driver, and its statements: over all drivers the same.
+# Blocks of one or two statements: the round trips over each driver, and the statements, which are always the same.
 BLOCKS = {
     "get": ({"psycopg2": 3, "psycopg": 2, "psycopg-async": 2, "asyncpg": 3}, 3),
     "put": ({"psycopg2": 3, "psycopg": 2, "psycopg-async": 2, "asyncpg": 4}, 4),
@@ -271,7 +271,8 @@ def test_put_of_awkward_data_in_a_block_arrives_unchanged(wire: Wire) -> None:
 
 
 def test_block_works_after_the_prepared_statements_are_gone(wire: Wire) -> None:
-    gone = "DISCARD PLANS" if wire.driver == "asyncpg" else "DEALLOCATE ALL"  # asyncpg needs those that it prepared
+    # asyncpg still needs the statements that it prepared.
+    gone = "DISCARD PLANS" if wire.driver == "asyncpg" else "DEALLOCATE ALL"
 
     async def scenario(queue: Any) -> None:
         for number in range(6):

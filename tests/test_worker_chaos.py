@@ -48,7 +48,7 @@ def test_worker_chaos_loses_no_job_and_accounts_for_every_run(server: EmbeddedSe
     rng = random.Random(1)
     restarts: list[Callable[[], None]] = [server.restart, lambda: server.restart("immediate")]
     try:
-        # Functions need the server too, and fail without.
+        # The functions also need the server, and fail without it.
         task = {"max_crashes": 1000, "max_retries": 1000, "retry_in": 0.2}
         with WorkerPool(harness, task, lease=3.0, concurrency=10) as crew:
             crew.queue.put_calls(*[crew.tasks["run"].call()] * JOBS)

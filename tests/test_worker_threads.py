@@ -73,7 +73,7 @@ def test_waiting_call_is_made_by_another_thread_while_one_makes_a_long_call() ->
     go_on = threading.Event()
 
     async def work(threads: Threads) -> None:
-        await threads.run(int)  # one thread is there, and takes the first call
+        await threads.run(int)  # one thread exists, and takes the first call
         long = asyncio.ensure_future(threads.run(lambda: go_on.wait(PATIENCE)))
         await asyncio.gather(*(threads.run(int) for _ in range(50)))
         go_on.set()

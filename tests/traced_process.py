@@ -202,7 +202,7 @@ class Trial:
 
         pq = PQ(given)
         queue = pq["q"]
-        for number in range(8):  # hot statements come to be prepared
+        for number in range(8):  # frequent statements get prepared
             queue.put(number)
             job = queue.get()
             assert job is not None
@@ -214,7 +214,7 @@ class Trial:
         leased = queue.lease()
         assert leased is not None
         leased.ack()
-        assert queue.get(timeout=0.05) is None  # waits, and listens where it can
+        assert queue.get(timeout=0.05) is None  # waits, and listens if the driver can
 
     def _django(self) -> None:
         import django
