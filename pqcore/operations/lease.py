@@ -263,7 +263,7 @@ def lease_lost(queue: QueueSettings, jobs: Sequence[BaseJob]) -> LeaseLost:
     ids = ", ".join(str(job.id) for job in jobs)
     if not any(job.leased for job in jobs):
         msg = (
-            f"queue {queue.name!r}: job {ids} has no lease, because get completes the jobs that it takes;"
+            f"queue {queue.name!r}: job {ids} has no lease: get completes the jobs that it takes;"
             " take jobs that may have to run again with lease()"
         )
         return LeaseLost(msg)
