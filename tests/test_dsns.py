@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pqcore import PQ, AsyncPQ
+from pqcore import PQ, AsyncPQ, tasks
 from pqcore.errors import AccessDenied, ConfigurationError, ConnectionLost, InvalidData
+from pqcore.worker import Worker
 from pqcore_backends.embedded import EmbeddedServer
 
 USER = "Zoë d'Arc %@:/\"\\ 用"
@@ -173,6 +175,36 @@ def test_database_of_another_encoding_is_supported(place: Place, driver: str, en
             put(driver, dsn, "🔑")
     else:
         assert put(driver, dsn, "é", data) == data
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_error_of_a_job_is_escaped_if_the_encoding_lacks_its_characters(place: Place, driver: str) -> None:
+    dsn = f"postgresql://postgres@127.0.0.1:{place.port}/latin1"
+    backend, _, awaited = driver.partition("-")
+    blocking = backend != "asyncpg" and not awaited
+
+    async def work() -> None:
+        made = tasks.PQ if blocking else tasks.AsyncPQ
+        pq: Any = made(dsn, backend=backend, table=f"errors of {driver}")
+
+        async def done(result: Any) -> Any:
+            return await result if inspect.isawaitable(result) else result
+
+        await done(pq.create())
+        queue = pq["q"]
+
+        @queue.task(max_retries=1, retry_in=None)  # type: ignore[untyped-decorator]
+        def fails(job_id: int) -> None:
+            raise ValueError("é 🔑")
+
+        job = await done(fails())
+        await Worker(queue, burst=True).run()
+        [letter] = await done(queue.dead.list())
+        assert (letter.id, letter.failures, letter.error["message"]) == (int(job), 2, "\\xe9 \\U0001f511")
+        assert "ValueError: \\xe9 \\U0001f511" in letter.error["traceback"]
+        await done(pq.close())
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -27,6 +27,7 @@ from pqcore.operations.job_outcome import (
     dead_letter_of,
     done_by_hand,
     refuses_value,
+    spells_errors_in_ascii,
     without_result,
 )
 from pqcore.operations.lease import ack, ack_rows, find_held, ids_and_tokens, last_leases
@@ -209,6 +210,8 @@ async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome],
             return exc
         if len(group) > 1:
             return await _store_groups(engine, queue, [[outcome] for outcome in group], endings)
+        if spells_errors_in_ascii(group[0], exc):
+            return await _store(engine, queue, group, endings)
         if endings.buries and group[0].kind == "done" and refuses_value(exc):
             return await _dead_letter_instead(engine, queue, group[0], exc, endings)
         endings.refused.append((group[0], exc))

@@ -31,6 +31,7 @@ None for never."""
 _AILMENTS = ("25", "53", "55", "57", "58")
 """The first characters of SQLSTATEs for the server's own errors: it is read-only, a disk is full, a limit is reached,
 I/O fails."""
+_UNTRANSLATABLE = "22P05"
 REFUSED_FOR = 300.0
 """Seconds for which storing an outcome is tried again after refusals that the job may have caused."""
 _PASSING = (TransientError, StatementCancelled, AccessDenied)
@@ -111,6 +112,24 @@ def ails_server(error: PQError) -> bool:
 def refuses_value(error: PQError) -> bool:
     """Return whether an error says that a value can never be stored."""
     return isinstance(error, (InvalidData, SerializationError, PayloadTooLarge))
+
+
+def spells_errors_in_ascii(outcome: Outcome, refusal: PQError) -> bool:
+    """Escape the characters of an outcome's errors, if the database's encoding lacks some; return whether that helps.
+
+    Args:
+        outcome: The refused outcome, which is changed.
+        refusal: The error of the refusal.
+    """
+    if getattr(refusal, "sqlstate", None) != _UNTRANSLATABLE:
+        return False
+    before = outcome.error, outcome.result_error
+    outcome.error, outcome.result_error = map(_in_ascii, before)
+    return before != (outcome.error, outcome.result_error)
+
+
+def _in_ascii(error: dict[str, str] | None) -> dict[str, str] | None:
+    return error and {name: text.encode("ascii", "backslashreplace").decode() for name, text in error.items()}
 
 
 Verdict: TypeAlias = Literal["again", "bury", "leave"]

@@ -381,6 +381,15 @@ class Harness:
             self.left_out("SESSIONS")
             pytest.skip("not offered: SESSIONS: a pooler in between shares the server's sessions")
 
+    def needs_utf8(self) -> None:
+        """Skip a scenario that stores text of several alphabets, if the database's encoding lacks some of them."""
+        [[encoding]] = self.sql("SELECT current_setting('server_encoding')")
+        if encoding != "UTF8":
+            import pytest
+
+            self.left_out("UTF8")
+            pytest.skip(f"not offered: UTF8: the database's encoding is {encoding}")
+
     def needs_method(self, name: str) -> None:
         """Skip a scenario about a method that a session may go without, if the session has none."""
         if not hasattr(self._eyes.session.driver, name):

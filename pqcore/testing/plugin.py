@@ -56,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "read_committed: the scenario's transactions must see what others commit, so that is the default isolation of"
         " its connections, whatever the server's is",
     )
+    config.addinivalue_line(
+        "markers", "utf8: the scenario stores text that a database has no characters for unless its encoding is UTF8"
+    )
     config.addinivalue_line("markers", "only(mode): the scenario is about one kind of face: 'blocking' or 'async'")
 
 
@@ -147,10 +150,14 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str, pqcore_schemas: 
             request.node.pqcore_missing = f"{capability.name} on the caller's connection"
             pytest.skip(f"not offered: {request.node.pqcore_missing}: {spec.missing_on_adopted[capability]}")
     made = Harness(spec, pqcore_server, lambda what: setattr(request.node, "pqcore_missing", what), pqcore_schemas)
-    if request.node.get_closest_marker("read_committed"):
-        made.dsn = made.committed_dsn()
-    yield made
-    made.close()
+    try:
+        if request.node.get_closest_marker("read_committed"):
+            made.dsn = made.committed_dsn()
+        if request.node.get_closest_marker("utf8"):
+            made.needs_utf8()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.hookimpl(wrapper=True)

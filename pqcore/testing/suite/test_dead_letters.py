@@ -46,6 +46,7 @@ def queue(harness: Harness) -> Any:
     return made
 
 
+@pytest.mark.utf8
 def test_job_that_fails_for_good_becomes_a_dead_letter(harness: Harness, queue: Any) -> None:
     job = queue.task(max_retries=2, retry_in=None, headers={"a": 1}, expected_at="1h")(queue.fails)("why…")
     before = harness.sql("SELECT clock_timestamp() AT TIME ZONE 'UTC'")[0][0]

@@ -464,7 +464,7 @@ def test_dedup_key_of_a_bad_value_is_refused(harness: Harness, key: Any) -> None
             harness.queue().put(1, dedup=key)
 
 
-@pytest.mark.parametrize("key", ["k" * MAX_KEY, "'; --", "{}", ":key", "%s", "…æøå", " "])
+@pytest.mark.parametrize("key", ["k" * MAX_KEY, "'; --", "{}", ":key", "%s", "æøå", " "])
 @pytest.mark.parametrize("until", UNTIL)
 def test_dedup_key_may_be_any_valid_text(harness: Harness, key: str, until: str) -> None:
     queue = harness.queue()

@@ -184,6 +184,7 @@ def test_result_raises_result_timeout_when_late(harness: Harness, queue: Any, ke
             job.result(wrong)
 
 
+@pytest.mark.utf8
 def test_result_of_a_failed_job_raises_job_failed_with_the_reason(harness: Harness, queue: Any, kept: Tasks) -> None:
     job = kept.fail("why…")
     harness.drain(queue)
@@ -253,7 +254,7 @@ def test_result_that_is_not_kept_raises_job_not_found(harness: Harness, queue: A
             job.result(PATIENCE)
     with pytest.raises(JobFailed, match="Broken: x"):
         failed.result(PATIENCE)
-    for job in (999, -1):
+    for job in (999, 2**60):
         with pytest.raises(JobNotFound):
             queue.result(job)
         with pytest.raises(JobNotFound):

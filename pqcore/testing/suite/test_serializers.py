@@ -208,6 +208,7 @@ def test_binary_serializer_of_a_plugin_writes_the_payload_column(harness: Harnes
         assert queue.get().data == []
 
 
+@pytest.mark.utf8
 def test_text_serializer_of_a_plugin_writes_the_data_column(harness: Harness) -> None:
     with installed(Wrapped()):
         queue = harness.queue("q/wrapped")
@@ -329,7 +330,7 @@ def test_accepting_a_serializer_that_is_not_installed_says_so(harness: Harness) 
         ("data", "'\"no pickle\"'"),
         ("data, serializer", "'\"no pickle\"', 'pickle'"),
         ("data, serializer", "'[1]', 'pickle'"),
-        ("data, serializer", "'\"…\"', 'pickle'"),
+        pytest.param("data, serializer", "'\"…\"', 'pickle'", marks=pytest.mark.utf8),
         ("data, serializer", "repeat('1', 5000)::json, 'json'"),
         ("payload, serializer", "'\\xff'::bytea, 'json'"),
         ("payload, serializer", "'no mark'::bytea, 'backwards'"),
@@ -613,7 +614,7 @@ def test_text_that_the_server_cannot_hold_is_refused(harness: Harness, text: str
     assert len(queue) == 2
 
 
-@pytest.mark.parametrize("character", ["a", "é", "…", "🍎"])
+@pytest.mark.parametrize("character", ["a", "é", *(pytest.param(one, marks=pytest.mark.utf8) for one in "…🍎")])
 def test_max_size_counts_bytes(harness: Harness, character: str) -> None:
     pq = harness.pq(encode=plain)
     data = character * 10

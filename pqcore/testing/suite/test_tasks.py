@@ -370,6 +370,7 @@ def test_put_calls_puts_all_or_none_in_the_callers_transaction(harness: Harness,
     assert len(rows(harness)) == 2
 
 
+@pytest.mark.utf8
 def test_put_calls_stores_calls_as_single_puts_with_their_options(harness: Harness) -> None:
     pq = harness.tasks()
     columns = "data::text, headers::jsonb, group_key, dedup_key, parked_on, priority, expected_at - enqueued_at"
