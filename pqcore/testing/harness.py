@@ -134,6 +134,7 @@ class Harness:
         spec: The backend.
         dsn: The DSN of the server; ``application_name`` marks the connections.
         mode: ``"blocking"`` or ``"async"``; scenarios are the same in both.
+        partitions: The number of partitions of new tables; None for none.
         left_out: A function that is told which ability is missing, if the scenario is skipped for it.
     """
 
@@ -154,6 +155,7 @@ class Harness:
         """
         self.spec = spec
         self._pid = os.getpid()
+        self.partitions = partitions()
         self.left_out = left_out
         self.mode = spec.mode
         self.application = f"pqcore-test-{time.time_ns() % 10**9}-{next(_numbers)}"
@@ -237,7 +239,7 @@ class Harness:
         if isinstance(target, str):
             self._stack.callback(pq.close)
         if create:
-            pq.create(partitions=partitions())
+            pq.create(partitions=self.partitions)
         if new and self._schemas is not None and isinstance(target, str):
             self._tables = Tables.look(self._eyes.sql, self._names)
         return pq

@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "utf8: the scenario stores text that a database has no characters for unless its encoding is UTF8"
     )
+    config.addinivalue_line("markers", "unpartitioned: the scenario's tables have no partitions, as in other runs")
     config.addinivalue_line("markers", "only(mode): the scenario is about one kind of face: 'blocking' or 'async'")
 
 
@@ -153,6 +154,8 @@ def harness(request: pytest.FixtureRequest, pqcore_server: str, pqcore_schemas: 
     try:
         if request.node.get_closest_marker("read_committed"):
             made.dsn = made.committed_dsn()
+        if request.node.get_closest_marker("unpartitioned"):
+            made.partitions = None
         if request.node.get_closest_marker("utf8"):
             made.needs_utf8()
         yield made

@@ -35,7 +35,7 @@ from .servers import (
     pglite,
 )
 
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.14t")
 QUICK = ("basics", "order", "transactions", "bulk", "leases", "dedup", "serializers", "schema", "names", "prepared")
 """Modules of the suite for a quick run: every statement that a queue has is in them."""
 SHORT = ("basics", "isolation", "leases", "schema", "transactions", "worker")

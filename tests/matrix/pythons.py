@@ -24,9 +24,10 @@ print(json.dumps([platform.python_version(), *map(version, {})]))
 
 
 def python(version: str) -> str:
-    """An interpreter of a version: pyenv's, the machine's, or Debian's newest."""
+    """An interpreter of a version: pyenv's, the machine's, or Debian's newest. Free-threaded ones end with "t"."""
     here = Path.home() / ".pyenv" / "versions"
-    found = shutil.which(f"python{version}", path=os.pathsep.join(map(str, here.glob(f"{version}.*/bin"))))
+    folders = os.pathsep.join(map(str, here.glob(f"{version.removesuffix('t')}.*/bin")))
+    found = shutil.which(f"python{version}", path=folders)
     found = found or shutil.which(f"python{version}")
     if found is not None:
         return _environment(CACHE / f"venv-python{version}", found)

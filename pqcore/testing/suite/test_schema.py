@@ -222,6 +222,7 @@ def dropped(harness: Harness, name: str) -> Iterator[str]:
 # Making the table
 
 
+@pytest.mark.unpartitioned
 def test_create_makes_the_complete_schema(harness: Harness) -> None:
     harness.pq()
     assert tables(harness) == all_tables("queue")
@@ -399,6 +400,7 @@ def test_pq_table_raises_schema_outdated_before_create(harness: Harness) -> None
     assert pq["q"].get().data == IN_ORDER[0]
 
 
+@pytest.mark.unpartitioned
 def test_pq_table_is_migrated_in_place(harness: Harness) -> None:
     before = make_pq_table(harness)
     [[oid]] = harness.sql("SELECT '{table}'::regclass::oid::bigint")
@@ -419,6 +421,7 @@ def test_pq_table_is_migrated_in_place(harness: Harness) -> None:
     assert pq["other"].purge(0) == 1
 
 
+@pytest.mark.unpartitioned
 def test_pq_jobs_can_be_leased_and_updated(harness: Harness) -> None:
     make_pq_table(harness)
     pq = harness.pq(retention="archive")
@@ -433,6 +436,7 @@ def test_pq_jobs_can_be_leased_and_updated(harness: Harness) -> None:
     assert harness.sql(f"SELECT id, data::text, attempts FROM {archive}") == [(job.id, '"changed"', 2)]
 
 
+@pytest.mark.unpartitioned
 def test_pq_table_without_rows_is_migrated(harness: Harness) -> None:
     make_pq_table(harness, rows=False)
     pq = harness.pq()
@@ -441,6 +445,7 @@ def test_pq_table_without_rows_is_migrated(harness: Harness) -> None:
     assert pq["q"].get().data == 1
 
 
+@pytest.mark.unpartitioned
 def test_pq_table_without_its_trigger_is_migrated(harness: Harness) -> None:
     before = make_pq_table(harness)  # pq's create() for a second table takes the trigger and indexes of the first
     harness.sql(f"DROP FUNCTION {quote(harness.schema)}.pq_notify() CASCADE", rows=False)
@@ -450,6 +455,7 @@ def test_pq_table_without_its_trigger_is_migrated(harness: Harness) -> None:
     assert complete(harness)
 
 
+@pytest.mark.unpartitioned
 def test_pq_clients_continue_after_the_migration(harness: Harness) -> None:
     make_pq_table(harness)
     queue = harness.queue("new", timeout=PATIENCE)
@@ -465,6 +471,7 @@ def test_pq_clients_continue_after_the_migration(harness: Harness) -> None:
     assert queue.put("the next") == job.id + 2
 
 
+@pytest.mark.unpartitioned
 def test_row_without_data_is_refused(harness: Harness) -> None:
     make_pq_table(harness)
     harness.pq()
@@ -481,6 +488,7 @@ def test_pq_table_is_migrated_once_by_concurrent_creates(harness: Harness) -> No
     assert [pq["q"].get().data for pq in pqs] == IN_ORDER[:4]
 
 
+@pytest.mark.unpartitioned
 def test_pq_table_in_use_is_migrated(harness: Harness) -> None:
     make_pq_table(harness)
     written = threading.Event()
@@ -519,6 +527,7 @@ def invalidate(harness: Harness) -> None:
     assert catalogue(harness)["queue_ready"][0] is False
 
 
+@pytest.mark.unpartitioned
 @pytest.mark.parametrize("above", range(schema.latest()))
 def test_interrupted_migration_is_completed(harness: Harness, above: int) -> None:
     make_pq_table(harness)
@@ -547,6 +556,7 @@ def test_interrupted_migration_is_completed(harness: Harness, above: int) -> Non
     assert [job.data for job in pq["q"].get_many(9)] == [*IN_ORDER, "new"]
 
 
+@pytest.mark.unpartitioned
 def test_interrupted_migration_is_completed_on_an_empty_table(harness: Harness) -> None:
     queue = harness.queue()
     queue.put("for the build that fails")
@@ -559,6 +569,7 @@ def test_interrupted_migration_is_completed_on_an_empty_table(harness: Harness) 
     assert pq["q"].get().data == 1
 
 
+@pytest.mark.unpartitioned
 def test_interrupted_migration_is_completed_in_a_transaction(harness: Harness) -> None:
     make_pq_table(harness)
     harness.pq()
@@ -572,6 +583,7 @@ def test_interrupted_migration_is_completed_in_a_transaction(harness: Harness) -
     assert pq["q"].get().data == IN_ORDER[0]
 
 
+@pytest.mark.unpartitioned
 def test_interrupted_index_build_is_repeated(harness: Harness) -> None:
     harness.needs_sessions()
     make_pq_table(harness)
