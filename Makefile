@@ -29,7 +29,7 @@ test: .venv/ready .venv/browser  ## run the whole test suite, on embedded Postgr
 	for part in $$parts; do wait $$part || status=$$?; done; \
 	cat reports/conformance-psycopg.log reports/tests-*.log; exit $$status
 
-PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs pqcore pqcore_backends
+PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs pqcore pqcore_backends benchmarks examples tests
 
 lint: .venv/ready  ## check style, formatting, types and English
 	$(BIN)/ruff check .

@@ -473,7 +473,7 @@ class ExampleBackend:
 
 
 class SlowedBackend(ExampleBackend):
-    """Sleeps for so long that the noise of a busy machine cannot hide it."""
+    """Sleeps longer than the noise of a busy machine lasts."""
 
     seconds = 0.02
 

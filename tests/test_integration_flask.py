@@ -97,7 +97,7 @@ def test_flask_extension_without_a_dsn_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="PQCORE_DSN"):
         PQCore(made(wrong))
     with pytest.raises(ConfigurationError, match="retention"):
-        PQCore(retention="for ever")
+        PQCore(retention="forever")
     with pytest.raises(ConfigurationError, match="max_connections"):
         PQCore(made("postgresql://", PQCORE_MAX_CONNECTIONS=0))
 

@@ -83,7 +83,7 @@ class Place:
         while self.eyes.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [victim]).rowcount:
             time.sleep(0.001)  # the end is not announced
 
-    def anew(self) -> None:
+    def recreate(self) -> None:
         """Have nothing in it."""
         self.eyes.execute(f"DROP SCHEMA IF EXISTS {self.name} CASCADE".encode())
         self.eyes.execute(f"CREATE SCHEMA {self.name}".encode())
@@ -95,7 +95,7 @@ def place(database: str, request: pytest.FixtureRequest) -> Iterator[Place]:
     dsn = with_options(database, options="-csearch_path=place")
     with psycopg.connect(dsn, autocommit=True) as eyes:
         made = Place(dsn, "place", eyes)
-        made.anew()
+        made.recreate()
         yield made
         made.eyes.execute("DROP SCHEMA place CASCADE")
 
@@ -105,7 +105,7 @@ def fresh(database: str) -> dict[str, Any]:
     """Return what `create` makes in an empty database."""
     with psycopg.connect(with_options(database, options="-csearch_path=fresh"), autocommit=True) as eyes:
         made = Place(with_options(database, options="-csearch_path=fresh"), "fresh", eyes)
-        made.anew()
+        made.recreate()
         made.create()
         return made.shape()
 
@@ -191,7 +191,7 @@ def test_migration_killed_at_any_statement_is_completed(place: Place, fresh: dic
         completed.append(begun[-1])
         if reached != version:
             break
-        place.anew()
+        place.recreate()
         STARTS[start](place.dsn)
         jobs = place.rows()
     indexes = {"version 1": 6, "version 8": 1}.get(start)
@@ -271,7 +271,7 @@ def test_migration_is_made_by_one_of_eight_processes(
         for process in processes:
             process.expect(1)
         for round_, start in enumerate(("nothing", "pq's", "version 4")):
-            place.anew()
+            place.recreate()
             STARTS[start](place.dsn)
             ddl()
             for process in processes:
@@ -798,7 +798,7 @@ def test_migrate_command_says_when_older_workers_must_be_stopped(place: Place, c
     before = ADMISSION - 1
     for version, put, stop in ((before, True, True), (before, False, False), (ADMISSION, True, False)):
         for as_json in (False, True):
-            place.anew()
+            place.recreate()
             starts.make(place.dsn, version)
             if put:
                 place.eyes.execute("INSERT INTO queue (q_name, data) VALUES ('q', '1')")

@@ -979,7 +979,7 @@ def test_queue_of_the_front_door_is_drained_by_its_convention(pqcore_jobs: Jobs)
     [ran] = pqcore_jobs.drain()
     assert (ran.id, ran.args, seen) == (job, ("Ann",), [(pqcore.Job, job, "Ann")])
     app["q"].put(1)
-    with pytest.raises(UnknownTask, match="no call of a function: 1"):
+    with pytest.raises(UnknownTask, match="is not a call of a function: 1"):
         pqcore_jobs.drain()
 
 

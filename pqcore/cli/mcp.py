@@ -27,7 +27,7 @@ from pqcore.runner import PQRunner, open_async
     type=click.IntRange(min=1),
     default=LIMIT,
     show_default=True,
-    help="Characters to show of a job's data, headers and traceback, each.",
+    help="Show at most N characters of a job's data, of its headers and of its traceback.",
 )
 @click.option(
     "--http", "address", metavar="HOST:PORT", help="Serve over HTTP at this address, not over stdin and stdout."

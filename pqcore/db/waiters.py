@@ -25,9 +25,9 @@ class Waiters(Channels):
         self._runtime = runtime
         self._lock = Lock()  # protects the attributes below
         self._waiters: dict[str, set[Event]] = {}
-        # channels that are not registered, with the time when a ticket was last asked for
+        # channels that are not registered, each with the time of the last `ticket` for it
         self._paused: dict[str, float] = {}
-        self._woken: set[str] = set()  # those channels that were woken since
+        self._woken: set[str] = set()  # those of `_paused` that were woken after that time
         self._trimmed = 0.0  # when channels without waiters were last forgotten
         self._shared = SharedLook(self.wake_waiters)
 

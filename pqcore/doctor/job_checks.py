@@ -108,7 +108,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
         f"the last tick of {name!r} in queue {queue!r} is {seconds:.0f} seconds ahead of the server's clock,"
         " which was wrong when the tick was put"
     )
-    advice = "set the server's clock; within a minute, a worker that knows the task lets its ticks continue from now"
+    advice = "set the server's clock; a worker that knows the task then puts ticks again, from the present time on"
     return [Finding("ticks", "warning", message, advice, details)]
 
 

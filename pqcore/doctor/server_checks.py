@@ -52,7 +52,7 @@ async def check_server(context: CheckContext) -> list[Finding]:
         found.append(Finding("writable", "problem", "transactions are read-only by default", advice))
     if isolation != "read committed":
         message = (
-            f"transactions are {isolation} by default: pqcore's own transactions are read committed all the same, but a"
+            f"transactions are {isolation} by default: pqcore's own transactions are read committed nevertheless, but a"
             " transaction block that takes a job may fail, and must be repeated"
         )
         advice = "ALTER ROLE ... SET default_transaction_isolation = 'read committed'"
@@ -122,7 +122,10 @@ async def check_clock(context: CheckContext) -> list[Finding]:
     if abs(apart) > CLOCKS + trip:
         side = "ahead of" if apart > 0 else "behind"
         message = f"the server's clock is {abs(apart):.1f} seconds {side} this one's"
-        advice = "keep clocks by NTP; what is due is decided by the server's: give times as distances, such as '5m'"
+        advice = (
+            "set all clocks by NTP; the server's clock decides which jobs are due, so give delays such as '5m' rather"
+            " than points in time"
+        )
         return [Finding("clock", "warning", message, advice, details)]
     message = f"clocks agree within {abs(apart) + trip / 2:.3f} seconds; a round trip takes {trip * 1000:.1f} ms"
     return [Finding("clock", "ok", message, details=details)]

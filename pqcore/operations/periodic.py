@@ -75,8 +75,8 @@ async def tick_window(
     """Return the moment after which ticks must be put, and the time by the server's clock.
 
     During a rollout, workers of different versions may have different expressions for a task. The expression of the
-    worker that started last is in force. Other workers put the ticks that come while they run, and do not catch up on
-    missed ticks.
+    worker that started last is in force. A worker with another expression puts only ticks that come while it runs, and
+    no missed ticks.
 
     Args:
         engine: The engine.

@@ -186,7 +186,10 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
                 raise _failed(job_id, "failed", job.error)
             if job is None and kept is None:
                 await _refuse_another(engine, queue, job_id)
-            msg = f"job {job_id} of queue {queue.name!r} has no result: put it with keep_result, and ask in time"
+            msg = (
+                f"job {job_id} of queue {queue.name!r} has no result: give the task or the call keep_result, and ask"
+                " before that time is over"
+            )
             raise JobNotFound(msg)
         left = POLL if deadline is None else deadline - time.monotonic()
         if left <= 0:

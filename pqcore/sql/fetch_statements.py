@@ -100,9 +100,9 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
 
     Args:
         near: The largest number of rows of each class.
-        reach: The largest number of rows that came out of hiding.
+        reach: The largest number of rows of the hidden class.
         columns: The SELECT list.
-        waiting: Whether to include jobs that wait for admission, as a get does, which needs no admission.
+        waiting: Whether to include jobs that wait for admission: a get takes them, a lease does not.
     """
     # The range has two ends: the planner then expects fewer rows, and uses the index even if the table is small.
     out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= '-infinity' AND parked_on IS NULL"

@@ -298,8 +298,8 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that another worker has a job, so that this worker's outcome is not stored."""
     job = outcome.job
     logger.warning(
-        "job %d of %r was given to another worker meanwhile, or its end was stored before an answer was lost;"
-        " the job may run twice",
+        "job %d of %r may run twice: its lease was lost to another worker, or the answer was lost after its end was"
+        " stored",
         job.id,
         job.settings.name,
     )

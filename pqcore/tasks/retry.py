@@ -94,7 +94,10 @@ class Exponential:
     def __post_init__(self) -> None:
         seconds(self.base), seconds(self.longest)
         if not self.factor >= 1 or not 0 <= self.jitter <= 1:
-            msg = f"factor is {self.factor!r} and jitter {self.jitter!r}; give at least 1, and 0 to 1"
+            msg = (
+                f"factor is {self.factor!r} and jitter is {self.jitter!r}; give a factor of at least 1, and a jitter"
+                " from 0 to 1"
+            )
             raise ConfigurationError(msg)
 
     def __call__(self, failures: int, error: BaseException) -> float:

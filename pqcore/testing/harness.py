@@ -90,7 +90,7 @@ def patiently(what: str) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         yield
-    msg = f"{what}: not in {PATIENCE} seconds"
+    msg = f"{what}: this did not happen within {PATIENCE} seconds"
     raise AssertionError(msg)
 
 

@@ -184,7 +184,7 @@ class _Drainer(Runner[Attempt]):
         elif outcome.reason == "invalid":
             data = job.decode()
             if not is_call(data):
-                msg = f"job {job.id} of queue {queue.name!r} is no call of a function: {data!r}"
+                msg = f"job {job.id} of queue {queue.name!r} is not a call of a function: {data!r}"
                 raise UnknownTask(msg)
 
 

@@ -169,7 +169,8 @@ class Site:
                             trouble = now
                             yield _event("trouble", self._text(request, "trouble.html", trouble=trouble))
                         for part, text in found.items():
-                            # Without news, a comment is sent: sending fails if the browser has gone.
+                            # If nothing has changed, send a comment, because only a failed write shows that the browser
+                            # has gone.
                             yield _event(part, text) if text != last[part] else b": as it was\n\n"
                         last = found
                         if not trouble:  # the age of the figures, even if they have not changed
