@@ -161,8 +161,8 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[Key, dict[str, Any]]]:
     for row in report[TARGETS]:
         key = (TARGETS, row["operation"], row["backend"])
         if "ratio" in row:
-            beside = (f"the bare loop: {row['how']}", row["ratio"])
-            yield (*key, "ratio"), {"unit": "of a bare loop", "beside": beside, **row["ratio"]}
+            yardstick = (f"the bare loop: {row['how']}", row["ratio"])
+            yield (*key, "ratio"), {"unit": "of a bare loop", "beside": yardstick, **row["ratio"]}
         elif "pqcore" in row:
             yield (*key, "rate"), {"unit": "/s", **row["pqcore"]}
     for row in report["workloads"]:

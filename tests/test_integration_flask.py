@@ -59,7 +59,7 @@ def test_flask_request_puts_jobs(dsn: str, outside: PQ, backend: str) -> None:
     assert app.test_client().post("/").text.startswith(f"{backend} ")
     assert app.extensions["pqcore"] is pq
     assert [job.data.get("to") for job in outside["emails"].peek(3)] == [None, "bob"]
-    job = emails.get()  # of the only application
+    job = emails.get()  # there is only one application
     assert job is not None
     with app.app_context():
         assert emails.perform(job)

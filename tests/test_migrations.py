@@ -316,7 +316,7 @@ def test_migration_that_was_made_changes_and_locks_nothing_again(
     with psycopg.connect(place.dsn) as connection, connection.transaction():
         PQ(connection).create()
         modes = connection.execute("SELECT DISTINCT mode FROM pg_locks WHERE pid = pg_backend_pid()").fetchall()
-        assert set(modes) == {("AccessShareLock",), ("ExclusiveLock",)}  # that of the transaction on its own number
+        assert set(modes) == {("AccessShareLock",), ("ExclusiveLock",)}  # the transaction's lock on its own id
         exclusive = "SELECT DISTINCT locktype FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'ExclusiveLock'"
         assert connection.execute(exclusive).fetchall() == [("virtualxid",)]
     assert ddl() == []

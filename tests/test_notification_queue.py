@@ -74,7 +74,7 @@ def fill(server: EmbeddedServer) -> Iterator[Callable[[], Full]]:
     for full in made:
         full.end()
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute("SELECT pg_notification_queue_usage()")  # which empties it
+        connection.execute("SELECT pg_notification_queue_usage()")  # the question empties the queue
         connection.execute("TRUNCATE queue, queue_dead, queue_results")
 
 

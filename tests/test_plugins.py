@@ -1045,7 +1045,7 @@ def test_plugin_registered_late_is_used(register: Callable[[object], None]) -> N
     assert PQ(DSN, backend="acme").backend == "acme (named by the caller)"
     assert PQ("postgresql+acme://x/y").backend.startswith("acme (named by the scheme")
     assert PQ("acmesql+fast://x/y").backend.startswith("acme (named by the scheme")
-    assert PQ(DSN).backend.startswith("psycopg (")  # those with a place in the order come first
+    assert PQ(DSN).backend.startswith("psycopg (")  # names in the fixed order come first
     assert plugins.backend_for(Brings(), "blocking") == (plugins.backend_spec("acme", "blocking"), False)
 
 

@@ -37,7 +37,7 @@ def test_process_id_is_known_without_a_system_call(monkeypatch: pytest.MonkeyPat
 def test_process_id_is_asked_for_each_time_where_no_page_tells_of_a_fork(
     monkeypatch: pytest.MonkeyPatch, platform: str
 ) -> None:
-    monkeypatch.setattr(process_id, "_WIPE_ON_FORK", -1)  # which no kernel knows
+    monkeypatch.setattr(process_id, "_WIPE_ON_FORK", -1)  # an advice that no kernel supports
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr(process_id, "unforked_page", process_id._wiped_page())
     assert process_id.unforked_page[0] == 0

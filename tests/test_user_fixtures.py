@@ -315,7 +315,7 @@ def test_databases_are_dropped_including_those_of_a_killed_run(pqcore_server: st
             names = {row[0] for row in sql(pqcore_server, "SELECT datname FROM pg_database")}
             assert {urlsplit(each.dsn).path[1:] for each in (jobs, theirs)} < names
             assert left not in names
-            quietly(jobs, "CREATE TABLE mine ()")  # so that it is dropped
+            quietly(jobs, "CREATE TABLE mine ()")  # so that the database is dropped
         with isolated(one):
             pass
     names = {row[0] for row in sql(pqcore_server, "SELECT datname FROM pg_database")}

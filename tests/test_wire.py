@@ -89,7 +89,7 @@ class Wire:
             await (handle.execute(sql) if by == "cursor" else handle.fetch(sql))
         elif by == "cursor":
             await done(handle.execute(sql))
-        elif by == "connection" and self.driver != "psycopg2":  # this connection runs nothing by itself
+        elif by == "connection" and self.driver != "psycopg2":  # psycopg2's connections have no execute()
             await done(handle.connection.execute(sql))
         else:
             await done(handle.connection.cursor().execute(sql))

@@ -57,7 +57,7 @@ def dev(
     imported. The table is made, a worker runs the jobs of the queues, and the web page shows them. Ctrl-C ends
     everything. This is for trials: everybody on this machine can use the server and the page.
     """
-    from pqcore.cli.targets import load_queues, look_here  # which imports tasks, as the worker does
+    from pqcore.cli.targets import load_queues, look_here  # imports tasks, as the worker does
     from pqcore.worker import Worker
     from pqcore_backends.embedded import EmbeddedServer
 

@@ -35,7 +35,7 @@ class Loan(list[Session]):
     """
 
     idle = False
-    # Two loans of one session are not equal.
+    # Compared by identity: two loans are different, even if they lend the same session.
     __eq__ = object.__eq__
     __hash__ = object.__hash__  # type: ignore[assignment]
 

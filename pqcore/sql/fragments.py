@@ -137,8 +137,8 @@ ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
 # Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these carries the
 # sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a negative id,
-# which no sequence gives. An INSERT that refers to `made_way` runs after it, and meets no conflict, because its own
-# transaction changed the old id.
+# which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE. It meets no conflict, because the
+# same transaction has changed the old id.
 MADE_WAY = {
     place: f""", made_way AS (
   UPDATE {{{place}}} SET id = -1 - (random() * 9007199254740990)::bigint WHERE id = ANY (ARRAY(SELECT id FROM gone))

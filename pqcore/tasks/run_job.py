@@ -201,7 +201,7 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
         return outcome
     try:
         await runner.end(attempt, outcome)
-    except PQError as exc:  # the exception that ends the program continues
+    except PQError as exc:  # the error must not replace the exception that ends the program
         logger.warning("%r: cannot return %r to the queue: %s", attempt.queue.name, attempt.job, exc)
     runner.leave(leaving)
     return outcome

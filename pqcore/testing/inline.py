@@ -147,7 +147,7 @@ class _Drainer(Runner[Attempt]):
         """Decode the job; refuse a coroutine function that this runner cannot await."""
         run = await super().decode(attempt)
         if not isinstance(run, Outcome) and run.task.is_coroutine and not self._suspends and in_loop():
-            attempt.run = None  # so that no plugin hears of it
+            attempt.run = None  # so that no plugin gets an event
             msg = f"{run.task.path} must be awaited, within an event loop: await jobs.adrain(queue)"
             self._misuse = ConfigurationError(msg)
             raise self._misuse

@@ -479,7 +479,7 @@ def _shut(engine: Engine) -> None:
     for loop in engine.loops():
         if not loop.is_closed() and not loop.is_running() and not in_loop():
             loop.run_until_complete(engine.close())
-            return  # which also closes the connections of other loops
+            return  # also closes the connections of other loops
     # Otherwise its connections end with the loop, or the server ends them.
 
 

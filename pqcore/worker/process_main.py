@@ -122,7 +122,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
                 result = task.call(context.job, request.args, request.kwargs)
                 if inspect.isawaitable(result):  # from a function without `async def`
                     result = asyncio.run(_awaited(result))
-            refuse_unrun(result)  # which cannot be pickled either
+            refuse_unrun(result)  # the exception cannot be pickled either
         finally:
             leave_job(before)
         return _returned(result if stores_result(context.job) else None, finished=context.finished)
