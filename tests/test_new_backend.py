@@ -149,9 +149,7 @@ def test_new_backend_names_each_method_that_is_missing(
     folder = new_backend(tmp_path / "made", "acme", "--mode", mode, "--driver", "pg8000")
     source = folder / "pqcore_acme" / module
     variables = {**install(folder), "PQCORE_TEST_DSN": pqcore_server}
-    variables["PYTHONPATH"] = os.pathsep.join(
-        [str(folder), variables["PYTHONPATH"]]
-    )  # so that Python imports the edited files
+    variables["PYTHONPATH"] = os.pathsep.join([str(folder), variables["PYTHONPATH"]])  # so that edits are used
 
     def missing() -> str:
         done = tool(

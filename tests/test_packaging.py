@@ -47,7 +47,7 @@ class Built(NamedTuple):
     Attributes:
         source: The source distribution.
         wheel: The wheel that was built from it.
-        files: The files of the project, as git has them, or would.
+        files: The files of the project that git tracks, or would track.
         log: What the build wrote.
     """
 
