@@ -121,7 +121,7 @@ class Pg8000Session:
         self._run(f"listen {quote(channel)}")
 
     def _read_notification(self, data: bytes, context: Any) -> None:
-        # pg8000's own reads ASCII alone. Its list, of the last hundred, is kept for its users.
+        # pg8000's own function reads only ASCII. Its list, of the last hundred, is kept for its users.
         channel, payload = (part.decode(self.connection._client_encoding) for part in data[4:-1].split(b"\0"))
         self.connection.notifications.append((core.i_unpack(data)[0], channel, payload))
         self._notified[channel] = None
