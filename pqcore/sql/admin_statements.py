@@ -117,8 +117,8 @@ def _of_lanes(room: str) -> str:
     """Return a query of waiting jobs, lane by lane: each lookup in the index leads from one lane to the next.
 
     Args:
-        room: A query of the jobs of one lane: ``lane`` has its text, ``number`` how many jobs may be admitted now,
-            ``group_key`` the group, and ``head`` the first job of the group.
+        room: A query of the jobs of one lane: ``of_lane.lane`` has its text, ``number`` how many jobs may be admitted
+            now, ``group_key`` the group, and ``head`` the first job of the group.
     """
     of_queue = f"SELECT min(parked_on) FROM {{table}} WHERE {OF_QUEUE} AND parked_on"
     return f"""
@@ -130,32 +130,32 @@ def _of_lanes(room: str) -> str:
   SELECT lane, {lane_room("lane", ":q_name::text")} AS number, (
     SELECT group_key FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane ORDER BY {ORDER} LIMIT 1
   ) AS group_key FROM lanes WHERE lane IS NOT NULL
-), lane AS (
+), of_lane AS (
   SELECT known.*, (
     SELECT id FROM {{table}} WHERE {OF_QUEUE} AND group_key = known.group_key AND dequeued_at IS NULL
     ORDER BY id LIMIT 1
   ) AS head FROM known
 )
-SELECT job.* FROM lane CROSS JOIN LATERAL ({room}
+SELECT job.* FROM of_lane CROSS JOIN LATERAL ({room}
 ) AS job LIMIT {{most}})"""
 
 
 # The rows of a subquery keep its order, so there is no second ORDER BY: a sort would read all of a lane. Within the
 # subquery, the planner might sort if it expected few rows in a lane. The limit is a parameter that the planner cannot
 # know, so it reads the index.
-_OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = lane.lane AND {UNFINISHED}"
+_OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = of_lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (
-    {_OF_LANE} AND lane.group_key IS NULL ORDER BY {ORDER} LIMIT lane.number
+    {_OF_LANE} AND of_lane.group_key IS NULL ORDER BY {ORDER} LIMIT of_lane.number
   ) AS job WHERE true{_FILTERS_OF_TABLE} LIMIT {_AS_MANY})
   UNION ALL
-  ({_OF_LANE} AND id = lane.head AND lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
+  ({_OF_LANE} AND id = of_lane.head AND of_lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
 # In the order of lanes, so that the first rows are enough.
 _BEHIND_THESE = _of_lanes(f"""
   SELECT * FROM (
-    {_OF_LANE} AND lane.number < {NO_END} ORDER BY {ORDER}
-    LIMIT (SELECT {NO_END}) OFFSET CASE WHEN lane.group_key IS NULL THEN lane.number ELSE 0 END
-  ) AS job WHERE (lane.number = 0 OR id IS DISTINCT FROM lane.head){_FILTERS_OF_TABLE} LIMIT {_AS_MANY}
+    {_OF_LANE} AND of_lane.number < {NO_END} ORDER BY {ORDER}
+    LIMIT (SELECT {NO_END}) OFFSET CASE WHEN of_lane.group_key IS NULL THEN of_lane.number ELSE 0 END
+  ) AS job WHERE (of_lane.number = 0 OR id IS DISTINCT FROM of_lane.head){_FILTERS_OF_TABLE} LIMIT {_AS_MANY}
 """).replace("{most}", _AS_MANY)
 
 

@@ -54,7 +54,7 @@ _STATE = """
   SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places,
     greatest(wanted.newest, row.newest) AS newest,
-    (SELECT number::int FROM {rules} WHERE q_name = :q_name::text AND kind = 'limit' AND name = wanted.key) AS allowed,
+    (SELECT number::int FROM {rules} WHERE q_name = :q_name::text AND kind = 'limit' AND name = wanted.key) AS ruled,
     (SELECT true FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause' AND name = wanted.key
       AND (until IS NULL OR until > statement_timestamp())) AS paused,
     rated.rate, least(rated.number, coalesce(
@@ -82,9 +82,9 @@ _RESERVED = """
     SELECT parked_on AS lane FROM {table} WHERE id = state.reserved AND q_name = :q_name::text
       AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 0 LIMIT 1"""
 _ROOM = f"""
-  SELECT state.*, coalesce(alive.ids, '{{{{}}}}') AS alive, holder.lane AS reserved_for,
+  SELECT state.*, coalesce(alive.ids, '{{{{}}}}') AS alive_ids, holder.lane AS reserved_for,
     CASE WHEN state.paused THEN 0 ELSE least(
-      coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)
+      coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)
     ) END AS free
   FROM state CROSS JOIN LATERAL ({_ALIVE}
   ) AS alive LEFT JOIN LATERAL ({_RESERVED}
@@ -215,7 +215,7 @@ WITH wanted AS MATERIALIZED (
   SELECT needs.key, array_agg(picked.id) AS ids FROM picked JOIN needs USING (place) GROUP BY needs.key
 ), written AS (
   UPDATE {{keys}} AS kept SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (
-    SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids,
+    SELECT kept.version + 1, room.put_places, room.newest, room.alive_ids || admitted.ids,
       room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
       CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
     FROM admitted JOIN room USING (key) WHERE admitted.key = kept.key
@@ -365,7 +365,8 @@ WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked)) AND EXISTS (SELECT
         """
         return f"""
 WITH {_KEYS}
-SELECT key, allowed, put_places, alive, rate, tokens, CASE WHEN reserved_for IS NOT NULL THEN reserved END, reserved_for
+SELECT key, ruled, put_places, alive_ids, rate, tokens, CASE WHEN reserved_for IS NOT NULL THEN reserved END,
+  reserved_for
 FROM room ORDER BY key"""
 
     admitted_headers = from_file()

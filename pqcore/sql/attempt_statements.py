@@ -104,10 +104,10 @@ WITH job AS MATERIALIZED (
 INSERT INTO {{attempts}} AS kept ({ATTEMPT_COLUMNS})
 SELECT id, mod(:token::int, {MOST_ATTEMPTS}), q_name, enqueued_at, :token::int, :attempt::int, 'crashed',
   statement_timestamp(), (
-    SELECT worker.host || ':' || worker.pid::text FROM {{workers}} AS worker
-    WHERE worker.q_name = job.q_name
-      AND worker.running::text LIKE '%[' || job.id::text || ', ' || :token::int::text || ', %'
-    ORDER BY worker.seen_at DESC LIMIT 1
+    SELECT listed.host || ':' || listed.pid::text FROM {{workers}} AS listed
+    WHERE listed.q_name = job.q_name
+      AND listed.running::text LIKE '%[' || job.id::text || ', ' || :token::int::text || ', %'
+    ORDER BY listed.seen_at DESC LIMIT 1
   ), :error_type::text, :message::text, NULL
 FROM job
 WHERE :crashes::int > (

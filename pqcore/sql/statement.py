@@ -9,6 +9,8 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, Literal, Protocol, TypeAlias
 
+from pqcore.sql.clashes import rename_clashes
+
 Paramstyle: TypeAlias = Literal["format", "numeric_dollar"]
 """The style of a driver's placeholders: ``%s`` (PEP 249's name) or ``$1`` (SQLAlchemy's name)."""
 Retention: TypeAlias = Literal["keep", "delete", "archive"]
@@ -145,6 +147,7 @@ def compile_query(
     An array of numbers or booleans is sent as one text, ``{1,2}``, which the server parses. asyncpg would write the
     elements with codecs that the application may have set, and drivers take longer for a list than for a text.
     """
+    template = rename_clashes(template, substitutions)
     arrays = frozenset(name for name, _ in _ARRAY.findall(template))
     template = _ARRAY.sub(r":\1::text::\2[]", template)
     template = of_primary(template.strip()) if rows else template.strip()

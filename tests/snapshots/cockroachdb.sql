@@ -1627,7 +1627,7 @@ PREPARE "expire_finished" AS WITH slice AS (SELECT id
       FROM "queue_rules"
       WHERE q_name = $2::text
       AND kind = 'limit'
-      AND name = wanted.key) AS allowed, (SELECT true
+      AND name = wanted.key) AS ruled, (SELECT true
       FROM "queue_rules"
       WHERE q_name = $2::text
       AND kind = 'pause'
@@ -1650,8 +1650,8 @@ PREPARE "expire_finished" AS WITH slice AS (SELECT id
       AND kind = 'rate'
       AND name = wanted.key
       LIMIT 1) AS rated
-    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -1671,7 +1671,7 @@ PREPARE "expire_finished" AS WITH slice AS (SELECT id
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
     ON true)
-  SELECT key, allowed, put_places, alive, rate, tokens,
+  SELECT key, ruled, put_places, alive_ids, rate, tokens,
   CASE WHEN reserved_for IS NOT NULL THEN reserved END, reserved_for
   FROM room
   ORDER BY key;
@@ -2517,11 +2517,11 @@ PREPARE "keep_crash" AS WITH job AS MATERIALIZED (SELECT id, q_name, enqueued_at
     AND q_name = $2::text
     AND num_nulls(dequeued_at) = 1)
   INSERT INTO "queue_attempts" AS kept (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
-  SELECT id, mod($3::int, 20), q_name, enqueued_at, $3::int, $4::int, 'crashed', statement_timestamp(), (SELECT worker.host || ':' || worker.pid::text
-    FROM "queue_workers" AS worker
-    WHERE worker.q_name = job.q_name
-    AND worker.running::text LIKE '%[' || job.id::text || ', ' || $3::int::text || ', %'
-    ORDER BY worker.seen_at DESC
+  SELECT id, mod($3::int, 20), q_name, enqueued_at, $3::int, $4::int, 'crashed', statement_timestamp(), (SELECT listed.host || ':' || listed.pid::text
+    FROM "queue_workers" AS listed
+    WHERE listed.q_name = job.q_name
+    AND listed.running::text LIKE '%[' || job.id::text || ', ' || $3::int::text || ', %'
+    ORDER BY listed.seen_at DESC
     LIMIT 1), $5::text, $6::text, NULL
   FROM job
   WHERE $7::int > (SELECT count(*)
@@ -3055,7 +3055,7 @@ PREPARE "leave_lanes" AS
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 1) AS group_key
         FROM lanes
-        WHERE lane IS NOT NULL), lane AS (SELECT known.*, (SELECT id
+        WHERE lane IS NOT NULL), of_lane AS (SELECT known.*, (SELECT id
           FROM "queue"
           WHERE q_name = $1::text
           AND group_key = known.group_key
@@ -3064,19 +3064,19 @@ PREPARE "leave_lanes" AS
           LIMIT 1) AS head
         FROM known)
       SELECT job.*
-      FROM lane
+      FROM of_lane
       CROSS JOIN LATERAL (SELECT *
         FROM (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
-          AND parked_on = lane.lane
+          AND parked_on = of_lane.lane
           AND num_nulls(dequeued_at) <> 0
-          AND lane.number < 2147483647
+          AND of_lane.number < 2147483647
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT (SELECT 2147483647) OFFSET
-          CASE WHEN lane.group_key IS NULL THEN lane.number ELSE 0 END) AS job
-        WHERE (lane.number = 0
-          OR id IS DISTINCT FROM lane.head)
+          CASE WHEN of_lane.group_key IS NULL THEN of_lane.number ELSE 0 END) AS job
+        WHERE (of_lane.number = 0
+          OR id IS DISTINCT FROM of_lane.head)
         AND ($2::text IS NULL
           OR left(data::text, 2000) ~ $2::text)
         AND ($3::float8 IS NULL
@@ -3219,7 +3219,7 @@ PREPARE "leave_lanes" AS
           ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
           LIMIT 1) AS group_key
         FROM lanes
-        WHERE lane IS NOT NULL), lane AS (SELECT known.*, (SELECT id
+        WHERE lane IS NOT NULL), of_lane AS (SELECT known.*, (SELECT id
           FROM "queue"
           WHERE q_name = $1::text
           AND group_key = known.group_key
@@ -3228,16 +3228,16 @@ PREPARE "leave_lanes" AS
           LIMIT 1) AS head
         FROM known)
       SELECT job.*
-      FROM lane
+      FROM of_lane
       CROSS JOIN LATERAL ((SELECT *
           FROM (SELECT *
             FROM "queue"
             WHERE q_name = $1::text
-            AND parked_on = lane.lane
+            AND parked_on = of_lane.lane
             AND num_nulls(dequeued_at) <> 0
-            AND lane.group_key IS NULL
+            AND of_lane.group_key IS NULL
             ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
-            LIMIT lane.number) AS job
+            LIMIT of_lane.number) AS job
           WHERE true
           AND ($2::text IS NULL
             OR left(data::text, 2000) ~ $2::text)
@@ -3256,10 +3256,10 @@ PREPARE "leave_lanes" AS
         UNION ALL (SELECT *
           FROM "queue"
           WHERE q_name = $1::text
-          AND parked_on = lane.lane
+          AND parked_on = of_lane.lane
           AND num_nulls(dequeued_at) <> 0
-          AND id = lane.head
-          AND lane.number > 0
+          AND id = of_lane.head
+          AND of_lane.number > 0
           AND ($2::text IS NULL
             OR left(data::text, 2000) ~ $2::text)
           AND ($3::float8 IS NULL
@@ -4221,7 +4221,7 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
       FROM "queue_rules"
       WHERE q_name = $2::text
       AND kind = 'limit'
-      AND name = wanted.key) AS allowed, (SELECT true
+      AND name = wanted.key) AS ruled, (SELECT true
       FROM "queue_rules"
       WHERE q_name = $2::text
       AND kind = 'pause'
@@ -4244,8 +4244,8 @@ PREPARE "reserve" AS WITH needs AS MATERIALIZED (SELECT *
       AND kind = 'rate'
       AND name = wanted.key
       LIMIT 1) AS rated
-    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -4783,7 +4783,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       FROM "queue_rules"
       WHERE q_name = $4::text
       AND kind = 'limit'
-      AND name = wanted.key) AS allowed, (SELECT true
+      AND name = wanted.key) AS ruled, (SELECT true
       FROM "queue_rules"
       WHERE q_name = $4::text
       AND kind = 'pause'
@@ -4806,8 +4806,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND kind = 'rate'
       AND name = wanted.key
       LIMIT 1) AS rated
-    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.allowed, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
+    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -5007,7 +5007,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM picked
     JOIN needs USING (place)
     GROUP BY needs.key), written AS (UPDATE "queue_keys" AS kept
-    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
+    SET (version, places, newest, running, tokens, refilled_at, admitted_at, reserved) = (SELECT kept.version + 1, room.put_places, room.newest, room.alive_ids || admitted.ids, room.tokens - cardinality(admitted.ids), statement_timestamp(), statement_timestamp(),
       CASE WHEN room.reserved_for IS NOT NULL THEN room.reserved END
       FROM admitted
       JOIN room USING (key)
