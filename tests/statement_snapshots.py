@@ -49,6 +49,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
         dialect.explain,
         dialect.workers,
         dialect.attempts,
+        dialect.samples,
     )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):

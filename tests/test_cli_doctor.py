@@ -29,7 +29,8 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat",
-    "batches", "put_off", "backlog", "leases", "dead_letters", "expiry", "pauses", "ticks", "encodings", "plan",
+    "batches", "put_off", "backlog", "leases", "dead_letters", "expiry", "samples", "pauses", "ticks", "encodings",
+    "plan",
 ]  # fmt: skip
 
 

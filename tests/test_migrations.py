@@ -34,6 +34,7 @@ from pqcore.db.dsn import with_database, with_options
 from pqcore.db.runtime import run_sync
 from pqcore.db.session import Session
 from pqcore.errors import ConnectionLost, SchemaOutdated, TransientError
+from pqcore.operations.samples import Sampling
 from pqcore.operations.schema_info import ADMISSION
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
@@ -770,6 +771,43 @@ def test_version_10_roles_that_store_failures_may_keep_attempts(place: Place, ri
     finally:
         place.eyes.execute("DROP OWNED BY clerk")
         place.eyes.execute("DROP ROLE clerk")
+
+
+@pytest.mark.parametrize("of", ["clerk", "PUBLIC"])
+def test_version_11_roles_have_the_rights_to_samples_that_they_have_to_workers(place: Place, of: str) -> None:
+    starts.make(place.dsn, 11)
+    place.eyes.execute("CREATE ROLE clerk")
+    place.eyes.execute(f"GRANT SELECT, INSERT ON queue_workers TO {of}".encode())
+    try:
+        place.create()
+        asked = "SELECT {}".format(
+            ", ".join(
+                f"has_table_privilege('clerk', 'queue_samples', '{what}')" for what in ("SELECT", "INSERT", "DELETE")
+            )
+        )
+        assert place.eyes.execute(asked.encode()).fetchone() == (True, True, False)
+    finally:
+        place.eyes.execute("DROP OWNED BY clerk")
+        place.eyes.execute("DROP ROLE clerk")
+
+
+def test_version_11_jobs_are_put_taken_and_finished_beside_newer_code(place: Place) -> None:
+    place.create()
+    with place.pq() as pq, place.pq() as older:
+        done = pq["q"].task()(lambda job_id: None)
+        older["q"].task()(done.task.function)
+        assert run_sync(Sampling().run(pq.engine)) == 0
+        job_id = int(done())
+        assert run_sync(Sampling().run(older.engine)) == 0  # the minute is taken
+        with starts.knowing(11):
+            asyncio.run(Worker(older["q"], burst=True).run())
+            assert older["q"].status(job_id) == "done"
+            older["q"].put("plain")
+            taken = older["q"].lease(60, wait=0)
+            assert taken is not None
+            older["q"].ack(taken)
+            assert run_sync(Sampling().run(older.engine)) == 0
+        assert pq["q"].count() == 0
 
 
 def test_older_commands_accept_a_newer_table(place: Place) -> None:

@@ -224,6 +224,10 @@ COLD = [
     Case(SQL.tasks.sweep_keys, 200),
     Case(SQL.attempts.find_attempts, 60),
     Case(SQL.attempts.sweep_attempts, 20_000, values=(("after", -1),)),
+    Case(SQL.samples.last_sample, 60),
+    Case(SQL.samples.age_of_sample, 60),
+    Case(SQL.samples.find_samples, 200, values=(("seconds", 900.0),)),
+    Case(SQL.samples.prune_samples, 60),
     *explain_cases(),
 ]
 """Statements that the server plans each time."""
@@ -249,6 +253,12 @@ class Server:
             "INSERT INTO queue_attempts (job_id, place, q_name, put_at, token, attempt, outcome, ended_at)"
             " SELECT n, 1, 'jobs', now(), 1, 1, 'failed', now() FROM generate_series(1, 3000) AS n"
         )
+        self.run(
+            "INSERT INTO queue_samples (at, q_name, ready)"
+            " SELECT now() - n * interval '1 minute', CASE part WHEN 0 THEN '' ELSE 'jobs ' || part END, 0"
+            " FROM generate_series(0, 1439) AS n, generate_series(0, 50) AS part"
+        )
+        self.run("ANALYZE queue_samples")
 
     def run(self, statement: str) -> list[tuple[Any, ...]]:
         cursor = self.connection.execute(statement.encode())
@@ -277,8 +287,9 @@ class Server:
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}
         values |= {"tick": datetime.now(timezone.utc), "reason": "failed", "error": "{}", **dict(case.values)}
         literals = [sql.Literal(value) for value in case.query.given(values)]
-        command = sql.SQL("EXPLAIN ({}) EXECUTE {} ({})").format(
-            sql.SQL(f"{options}FORMAT JSON"), sql.Identifier(name), sql.SQL(", ").join(literals)
+        given = sql.SQL("({})").format(sql.SQL(", ").join(literals)) if literals else sql.SQL("")
+        command = sql.SQL("EXPLAIN ({}) EXECUTE {} {}").format(
+            sql.SQL(f"{options}FORMAT JSON"), sql.Identifier(name), given
         )
         [(found,)] = self.connection.execute(command).fetchall()
         return found[0]["Plan"]

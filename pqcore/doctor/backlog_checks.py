@@ -1,4 +1,4 @@
-"""Checks for jobs that do not move: jobs that nobody takes, leases that ran out, dead letters."""
+"""Checks for jobs that do not move, and for what workers keep and delete."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import asdict
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.operations.expiry import list_expiry_of
+from pqcore.operations.samples import REST
 from pqcore.operations.worker_registry import list_workers_of
 from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
 
+OLD_SAMPLE = 600.0
+"""Seconds without a sample, after which a worker that runs should have kept one."""
 OLD = 300.0
 """Seconds for which a job may be ready without being taken, before the doctor reports it."""
 OVERDUE = 60.0
@@ -86,6 +89,29 @@ async def check_expiry(context: CheckContext) -> list[Finding]:
         for one in found
     ]
     return [Finding("expiry", "ok", "; ".join(told), details=details)]
+
+
+async def check_samples(context: CheckContext) -> list[Finding]:
+    """Check whether workers keep samples of the figures, which the web page shows as charts."""
+    [[age, took]] = await context.s.execute(context.s.sql.samples.age_of_sample) or [(None, None)]
+    details = {"age": age}
+    if age is not None and age <= max(OLD_SAMPLE, 3 * REST * (took or 0.0)):
+        return [
+            Finding("samples", "ok", f"workers keep samples of the figures, the last {age:.0f} s ago", details=details)
+        ]
+    workers = [worker for worker in await list_workers_of(context.s, None) if worker.alive]
+    since = max(((worker.seen_at - worker.started_at).total_seconds() for worker in workers), default=0.0)
+    last = "there is none" if age is None else f"the last is {age:.0f} s old"
+    if since <= OLD_SAMPLE:
+        message = f"no worker has run long enough to keep samples of the figures; {last}"
+        return [Finding("samples", "ok", message, details=details)]
+    table = context.engine.names.related("_samples")
+    message = f"workers run, but keep no samples of the figures: {last}; the charts of the web page lack this time"
+    advice = (
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} to the role of the workers, and start them again; their logs"
+        " say what they may not do; a role from which row-level security hides jobs keeps no samples"
+    )
+    return [Finding("samples", "warning", message, advice, details)]
 
 
 async def check_dead_letters(context: CheckContext) -> list[Finding]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
-from pqcore.doctor.backlog_checks import check_backlog, check_dead_letters, check_expiry, check_leases
+from pqcore.doctor.backlog_checks import check_backlog, check_dead_letters, check_expiry, check_leases, check_samples
 from pqcore.doctor.context import Check, CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.doctor.job_checks import check_batches, check_encodings, check_pauses, check_put_off, check_ticks
@@ -117,6 +117,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("leases", check_leases),
     ("dead_letters", check_dead_letters),
     ("expiry", check_expiry),
+    ("samples", check_samples),
     ("pauses", check_pauses),
     ("ticks", check_ticks),
     ("encodings", check_encodings),

@@ -25,6 +25,7 @@ TABLES_OF_JOBS = (
     "rules",
     "workers",
     "attempts",
+    "samples",
 )
 
 

@@ -127,10 +127,10 @@ class AttemptSweep:
         queue: The name of the queue. The sweep covers the attempts of all queues, unless these are on several servers.
 
     Attributes:
-        rows: The rows that the sweep deletes, for a message.
+        task: The work, for a message.
     """
 
-    rows = "attempts of jobs that are gone"
+    task = "delete attempts of jobs that are gone"
 
     def __init__(self, queue: str) -> None:
         self._queue = queue

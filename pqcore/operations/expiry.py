@@ -117,10 +117,10 @@ class Sweep:
 
     Attributes:
         queue: The name of the queue.
-        rows: The rows that it deletes, for a message.
+        task: The work, for a message.
     """
 
-    rows = "expired rows"
+    task = "delete expired rows"
 
     def __init__(self, queue: str) -> None:
         self.queue = queue

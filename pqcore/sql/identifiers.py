@@ -150,6 +150,7 @@ class TableName:
             "rules": self.related("_rules"),
             "workers": self.related("_workers"),
             "attempts": self.related("_attempts"),
+            "samples": self.related("_samples"),
             "migrations": self.qualified("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),

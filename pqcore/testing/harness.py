@@ -54,6 +54,7 @@ SIDE_TABLES = (
     "_rules",
     "_workers",
     "_attempts",
+    "_samples",
 )
 """The suffixes of the tables that belong to a queue's table."""
 INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")

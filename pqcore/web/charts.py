@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 320.0, 80.0
 SHORTEST = 60.0
 """The shortest time that a chart covers, in seconds."""
 GAP = 5.0
-"""The number of intervals without a sample after which a line has a gap."""
+"""The number of samples that must be missing before a line has a gap."""
 Reading = Callable[[Figures], float | None]
 
 
@@ -61,7 +61,7 @@ class Chart:
 
 
 def chart(
-    title: str, unit: str, points: Sequence[Point], interval: float, lines: Sequence[tuple[str, str, Reading]]
+    title: str, unit: str, points: Sequence[Point], gap: float, lines: Sequence[tuple[str, str, Reading]]
 ) -> Chart:
     """Return a chart of some samples.
 
@@ -69,7 +69,7 @@ def chart(
         title: The title.
         unit: The unit of the values.
         points: The samples, the oldest first.
-        interval: Seconds between two samples.
+        gap: The number of seconds without a sample after which a line has a gap.
         lines: For each line its name, its kind, and the function that reads its value from a sample.
     """
     end = points[-1].clock if points else 0.0
@@ -80,7 +80,7 @@ def chart(
     top = _rounded_up(max((value for *_, values in series for _, value in values if value is not None), default=0.0))
     made = []
     for name, kind, values in series:
-        pieces = _pieces(values, end - span, span, top, GAP * interval)
+        pieces = _pieces(values, end - span, span, top, gap)
         made.append(
             Line(
                 name,

@@ -21,6 +21,7 @@ from pqcore.tasks.periodic import ticks_after
 from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
+from pqcore.web.history import SPANS, USUAL, History, Past
 from pqcore.web.sampling import Figures, Sample, Sampler
 from pqcore.web.target import Target
 from pqcore.web.time_limits import SEARCH, NoAnswer, within
@@ -37,9 +38,6 @@ MOST_SEARCHED = 200
 """The largest number of characters of a searched text, and of a progress that is shown."""
 LATE = timedelta(minutes=1)
 """How long ago a tick must have been due to count as late: a worker looks at least once a minute."""
-_SPARKS = 40
-"""The number of samples in a small chart."""
-
 _DIGITS = 19
 """The largest number of digits of a job's id."""
 
@@ -75,15 +73,17 @@ class Views:
     def __init__(self, target: Target, sampler: Sampler, *, changes: bool) -> None:
         self._target = target
         self._sampler = sampler
+        self._history = History(target, sampler)
         self._changes = changes
 
     async def queues(self, query: Query) -> View:
         """Return the values of the page of all queues."""
         sample = await self._sampler.shown()
+        past = await self._history.of_queues(list(sample.queues))
         return {
             "sample": sample,
             "total": sample.total(),
-            "queues": [(name, figures, self._spark(name)) for name, figures in sample.queues.items()],
+            "queues": [(name, figures, self._spark(past[name])) for name, figures in sample.queues.items()],
         }
 
     async def queue(self, query: Query) -> View:
@@ -94,6 +94,7 @@ class Views:
         """
         name, state, task = query.get("name", ""), query.get("state", ""), query.get("task", "")
         settings = self._target.queue(name)
+        span = query.get("span", "") if query.get("span", "") in SPANS else USUAL
         sample = await self._sampler.shown()
         n, search = _step(query.get("n", "")), query.get("search", "").replace("\0", "")[:MOST_SEARCHED]
         states, skip = _begin((state,) if state in STATES else UNFINISHED, query.get("from", ""))
@@ -108,7 +109,10 @@ class Views:
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
-            "charts": self._charts(name),
+            "charts": self._charts(await self._history.of_queue(name, SPANS[span])),
+            "spans": SPANS,
+            "usual": USUAL,
+            "span": span,
             "running": await self._target.read(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
             "runs": await self._runs(settings),
             "jobs": jobs,
@@ -232,26 +236,26 @@ class Views:
             found += await self._target.read(listed, self._target.queue(name), (state,), n)
         return found
 
-    def _charts(self, name: str) -> list[Chart]:
-        points, interval = self._sampler.past(name), self._sampler.interval
+    def _charts(self, past: Past) -> list[Chart]:
+        points, gap = past
         return [
             chart(
                 "Depth",
                 "jobs",
                 points,
-                interval,
+                gap,
                 [
                     ("ready", "ready", lambda each: each.ready),
                     ("leased", "leased", lambda each: each.leased),
                     ("scheduled", "scheduled", lambda each: each.scheduled + each.parked),
                 ],
             ),
-            chart("Throughput", "jobs/min", points, interval, [("finished", "done", lambda each: each.minute)]),
+            chart("Throughput", "jobs/min", points, gap, [("finished", "done", lambda each: each.minute)]),
             chart(
                 "Latency",
                 "seconds",
                 points,
-                interval,
+                gap,
                 [
                     ("oldest ready", "ready", lambda each: each.oldest),
                     ("median, due to done", "done", lambda each: each.median),
@@ -260,9 +264,8 @@ class Views:
             ),
         ]
 
-    def _spark(self, name: str) -> Chart:
-        points = self._sampler.past(name)[-_SPARKS:]
-        return chart("Ready", "jobs", points, self._sampler.interval, [("ready", "ready", lambda each: each.ready)])
+    def _spark(self, past: Past) -> Chart:
+        return chart("Ready", "jobs", *past, [("ready", "ready", lambda each: each.ready)])
 
 
 def summary(sample: Sample) -> str:

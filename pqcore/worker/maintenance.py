@@ -21,6 +21,7 @@ from pqcore.operations.attempts import AttemptSweep
 from pqcore.operations.expiry import Sweep
 from pqcore.operations.periodic import put as put_tick
 from pqcore.operations.periodic import tick_window
+from pqcore.operations.samples import Sampling
 from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.periodic import Periodic
@@ -43,17 +44,20 @@ class Maintenance:
 
     Args:
         queue_state: The queue.
-        queue_states: All queues of the worker; the maintenance of the first of a table also sweeps rows of the others.
+        queue_states: All queues of the worker; the maintenance of the first of a table also sweeps rows of the others,
+            and keeps samples.
     """
 
     def __init__(self, queue_state: QueueState, queue_states: Sequence[QueueState]) -> None:
         self._queue_state = queue_state
         self._watch = batch_counts.Watch()
         name = queue_state.queue.name
-        self._sweeps: list[Sweep | AttemptSweep] = [Sweep(name)]
+        self._chores: list[Sweep | AttemptSweep | Sampling] = [Sweep(name)]
         first = next(each for each in queue_states if each.bridge is queue_state.bridge)
         if first is queue_state or "shared looks" in queue_state.bridge.engine.dialect.unsupported:
-            self._sweeps.append(AttemptSweep(name))
+            self._chores.append(AttemptSweep(name))
+        if first is queue_state:
+            self._chores.append(Sampling())
 
     async def run(self) -> None:
         """Do the maintenance until cancelled."""
@@ -68,7 +72,7 @@ class Maintenance:
                 await self._queue_state.bridge.run(self._sweep_once, turn % 10 == 0)
                 await self._queue_state.bridge.call(self._watch.look, self._queue_state.queue)
                 await self._check_server()
-                await self._delete_old()
+                await self._run_chores()
             except PQError as exc:
                 logger.warning("%r: cannot run maintenance: %s", self._queue_state.queue.name, exc)
             turn += 1
@@ -84,14 +88,14 @@ class Maintenance:
 
         await engine.run(work)
 
-    async def _delete_old(self) -> None:
-        """Delete expired rows, and attempts of jobs that are gone, unless the role lacks the privilege."""
-        for sweep in list(self._sweeps):
+    async def _run_chores(self) -> None:
+        """Delete expired rows and attempts of jobs that are gone, and keep samples, as far as the role may."""
+        for chore in list(self._chores):
             try:
-                await self._queue_state.bridge.run(sweep.run, self._queue_state.bridge.engine)
+                await self._queue_state.bridge.run(chore.run, self._queue_state.bridge.engine)
             except AccessDenied as exc:
-                self._sweeps.remove(sweep)
-                logger.warning("%r: cannot delete %s: %s", self._queue_state.queue.name, sweep.rows, exc)
+                self._chores.remove(chore)
+                logger.warning("%r: cannot %s: %s", self._queue_state.queue.name, chore.task, exc)
 
     async def _check_security(self, s: Session) -> None:
         """Check whether row-level security has begun to hide rows: then fetches find nothing, without an error."""

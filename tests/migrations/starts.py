@@ -18,6 +18,7 @@ from pqcore import Dedup, Job, schema, tasks
 from pqcore.current_rules import CurrentRules
 from pqcore.db.engine import Engine
 from pqcore.operations import fetch, worker_registry
+from pqcore.operations.samples import Sampling
 from pqcore.operations.worker_registry import RunningWorker
 from pqcore.schema import scripts
 from pqcore.settings import QueueSettings
@@ -47,12 +48,18 @@ def knowing(version: int) -> Iterator[None]:
             for module in (attempt_statements, task_statements):
                 patch.setattr(module, "keep_attempt", lambda source: f"noted AS (SELECT FROM {source})")
             patch.setattr(worker_registry, "announce", _announce_before_11)
+        if version < 12:  # it kept no samples
+            patch.setattr(Sampling, "run", _keep_no_sample)
         yield
 
 
 async def _announce_before_11(engine: Engine, worker: RunningWorker, *_: object) -> list[str]:
     """Do nothing: a worker of an older version is listed without the jobs that it runs."""
     return []
+
+
+async def _keep_no_sample(*_: object) -> int:
+    return 0
 
 
 async def _no_rules(engine: Engine, queue: QueueSettings) -> CurrentRules:

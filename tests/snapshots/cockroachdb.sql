@@ -264,6 +264,24 @@ ALTER TABLE "queue_workers"
   ADD COLUMN IF NOT EXISTS running json,
   ADD COLUMN IF NOT EXISTS quiet   boolean;
 
+-- migration 12
+CREATE TABLE IF NOT EXISTS "queue_samples" (
+  at        timestamptz NOT NULL,
+  q_name    text        NOT NULL,
+  ready     bigint,
+  scheduled bigint,
+  leased    bigint,
+  parked    bigint,
+  dead      bigint,
+  finished  bigint,
+  oldest    double precision,
+  median    double precision,
+  slow      double precision,
+  took      double precision,
+  queues    integer,
+  PRIMARY KEY (at, q_name)
+);
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -515,6 +533,15 @@ PREPARE "add_running" AS
   WHERE leased_until IS NOT NULL
   AND parked_on IS NULL
   AND strpos(headers::text, '"gate"') > 0;
+
+-- age_of_sample
+/*NO LOAD BALANCE*/ PREPARE "age_of_sample" AS
+  SELECT extract(epoch FROM statement_timestamp() - at)::float8, took
+  FROM "queue_samples"
+  WHERE q_name = ''
+  AND ready IS NOT NULL
+  ORDER BY at DESC
+  LIMIT 1;
 
 -- announce_worker [no rows] $1 id, $2 host, $3 pid, $4 version, $5 concurrency, $6 age, $7 names, $8 tasks, $9 running
 PREPARE "announce_worker" AS
@@ -881,6 +908,13 @@ PREPARE "claim_keys" AS
   SET job_id = excluded.job_id, until = excluded.until
   WHERE held.until <= clock_timestamp()
   RETURNING dedup_key;
+
+-- claim_sample $1 at
+PREPARE "claim_sample" AS
+  INSERT INTO "queue_samples" (at, q_name)
+  VALUES (to_timestamp($1::float8), '')
+  ON CONFLICT (at, q_name) DO NOTHING
+  RETURNING q_name;
 
 -- clear $1 q_name
 PREPARE "clear" AS WITH gone AS (DELETE FROM "queue"
@@ -2146,6 +2180,16 @@ PREPARE "extend_group" AS
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $4::timestamptz AT TIME ZONE 'UTC')
   LIMIT 1;
 
+-- find_samples $1 seconds, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_samples" AS
+  SELECT extract(epoch FROM statement_timestamp() - at)::float8, q_name, ready, scheduled, leased, parked, dead, finished, oldest, median, slow, queues
+  FROM "queue_samples"
+  WHERE at > statement_timestamp() - $1::float8 * interval '1 second'
+  AND ready IS NOT NULL
+  AND ($2::text IS NULL
+    OR q_name IN ('', $2::text))
+  ORDER BY at, q_name;
+
 -- find_stop_requests $1 ids
 /*NO LOAD BALANCE*/ PREPARE "find_stop_requests" AS
   SELECT id
@@ -2553,6 +2597,14 @@ PREPARE "keep_result" AS
   CASE WHEN coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at) THEN NULL ELSE kept.progress END, payload = excluded.payload, serializer = excluded.serializer, error = excluded.error, put_at = excluded.put_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at
   RETURNING 1;
 
+-- keep_sample [no rows] $1 at, $2 items
+PREPARE "keep_sample" AS
+  INSERT INTO "queue_samples" (at, q_name, ready, scheduled, leased, parked, dead, finished, oldest, median, slow, took, queues)
+  SELECT to_timestamp($1::float8), item.q_name, item.ready, item.scheduled, item.leased, item.parked, item.dead, item.finished, item.oldest, item.median, item.slow, item.took, item.queues
+  FROM json_to_recordset($2::text::json) AS item (q_name text, ready bigint, scheduled bigint, leased bigint, parked bigint, dead bigint, finished bigint, oldest float8, median float8, slow float8, took float8, queues int)
+  ON CONFLICT (at, q_name) DO UPDATE
+  SET ready = excluded.ready, scheduled = excluded.scheduled, leased = excluded.leased, parked = excluded.parked, dead = excluded.dead, finished = excluded.finished, oldest = excluded.oldest, median = excluded.median, slow = excluded.slow, took = excluded.took, queues = excluded.queues;
+
 -- key_states $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "key_states" AS
   SELECT newest.key, newest.places, (SELECT coalesce(json_agg(job.id
@@ -2571,6 +2623,17 @@ PREPARE "keep_result" AS
 /*NO LOAD BALANCE*/ PREPARE "last_id" AS
   SELECT max(id)
   FROM "queue";
+
+-- last_sample
+/*NO LOAD BALANCE*/ PREPARE "last_sample" AS
+  SELECT (floor(extract(epoch FROM statement_timestamp()) / 60) * 60)::float8, last.age, last.took
+  FROM (SELECT 1) AS one
+  LEFT JOIN (SELECT extract(epoch FROM statement_timestamp() - at)::float8 AS age, took
+    FROM "queue_samples"
+    WHERE q_name = ''
+    ORDER BY at DESC
+    LIMIT 1) AS last
+  ON true;
 
 -- last_tick $1 q_name, $2 name
 /*NO LOAD BALANCE*/ PREPARE "last_tick" AS
@@ -3745,6 +3808,11 @@ PREPARE "open_batch" AS
 -- ping
 /*NO LOAD BALANCE*/ PREPARE "ping" AS
   SELECT 1;
+
+-- prune_samples [no rows]
+PREPARE "prune_samples" AS
+  DELETE FROM "queue_samples"
+  WHERE at < statement_timestamp() - interval '1 day';
 
 -- purge_archive $1 q_name, $2 age
 PREPARE "purge_archive" AS WITH slice AS (SELECT id
