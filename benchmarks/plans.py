@@ -311,7 +311,7 @@ def read_plan(lines: Sequence[str]) -> Figure:
         elif (match := _REMOVED.match(line)) and int(match[1]) > WHOLE:
             signs |= {"S"} if kind.endswith(_SIGNS["S"]) else set()
         elif "Buffers: shared" in line and not buffers and not planned:
-            # The numbers of the topmost node that has any include those of the nodes below it.
+            # A node's numbers include those of the nodes below it, so the topmost node that has numbers suffices.
             buffers = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", re.split("local|temp", line)[0])))
         elif (name := line.partition(":")[0]) in times:
             times[name] = float(line.split()[2])

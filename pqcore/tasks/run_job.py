@@ -143,8 +143,9 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     The order is the same wherever a job runs: decode the job; call ``pqcore_job_started``; run the function within
     ``pqcore_around_run``; call ``pqcore_job_failed``, if it failed; store the outcome; call the hook of the outcome.
 
-    Any exception of the function is a failure of the job. The only exceptions are those that `JobContext.leaves` takes
-    for the end of the program: the job is given back, and the attempt does not count.
+    Any exception of the function is a failure of the job. One kind of exception leaves this function:
+    `JobContext.leaves` says that it ends the program. Then the job returns to the queue, and the attempt does not
+    count.
 
     Args:
         runner: The runner that calls the function and stores the outcome.

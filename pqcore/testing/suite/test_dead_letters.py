@@ -338,7 +338,7 @@ def test_crashes_are_counted_separately_from_failures_and_parkings(harness: Harn
     assert [(letter.id, letter.reason) for letter in queue.dead.list()] == [(job, "crashed")]
 
 
-def test_failures_count_no_crash(harness: Harness, queue: Any) -> None:
+def test_failures_do_not_count_as_crashes(harness: Harness, queue: Any) -> None:
     task = queue.task(max_crashes=1, max_retries=4, retry_in=None)(queue.fails)
     task()
     harness.drain(queue)

@@ -646,7 +646,7 @@ def test_jobs_under_several_limits_do_not_deadlock(harness: Harness, keys: tuple
     assert all_leased(queue) == []
     on_two.ack()
     queue.put(two, limits={two: 1})
-    # "both" was given a place that this job wants, or waits for the other place
+    # Either "both" holds the place of `two`, which this job wants, or "both" still waits for the place of `one`.
     on_two_again = queue.lease(block=False)
     queue.put("both too", limits={two: 1, one: 1})
     assert all_leased(queue) == []
