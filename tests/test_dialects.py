@@ -207,6 +207,13 @@ def test_dialect_of_a_taken_name_or_other_plugin_api_is_refused() -> None:
         fresh.register(Brings(Old))
 
 
+def test_citus_statements_assign_no_volatile_value_on_conflict() -> None:
+    # Citus refuses functions in DO UPDATE SET that are not immutable.
+    for name, query in queries(of("citus")).items():
+        for assigned in re.findall(r"DO UPDATE SET(.*?)(?:WHERE|RETURNING|$)", query.sql, re.DOTALL):
+            assert "_timestamp()" not in assigned, name
+
+
 @pytest.mark.parametrize("name", ["citus", "cockroachdb"])
 def test_dialect_statements_avoid_what_the_engine_lacks(name: str) -> None:
     dialect = of(name)

@@ -78,10 +78,10 @@ FROM (
 
 -- name: set_expiry
 -- Set how long rows of one kind are kept. If two sessions set it concurrently, the second waits for the first (ON
--- CONFLICT).
-INSERT INTO {rules} AS rule (q_name, kind, name, period)
-VALUES (:q_name::text, 'expiry', :name::text, :period::float8)
-ON CONFLICT (q_name, kind, name) DO UPDATE SET changed_at = statement_timestamp(),
+-- CONFLICT). Citus computes the time only in the row that was to be inserted.
+INSERT INTO {rules} AS rule (q_name, kind, name, period, changed_at)
+VALUES (:q_name::text, 'expiry', :name::text, :period::float8, statement_timestamp())
+ON CONFLICT (q_name, kind, name) DO UPDATE SET changed_at = excluded.changed_at,
   period = CASE WHEN :replaces::boolean THEN excluded.period ELSE rule.period END
 RETURNING name;
 

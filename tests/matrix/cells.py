@@ -26,6 +26,7 @@ from .servers import (
     PATIENCE,
     PGLITE,
     ROOT,
+    citus,
     container,
     embedded,
     installed,
@@ -188,5 +189,6 @@ CELLS = (
     Cell("pgpool prepared", pgpool, environment=_PREPARED, between=_pgpool, module="behind_proxy"),
     Cell("haproxy", haproxy, between=_haproxy, module="behind_proxy"),
     Cell("haproxy promotion", haproxy, between=_haproxy, module="promotion"),
+    Cell("citus", citus, environment={"PQCORE_DIALECT": "citus"}, between=lambda: "Citus, with two workers"),
     Cell("container", container, between=lambda: "testcontainers"),
 )

@@ -11,9 +11,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
 
 from pqcore_backends.embedded import EmbeddedServer
 
@@ -147,6 +149,32 @@ def pglite() -> Iterator[str]:
         finally:
             process.kill()
             process.wait(PATIENCE)
+
+
+@contextmanager
+def citus(workers: int = 2) -> Iterator[str]:
+    """A coordinator of Citus and its workers, of the installed PostgreSQL that has the extension.
+
+    Raises:
+        Missing: There is none.
+    """
+    if not Path(run("pg_config", "--sharedir").strip(), "extension", "citus.control").exists():
+        raise Missing("the installed PostgreSQL has no extension citus")
+    settings = {**FAST, "shared_preload_libraries": "citus", "max_prepared_transactions": "400"}
+    with ExitStack() as nodes:
+        servers = [
+            nodes.enter_context(EmbeddedServer(binaries=run("pg_config", "--bindir").strip(), settings=settings))
+            for _ in range(1 + workers)
+        ]
+        coordinator = servers[0]
+        for server in servers:
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute("CREATE EXTENSION citus")
+        with psycopg.connect(coordinator.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT citus_set_coordinator_host(%s, %s)", (coordinator.host, coordinator.port))
+            for server in servers[1:]:
+                connection.execute("SELECT citus_add_node(%s, %s)", (server.host, server.port))
+        yield coordinator.dsn()
 
 
 @contextmanager

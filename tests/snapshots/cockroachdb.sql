@@ -4514,10 +4514,10 @@ PREPARE "set_aside_leased" AS
 
 -- set_expiry $1 q_name, $2 name, $3 period, $4 replaces
 PREPARE "set_expiry" AS
-  INSERT INTO "queue_rules" AS rule (q_name, kind, name, period)
-  VALUES ($1::text, 'expiry', $2::text, $3::float8)
+  INSERT INTO "queue_rules" AS rule (q_name, kind, name, period, changed_at)
+  VALUES ($1::text, 'expiry', $2::text, $3::float8, statement_timestamp())
   ON CONFLICT (q_name, kind, name) DO UPDATE
-  SET changed_at = statement_timestamp(), period =
+  SET changed_at = excluded.changed_at, period =
   CASE WHEN $4::boolean THEN excluded.period ELSE rule.period END
   RETURNING name;
 
