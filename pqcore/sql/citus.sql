@@ -36,3 +36,19 @@ SELECT NULL::int, false, NULL::float8, NULL::text WHERE false AND :xmax::text IS
 -- name: explain_key_locks
 -- Find nothing; see explain_lock.
 SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :keys::text[] IS NULL;
+
+-- name: stats_all
+-- Count the jobs of each queue by state. This statement only reads. All jobs on lanes count as parked until they are
+-- leased, because Citus does not plan a look at limits over all nodes.
+SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held AND NOT on_lane),
+  count(*) FILTER (WHERE held),
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
+  count(*) FILTER (WHERE on_lane)
+FROM (
+  SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at,
+    coalesce(coalesce(leased_until, schedule_at) = 'infinity' AND parked_on IS NOT NULL, false) AS on_lane,
+    coalesce(leased_until > statement_timestamp() AND leased_until < 'infinity', false) AS held,
+    coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+      AND coalesce(leased_until <= statement_timestamp(), true) AS due
+  FROM {table} WHERE dequeued_at IS NULL
+) AS job GROUP BY q_name ORDER BY q_name;

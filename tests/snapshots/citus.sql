@@ -5805,89 +5805,16 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
 
 -- stats_all
 /*NO LOAD BALANCE*/ PREPARE "stats_all" AS
-  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
-  FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
-      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
-    FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-      AND coalesce(leased_until <= statement_timestamp(), true) AS due
-      FROM "queue"
-      WHERE dequeued_at IS NULL
-      AND leased_until IS NULL
-      AND expected_at IS NULL
-      UNION ALL
-      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-      AND coalesce(leased_until <= statement_timestamp(), true) AS due
-      FROM "queue"
-      WHERE dequeued_at IS NULL
-      AND leased_until IS NULL
-      AND schedule_at IS NULL
-      AND expected_at IS NOT NULL
-      UNION ALL
-      SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
-      AND coalesce(leased_until <= statement_timestamp(), true) AS due
-      FROM "queue"
-      WHERE dequeued_at IS NULL
-      AND (leased_until IS NOT NULL
-        OR (schedule_at IS NOT NULL
-          AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) < 'infinity') AS plain
-    GROUP BY q_name
-    UNION ALL
-    SELECT q_name, next.number,
-    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
-    CASE WHEN next.number > 0 THEN due_at END,
-    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
-    FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
-      FROM "queue"
-      WHERE dequeued_at IS NULL
-      AND (leased_until IS NOT NULL
-        OR (schedule_at IS NOT NULL
-          AND expected_at IS NOT NULL))
-      AND coalesce(leased_until, schedule_at) = 'infinity'
-      GROUP BY q_name, parked_on) AS lane
-    CROSS JOIN LATERAL (SELECT
-      CASE WHEN parked_on IS NULL THEN 0 ELSE least(number,
-        CASE WHEN lane.group_key IS NULL
-        OR lane.parked_on = (SELECT parked_on
-          FROM "queue" AS first
-          WHERE first.q_name = lane.q_name
-          AND first.group_key = lane.group_key
-          AND first.dequeued_at IS NULL
-          ORDER BY id
-          LIMIT 1) THEN (SELECT coalesce(min(CASE WHEN EXISTS (SELECT
-                FROM "queue_rules" AS paused
-                WHERE paused.q_name = lane.q_name
-                AND paused.kind = 'pause'
-                AND paused.name = regexp_replace(need.name, '=[0-9]+$', '')
-                AND (until IS NULL
-                  OR until > statement_timestamp())) THEN 0 ELSE greatest(coalesce((SELECT number::int
-                    FROM "queue_rules" AS allowed
-                    WHERE allowed.q_name = lane.q_name
-                    AND allowed.kind = 'limit'
-                    AND allowed.name = regexp_replace(need.name, '=[0-9]+$', '')), row.places, substring(need.name
-                    FROM '=([0-9]+)$')::int) - (SELECT count(*)
-                  FROM unnest(row.running) AS admitted (id)
-                  CROSS JOIN LATERAL (SELECT
-                    FROM "queue" AS other
-                    WHERE other.id = admitted.id
-                    AND other.q_name = lane.q_name
-                    AND num_nulls(other.dequeued_at) = 1
-                    AND num_nulls(other.parked_on) = 1
-                    AND num_nulls(other.leased_until) = 0
-                    LIMIT 1) AS alive), 0) END), 2147483647)
-          FROM unnest(ARRAY(SELECT json_array_elements_text(CASE WHEN lane.parked_on LIKE '[%' THEN lane.parked_on ELSE '[]' END::json) OFFSET 2)) AS need (name)
-          LEFT JOIN LATERAL (SELECT places, running
-            FROM "queue_keys" AS key
-            WHERE key.q_name = lane.q_name
-            AND key.key = regexp_replace(need.name, '=[0-9]+$', '')
-            ORDER BY version DESC
-            LIMIT 1) AS row
-          ON true) ELSE 0 END) END AS number) AS next) AS classes
+  SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due
+    AND NOT held
+    AND NOT on_lane), count(*) FILTER (WHERE held), (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8, count(*) FILTER (WHERE on_lane)
+  FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(coalesce(leased_until, schedule_at) = 'infinity'
+      AND parked_on IS NOT NULL, false) AS on_lane, coalesce(leased_until > statement_timestamp()
+      AND leased_until < 'infinity', false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
+    AND coalesce(leased_until <= statement_timestamp(), true) AS due
+    FROM "queue"
+    WHERE dequeued_at IS NULL) AS job
   GROUP BY q_name
-  UNION ALL
-  SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
-          FROM pg_control_checkpoint()))), 0)::float8, 0
-  WHERE pg_is_in_recovery()
   ORDER BY q_name;
 
 -- sweep_attempts $1 q_name, $2 after
