@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pqcore.operations.reencode import Reencoded
     from pqcore.operations.results import JobInfo
     from pqcore.operations.rules import Rule
+    from pqcore.operations.schedules import Schedule
     from pqcore.operations.worker_registry import RunningJob, WorkerInfo
     from pqcore.put_options import Dedup, NewJob
     from pqcore.queue import PQ, Queue, QueueIterator
@@ -57,6 +58,7 @@ __all__ = [
     "Reencoded",
     "Rule",
     "RunningJob",
+    "Schedule",
     "StoredJob",
     "WorkerInfo",
     "hookimpl",
@@ -83,6 +85,7 @@ _HOMES = {
     "LimitUsage": "operations.limits",
     "Expiry": "operations.expiry",
     "Rule": "operations.rules",
+    "Schedule": "operations.schedules",
     "JobInfo": "operations.results",
     "RunningJob": "operations.worker_registry",
     "WorkerInfo": "operations.worker_registry",

@@ -127,6 +127,10 @@ class JobNotFound(PQError, LookupError):
     """The job has no row: it was finished and deleted, was cancelled, or never existed."""
 
 
+class ScheduleNotFound(PQError, LookupError):
+    """The queue has no schedule of this name."""
+
+
 class LeaseLost(PQError):
     """The lease ran out, and another consumer got the job, or the job is gone.
 

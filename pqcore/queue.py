@@ -30,11 +30,6 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    import pqcore.operations.attempts
-    import pqcore.operations.expiry
-    import pqcore.operations.explain
-    import pqcore.operations.move
-    import pqcore.operations.retry  # noqa: F401 - with these, the type checker knows their names in `operations`
     from pqcore.operations.admin import QueueStats
     from pqcore.operations.attempts import PastAttempt
     from pqcore.operations.encodings import Encoding

@@ -50,6 +50,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
         dialect.workers,
         dialect.attempts,
         dialect.samples,
+        dialect.schedules,
     )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):

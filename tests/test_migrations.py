@@ -810,6 +810,53 @@ def test_version_11_jobs_are_put_taken_and_finished_beside_newer_code(place: Pla
         assert pq["q"].count() == 0
 
 
+def test_version_12_workers_put_declared_ticks_beside_schedules_of_newer_code(place: Place) -> None:
+    place.create()
+    ran: list[str] = []
+
+    async def note(job_id: int, word: str) -> None:
+        ran.append(word)
+
+    async def work(queue: Any, words: set[str]) -> None:
+        """Run a worker until all words were noted since it started."""
+        ran.clear()
+        worker = Worker(queue)
+        working = asyncio.ensure_future(worker.run())
+        deadline = time.monotonic() + PATIENCE
+        while not words <= {*ran}:
+            assert time.monotonic() < deadline, ran
+            await asyncio.sleep(0.05)
+        worker.stop()
+        await working
+
+    with place.pq() as pq, place.pq() as older:
+        for each in (pq, older):
+            each["q"].periodic("* * * * * *", name="declared", args=("declared",))(each["q"].task(name="noted")(note))
+        pq["q"].schedule("row", "noted", "* * * * * *", args=["row"])
+        with starts.knowing(12):
+            asyncio.run(work(older["q"], {"declared"}))
+        assert "row" not in ran
+        asyncio.run(work(pq["q"], {"declared", "row"}))
+        rows = place.eyes.execute("SELECT schedule_at, data->'args'->>0, count(*) FROM queue GROUP BY 1, 2").fetchall()
+        assert {number for _, _, number in rows} == {1}
+        older["q"].put("taken")
+        assert "taken" in [job.data for job in older["q"].get_many(99)]
+
+
+@pytest.mark.parametrize("right", ["INSERT", "SELECT"])
+def test_version_12_roles_that_put_ticks_may_use_schedules(place: Place, right: str) -> None:
+    starts.make(place.dsn, 12)
+    place.eyes.execute("CREATE ROLE clerk")
+    place.eyes.execute(f"GRANT {right} ON queue_ticks TO clerk".encode())
+    try:
+        place.create()
+        asked = "SELECT has_table_privilege('clerk', 'queue_schedules', 'SELECT, UPDATE')"
+        assert place.eyes.execute(asked.encode()).fetchone() == (right == "INSERT",)
+    finally:
+        place.eyes.execute("DROP OWNED BY clerk")
+        place.eyes.execute("DROP ROLE clerk")
+
+
 def test_older_commands_accept_a_newer_table(place: Place) -> None:
     starts.make(place.dsn, LATEST)
     with starts.knowing(LATEST - 1):

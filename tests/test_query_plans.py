@@ -50,6 +50,9 @@ WAITING = (
 )
 KEYED = ("dedup_key, group_key", "'key ' || n, 'group ' || n % 10")
 
+SCHEDULES = 2_000
+"""The number of schedules of each of two queues."""
+
 Kind = tuple[str, str]
 NOTHING = (
     "payload",
@@ -128,6 +131,12 @@ def task_cases() -> Iterator[Case]:
     for query in (tasks.retry, tasks.snooze, tasks.drop, tasks.bury, tasks.request_stop, attempts.crash):
         yield Case(query, 60, leased=1)
     yield Case(attempts.keep_crash, 60, leased=1)
+    schedules = SQL.schedules
+    for query in (schedules.set_schedule, schedules.pause_schedule, schedules.resume_schedule):
+        yield Case(query, 60, values=(("name", "schedule 7"),))
+    for query in (schedules.remove_schedule, schedules.find_schedule, schedules.tick_schedule):
+        yield Case(query, 60, values=(("name", "schedule 7"),))
+    yield Case(schedules.register_schedule, 60, values=(("name", "schedule 7"),))
     for n, pages in ((1, 60), (100, 2_700)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
@@ -228,6 +237,8 @@ COLD = [
     Case(SQL.samples.age_of_sample, 60),
     Case(SQL.samples.find_samples, 200, values=(("seconds", 900.0),)),
     Case(SQL.samples.prune_samples, 60),
+    Case(SQL.schedules.find_timetables, 12_000, rows=SCHEDULES),
+    Case(SQL.schedules.find_scheduled_calls, 400, values=(("names", [f"schedule {n}" for n in range(100)]),)),
     *explain_cases(),
 ]
 """Statements that the server plans each time."""
@@ -260,6 +271,16 @@ class Server:
         )
         self.run("ANALYZE queue_samples")
 
+        self.run(
+            "INSERT INTO queue_schedules (q_name, name, task, cron, tz, missed, call, created_at, updated_at)"
+            " SELECT q_name, 'schedule ' || n, 't', '@daily', 'UTC', 'latest', '{}', now(), '2030-01-01Z'"
+            f" FROM unnest(ARRAY['jobs', 'others']) AS q_name, generate_series(1, {SCHEDULES}) AS n"
+        )
+        self.run(
+            "INSERT INTO queue_ticks (q_name, name, tick, cron, tz)"
+            " SELECT q_name, name, '2020-01-01Z', cron, tz FROM queue_schedules"
+        )
+
     def run(self, statement: str) -> list[tuple[Any, ...]]:
         cursor = self.connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
@@ -282,6 +303,8 @@ class Server:
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
         values |= {"ahead": 1.0, "priority": 0}
+        values |= {"task": "t", "cron": "@daily", "tz": "UTC", "missed": "latest", "call": "{}", "deadline_in": None}
+        values |= {"version": datetime(2030, 1, 1, tzinfo=timezone.utc), "control": "jobs"}
         values |= {"attempt": 1, "outcome": "failed", "worker": "host:1", "crashes": 1}
         values |= dict.fromkeys(("error_type", "message", "traceback"), "no")
         values |= {"key": "limit:7", "group": "7", "groups": ["7"], "name": "tick", "table_name": "queue"}

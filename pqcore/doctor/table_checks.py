@@ -26,6 +26,7 @@ TABLES_OF_JOBS = (
     "workers",
     "attempts",
     "samples",
+    "schedules",
 )
 
 

@@ -23,6 +23,7 @@ _RARE = frozenset(
         "results",
         "retry",
         "rules",
+        "schedules",
         "worker_registry",
     }
 )

@@ -2,7 +2,7 @@
 
 Data is in ready, scheduled, leased, parked and done rows, in dead letters, in the archive and in results. Headers hold
 more data: the calls that follow in a chain, and the result that a call was given. The row of a batch holds the call
-that is put after its jobs have ended.
+that is put after its jobs have ended, and the row of a schedule the call that each tick puts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,7 +35,7 @@ class Encoding:
         queue: The queue that reads the data.
         place: The place of the data. ``ready``, ``scheduled``, ``leased``, ``parked`` or ``done``: jobs in this state.
             ``dead``, ``archive`` or ``results``: these tables. ``chains``: calls that follow, and results given to
-            calls, in headers. ``batches``: calls that follow a batch.
+            calls, in headers. ``batches``: calls that follow a batch. ``schedules``: calls that schedules put.
         serializer: The serializer's name that is stored with the data; empty for rows that pq wrote, which store none.
         key: The id of the key that encrypts or signs the data; several ids are joined with ``+``, the outermost first.
             The id is empty if the data does not contain one: no key was used, or another program wrote the data.
@@ -171,7 +171,7 @@ class Counts:
                 self.add_pieces("chains", list(pieces_of(load_json(headers), queue)))
 
     def add_pieces(self, place: str, pieces: Sequence[Piece]) -> None:
-        """Count data in headers, or of batches."""
+        """Count data in headers, or of batches and schedules."""
         for piece in pieces:
             self._numbers[piece.queue, place, str(piece.held["serializer"] or ""), "+".join(piece.marks)] += 1
 
@@ -252,11 +252,33 @@ async def _count(ask: Ask, most: int | None) -> list[Encoding]:
             if found.following is None:
                 break
             after = found.following
-    last = FIRST
-    while rows := await ask("callbacks", {"after": last}):
-        for batch, _, text in rows:
-            last = batch
-            counts.add_pieces("batches", list(pieces_of_link(load_json(text))))
-        if len(rows) < SLICE:
-            break
+    async for place, calls in read_calls(ask):
+        for call in calls:
+            counts.add_pieces(place, list(pieces_of_link(load_json(call.text))))
     return counts.found()
+
+
+class StoredCall(NamedTuple):
+    """The call that follows a batch, or that a schedule puts.
+
+    Attributes:
+        id: The id of the batch, or the name of the schedule.
+        queue: The queue of the batch or the schedule.
+        text: The call, as JSON; None if the batch has none.
+    """
+
+    id: int | str
+    queue: str
+    text: str | None
+
+
+async def read_calls(ask: Ask) -> AsyncIterator[tuple[str, list[StoredCall]]]:
+    """Yield the calls of open batches and of schedules, a slice at a time, each slice with its place."""
+    after: int | str
+    for place, statement, after in (("batches", "callbacks", FIRST), ("schedules", "scheduled_calls", "")):
+        queue = ""
+        while calls := [StoredCall(*row) for row in await ask(statement, {"after": after, "q_name": queue})]:
+            yield place, calls
+            after, queue, _ = calls[-1]
+            if len(calls) < SLICE:
+                break

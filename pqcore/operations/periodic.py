@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from pqcore.db.engine import Engine
 from pqcore.settings import QueueSettings
@@ -53,24 +54,46 @@ class LastTick:
         """Return whether the tick is ahead of the server's clock; the clock was ahead when the tick was put."""
         return self.tick is not None and self.tick > self.now + AHEAD
 
+    @classmethod
+    def of(cls, name: str, row: Sequence[Any]) -> LastTick:
+        """Read a row: the last tick, the expression, the time zone, and the server's time, without zones, in UTC."""
+        tick, cron, tz, now = row
+        line = None if cron is None or tz is None else Line(name, cron, tz)
+        return cls(None if tick is None else tick.replace(tzinfo=timezone.utc), line, now.replace(tzinfo=timezone.utc))
+
 
 async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick:
     """Return the stored state of a periodic task, by its name."""
-    [[tick, cron, tz, now]] = await engine.execute(
-        "tasks.last_tick", {"q_name": queue.name, "name": name}, protect=False
-    )
-    line = None if cron is None or tz is None else Line(name, cron, tz)
-    return LastTick(None if tick is None else tick.replace(tzinfo=timezone.utc), line, now.replace(tzinfo=timezone.utc))
+    [row] = await engine.execute("tasks.last_tick", {"q_name": queue.name, "name": name}, protect=False)
+    return LastTick.of(name, row)
 
 
-async def begin(engine: Engine, queue: QueueSettings, line: Line, moment: datetime) -> None:
-    """Count the ticks of a task from a moment on, if the task is new, or its expression or time zone has changed."""
+async def begin(
+    engine: Engine, queue: QueueSettings, line: Line, moment: datetime, version: datetime | None = None
+) -> None:
+    """Count the ticks of a task from a moment on, if the task is new, or its expression or time zone has changed.
+
+    Args:
+        engine: The engine.
+        queue: The queue of the task.
+        line: The values to store; those of a schedule are read from its row.
+        moment: The moment.
+        version: For a schedule, when its row was changed last: if the row has changed since, nothing is stored. None
+            for a task that is declared in code.
+    """
     values = {"q_name": queue.name, "name": line.name, "cron": line.cron, "tz": line.tz, "tick": moment}
-    await engine.execute("tasks.register_periodic", values)
+    if version is None:
+        await engine.execute("tasks.register_periodic", values)
+    else:
+        await engine.execute("schedules.register_schedule", {**values, "version": version})
 
 
 async def tick_window(
-    engine: Engine, queue: QueueSettings, line: Line, before: datetime | None
+    engine: Engine,
+    queue: QueueSettings,
+    line: Line,
+    before: datetime | None,
+    version: datetime | None = None,
 ) -> tuple[datetime, datetime]:
     """Return the moment after which ticks must be put, and the time by the server's clock.
 
@@ -82,11 +105,13 @@ async def tick_window(
         engine: The engine.
         queue: The queue of the task.
         line: The values that the worker has for the task.
-        before: When the worker last called this operation; None when the worker starts.
+        before: When the worker last called this operation; None when the worker starts, and for a schedule, whose row
+            has the expression in force.
+        version: For a schedule, when its row was changed last; see `begin`.
     """
     found = await last_tick(engine, queue, line.name)
     if found.tick is None or (before is None and found.line != line):
-        await begin(engine, queue, line, found.now)
+        await begin(engine, queue, line, found.now, version)
         found = await last_tick(engine, queue, line.name)
     last = found.now if found.tick is None else found.tick
     if found.is_ahead():
@@ -124,14 +149,32 @@ async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: d
     return bool(await engine.execute("tasks.set_tick_back", values))
 
 
-async def put(engine: Engine, queue: QueueSettings, name: str, tick: datetime, row: Mapping[str, object]) -> int | None:
+async def put(
+    engine: Engine,
+    queue: QueueSettings,
+    name: str,
+    tick: datetime,
+    row: Mapping[str, object],
+    version: datetime | None = None,
+) -> int | None:
     """Put the job of a tick, due at the tick.
 
-    Return its id, or None if another worker put it or the server's clock was set back.
+    Args:
+        engine: The engine.
+        queue: The queue of the task.
+        name: The name of the task.
+        tick: The tick.
+        row: The values of the job.
+        version: For a schedule, when its row was changed last; see `begin`.
+
+    Returns:
+        The job's id. None if another worker put the job, the server's clock was set back, or the schedule was changed,
+        paused or removed.
     """
     values = {**row, "q_name": queue.name, "name": name, "tick": tick, "dedup_key": row.get("dedup_key")}
     values["ahead"] = AHEAD.total_seconds()
-    rows = await engine.execute("tasks.tick", values)
+    statement = "tasks.tick" if version is None else "schedules.tick_schedule"
+    rows = await engine.execute(statement, values if version is None else {**values, "version": version})
     if not rows:
         return None
     [[number]] = rows

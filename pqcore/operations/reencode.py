@@ -33,13 +33,14 @@ from pqcore.operations.encodings import (
     load_json,
     pieces_of,
     pieces_of_link,
+    read_calls,
     read_key_ids,
     read_slice,
 )
 from pqcore.serializers import authenticates, held_keys, written_under
 from pqcore.serializers.keys import read_marks
 from pqcore.settings import REENCODE_STEP, REENCODE_WAIT, Encoded, QueueSettings
-from pqcore.sql.encoding_statements import ROWS, SLICE
+from pqcore.sql.encoding_statements import ROWS
 from pqcore.times import seconds
 
 MOST_STEP = 1_000
@@ -55,6 +56,7 @@ _NAMES = {
     "archive": "archived job",
     "results": "result of job",
     "batches": "call that follows batch",
+    "schedules": "call of schedule",
 }
 """The word for a row of each place, in messages."""
 
@@ -157,7 +159,7 @@ class _Reencoding:
         self.writers = writers
         self.step = step
         self.rewritten = 0
-        self.every_done: set[tuple[str, int]] = set()
+        self.every_done: set[tuple[str, str, int | str]] = set()
         self.seen: list[Encoding] = []
         self.in_use = self.failed = 0
         self.errors: list[str] = []
@@ -181,7 +183,7 @@ class _Reencoding:
                 if any(one.linked or self.stale(one.queue, one.serializer, one.marks) for one in found.groups):
                     await self._rewrite_slice(place, found)
                 after = found.following
-        await self._batches(counts)
+        await self._calls(counts)
         self.seen = counts.found()
         return self.rewritten - before
 
@@ -191,7 +193,7 @@ class _Reencoding:
         wanted = [
             _Row(job_id, name, linked, size)
             for job_id, name, kind, marks, linked, size in rows
-            if (linked or self.stale(name, kind, read_key_ids(marks))) and (place, job_id) not in self.every_done
+            if (linked or self.stale(name, kind, read_key_ids(marks))) and (place, name, job_id) not in self.every_done
         ]
         for queue in dict.fromkeys(row.queue for row in wanted):
             for some in self._steps([row for row in wanted if row.queue == queue]):
@@ -249,7 +251,7 @@ class _Reencoding:
         same = all(new[name] == old[f"old_{name}"] for name in ("data", "payload", "serializer", "headers"))
         return None if same else {**old, **new}
 
-    def _renew(self, place: str, job_id: int, pieces: Iterator[Piece], *, renew: bool = True) -> bool:
+    def _renew(self, place: str, row_id: int | str, pieces: Iterator[Piece], *, renew: bool = True) -> bool:
         """Re-encode data in headers in place, unless told not to; return whether some of it can be re-encoded."""
         found = False
         for piece in pieces:
@@ -258,9 +260,9 @@ class _Reencoding:
                 continue
             writer = self.writers[piece.queue]
             try:
-                encoded = writer.renewed(job_id, held["serializer"], piece.raw)
+                encoded = writer.renewed(row_id if isinstance(row_id, int) else 0, held["serializer"], piece.raw)
             except PQError as exc:
-                self._fail(place, job_id, exc)
+                self._fail(place, row_id, exc)
                 continue
             found = True
             if renew:
@@ -268,33 +270,28 @@ class _Reencoding:
                 held.update(serializer=writer.serializer, data=encoded.data, payload=payload)
         return found
 
-    async def _batches(self, counts: Counts) -> None:
-        after = FIRST
-        while rows := await self.ask("callbacks", {"after": after}):
+    async def _calls(self, counts: Counts) -> None:
+        async for place, calls in read_calls(self.ask):
             changes = []
-            for batch, queue, text in rows:
-                after = batch
-                callback = load_json(text)
-                if callback is None:
+            for call_id, queue, text in calls:
+                if (call := load_json(text)) is None:
                     continue
-                counts.add_pieces("batches", list(pieces_of_link(callback)))
-                if ("batches", batch) in self.every_done:
+                counts.add_pieces(place, list(pieces_of_link(call)))
+                if (place, queue, call_id) in self.every_done:
                     continue
-                if self._renew("batches", batch, pieces_of_link(callback)):
-                    old = {"id": batch, "q_name": queue, "old_callback": text}
-                    changes.append({**old, "callback": json.dumps(callback)})
+                if self._renew(place, call_id, pieces_of_link(call)):
+                    changes.append({"id": call_id, "q_name": queue, "old_call": text, "call": json.dumps(call)})
             for start in range(0, len(changes), self.step):
-                await self._store("write_callback", "batches", changes[start : start + self.step])
-            if len(rows) < SLICE:
-                break
+                await self._store(f"write_call.{place}", place, changes[start : start + self.step])
 
     async def _store(self, statement: str, place: str, changes: Sequence[dict[str, Any]]) -> None:
         """Write rows in one transaction; if the server refuses one of them, write each in its own transaction."""
 
-        async def work(s: Session) -> list[int]:
+        async def work(s: Session) -> list[tuple[str, int | str]]:
             query = find_statement(s, statement)
             async with atomic(s):  # the order does not matter, because no row is waited for
-                return [values["id"] for values in changes if await s.execute(query, query.bind(values))]
+                done = [values for values in changes if await s.execute(query, query.bind(values))]
+            return [(values["q_name"], values["id"]) for values in done]
 
         if not changes:
             return
@@ -312,9 +309,9 @@ class _Reencoding:
         self.rewritten += len(written)
         self.in_use += len(changes) - len(written)
         if any(writer.every for writer in self.writers.values()):
-            self.every_done |= {(place, job_id) for job_id in written}
+            self.every_done |= {(place, *row) for row in written}
 
-    def _fail(self, place: str, row_id: int, error: PQError) -> None:
+    def _fail(self, place: str, row_id: int | str, error: PQError) -> None:
         self.failed += 1
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(f"{_NAMES[place]} {row_id}: {error}")

@@ -34,7 +34,7 @@ _GRANTS = (
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup}, {keys}, {workers} TO {consumer}, {admin}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON {attempts}, {samples} TO {consumer}, {admin}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {attempts}, {samples}, {schedules} TO {consumer}, {admin}",
     "GRANT SELECT ON {rules} TO {consumer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {rules} TO {admin}",
     "GRANT SELECT, INSERT, UPDATE (id) ON {archive}, {dead} TO {consumer}",

@@ -25,6 +25,7 @@ from pqcore.sql.queue_statements import QueueStatements, ended_ctes
 from pqcore.sql.rewrite import Rewrite, RewriteMiss
 from pqcore.sql.rule_statements import RuleStatements
 from pqcore.sql.sample_statements import SampleStatements
+from pqcore.sql.schedule_statements import ScheduleStatements
 from pqcore.sql.session_statements import SessionStatements
 from pqcore.sql.statement import Paramstyle, Query, Retention, compile_query, plain
 from pqcore.sql.statement_set import read_statements
@@ -144,6 +145,11 @@ class Dialect(QueueStatements, SessionStatements):
         """The statements of the samples of figures."""
         return SampleStatements(self._compile_template)
 
+    @cached_property
+    def schedules(self) -> ScheduleStatements:
+        """The statements of schedules."""
+        return ScheduleStatements(self._compile_template)
+
     def peek(self, n: int) -> Query:
         """Return the statement that reads the next ``n`` due rows without locking them."""
         return self._compile_template(f"peek_{n}", peek_template(n))
@@ -196,6 +202,7 @@ class Dialect(QueueStatements, SessionStatements):
             WorkerStatements,
             AttemptStatements,
             SampleStatements,
+            ScheduleStatements,
         ):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)

@@ -133,12 +133,27 @@ WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE}
         return f"SELECT id, q_name, callback::text FROM {{batches}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}"
 
     @composed()
-    def write_callback(self) -> str:
-        """Store a re-encoded callback, like `write`: a batch that a job counts down at this moment is skipped."""
+    def scheduled_calls(self) -> str:
+        """List the calls of schedules. This statement only reads."""
+        return (
+            "SELECT name, q_name, call::text FROM {schedules} WHERE (q_name, name) > (:q_name::text, :after::text)"
+            f" ORDER BY q_name, name LIMIT {SLICE}"
+        )
+
+    @family("write_call_{}", ("batches", "schedules"))
+    def write_call(self, place: str) -> str:
+        """Store a re-encoded call of a batch or schedule, like `write`.
+
+        A batch that a job counts down at this moment is skipped, and so is a schedule whose tick a worker puts.
+        """
+        if place == "batches":
+            key, given, column, more = "id", ":id::bigint", "callback", ""
+        else:
+            key, given, column, more = "name", ":id::text", "call", ", updated_at = clock_timestamp()"
         return f"""
 WITH free AS (
-  SELECT id FROM {{batches}} WHERE id = :id::bigint AND {OF_QUEUE}
-    AND callback::text IS NOT DISTINCT FROM :old_callback::text FOR UPDATE SKIP LOCKED
+  SELECT {key} FROM {{{place}}} WHERE {key} = {given} AND {OF_QUEUE}
+    AND {column}::text IS NOT DISTINCT FROM :old_call::text FOR UPDATE SKIP LOCKED
 )
-UPDATE {{batches}} SET callback = :callback::text::json
-WHERE id = ANY (ARRAY(SELECT id FROM free)) AND {OF_QUEUE} RETURNING id"""
+UPDATE {{{place}}} SET {column} = :call::text::json{more}
+WHERE {key} = ANY (ARRAY(SELECT {key} FROM free)) AND {OF_QUEUE} RETURNING {key}"""

@@ -151,6 +151,7 @@ class TableName:
             "workers": self.related("_workers"),
             "attempts": self.related("_attempts"),
             "samples": self.related("_samples"),
+            "schedules": self.related("_schedules"),
             "migrations": self.qualified("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),

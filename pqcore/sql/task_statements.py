@@ -26,9 +26,10 @@ from pqcore.sql.fragments import (
     come_back,
     job_state,
 )
-from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS, PutStatements
+from pqcore.sql.put_statements import PutStatements
 from pqcore.sql.statement import RETENTIONS, Retention
 from pqcore.sql.statement_set import composed, family, from_file
+from pqcore.sql.tick_fragments import COUNT_AGAIN, put_of_tick
 
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
@@ -286,26 +287,17 @@ LIMIT 1"""
 
     @composed()
     def tick(self) -> str:
-        """Put the job of a tick. One worker moves the tick's row forward; other workers find it moved.
+        """Put the job of a tick; see `put_of_tick`."""
+        return put_of_tick()
 
-        A tick ahead of the server's clock is not put: the worker read a clock that was set back meanwhile. The row is
-        also set back, after which another such worker would put the same tick.
-        """
-        return f"""
-WITH won AS (
-  INSERT INTO {{ticks}} AS last (q_name, name, tick)
-  SELECT :q_name::text, :name::text, :tick::timestamptz
-  WHERE :tick::timestamptz <= {_IN.format(_NOW, "ahead")}
-  ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick
-  RETURNING tick
-)
-INSERT INTO {{table}} ({PUT_COLUMNS})
-SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, tick,
-  coalesce(:expected_at::timestamptz, {_IN.format(_NOW, "expected_in")}), :headers::text::json, :group_key::text,
-  :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN 'infinity'::timestamptz END, :priority::int
-FROM won {CONFLICT} DO NOTHING RETURNING id"""
+    @composed()
+    def register_periodic(self) -> str:
+        """Store a periodic task, or its new expression; its tick is then set to now; see `COUNT_AGAIN`."""
+        return (
+            "INSERT INTO {ticks} AS last (q_name, name, tick, cron, tz) VALUES (:q_name::text, :name::text,"
+            f" :tick::timestamptz, :cron::text, :tz::text) {COUNT_AGAIN} RETURNING name"
+        )
 
-    register_periodic = from_file()
     set_tick_back = from_file()
     last_tick = from_file()
 

@@ -101,16 +101,6 @@ DELETE FROM {batches} WHERE id = :id::bigint;
 
 -- Periodic tasks.
 
--- name: register_periodic
--- Store a periodic task, or its new expression; its tick is then set to now. The row is locked, so a second worker
--- finds the same expression, and changes nothing.
-INSERT INTO {ticks} AS last (q_name, name, tick, cron, tz)
-VALUES (:q_name::text, :name::text, :tick::timestamptz, :cron::text, :tz::text)
-ON CONFLICT (q_name, name) DO UPDATE SET cron = excluded.cron, tz = excluded.tz,
-  tick = CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
-  WHERE last.cron IS DISTINCT FROM excluded.cron OR last.tz IS DISTINCT FROM excluded.tz
-RETURNING name;
-
 -- name: set_tick_back
 -- Set a tick back, if it is the one that was found ahead of the clock: of several concurrent workers, only one does so.
 UPDATE {ticks} SET tick = :now::timestamptz

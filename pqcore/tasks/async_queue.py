@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
+from pqcore import operations
 from pqcore.operations import batches
 from pqcore.operations.put import put_call
 from pqcore.settings import QueueSettings
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from pqcore.db.engine import Engine
     from pqcore.job import AsyncJob, Identity, Job
+    from pqcore.operations.schedules import Schedule
     from pqcore.tasks.handles import AsyncQueueOfHandle
     from pqcore.tasks.periodic import Missed
+    from pqcore.tasks.schedules import ScheduleOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -149,6 +152,48 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
             return task
 
         return decorate
+
+    async def schedule(
+        self,
+        name: str,
+        task: Any,
+        cron: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        tz: str = "UTC",
+        missed: Missed = "latest",
+        connection: Any = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Make a schedule, or replace the schedule of this name; see `pqcore.tasks.Queue.schedule`."""
+        from pqcore.tasks.schedules import new_schedule  # few programs need this module
+
+        new = new_schedule(self, name, task, cron, args, kwargs, tz, missed, options)
+        return await operations.schedules.set_schedule(self.engine, self, new, connection)
+
+    async def unschedule(self, name: str, *, connection: Any = None) -> bool:
+        """Remove a schedule; see `pqcore.tasks.Queue.unschedule`."""
+        from pqcore.tasks.schedules import refuse_declared  # few programs need this module
+
+        refuse_declared(self, name)
+        return await operations.schedules.remove_schedule(self.engine, self, name, connection)
+
+    async def schedules(self) -> list[Schedule]:
+        """List the queue's schedules by name; see `pqcore.tasks.Queue.schedules`."""
+        return await operations.schedules.list_schedules(self.engine, self)
+
+    async def pause_schedule(self, name: str, *, connection: Any = None) -> None:
+        """Pause a schedule; see `pqcore.tasks.Queue.pause_schedule`."""
+        await operations.schedules.pause_schedule(self.engine, self, name, connection)
+
+    async def resume_schedule(self, name: str, *, connection: Any = None) -> None:
+        """Resume a schedule; see `pqcore.tasks.Queue.resume_schedule`."""
+        await operations.schedules.resume_schedule(self.engine, self, name, connection)
+
+    async def trigger(self, name: str, *, connection: Any = None) -> AsyncHandle[Any]:
+        """Put the job of a schedule now; see `pqcore.tasks.Queue.trigger`."""
+        return self._handle(await operations.schedules.trigger(self.engine, self, name, connection))
 
     def _handle(self, identity: Identity) -> AsyncHandle[Any]:
         return AsyncHandle.of(cast("AsyncQueueOfHandle", self), *identity)

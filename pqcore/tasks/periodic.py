@@ -38,8 +38,8 @@ _ALIASES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Periodic:
-    """A task that workers put at each tick.
+class Timetable:
+    """The ticks of a periodic task or a schedule.
 
     Attributes:
         name: The name under which ticks are stored, unique in a queue.
@@ -47,26 +47,23 @@ class Periodic:
         tz: The time zone of the expression, such as ``"Europe/Berlin"``.
         missed: Which missed ticks are put later: the ``"latest"``, ``"all"``, or none (``"skip"``). A tick is missed if
             no worker ran.
-        call: The call to put.
     """
 
     name: str
     cron: str
     tz: str
     missed: Missed
-    call: Call
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigurationError: The expression or the time zone cannot be read, or ``missed`` has another value.
+        """
         if self.missed not in ("latest", "all", "skip"):
             msg = f"missed is {self.missed!r}; choose 'latest', 'all' or 'skip'"
             raise ConfigurationError(msg)
         next(self.ticks_after(datetime.now(ZoneInfo("UTC"))))
-        self.call.stored()  # a call that cannot be put at a tick must fail here
-
-    @property
-    def task(self) -> Task:
-        """The task."""
-        return self.call.task
 
     @property
     def line(self) -> Line:
@@ -97,6 +94,26 @@ class Periodic:
     def next_after(self, moment: datetime) -> datetime | None:
         """Return the next tick after a moment; None if there is none."""
         return next(self.ticks_after(moment), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Periodic(Timetable):
+    """A task that is declared in code, and that workers put at each tick.
+
+    Attributes:
+        call: The call to put.
+    """
+
+    call: Call
+
+    def __post_init__(self) -> None:
+        self.check()
+        self.call.stored()  # a call that cannot be put at a tick must fail here
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.call.task
 
 
 def ticks_after(cron: str, tz: str, moment: datetime) -> Iterator[datetime]:

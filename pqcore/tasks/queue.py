@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
+from pqcore import operations
 from pqcore.db.runtime import run_sync
 from pqcore.operations import batches
 from pqcore.operations.put import put_call
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pqcore.job import AsyncJob, Identity, Job
+    from pqcore.operations.schedules import Schedule
     from pqcore.tasks.handles import QueueOfHandle
     from pqcore.tasks.periodic import Missed
+    from pqcore.tasks.schedules import ScheduleOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -179,6 +182,110 @@ class TaskQueueMixin(WorkingQueue):
             return task
 
         return decorate
+
+    def schedule(
+        self,
+        name: str,
+        task: Any,
+        cron: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        tz: str = "UTC",
+        missed: Missed = "latest",
+        connection: Any = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Schedule:
+        """Make a schedule, or replace the schedule of this name: workers put the task at each tick of an expression.
+
+        The schedule is a row. Workers of the queue use it within 10 seconds after its commit, or immediately where they
+        receive notifications. Ticks count from this call if the schedule is new or its expression has changed. A paused
+        schedule stays paused.
+
+        Args:
+            name: The name of the schedule, which is unique in the queue.
+            task: A declared task, ``task.options(...)``, a call as ``task.call(...)`` returns it, or the path of a task
+                that this program need not know.
+            cron: Five fields, six fields with seconds first, or a name such as ``@daily``.
+            args: The positional arguments of the function, without the job or its id.
+            kwargs: The keyword arguments of the function.
+            tz: The time zone of the expression.
+            missed: Which ticks are put later, if they were missed because no worker ran; see `Periodic`.
+            connection: A connection whose open transaction writes the schedule; see `put`.
+            **options: Options with which jobs are put, such as ``priority=5``; see `TaskOptions`. Each job has the
+                options that the task's declaration had at the time of this call.
+
+        Raises:
+            ConfigurationError: The expression, the time zone or an option is invalid; or a periodic task that is
+                declared in code has the name. Nothing was written.
+            InvalidCall: The task does not accept the arguments; nothing was written.
+            InvalidName: A schedule cannot have this name.
+        """
+        from pqcore.tasks.schedules import new_schedule  # few programs need this module
+
+        new = new_schedule(self, name, task, cron, args, kwargs, tz, missed, options)
+        return run_sync(operations.schedules.set_schedule(self.engine, self, new, connection))
+
+    def unschedule(self, name: str, *, connection: Any = None) -> bool:
+        """Remove a schedule; jobs that it has put stay.
+
+        Args:
+            name: The name of the schedule.
+            connection: A connection whose open transaction removes the schedule; see `put`.
+
+        Returns:
+            Whether there was such a schedule, or a tick of a periodic task that no code declares any more.
+
+        Raises:
+            ConfigurationError: The name is that of a periodic task that this program declares.
+        """
+        from pqcore.tasks.schedules import refuse_declared  # few programs need this module
+
+        refuse_declared(self, name)
+        return run_sync(operations.schedules.remove_schedule(self.engine, self, name, connection))
+
+    def schedules(self) -> list[Schedule]:
+        """List the queue's schedules by name, at most 10,000; periodic tasks that are declared in code have no row."""
+        return run_sync(operations.schedules.list_schedules(self.engine, self))
+
+    def pause_schedule(self, name: str, *, connection: Any = None) -> None:
+        """Pause a schedule: workers put no job for its ticks until `resume_schedule`.
+
+        Args:
+            name: The name of the schedule.
+            connection: A connection whose open transaction pauses the schedule; see `put`.
+
+        Raises:
+            ScheduleNotFound: The queue has no schedule of this name.
+        """
+        run_sync(operations.schedules.pause_schedule(self.engine, self, name, connection))
+
+    def resume_schedule(self, name: str, *, connection: Any = None) -> None:
+        """Resume a schedule; its ticks count from now, so that no tick of the pause is put later.
+
+        Args:
+            name: The name of the schedule.
+            connection: A connection whose open transaction resumes the schedule; see `put`.
+
+        Raises:
+            ScheduleNotFound: The queue has no schedule of this name.
+        """
+        run_sync(operations.schedules.resume_schedule(self.engine, self, name, connection))
+
+    def trigger(self, name: str, *, connection: Any = None) -> Handle[Any]:
+        """Put the job of a schedule now, whether the schedule is paused or not; its ticks stay as they are.
+
+        Args:
+            name: The name of the schedule.
+            connection: A connection whose open transaction puts the job; see `put`.
+
+        Returns:
+            The id of the job.
+
+        Raises:
+            ScheduleNotFound: The queue has no schedule of this name.
+        """
+        return self._handle(run_sync(operations.schedules.trigger(self.engine, self, name, connection)))
 
     def _handle(self, identity: Identity) -> Handle[Any]:
         return Handle.of(cast("QueueOfHandle", self), *identity)

@@ -55,6 +55,7 @@ SIDE_TABLES = (
     "_workers",
     "_attempts",
     "_samples",
+    "_schedules",
 )
 """The suffixes of the tables that belong to a queue's table."""
 INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")

@@ -62,7 +62,7 @@ class Heartbeat:
     async def listen(self) -> None:
         """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended.
 
-        A change of the queue's rules is notified too.
+        A change of the queue's rules or schedules is notified too.
         """
         queue_state = self._queue_state
         engine = queue_state.bridge.engine
@@ -73,6 +73,7 @@ class Heartbeat:
                 # The snapshot comes before the statement, so that a later cancellation counts.
                 snapshot, last = engine.snapshot(queue_state.control), snapshot
                 if snapshot != last:
+                    queue_state.schedules_changed.set()
                     queue_state.queue.rule_cache.forget(now=time.monotonic(), in_transaction=False)
                     await self._heed_pause()
                     await self._stop_cancelled()

@@ -7,7 +7,9 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
+from typing import Any
 
 from pqcore.backend import Capability
 from pqcore.db.interrupts import is_from_outside
@@ -18,21 +20,21 @@ from pqcore.events import PutEvent, ServerEvent
 from pqcore.hook_dispatch import call_hook
 from pqcore.operations import admission, batch_counts
 from pqcore.operations.attempts import AttemptSweep
+from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.expiry import Sweep
-from pqcore.operations.periodic import put as put_tick
 from pqcore.operations.periodic import tick_window
 from pqcore.operations.samples import Sampling
 from pqcore.plugins import plugins
 from pqcore.schema import security
 from pqcore.tasks.periodic import Periodic
+from pqcore.worker.schedules import Schedules
 from pqcore.worker.state import QueueState
+from pqcore.worker.ticks import due_ticks, put_ticks
 
 logger = logging.getLogger("pqcore.tasks")
 
 SWEEP_INTERVAL = 30.0
 """Seconds between sweeps, on average; the longest that a job waits for a slot whose release was not notified."""
-MANY_TICKS = timedelta(hours=1)
-"""After a longer time without a tick, a thread computes the missed ones: there may be many."""
 LONGEST_SLEEP = 60.0
 """Seconds between two looks at the server's clock, at most, while a tick is awaited."""
 NEARLY_FULL = 0.5
@@ -40,7 +42,7 @@ NEARLY_FULL = 0.5
 
 
 class Maintenance:
-    """The maintenance of one queue: sweeps, checks of the server, and ticks of periodic tasks.
+    """The maintenance of one queue: sweeps, checks of the server, and ticks of periodic tasks and schedules.
 
     Args:
         queue_state: The queue.
@@ -62,7 +64,7 @@ class Maintenance:
     async def run(self) -> None:
         """Do the maintenance until cancelled."""
         periodics = [self._tick(periodic) for periodic in self._queue_state.queue.periodics]
-        await asyncio.gather(self._sweep(), *periodics)
+        await asyncio.gather(self._sweep(), Schedules(self._queue_state).run(), *periodics)
 
     async def _sweep(self) -> None:
         turn = 0
@@ -124,19 +126,13 @@ class Maintenance:
         bridge, queue = self._queue_state.bridge, self._queue_state.queue
         before: datetime | None = None
         failures = 0
+        job = partial(self._job, periodic)
         while True:
             try:
                 last, now = await bridge.call(tick_window, queue, periodic.line, before)
                 before, asked = now, time.monotonic()
-                for tick in await _due(periodic, last, now):
-                    row = await self._row(periodic)  # made at each tick: the job may have a deadline, counted from now
-                    job_id = await bridge.call(put_tick, queue, periodic.name, tick, row)
-                    if job_id is not None and plugins.has_impl("pqcore_job_put"):
-                        call = periodic.call
-                        put = PutEvent(
-                            queue.name, call.data(), call.task.path, dict(call.options.headers or {}), [job_id]
-                        )
-                        await call_hook("pqcore_job_put", put)
+                ticks = await due_ticks(periodic, last, now)
+                await put_ticks(self._queue_state, periodic.name, ticks, job, lambda _: _event(queue, periodic))
                 failures = 0
             except asyncio.CancelledError:
                 raise
@@ -154,15 +150,15 @@ class Maintenance:
             pause = (coming - now).total_seconds() - (time.monotonic() - asked)
             await asyncio.sleep(min(max(pause, 0.0) + 0.001, LONGEST_SLEEP))
 
-    async def _row(self, periodic: Periodic) -> dict[str, object]:
-        """Return the values of the statement that puts a periodic task's job."""
+    async def _job(self, periodic: Periodic) -> StoredPut:
+        """Return the job that a tick of a periodic task puts."""
         call = periodic.call
         if self._queue_state.queue.writes_quickly(call.data()):
-            return call.stored().values()
-        return (await asyncio.to_thread(call.stored)).values()
+            return call.stored()
+        return await asyncio.to_thread(call.stored)
 
 
-async def _due(periodic: Periodic, last: datetime, now: datetime) -> list[datetime]:
-    if now - last < MANY_TICKS:
-        return periodic.due(last, now)
-    return await asyncio.to_thread(periodic.due, last, now)  # millions of ticks may be due
+def _event(queue: Any, periodic: Periodic) -> PutEvent:
+    """Return the event for plugins of a job that a tick puts."""
+    call = periodic.call
+    return PutEvent(queue.name, call.data(), call.task.path, dict(call.options.headers or {}))

@@ -150,6 +150,7 @@ class QueueState:
         reserved_slots: Slots for jobs that are being fetched.
         fetching: Whether jobs are being fetched.
         wants_slot: Whether the queue waits for a free slot to fetch a job.
+        schedules_changed: Set when a schedule of the queue may have changed.
         empty_at: `WorkerState.changes` before the last fetch, if that fetch found no job.
     """
 
@@ -170,6 +171,7 @@ class QueueState:
     reserved_slots: int = 0
     fetching: bool = False
     wants_slot: bool = False
+    schedules_changed: asyncio.Event = field(default_factory=asyncio.Event)
     empty_at: int = -1
 
     def __post_init__(self) -> None:

@@ -19,11 +19,13 @@ from pqcore.current_rules import CurrentRules
 from pqcore.db.engine import Engine
 from pqcore.operations import fetch, worker_registry
 from pqcore.operations.samples import Sampling
+from pqcore.operations.schedules import FoundTimetable
 from pqcore.operations.worker_registry import RunningWorker
 from pqcore.schema import scripts
 from pqcore.settings import QueueSettings
 from pqcore.sql import attempt_statements, task_statements
 from pqcore.worker import Worker, heartbeat
+from pqcore.worker import schedules as worker_schedules
 
 RECORD_BEFORE_6 = (
     "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
@@ -50,7 +52,13 @@ def knowing(version: int) -> Iterator[None]:
             patch.setattr(worker_registry, "announce", _announce_before_11)
         if version < 12:  # it kept no samples
             patch.setattr(Sampling, "run", _keep_no_sample)
+        if version < 13:  # it put no jobs of schedules
+            patch.setattr(worker_schedules, "find_timetables", _no_timetables)
         yield
+
+
+async def _no_timetables(engine: Engine, queue: QueueSettings) -> list[FoundTimetable]:
+    return []
 
 
 async def _announce_before_11(engine: Engine, worker: RunningWorker, *_: object) -> list[str]:

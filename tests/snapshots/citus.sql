@@ -445,6 +445,37 @@ DO $do$ DECLARE missing record; BEGIN
   END LOOP;
 END $do$;
 
+-- migration 13
+CREATE TABLE IF NOT EXISTS "queue_schedules" (
+  q_name      text             NOT NULL,
+  name        text             NOT NULL,
+  task        text             NOT NULL,
+  cron        text             NOT NULL,
+  tz          text             NOT NULL,
+  missed      text             NOT NULL,
+  call        json             NOT NULL,
+  deadline_in double precision,
+  paused_at   timestamptz,
+  created_at  timestamptz      NOT NULL,
+  updated_at  timestamptz      NOT NULL,
+  PRIMARY KEY (q_name, name)
+);
+
+-- migration 13
+SELECT create_distributed_table($q$"queue_schedules"$q$, $q$q_name$q$, colocate_with => $q$"queue"$q$) WHERE NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $q$"queue_schedules"$q$::regclass);
+
+-- migration 13
+DO $do$ DECLARE missing record; BEGIN
+  FOR missing IN
+    SELECT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END AS role
+    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    WHERE granted.grantee <> c.relowner AND c.oid = to_regclass($name$"queue_ticks"$name$)
+      AND granted.privilege_type = 'INSERT'
+  LOOP
+    EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE ON ' || $name$"queue_schedules"$name$ || ' TO ' || missing.role;
+  END LOOP;
+END $do$;
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -3281,6 +3312,20 @@ PREPARE "extend_group" AS
     OR q_name IN ('', $2::text))
   ORDER BY at, q_name;
 
+-- find_schedule $1 q_name, $2 name
+/*NO LOAD BALANCE*/ PREPARE "find_schedule" AS
+  SELECT call::text, deadline_in
+  FROM "queue_schedules"
+  WHERE q_name = $1::text
+  AND name = $2::text;
+
+-- find_scheduled_calls $1 q_name, $2 names
+/*NO LOAD BALANCE*/ PREPARE "find_scheduled_calls" AS
+  SELECT name, task, call::text, deadline_in, updated_at AT TIME ZONE 'UTC'
+  FROM "queue_schedules"
+  WHERE q_name = $1::text
+  AND name = ANY ($2::text[]);
+
 -- find_stop_requests $1 ids
 /*NO LOAD BALANCE*/ PREPARE "find_stop_requests" AS
   SELECT id
@@ -3316,6 +3361,16 @@ PREPARE "extend_group" AS
   CASE WHEN ended_at IS NOT NULL THEN least(greatest(ended_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM found
   WHERE place = 1;
+
+-- find_timetables $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_timetables" AS
+  SELECT schedule.name, schedule.cron, schedule.tz, schedule.missed, schedule.updated_at AT TIME ZONE 'UTC', last.tick AT TIME ZONE 'UTC', last.cron, last.tz, clock_timestamp() AT TIME ZONE 'UTC'
+  FROM "queue_schedules" AS schedule
+  LEFT JOIN "queue_ticks" AS last
+  ON last.q_name = schedule.q_name
+  AND last.name = schedule.name
+  WHERE schedule.q_name = $1::text
+  AND schedule.paused_at IS NULL;
 
 -- find_unadopted $1 q_name
 PREPARE "find_unadopted" AS
@@ -4510,6 +4565,15 @@ PREPARE "leave_lanes" AS
   ORDER BY coalesce(schedule_at, enqueued_at), id
   LIMIT $7::bigint OFFSET $8::bigint;
 
+-- list_schedules $1 q_name, $2 n
+/*NO LOAD BALANCE*/ PREPARE "list_schedules" AS
+  SELECT q_name, name, task, cron, tz, missed, call::text, deadline_in, paused_at AT TIME ZONE 'UTC', created_at AT TIME ZONE 'UTC', updated_at AT TIME ZONE 'UTC'
+  FROM "queue_schedules"
+  WHERE $1::text IS NULL
+  OR q_name = $1::text
+  ORDER BY q_name, name
+  LIMIT $2::bigint;
+
 -- list_ticks $1 n
 /*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
   SELECT q_name, name,
@@ -4851,6 +4915,16 @@ PREPARE "open_batch" AS
   WHERE part.isleaf
   AND c.relispartition
   ORDER BY c.relname;
+
+-- pause_schedule $1 q_name, $2 name
+PREPARE "pause_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
+    SET paused_at = coalesce(schedule.paused_at, clock.now), updated_at = clock.now
+    FROM (SELECT clock_timestamp() AS now) AS clock
+    WHERE schedule.q_name = $1::text
+    AND schedule.name = $2::text
+    RETURNING schedule.name)
+  SELECT name
+  FROM kept;
 
 -- paused_queues
 /*NO LOAD BALANCE*/ PREPARE "paused_queues" AS
@@ -5279,6 +5353,24 @@ PREPARE "register_periodic" AS
   OR last.tz IS DISTINCT FROM excluded.tz
   RETURNING name;
 
+-- register_schedule $1 tick, $2 q_name, $3 name, $4 version
+PREPARE "register_schedule" AS
+  INSERT INTO "queue_ticks" AS last (q_name, name, tick, cron, tz)
+  SELECT free.q_name, free.name, $1::timestamptz, free.cron, free.tz
+  FROM (SELECT q_name, name, cron, tz
+    FROM "queue_schedules"
+    WHERE q_name = $2::text
+    AND name = $3::text
+    AND updated_at = $4::timestamptz
+    AND paused_at IS NULL
+    FOR SHARE SKIP LOCKED) AS free
+  ON CONFLICT (q_name, name) DO UPDATE
+  SET cron = excluded.cron, tz = excluded.tz, tick =
+  CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
+  WHERE last.cron IS DISTINCT FROM excluded.cron
+  OR last.tz IS DISTINCT FROM excluded.tz
+  RETURNING name;
+
 -- release $1 ids, $2 tokens, $3 q_name
 PREPARE "release" AS
   UPDATE "queue"
@@ -5299,6 +5391,23 @@ PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
     RETURNING coalesce(until > statement_timestamp(), true) AS held)
   SELECT held
   FROM gone;
+
+-- remove_schedule $1 q_name, $2 name
+PREPARE "remove_schedule" AS WITH gone AS (DELETE FROM "queue_schedules"
+    WHERE q_name = $1::text
+    AND name = $2::text
+    RETURNING name), forgotten AS (DELETE FROM "queue_ticks"
+    WHERE q_name = $1::text
+    AND name = $2::text
+    AND (SELECT count(*)
+      FROM gone) >= 0
+    RETURNING name)
+  SELECT name
+  FROM (SELECT name
+    FROM gone
+    UNION
+    SELECT name
+    FROM forgotten) AS removed;
 
 -- replace $1 data, $2 payload, $3 serializer, $4 headers, $5 group_key, $6 schedule_at, $7 schedule_in, $8 expected_at, $9 expected_in, $10 lane, $11 priority, $12 id, $13 q_name
 PREPARE "replace" AS WITH put (id, put_at) AS (UPDATE "queue" AS held
@@ -5502,6 +5611,24 @@ PREPARE "restore_keep" AS
   AND q_name = $3::text
   RETURNING id;
 
+-- resume_schedule $1 q_name, $2 name
+PREPARE "resume_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
+    SET paused_at = NULL, updated_at = clock.now
+    FROM (SELECT clock_timestamp() AS now) AS clock
+    WHERE schedule.q_name = $1::text
+    AND schedule.name = $2::text
+    AND schedule.paused_at IS NOT NULL
+    RETURNING schedule.q_name, schedule.name, clock.now), counted AS (UPDATE "queue_ticks" AS last
+    SET tick = greatest(last.tick, kept.now)
+    FROM kept
+    WHERE last.q_name = kept.q_name
+    AND last.name = kept.name
+    AND last.q_name = $1::text)
+  SELECT name
+  FROM "queue_schedules"
+  WHERE q_name = $1::text
+  AND name = $2::text;
+
 -- retry $1 error, $2 delay, $3 id, $4 token, $5 q_name, $6 attempt, $7 outcome, $8 worker, $9 error_type, $10 message, $11 traceback
 PREPARE "retry" AS WITH ended AS (UPDATE "queue"
     SET leased_until = NULL, failures = least(coalesce(failures, 0), 2147483646) + 1, error = $1::text::json, cancelling = NULL, schedule_at = coalesce(clock.due, schedule_at)
@@ -5568,6 +5695,14 @@ PREPARE "run_now" AS WITH free AS (SELECT id
       FROM free))
   AND q_name = $2::text
   RETURNING id;
+
+-- scheduled_calls $1 q_name, $2 after
+/*NO LOAD BALANCE*/ PREPARE "scheduled_calls" AS
+  SELECT name, q_name, call::text
+  FROM "queue_schedules"
+  WHERE (q_name, name) > ($1::text, $2::text)
+  ORDER BY q_name, name
+  LIMIT 10000;
 
 -- session_settings $1 names, $2 values, $3 mild
 /*NO LOAD BALANCE*/ PREPARE "session_settings" AS
@@ -5683,6 +5818,31 @@ PREPARE "set_rule" AS WITH kept AS (INSERT INTO "queue_rules" (q_name, kind, nam
     SET number = excluded.number, period = excluded.period, until = excluded.until, changed_at = excluded.changed_at
     RETURNING name)
   SELECT name
+  FROM kept;
+
+-- set_schedule $1 q_name, $2 name, $3 task, $4 cron, $5 tz, $6 missed, $7 call, $8 deadline_in
+PREPARE "set_schedule" AS WITH kept AS (INSERT INTO "queue_schedules" (q_name, name, task, cron, tz, missed, call, deadline_in, created_at, updated_at)
+    SELECT $1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text::json, $8::float8, clock.now, clock.now
+    FROM (SELECT clock_timestamp() AS now) AS clock
+    WHERE NOT EXISTS (SELECT
+      FROM "queue_ticks"
+      WHERE q_name = $1::text
+      AND name = $2::text)
+    OR EXISTS (SELECT
+      FROM "queue_schedules"
+      WHERE q_name = $1::text
+      AND name = $2::text)
+    ON CONFLICT (q_name, name) DO UPDATE
+    SET task = excluded.task, cron = excluded.cron, tz = excluded.tz, missed = excluded.missed, call = excluded.call, deadline_in = excluded.deadline_in, updated_at = excluded.updated_at
+    RETURNING q_name, name, cron, tz, paused_at, created_at, updated_at), counted AS (INSERT INTO "queue_ticks" AS last (q_name, name, tick, cron, tz)
+    SELECT q_name, name, updated_at, cron, tz
+    FROM kept
+    ON CONFLICT (q_name, name) DO UPDATE
+    SET cron = excluded.cron, tz = excluded.tz, tick =
+    CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
+    WHERE last.cron IS DISTINCT FROM excluded.cron
+    OR last.tz IS DISTINCT FROM excluded.tz)
+  SELECT paused_at AT TIME ZONE 'UTC', created_at AT TIME ZONE 'UTC', updated_at AT TIME ZONE 'UTC'
   FROM kept;
 
 -- set_tick_back $1 now, $2 q_name, $3 name, $4 tick
@@ -6209,6 +6369,30 @@ PREPARE "tick" AS WITH won AS (INSERT INTO "queue_ticks" AS last (q_name, name, 
   AND dequeued_at IS NULL DO NOTHING
   RETURNING id;
 
+-- tick_schedule $1 q_name, $2 name, $3 version, $4 tick, $5 ahead, $6 data, $7 payload, $8 serializer, $9 expected_at, $10 expected_in, $11 headers, $12 group_key, $13 dedup_key, $14 lane, $15 priority
+PREPARE "tick_schedule" AS WITH free AS (SELECT q_name, name, cron, tz
+    FROM "queue_schedules"
+    WHERE q_name = $1::text
+    AND name = $2::text
+    AND updated_at = $3::timestamptz
+    AND paused_at IS NULL
+    FOR SHARE SKIP LOCKED), won AS (INSERT INTO "queue_ticks" AS last (q_name, name, tick)
+    SELECT $1::text, $2::text, $4::timestamptz
+    FROM free
+    WHERE $4::timestamptz <= statement_timestamp() + $5::float8 * interval '1 second'
+    ON CONFLICT (q_name, name) DO UPDATE
+    SET tick = excluded.tick
+    WHERE last.tick < excluded.tick
+    RETURNING tick)
+  INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+  SELECT $1::text, $6::text::json, $7::bytea, $8::text, statement_timestamp(), tick, coalesce($9::timestamptz, statement_timestamp() + $10::float8 * interval '1 second'), $11::text::json, $12::text, $13::text, $14::text,
+  CASE WHEN $14::text IS NOT NULL THEN 'infinity'::timestamptz END, $15::int
+  FROM won
+  ON CONFLICT (q_name, dedup_key)
+  WHERE dedup_key IS NOT NULL
+  AND dequeued_at IS NULL DO NOTHING
+  RETURNING id;
+
 -- transaction_isolation
 /*NO LOAD BALANCE*/ PREPARE "transaction_isolation" AS
   SELECT current_setting('transaction_isolation');
@@ -6282,8 +6466,8 @@ PREPARE "withdraw_worker" AS
   WHERE q_name = ANY ($1::text[])
   AND id = $2::text;
 
--- write_callback $1 id, $2 q_name, $3 old_callback, $4 callback
-PREPARE "write_callback" AS WITH free AS (SELECT id
+-- write_call_batches $1 id, $2 q_name, $3 old_call, $4 call
+PREPARE "write_call_batches" AS WITH free AS (SELECT id
     FROM "queue_batches"
     WHERE id = $1::bigint
     AND q_name = $2::text
@@ -6295,6 +6479,20 @@ PREPARE "write_callback" AS WITH free AS (SELECT id
       FROM free))
   AND q_name = $2::text
   RETURNING id;
+
+-- write_call_schedules $1 id, $2 q_name, $3 old_call, $4 call
+PREPARE "write_call_schedules" AS WITH free AS (SELECT name
+    FROM "queue_schedules"
+    WHERE name = $1::text
+    AND q_name = $2::text
+    AND call::text IS NOT DISTINCT FROM $3::text
+    FOR UPDATE SKIP LOCKED)
+  UPDATE "queue_schedules"
+  SET call = $4::text::json, updated_at = clock_timestamp()
+  WHERE name = ANY (ARRAY(SELECT name
+      FROM free))
+  AND q_name = $2::text
+  RETURNING name;
 
 -- write_encoded_archive $1 id, $2 q_name, $3 old_data, $4 old_payload, $5 old_serializer, $6 old_headers, $7 data, $8 payload, $9 serializer, $10 headers
 PREPARE "write_encoded_archive" AS WITH free AS (SELECT id

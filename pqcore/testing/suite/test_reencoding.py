@@ -101,12 +101,14 @@ def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, chang
     old.note("expected", _expected_at="1h")
     old.queue.chain(old.note.call("waiting"), old.note.call("next"))
     old.queue.batch(old.note.call("of a batch"), then=old.note.call("after a batch"))
+    old.queue.schedule("rare", old.note, "0 0 29 2 *", args=["of a schedule"])
 
     new = Program(harness, meanwhile, ran)
     done = new.queue.reencode(wait=0)
     places = {one.place for one in done.before if one.queue == "q"}
     assert places == {
         "ready", "scheduled", "leased", "parked", "done", "dead", "archive", "results", "chains", "batches",
+        "schedules",
     }  # fmt: skip
     assert not [one for one in done.before if one.key == NEW_ID]
     assert (done.failed, done.errors, done.in_use) == (0, [], 1), "the chain under a lease is as its holder read it"
@@ -129,10 +131,22 @@ def test_reencode_rewrites_data_in_every_table_and_state(harness: Harness, chang
     assert unwrapped(last.queue).decode_row(archived[0], archived[3], archived[1] or payload) == "archived"
     [scheduled] = last.queue.jobs("scheduled")
     last.queue.retry(scheduled.id)
+    last.queue.trigger("rare")
     ran.items.clear()
     harness.drain(last.queue)
     assert sorted(value for value, _ in ran.items) == sorted(
-        ["second", "third", "parked", "scheduled", "expected", "waiting", "next", "of a batch", "after a batch"]
+        [
+            "of a schedule",
+            "second",
+            "third",
+            "parked",
+            "scheduled",
+            "expected",
+            "waiting",
+            "next",
+            "of a batch",
+            "after a batch",
+        ]
     )
     assert dict(ran.items)["next"] == "waiting"
     assert last.queue.dead.count() == 1

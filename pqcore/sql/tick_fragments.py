@@ -1,0 +1,51 @@
+"""The fragments that the ticks of declared periodic tasks and of schedules share: each rule of ticks is here once."""
+
+from __future__ import annotations
+
+from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS
+
+_IN = "statement_timestamp() + :{}::float8 * interval '1 second'"
+
+COUNT_AGAIN = """ON CONFLICT (q_name, name) DO UPDATE SET cron = excluded.cron, tz = excluded.tz,
+  tick = CASE WHEN last.cron IS NULL THEN last.tick ELSE greatest(last.tick, excluded.tick) END
+  WHERE last.cron IS DISTINCT FROM excluded.cron OR last.tz IS DISTINCT FROM excluded.tz"""
+"""The end of an INSERT of a tick with its expression: the ticks of a changed expression count from now.
+
+The row is locked, so a second session finds the same expression, and changes nothing.
+"""
+
+UNCHANGED = """SELECT q_name, name, cron, tz FROM {schedules}
+  WHERE q_name = :q_name::text AND name = :name::text AND updated_at = :version::timestamptz AND paused_at IS NULL
+  FOR SHARE SKIP LOCKED"""
+"""A schedule that is as the worker read it, and is not paused.
+
+FOR SHARE keeps the schedule from being changed or removed before the statement ends, so that a removed schedule leaves
+no tick. A schedule that an open transaction has changed is skipped (SKIP LOCKED): the worker looks again later, and
+waits for no transaction of a program. Changes of a schedule lock its row before that of its tick, as this does.
+"""
+
+
+def put_of_tick(free: str | None = None) -> str:
+    """Return a statement that puts the job of a tick, and returns its id.
+
+    One worker moves the tick's row forward; other workers find it moved. A tick ahead of the server's clock is not put:
+    the worker read a clock that was set back meanwhile. The row is also set back, after which another such worker would
+    put the same tick.
+
+    Args:
+        free: A SELECT that returns a row if the job may be put; None if it always may.
+    """
+    begin, source = ("", "") if free is None else (f"free AS (\n  {free}\n), ", " FROM free")
+    return f"""
+WITH {begin}won AS (
+  INSERT INTO {{ticks}} AS last (q_name, name, tick)
+  SELECT :q_name::text, :name::text, :tick::timestamptz{source}
+  WHERE :tick::timestamptz <= {_IN.format("ahead")}
+  ON CONFLICT (q_name, name) DO UPDATE SET tick = excluded.tick WHERE last.tick < excluded.tick
+  RETURNING tick
+)
+INSERT INTO {{table}} ({PUT_COLUMNS})
+SELECT :q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp(), tick,
+  coalesce(:expected_at::timestamptz, {_IN.format("expected_in")}), :headers::text::json, :group_key::text,
+  :dedup_key::text, :lane::text, CASE WHEN :lane::text IS NOT NULL THEN 'infinity'::timestamptz END, :priority::int
+FROM won {CONFLICT} DO NOTHING RETURNING id"""
