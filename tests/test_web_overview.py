@@ -193,6 +193,24 @@ def test_web_page_pauses_and_resumes_with_links_of_its_own(pq: PQ) -> None:
 # Periodic tasks
 
 
+def test_web_page_shows_schedules_and_puts_their_jobs_now(dsn: str, pq: PQ) -> None:
+    queue = pq["a"]
+    for name in ("running", "paused"):
+        queue.schedule(name, "shop.close", "0 * * * *")
+    queue.pause_schedule("paused")
+    execute(dsn, "UPDATE queue_ticks SET tick = now() - interval '3 h'")
+    with visiting(web_app(pq, changes=True)) as client:
+        page = client.get("/workers").text
+        found = re.findall(r'<tr>\s*<th scope="row"><bdi>(?:running|paused).*?</tr>', page, re.DOTALL)
+        rows = {text.split()[0]: text for text in map(text_of, found)}
+        assert "late" in rows["running"]
+        assert "late" not in rows["paused"]
+        assert rows["paused"].count("paused") == 2
+        [link] = [link for link in links(page, "run-now") if "paused" in link]
+        confirmed(client, link)
+    assert [job.task for job in queue.jobs("ready")] == ["shop.close"]
+
+
 def test_web_page_shows_last_outcome_and_next_run_of_periodic_tasks(dsn: str, pq: PQ) -> None:
     now = datetime.now(timezone.utc)
     tick = now.replace(minute=0, second=0, microsecond=0)

@@ -90,6 +90,7 @@ class Tick:
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
         is_asked_for: Whether somebody asked for the job of a tick that has passed, and no worker has put it yet.
+        paused: Whether it is a schedule that is paused, so that no tick comes.
     """
 
     queue: str
@@ -100,6 +101,7 @@ class Tick:
     tz: str | None = None
     job: TickJob | None = None
     is_asked_for: bool = False
+    paused: bool = False
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
@@ -122,14 +124,14 @@ async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
         for queue, name, number, state, failures, ended in jobs
     }
     ticks = []
-    for queue, name, tick, cron, tz in rows:
+    for queue, name, tick, cron, tz, paused in rows:
         noted = UtcDatetime.of(tick)
         if noted is not None:
             # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
             job = found.get((queue, name)) if last is not None else None
             asked = noted.microsecond == 1_000_000 - BEFORE.microseconds
-            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked))
+            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked, paused))
     return ticks
 
 

@@ -308,8 +308,11 @@ FROM finished GROUP BY q_name"""
 
     @composed()
     def list_ticks(self) -> str:
-        """List the last ticks of periodic tasks."""
-        return f"SELECT q_name, name, {_time('tick')}, cron, tz FROM {{ticks}} ORDER BY q_name, name LIMIT :n::bigint"
+        """List the last ticks of periodic tasks and schedules, and whether a schedule is paused."""
+        return f"""
+SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, paused_at IS NOT NULL
+FROM {{ticks}} AS last LEFT JOIN {{schedules}} AS made ON made.q_name = last.q_name AND made.name = last.name
+ORDER BY last.q_name, last.name LIMIT :n::bigint"""
 
     # Running jobs again. Apart from these statements, only a purge changes a finished row. The UPDATE waits for the
     # purge, and then finds the row gone; of two concurrent sessions, the second finds the job unfinished.

@@ -190,8 +190,8 @@ ACTIONS: dict[str, Action] = {
         "Run now",
         "Run the periodic task {name} of {queue} now?",
         "A worker that declares the task puts its job within a minute, as for the last time at which it was due. For a"
-        " task with missed='skip', no job is put.",
-        "A worker puts the job within a minute.",
+        " task with missed='skip', no job is put. The job of a schedule that is a row is put immediately.",
+        "The job is put now, or by a worker within a minute.",
         run_now,
         of_job=False,
         fields=(Field("name", "Task", fixed=True),),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, ScheduleNotFound
 from pqcore.operations import (
     admin,
     dead_groups,
@@ -16,6 +17,7 @@ from pqcore.operations import (
     purge_counts,
     retry,
     rules,
+    schedules,
     worker_registry,
 )
 from pqcore.settings import AS_IT_IS, QueueSettings
@@ -263,8 +265,11 @@ async def set_expiry(target: Target, wanted: ActionRequest) -> int:
 
 
 async def run_now(target: Target, wanted: ActionRequest) -> int:
-    """Have a worker put the job of a periodic task."""
+    """Put the job of a schedule, or have a worker put that of a periodic task which is declared in code."""
     name = wanted.fields["name"]
+    with suppress(ScheduleNotFound):
+        await target.call(schedules.trigger, wanted.queue, name)
+        return 1
     found = await target.read(periodic.last_tick, wanted.queue, name)
     if found.line is None:
         raise ConfigurationError(

@@ -305,7 +305,7 @@ def _runs(workers: Sequence[WorkerInfo]) -> Runs:
 def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
     """Return a periodic task with its next tick, if the tick is known."""
     coming = missed = None
-    if tick.cron is not None and tick.tz is not None:
+    if tick.cron is not None and tick.tz is not None and not tick.paused:
         with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
             coming = next(ticks_after(tick.cron, tick.tz, now), None)
             missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)

@@ -5005,10 +5005,13 @@ PREPARE "leave_lanes" AS
 
 -- list_ticks $1 n
 /*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
-  SELECT q_name, name,
-  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, cron, tz
-  FROM "queue_ticks"
-  ORDER BY q_name, name
+  SELECT last.q_name, last.name,
+  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, last.cron, last.tz, paused_at IS NOT NULL
+  FROM "queue_ticks" AS last
+  LEFT JOIN "queue_schedules" AS made
+  ON made.q_name = last.q_name
+  AND made.name = last.name
+  ORDER BY last.q_name, last.name
   LIMIT $1::bigint;
 
 -- list_workers $1 alive, $2 q_name
