@@ -68,6 +68,16 @@ def check_mapping(value: object, name: str, advice: str) -> None:
         raise ConfigurationError(msg)
 
 
+def check_limits(limits: object) -> dict[str, Any]:
+    """Return limits by key, as a new dict.
+
+    Raises:
+        ConfigurationError: The value is not a mapping.
+    """
+    check_mapping(limits, "limits", "a dict of keys and numbers of jobs, as in {'customer-7': 2}")
+    return dict(limits)  # type: ignore[call-overload,no-any-return]
+
+
 def check_jobs(jobs: object) -> list[Any]:
     """Return jobs as a list.
 

@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from pqcore.backend import Mode
 from pqcore.db.blocking_runtime import BlockingRuntime
 from pqcore.db.engine import Engine
+from pqcore.queue_options import OPTIONS, check_option
 from pqcore.serializers import Serializer
 from pqcore.settings import KEPT_QUEUES, QueueSettings, forget_queues
 from pqcore.sql.identifiers import TableName
@@ -77,7 +78,9 @@ class BasePQ(Generic[Q]):
         self._forgotten: WeakValueDictionary[str, Q] = WeakValueDictionary()
         self.engine = engine
         # so that a bad option fails here, and not when the first queue is made
-        QueueSettings("any", engine.names, None, options)
+        for option in options:
+            check_option(self.queue_class, option)
+        QueueSettings("any", engine.names, None, {name: options[name] for name in OPTIONS if name in options})
 
     @property
     def backend(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
-from pqcore.argument_checks import check_mapping
+from pqcore.argument_checks import check_limits, check_mapping
 from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.lanes import Lane, lane_of_gate, lane_values
 from pqcore.serializers.plain_json import check_json
@@ -177,15 +177,13 @@ def put_options(
     gate: dict[str, Any] = {}
     if group is not None:
         gate["group"] = check_text(group, "group", MAX_KEY)
-    if limits is not None:
-        check_mapping(limits, "limits", "a dict of keys and numbers of jobs, as in {'customer-7': 2}")
-    if limits:
-        for key, places in limits.items():
+    if limits is not None and (chosen := check_limits(limits)):
+        for key, places in chosen.items():
             check_text(key, "limit", MAX_KEY)
             if not isinstance(places, int) or isinstance(places, bool) or places < 1:
                 msg = f"limit {key!r} is {places!r}; give the number of jobs that may run concurrently, at least 1"
                 raise ConfigurationError(msg)
-        gate["limits"] = dict(limits)
+        gate["limits"] = chosen
     if tenant is not None:
         gate["share"] = check_text(tenant, "tenant", MAX_KEY)
     if priority:

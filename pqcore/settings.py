@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -23,6 +23,7 @@ from pqcore.errors import (
 )
 from pqcore.lane_book import LaneBook
 from pqcore.plugins import plugins
+from pqcore.queue_options import check_option
 from pqcore.scan_position import ScanPosition
 from pqcore.serializers import (
     Serializer,
@@ -136,9 +137,7 @@ class QueueSettings:
             serializer = options.get("serializer", self.serializer) if suffix is None else suffix
         self._use(serializer)
         for option, value in options.items():
-            if option.startswith("_") or option in ("name", "channel", "table", "engine", "serializer_name"):
-                msg = f"not an option of a queue: {option!r}"
-                raise ConfigurationError(msg)
+            check_option(type(self), option)
             if option != "serializer":
                 setattr(self, option, value)
         if self.retention not in ("keep", "delete", "archive"):
@@ -154,7 +153,7 @@ class QueueSettings:
             raise ConfigurationError(msg)
         if self.rate is not None:
             _ = self.bucket  # an invalid rate must fail here
-        if isinstance(self.accept, str):
+        if isinstance(self.accept, str) or not isinstance(self.accept, Iterable):
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
         for each in self.accept:

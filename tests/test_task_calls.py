@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import pqcore.tasks
-from pqcore import PQ, AsyncPQ, Job
+from pqcore import PQ, AsyncPQ, Job, Queue
 from pqcore.errors import LONGEST_MESSAGE, ConfigurationError, InvalidCall, InvalidTimeSpec, LeaseLost
 from pqcore.tasks import TaskDeclarations, TaskOptions
 from pqcore.worker import Worker
@@ -328,3 +328,54 @@ def test_type_checker_refuses_wrong_calls_and_no_others() -> None:
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     told = {int(line) for line in re.findall(r"typed_calls\.py:(\d+): error:", said)}
     assert told == wrong, said
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_retrys": 2}, "not an option of a task: 'max_retrys'; did you mean 'max_retries'?"),
+        ({"cron": "* * * * *"}, r"'cron'; put a task at each tick with queue.periodic"),
+        ({"nonsense": 1}, "'nonsense'; the options are "),
+    ],
+)
+def test_unknown_option_of_a_declaration_is_refused_with_advice(queue: Any, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidCall, match=re.escape(told)):
+        queue.task(**options)(ship)
+
+
+@pytest.mark.parametrize("options", [{"limits": ["key"]}, {"limits": 5}, {"aliases": 5}])
+def test_option_of_another_kind_is_refused_at_the_declaration(queue: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        queue.task(**options)(ship)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"retentoin": "delete"}, "not an option of a queue: 'retentoin'; did you mean 'retention'?"),
+        ({"lease": 60}, "not an option of a queue: 'lease'; it is a method"),
+        ({"nonsense": 1}, "not an option of a queue: 'nonsense'; the options are timeout, "),
+        ({"accept": 5}, "accept is 5"),
+    ],
+)
+def test_unknown_option_of_a_queue_is_refused_with_advice(dsn: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        PQ(dsn, **options)
+    with PQ(dsn) as pq, pytest.raises(ConfigurationError, match=re.escape(told)):
+        pq.queue("q", **options)
+
+
+def test_subclass_of_a_queue_has_options_of_its_own(dsn: str) -> None:
+    class Shop(Queue):
+        currency = "EUR"
+
+    with PQ(dsn, queue_class=Shop, currency="CHF", owner="Ann") as pq:
+        assert (pq["q"].currency, pq["q"].owner) == ("CHF", "Ann")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match="did you mean 'retention'"):
+        PQ(dsn, queue_class=Shop, retension="keep")
+
+
+@pytest.mark.parametrize("name", ["backend", "dialect"])
+def test_name_of_a_plugin_that_is_no_text_is_refused(dsn: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name} is \['x'\]; give the name of a {name}"):
+        PQ(dsn, **{name: ["x"]})  # type: ignore[arg-type]

@@ -93,6 +93,9 @@ class Engine(Grouping):
         group_commit: bool | None = None,
     ) -> None:
         super().__init__(runtime)
+        for kind, name in (("backend", backend), ("dialect", dialect)):
+            if name is not None and not isinstance(name, str):
+                raise ConfigurationError(f"{kind} is {name!r}; give the name of a {kind}")
         self.dialect, self.names = plugins.dialect(dialect), names
         self._lent = False  # whether another engine lent the backend, and will close it
         self._origin: SessionSource | None = None  # the source of the engine that this one is a clone of

@@ -9,12 +9,13 @@ import re
 import sys
 import types
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, ForwardRef, Literal, TypeAlias, Union, get_args, get_origin
 
-from pqcore.errors import ConfigurationError
+from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.tasks.retry import Exponential, RetryPolicy
 
@@ -150,3 +151,51 @@ def _names_of(function: Any) -> Mapping[str, Any]:
                 closure[name] = cell.cell_contents
     ours = {"Job": Job, "AsyncJob": AsyncJob, "pqcore": sys.modules["pqcore"]}
     return ChainMap(closure, getattr(function, "__globals__", {}), vars(builtins), ours)
+
+
+def called_by(function: Callable[..., Any]) -> Any:
+    """Return the function inside ``functools.partial`` objects and objects with ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    return type(function).__call__
+
+
+def refuse_generator(function: Callable[..., Any], path: str) -> None:
+    """Raise for a function with ``yield``, because a call of it runs nothing.
+
+    Args:
+        function: The function.
+        path: The function's name, for the message.
+
+    Raises:
+        ConfigurationError: The function is a generator function or an asynchronous one.
+    """
+    within = called_by(function)
+    if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
+        kind = "an asynchronous generator function" if inspect.isasyncgenfunction(within) else "a generator function"
+        msg = (
+            f"{path} is {kind}, and cannot be a task: a call would not run its body;"
+            " remove its yield, or declare a function that iterates over it"
+        )
+        raise ConfigurationError(msg)
+
+
+def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise if a declaration has an option that no task has.
+
+    Args:
+        options: The names of the given options.
+        known: The names of a task's options.
+
+    Raises:
+        InvalidCall: An option is unknown.
+    """
+    for name in set(options) - set(known):
+        near = get_close_matches(name, sorted(known), 1)
+        advice = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(sorted(known))}"
+        if name in ("cron", "every", "schedule"):
+            advice = "put a task at each tick with queue.periodic(cron)"
+        msg = f"not an option of a task: {name!r}; {advice}"
+        raise InvalidCall(msg)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
+from pqcore.argument_checks import check_limits
 from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.job import JobId
 from pqcore.operations.batches import chain_calls
@@ -18,7 +19,7 @@ from pqcore.operations.deferred_put import DirectPut, StoredPut
 from pqcore.operations.error_details import KeepErrors, check_keep_errors
 from pqcore.operations.put import NO_TIMES, checked_options, times_of
 from pqcore.put_options import Dedup, PutOptions
-from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, signature_of
+from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, called_by, refuse_unknown, signature_of
 from pqcore.tasks.retry import RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
 
@@ -110,6 +111,8 @@ class TaskOptions:
         if self.run_in not in (None, "thread", "process"):
             msg = f"run_in is {self.run_in!r}; choose 'thread' or 'process'"
             raise ConfigurationError(msg)
+        if self.limits is not None and not callable(self.limits):
+            check_limits(self.limits)
         if self.keep_errors is not None:
             check_keep_errors(self.keep_errors)
 
@@ -146,8 +149,10 @@ def task_options(
     """Return the options of a declaration; the conventions give the values of missing options.
 
     Raises:
-        ConfigurationError, InvalidTimeSpec: An option is unknown, or has an invalid value.
+        InvalidCall: An option is unknown.
+        ConfigurationError, InvalidTimeSpec: An option has an invalid value.
     """
+    refuse_unknown(options, TaskOptions.__dataclass_fields__)
     if max_retries is BY_CONVENTION:
         max_retries = conventions.max_retries
     if retry_in is BY_CONVENTION:
@@ -248,7 +253,7 @@ class Call:
     def put_options(self) -> dict[str, Any]:
         """Return the options for `pqcore.operations.put.put`."""
         options = self.options
-        limits = dict(self._value(options.limits) or {})
+        limits = check_limits(self._value(options.limits) or {})
         if options.limit is not None:
             limits["task:" + self.task.path] = options.limit
         return {
@@ -305,35 +310,6 @@ class Call:
         if options.keep_result is not None:
             headers["keep"] = seconds(options.keep_result)
         return headers
-
-
-def called_by(function: Callable[..., Any]) -> Any:
-    """Return the function inside ``functools.partial`` objects and objects with ``__call__``."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.isroutine(function) or inspect.isclass(function):
-        return function
-    return type(function).__call__
-
-
-def refuse_generator(function: Callable[..., Any], path: str) -> None:
-    """Raise for a function with ``yield``, because a call of it runs nothing.
-
-    Args:
-        function: The function.
-        path: The function's name, for the message.
-
-    Raises:
-        ConfigurationError: The function is a generator function or an asynchronous one.
-    """
-    within = called_by(function)
-    if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):
-        kind = "an asynchronous generator function" if inspect.isasyncgenfunction(within) else "a generator function"
-        msg = (
-            f"{path} is {kind}, and cannot be a task: a call would not run its body;"
-            " remove its yield, or declare a function that iterates over it"
-        )
-        raise ConfigurationError(msg)
 
 
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:

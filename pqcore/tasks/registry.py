@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pqcore.errors import ConfigurationError, UnknownTask
-from pqcore.tasks.conventions import OF_PQ, Conventions
-from pqcore.tasks.declaring import Task, TaskOptions, called_by, refuse_generator
+from pqcore.tasks.conventions import OF_PQ, Conventions, called_by, refuse_generator
+from pqcore.tasks.declaring import Task, TaskOptions
 
 if TYPE_CHECKING:
     from pqcore.tasks.periodic import Periodic
@@ -165,7 +165,7 @@ class TaskDeclarations:
 
 def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
     """Return the names of a task, its own first."""
-    if isinstance(aliases, str):
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
         msg = f"aliases is {aliases!r}; give a list of names"
         raise ConfigurationError(msg)
     paths = [path, *aliases]

@@ -38,7 +38,7 @@ from pqcore.operations.error_details import describe_error
 from pqcore.operations.list_jobs import WholeJob
 from pqcore.tasks import Task, TaskDeclarations, TaskOptions, current
 from pqcore.tasks.calling import call_of
-from pqcore.tasks.declaring import refuse_generator
+from pqcore.tasks.conventions import refuse_generator
 from pqcore.tasks.outcomes import failure_of, kind_after
 
 _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
