@@ -966,3 +966,21 @@ def test_commands_never_show_a_password(dsn: str, command: str) -> None:
         assert done.output
         assert "hush" not in done.output
         assert "Traceback" not in done.output
+
+
+def test_schedule_commands_make_change_run_and_remove_a_schedule(dsn: str, pq: PQ) -> None:
+    of = ("--queue", "apples")
+    made = call("schedule", "add", "nightly", "app.report", "0 3 * * *", '["ann"]', *of, "--priority", "5", dsn=dsn)
+    assert "'nightly' of 'apples'" in made.stdout
+    [schedule] = pq["apples"].schedules()
+    assert (schedule.task, schedule.cron, schedule.args) == ("app.report", "0 3 * * *", ("ann",))
+    call("schedule", "pause", "nightly", *of, dsn=dsn)
+    listed = json.loads(call("schedule", "list", "--json", dsn=dsn).stdout)
+    assert (listed["queue"], listed["name"], listed["paused"], listed["args"]) == ("apples", "nightly", True, ["ann"])
+    assert "paused" in call("schedule", "list", *of, dsn=dsn).stdout
+    job_id = json.loads(call("schedule", "run", "nightly", *of, "--json", dsn=dsn).stdout)["id"]
+    assert [(job.id, job.task) for job in pq["apples"].jobs("ready")] == [(job_id, "app.report")]
+    call("schedule", "resume", "nightly", *of, dsn=dsn)
+    assert not pq["apples"].schedules()[0].paused
+    call("schedule", "remove", "nightly", *of, dsn=dsn)
+    assert call("schedule", "list", dsn=dsn).stdout == "no schedules\n"

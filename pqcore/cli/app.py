@@ -20,6 +20,7 @@ from pqcore.cli import (
     plugins,
     queues,
     rules,
+    schedules,
     serializers,
     stats,
     tables,
@@ -33,7 +34,7 @@ from pqcore.errors import PQError
 GROUPS = {
     "Tables": (tables, doctor, encodings),
     "Queues": (queues, stats),
-    "Jobs": (jobs, dead),
+    "Jobs": (jobs, dead, schedules),
     "Workers": (worker, workers, dev),
     "Limits and pauses": (rules,),
     "Servers": (web, mcp),
