@@ -802,7 +802,7 @@ def test_drain_raises_a_retry_if_no_retries_are_left(pqcore_jobs: Jobs, queue: Q
 
 def test_drain_raises_an_error_for_a_job_that_cannot_run(pqcore_jobs: Jobs, queue: Queue) -> None:
     queue.put({"no": "call"})
-    with pytest.raises(UnknownTask, match=r"job 1 of queue 'emails' is no call"):
+    with pytest.raises(UnknownTask, match=r"job 1 of queue 'emails' is not a call"):
         pqcore_jobs.drain(queue)
     assert [letter.reason for letter in pqcore_jobs.dead()] == ["invalid"]
     queue.put({"function": "os.system", "args": ["ls"], "kwargs": {}})
