@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 from urllib.request import urlopen
 
+import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,6 +31,13 @@ WANTED = {
 }
 
 
+TICKS = """
+INSERT INTO queue_ticks (q_name, name, tick, cron, tz) VALUES
+  ('mails', 'late', date_trunc('minute', now()) - interval '10 minutes', '* * * * *', 'UTC'),
+  ('mails', 'punctual', now(), '0 0 1 1 *', 'UTC'), ('mails', 'older', now() - interval '1 day', NULL, NULL),
+  ('mails', 'unreadable', now() - interval '1 day', 'whenever', 'UTC')"""
+
+
 def fill(pq: PQ) -> None:
     """Give one queue jobs in each state."""
     queue = pq["mails"]
@@ -49,8 +57,24 @@ def samples(text: str) -> dict[str, float]:
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.labels.get("queue") == "mails"
+        if sample.labels == {"queue": "mails"}
     }
+
+
+def late(text: str) -> dict[str, float]:
+    """How late periodic tasks of the queue are, by the name."""
+    return {
+        sample.labels["task"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "pqcore_periodic_late_seconds"
+    }
+
+
+def add_ticks(dsn: str) -> None:
+    """Store periodic tasks: one that is late, one that is not, and some whose expression cannot be read."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(TICKS)
 
 
 def test_queue_collector_tells_depth_age_and_dead_letters(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,6 +83,11 @@ def test_queue_collector_tells_depth_age_and_dead_letters(dsn: str, caplog: pyte
         registry.register(queue_metrics.QueueCollector(pq))  # sends no statement, because there is no table
         pq.create()
         fill(pq)
+        add_ticks(dsn)
+        text = generate_latest(registry).decode()
+        assert late(text)["punctual"] == 0
+        assert 540 <= late(text).pop("late") < 600 + PATIENCE
+        assert late(text).keys() == {"late", "punctual"}
         found = samples(generate_latest(registry).decode())
         assert 0 <= found.pop("pqcore_oldest_ready_seconds") < PATIENCE
         assert found == WANTED
@@ -91,6 +120,7 @@ def test_health_of_a_worker_has_metrics_of_its_queues(
         assert 0 <= found.pop("pqcore_oldest_ready_seconds") < PATIENCE
         assert found == WANTED
         assert 'pqcore_jobs_ready{queue="others"} 0.0' in text
+        assert late(text)["late"] > 500
         assert "python_info" in text
         proxy.stall(new=True)
         monkeypatch.setattr(health, "READY_TIMEOUT", 0.1)
@@ -107,6 +137,7 @@ def test_health_of_a_worker_has_metrics_of_its_queues(
     with PQ(dsn) as pq, closing(Proxy(dsn)) as proxy:
         pq.create()
         fill(pq)
+        add_ticks(dsn)
         caplog.set_level(logging.CRITICAL, "pqcore")
         asyncio.run(scenario(proxy))
 

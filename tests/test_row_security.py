@@ -150,3 +150,14 @@ def test_doctor_names_tables_whose_rows_row_security_hides(dsn: str, role: str, 
     said = invoke("doctor", "--dsn", theirs)
     assert "ok       row_security row-level security binds role" in said.stdout
     assert "row-level security hides nothing" in invoke("doctor", "--dsn", dsn).stdout
+
+
+def test_doctor_names_tables_that_row_security_leaves_open(dsn: str, role: str, theirs: str) -> None:
+    secured = [part for part in PARTS if part not in ("_attempts", "_samples")]
+    for part in secured:
+        policy = f"CREATE POLICY all_of_it ON queue{part} TO {role} USING (true)"
+        execute(dsn, f"ALTER TABLE queue{part} ENABLE ROW LEVEL SECURITY", policy)
+    for each in (theirs, dsn):
+        said = invoke("doctor", "--dsn", each).stdout
+        assert 'warning  row_security row-level security is on for table "queue", but not for "queue_attempts",' in said
+        assert 'ALTER TABLE "queue_samples" ENABLE ROW LEVEL SECURITY' in said

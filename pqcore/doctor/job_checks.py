@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.errors import PQError
+from pqcore.operations.activity import ticks_of
 from pqcore.operations.encodings import count_part
 from pqcore.operations.job_outcome import PUT_OFF
 from pqcore.operations.periodic import AHEAD
 from pqcore.plugins import plugins
 from pqcore.serializers import held_keys, written_under
 from pqcore.sql.fragments import IS_DEFERRED, IS_READY
+from pqcore.sql.identifiers import literal
+from pqcore.tasks.periodic import NOTICED, seconds_late
+from pqcore.times import UtcDatetime
 
 EXAMINED = 1_000_000
 """About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
+MOST_TICKS = 500
+"""The largest number of periodic tasks that are checked."""
 QUEUES_NAMED = 3
 """The largest number of queues that a finding names."""
 
@@ -93,7 +101,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:
-    """Check for last ticks ahead of the server's clock; the clock was ahead when they were put."""
+    """Check for last ticks ahead of the server's clock, which was ahead when they were put; then for late ticks."""
     rows = await context.ask(
         "ticks_ahead",
         "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"
@@ -101,7 +109,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
         ahead=AHEAD.total_seconds(),
     )
     if not rows:
-        return [Finding("ticks", "ok", "no last tick is ahead of the server's clock", details={"ahead": []})]
+        return await _late_ticks(context)
     details = {"ahead": [{"queue": queue, "name": name, "seconds": seconds} for queue, name, seconds in rows]}
     queue, name, seconds = rows[0]
     message = (
@@ -109,6 +117,32 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
         " which was wrong when the tick was put"
     )
     advice = "set the server's clock; a worker that knows the task then puts ticks again, from the present time on"
+    return [Finding("ticks", "warning", message, advice, details)]
+
+
+async def _late_ticks(context: CheckContext) -> list[Finding]:
+    """Check for ticks that no worker has put."""
+    query = context.s.sql.admin.list_ticks
+    rows = await context.s.execute(query, query.bind({"n": MOST_TICKS}))
+    [[clock]] = await context.ask("clock", "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
+    now = cast(UtcDatetime, UtcDatetime.of(clock))
+    ages = [(tick, seconds_late(tick, now)) for tick in ticks_of(rows)]
+    late = sorted(((age, tick) for tick, age in ages if age is not None and age > NOTICED), key=lambda one: -one[0])
+    details = {
+        "ahead": [],
+        "late": [{"queue": tick.queue, "name": tick.name, "seconds": age} for age, tick in late],
+    }
+    if not late:
+        message = "no periodic task is late, and no last tick is ahead of the server's clock"
+        return [Finding("ticks", "ok", message, details=details)]
+    age, tick = late[0]
+    some = "1 periodic task is late," if len(late) == 1 else f"{len(late)} periodic tasks are late, the most"
+    message = f"{some} {tick.name!r} of queue {tick.queue!r}, by {age:.0f} s"
+    where = f"q_name = {literal(tick.queue)} AND name = {literal(tick.name)}"
+    advice = (
+        "run a worker that declares the task; if the task was removed from the code, delete its row:"
+        f" DELETE FROM {context.engine.names.related('_ticks')} WHERE {where}"
+    )
     return [Finding("ticks", "warning", message, advice, details)]
 
 

@@ -35,7 +35,7 @@ async def check_row_security(context: CheckContext) -> list[Finding]:
     names = context.engine.names
     tables = [names.qualified("pqcore_migrations"), *(names.substitutions()[place] for place in TABLES_OF_JOBS)]
     bound = [one for table in tables if (one := await security.look(context.s, table)) is not None]
-    found = []
+    found = await _tables_without_security(context)
     for one in bound:
         needed = {"SELECT"} if one.table == tables[0] else set(one.lacking)
         if needed & set(one.lacking):
@@ -74,6 +74,31 @@ async def check_schema_version(context: CheckContext) -> list[Finding]:
         advice = "pqcore migrate" if found else "pqcore adopt, if it is a table of pq"
         return [Finding("schema", "problem", message, advice, details)]
     return [Finding("schema", "ok", f"table {names} has schema version {found}, the latest", details=details)]
+
+
+async def _tables_without_security(context: CheckContext) -> list[Finding]:
+    """Check whether row-level security, if it is on for the jobs, is on for all tables that hold something of jobs."""
+    if context.s.sql.name in security.UNSUPPORTED:
+        return []
+    places = context.engine.names.substitutions()
+    tables = [places[place] for place in TABLES_OF_JOBS]
+    rows = await context.ask(
+        "secured_tables",
+        "SELECT wanted.name, c.relrowsecurity FROM unnest(:names::text[]) AS wanted (name)"
+        " JOIN pg_class AS c ON c.oid = to_regclass(wanted.name)",
+        names=tables,
+    )
+    secured = {name for name, is_secured in rows if is_secured}
+    open_to_all = [name for name in tables if (name, False) in {tuple(row) for row in rows}]
+    if tables[0] not in secured or not open_to_all:
+        return []
+    message = (
+        f"row-level security is on for table {tables[0]}, but not for {', '.join(open_to_all)}: there, each role sees"
+        " the rows of all others"
+    )
+    advice = "; ".join(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY" for name in open_to_all)
+    advice += f"; and give these tables the policies of {tables[0]}: CREATE POLICY ... USING (... q_name ...)"
+    return [Finding("row_security", "warning", message, advice, {"tables": open_to_all})]
 
 
 _PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -1,9 +1,9 @@
-"""Gauges of the waiting jobs and dead letters of queues, for Prometheus; each scrape asks the database."""
+"""Gauges of queues and periodic tasks, for Prometheus; each scrape asks the database."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from pqcore.errors import ConfigurationError, PQError
 from pqcore.instruments.prometheus import served_registry
-from pqcore.operations.admin import QueueFigures, count_queues
+from pqcore.instruments.table_figures import TableFigures, read_table_figures
 from pqcore.queue import PQ
 from pqcore.runner import call_sync
 
@@ -29,23 +29,30 @@ GAUGES = {
 """The name and the help of each gauge; the keys are the attributes of `QueueFigures`."""
 
 
-def gauges(figures: Mapping[str, QueueFigures]) -> list[Metric]:
-    """Return the gauges, with a sample for each queue.
+LATE = ("pqcore_periodic_late_seconds", "Seconds since the earliest tick that no worker has put; 0 without one.")
+"""The name and the help of the gauge of periodic tasks."""
+
+
+def gauges(figures: TableFigures) -> list[Metric]:
+    """Return the gauges, with a sample for each queue or periodic task.
 
     Args:
-        figures: The figures of each queue, by its name.
+        figures: The figures of the table.
     """
     made: list[Metric] = []
     for attribute, (name, text) in GAUGES.items():
         family = GaugeMetricFamily(name, text, labels=["queue"])
-        for queue, found in figures.items():
+        for queue, found in figures.queues.items():
             family.add_metric([queue], getattr(found, attribute) or 0)
         made.append(family)
-    return made
+    late = GaugeMetricFamily(*LATE, labels=["queue", "task"])
+    for labels, seconds in figures.late.items():
+        late.add_metric(labels, seconds)
+    return [*made, late]
 
 
 class QueueCollector(Collector):
-    """Adds gauges of a table's queues to a registry: their waiting jobs and dead letters.
+    """Adds gauges to a registry: the waiting jobs and dead letters of queues, and the lateness of periodic tasks.
 
     The database is asked at each scrape. The answer is the same in each process, so one process is enough. While the
     database does not answer, the gauges are left out.
@@ -65,31 +72,30 @@ class QueueCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the gauges without samples, so that a registration asks nothing."""
-        return gauges({})
+        return gauges(TableFigures())
 
     def collect(self) -> Iterable[Metric]:
         """Return the present gauges, from the database."""
         try:
-            return gauges(call_sync(count_queues, self._engine))
+            return gauges(call_sync(read_table_figures, self._engine))
         except PQError as exc:
             logger.warning("metrics of queues are left out: %s", exc)
             return []
 
 
 class _Known(Collector):
-    def __init__(self, figures: Mapping[str, QueueFigures]) -> None:
+    def __init__(self, figures: TableFigures) -> None:
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
         return gauges(self._figures)
 
 
-def exposition(figures: Mapping[str, QueueFigures] | None) -> bytes:
+def exposition(figures: TableFigures | None) -> bytes:
     """Return the metrics of this process and the gauges of queues, in Prometheus' text format.
 
     Args:
-        figures: The figures of each queue, by its name; None if the database does not answer, so that the gauges are
-            left out.
+        figures: The figures of the tables; None if the database does not answer, so that the gauges are left out.
     """
     text = generate_latest(served_registry())
     if figures is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from pqcore.backend import Capability
+from pqcore.backend import Capability, Row
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.operations.periodic import BEFORE
@@ -110,26 +111,38 @@ async def recent_completions(engine: Engine) -> dict[str, Finished]:
     return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
 
-async def list_ticks(engine: Engine, n: int = 500) -> list[Tick]:
+async def list_ticks(engine: Engine, n: int = 500, *, with_jobs: bool = True) -> list[Tick]:
     """List the last tick of each periodic task, with the state of its job.
 
     Args:
         engine: The engine.
         n: The largest number of tasks to return.
+        with_jobs: Whether to look for the jobs, among those that were put last.
     """
     rows = await engine.execute("admin.list_ticks", {"n": n}, protect=False)
-    jobs = await engine.execute("admin.find_tick_jobs", {}, protect=False, patient=True) if rows else ()
+    wanted = rows and with_jobs
+    jobs = await engine.execute("admin.find_tick_jobs", {}, protect=False, patient=True) if wanted else ()
     found = {
         (queue, name): TickJob(int(number), state, int(failures), UtcDatetime.of(ended))
         for queue, name, number, state, failures, ended in jobs
     }
+    return ticks_of(rows, found)
+
+
+def ticks_of(rows: Iterable[Row], jobs: Mapping[tuple[str, str], TickJob] = MappingProxyType({})) -> list[Tick]:
+    """Return the ticks in the rows of the statement ``list_ticks``.
+
+    Args:
+        rows: The rows.
+        jobs: The job of each periodic task, by the names of its queue and of the task.
+    """
     ticks = []
     for queue, name, tick, cron, tz, paused in rows:
         noted = UtcDatetime.of(tick)
         if noted is not None:
             # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
-            job = found.get((queue, name)) if last is not None else None
+            job = jobs.get((queue, name)) if last is not None else None
             asked = noted.microsecond == 1_000_000 - BEFORE.microseconds
             ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked, paused))
     return ticks

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pqcore.errors import ConfigurationError
+from pqcore.operations.activity import Tick
 from pqcore.operations.periodic import Line
 from pqcore.tasks.declaring import Call, Task
 
@@ -22,6 +23,8 @@ UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
 Missed: TypeAlias = Literal["latest", "all", "skip"]
 
+NOTICED = 60.0
+"""Seconds after which a tick that no worker has put counts as late: a worker looks at least once a minute."""
 LATE = 30.0
 """Seconds after which a tick counts as missed."""
 MOST_MISSED = 1_000
@@ -173,6 +176,25 @@ def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
         if found is not None:
             return found
     return None
+
+
+def seconds_late(tick: Tick, now: datetime) -> float | None:
+    """Return how late a periodic task is: seconds since its earliest tick that no worker has put; 0 if there is none.
+
+    None if the expression cannot be read: another version wrote it, or cronsim is missing. If somebody has asked for
+    the job of the last tick again, or it is a schedule that is paused, it is not late.
+
+    Args:
+        tick: The last tick that was put.
+        now: The present time.
+    """
+    if tick.cron is None or tick.tz is None:
+        return None
+    try:
+        missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)
+    except ConfigurationError:
+        return None
+    return 0.0 if missed is None or tick.is_asked_for or tick.paused else max((now - missed).total_seconds(), 0.0)
 
 
 def refuse_bare(cron: object) -> None:

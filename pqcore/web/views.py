@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from pqcore.operations.explain import explain
 from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
 from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.settings import QueueSettings
-from pqcore.tasks.periodic import ticks_after
+from pqcore.tasks.periodic import NOTICED, seconds_late, ticks_after
 from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
@@ -36,8 +36,7 @@ MOST_GROUPS = 50
 """The largest number of groups of dead letters that are shown."""
 MOST_SEARCHED = 200
 """The largest number of characters of a searched text, and of a progress that is shown."""
-LATE = timedelta(minutes=1)
-"""How long ago a tick must have been due to count as late: a worker looks at least once a minute."""
+
 _DIGITS = 19
 """The largest number of digits of a job's id."""
 
@@ -304,13 +303,11 @@ def _runs(workers: Sequence[WorkerInfo]) -> Runs:
 
 def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
     """Return a periodic task with its next tick, if the tick is known."""
-    coming = missed = None
+    coming = None
     if tick.cron is not None and tick.tz is not None and not tick.paused:
         with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
             coming = next(ticks_after(tick.cron, tick.tz, now), None)
-            missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)
-    late = missed is not None and missed < now - LATE and not tick.is_asked_for
-    return ScheduledTick(tick, coming, late)
+    return ScheduledTick(tick, coming, (seconds_late(tick, now) or 0.0) > NOTICED)
 
 
 def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:

@@ -13,8 +13,9 @@ from http import HTTPStatus
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pqcore.errors import ConfigurationError, PQError
+from pqcore.instruments.table_figures import TableFigures, read_table_figures
 from pqcore.net import bracketed
-from pqcore.operations.admin import QueueFigures, count_queues
+from pqcore.operations.admin import QueueFigures
 from pqcore.operations.readiness import check_readiness
 from pqcore.worker.bridge import Bridge
 from pqcore.worker.state import WorkerState
@@ -249,13 +250,16 @@ class Health:
         text = await asyncio.to_thread(exposition, figures)  # a user's collector may take long
         return Answer(HTTPStatus.OK, text, "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _count(self) -> dict[str, QueueFigures] | None:
-        """Count the jobs in the queues of the worker's tables; None if the database refuses, or cannot be reached."""
-        found = {state.queue.name: QueueFigures(0, 0, 0, None) for state in self._worker_state.queue_states}
+    async def _count(self) -> TableFigures | None:
+        """Return the figures of the worker's tables; None if the database refuses, or cannot be reached."""
+        late: dict[tuple[str, str], float] = {}
+        queues = {state.queue.name: QueueFigures(0, 0, 0, None) for state in self._worker_state.queue_states}
         try:
             for bridge in self._bridges:
-                found |= await bridge.call(count_queues)
+                found = await bridge.call(read_table_figures)
+                queues |= found.queues
+                late |= found.late
         except PQError as exc:
             logger.warning("metrics of queues are left out: %s", exc)
             return None
-        return found
+        return TableFigures(queues, late)

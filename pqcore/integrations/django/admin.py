@@ -152,7 +152,9 @@ class RowAdmin(admin.ModelAdmin):
                 left += 1
         self.message_user(request, f"{changed} {done}", messages.SUCCESS if changed else messages.WARNING)
         if left:
-            self.message_user(request, f"{left} were left unchanged, as their state has changed", messages.WARNING)
+            was, whose = ("was", "its") if left == 1 else ("were", "their")
+            told = f"{left} {was} left unchanged: {whose} state does not allow this, or has changed"
+            self.message_user(request, told, messages.WARNING)
 
 
 def _line(attempt: PastAttempt) -> str:
