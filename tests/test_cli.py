@@ -137,6 +137,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "late.py").write_text(LATE)
     (tmp_path / "broken.py").write_text("import app\nimport not_there_at_all\n")
     (tmp_path / "wrong.py").write_text("def no(:\n")
+    (tmp_path / "unset.py").write_text("from pqcore import PQ\npq = PQ(None)\n")
     (tmp_path / "raising.py").write_text("raise RuntimeError('the sky fell')\n")
     return tmp_path
 
@@ -291,6 +292,10 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app:make_nothing"], "app:make_nothing is a builtins.NoneType"),
         (["app:make_with"], "app:make_with cannot be called without arguments"),
         (["broken:queue"], "module 'broken' cannot be imported: .*not_there_at_all"),
+        (
+            ["unset:queue"],
+            r"module 'unset' cannot be imported: ConfigurationError: give PQ .*\n  \S*unset.py:2, in <module>: pq = ",
+        ),
         (["wrong:queue"], r"module 'wrong' cannot be imported: SyntaxError: .*\(wrong.py, line 1\)"),
         (["app:queue", "--import", "nowhere"], "--import nowhere: there is no module 'nowhere'"),
         (["app:queue", "--lease", "soon"], "'soon' is not a time"),

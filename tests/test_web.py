@@ -32,7 +32,9 @@ from starlette.routing import Mount, Route
 
 from pqcore import PQ, AsyncPQ
 from pqcore.cli.app import app as root
+from pqcore.db.runtime import run_sync
 from pqcore.errors import ConfigurationError
+from pqcore.operations.results import report_progress
 from pqcore.testing.commands import Command, eventually
 from pqcore.testing.harness import PATIENCE
 from pqcore.testing.http_server import serving
@@ -211,6 +213,50 @@ def test_web_pages_show_past_attempts_and_the_worker_of_a_job(dsn: str, pq: PQ) 
             assert "<td><bdi>h:7</bdi></td>" in row[0]
         link = f'<a id="runs-w-{job_id}" href="/job?id={job_id}&amp;queue=a">{job_id}</a>'
         assert link in client.get("/workers").text
+
+
+def test_web_page_shows_figures_by_task_and_the_progress_of_running_jobs(dsn: str, pq: PQ) -> None:
+    queue = pq["a"]
+    quick = queue.task(name="app.quick")(lambda: None)
+    slow = queue.task(name="app.slow")(lambda: None)
+    bury(dsn, "a", int(slow()))
+    job_id = int(quick())
+    leased = queue.lease(600)
+    assert leased is not None
+    run_sync(report_progress(pq.engine, queue, leased, json.dumps({"left": EVIL})))
+    for _ in range(3):
+        slow()
+    quick.options(schedule_at="1h")()
+    with visiting(web_app(pq)) as client:
+        page = client.get(path("queue", name="a")).text
+        numbers = {
+            task: re.findall(r'<td class="number[^>]*>(\d+)</td>', rest)
+            for task, rest in re.findall(r'id="task-\d+".*?<bdi>([\w.]+)</bdi>(.*?)</tr>', page, re.DOTALL)
+        }
+        assert numbers == {"app.slow": ["3", "0", "0", "1", "0"], "app.quick": ["1", "1", "0", "0", "0"]}
+        assert EVIL not in page
+        for where in (path("queue", name="a"), "/workers"):
+            row = re.search(rf'"running-{job_id}".*?</tr>', client.get(where).text, re.DOTALL)
+            assert row is not None
+            assert f"<td><bdi>{json.dumps({'left': EVIL})}</bdi></td>" in html.unescape(row[0])
+
+
+def test_web_pages_show_batches_and_chains(dsn: str, pq: PQ) -> None:
+    queue = pq["a"]
+    part, end = (queue.task(name=name)(lambda: None) for name in ("app.part", "app.end"))
+    batch = queue.batch(part.call(), part.call(), then=end.call())
+    first = int(queue.chain(part.call(), end.call(), end.call()))
+    with visiting(web_app(pq)) as client:
+        page = client.get(path("queue", name="a")).text
+        row = re.search(rf'<th scope="row">{batch.id}</th>(.*?)</tr>', page, re.DOTALL)
+        assert row is not None
+        assert re.findall(r">(\d+|app[.]\w+)<", row[1]) == ["2", "2", "0", "app.end"]
+        page = client.get(path("job", id=int(batch.jobs[0]))).text
+        assert f"<dt>Batch</dt><dd>{batch.id}: 2 of 2 jobs are left, then <bdi>app.end</bdi></dd>" in page
+        assert "<dt>Then</dt>" not in page
+        page = client.get(path("job", id=first)).text
+        assert "<dt>Then</dt><dd><bdi>app.end</bdi>, <bdi>app.end</bdi></dd>" in page
+        assert "<dt>Batch</dt>" not in page
 
 
 def test_web_page_tells_a_worker_to_take_no_more_jobs(dsn: str, pq: PQ) -> None:
@@ -524,6 +570,17 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         assert queue.jobs("done") == []
         leased = queue.lease(600)
         assert leased is not None
+        queue.put_many([1, 2, 3])
+        number = queue.count()
+        question = client.get(path("change", do="move", queue=queue.name)).text
+        assert "Move jobs of" in question
+        assert '<button class="main">' not in question  # the other queue is not named yet
+        question = client.get(path("change", do="move", queue=queue.name, to="calm")).text
+        assert f"Move {number} waiting jobs of" in question
+        moved = change("move", to="calm")
+        assert f"{number} jobs are moved" in client.get(moved.headers["location"]).text
+        assert (pq["calm"].count(), queue.count()) == (number, 0)
+        assert change("move", to=queue.name).status_code == 400
         assert change("cancel", leased.id).status_code == 303
         assert execute(dsn, "SELECT cancelling FROM queue WHERE id = %s", leased.id) == [(True,)]
 

@@ -6,9 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from traceback import extract_tb
 from typing import Any
 
+import pqcore
 from pqcore.async_queue import AsyncPQ
 from pqcore.cli.errors import UsageError
 from pqcore.queue import PQ
@@ -114,11 +116,15 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(f"{where}: module {module!r} cannot be imported: {_told(exc)}") from exc
 
 
+_NOT_THEIRS = ("<frozen", importlib.__file__, f"{Path(pqcore.__file__).parent}{os.sep}")
+"""The beginnings of the names of files that are not the user's: a wrong call of pqcore is shown where the call is."""
+
+
 def _told(error: Exception) -> str:
     """Return the message of an error in the user's code, and the line that raised it."""
     text = f"{type(error).__name__}: {error}"
-    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    if isinstance(error, SyntaxError) or len(frames) < 2:  # the error names its own line, or was raised here
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THEIRS)]
+    if isinstance(error, SyntaxError) or not frames:  # the error names its own line, or was raised here
         return text
     last = frames[-1]
     return f"{text}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line or ''}".rstrip(": ")

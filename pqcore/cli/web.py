@@ -41,7 +41,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as exc:
-        raise CommandFailed(f"cannot serve on {host}, port {port}: {exc.strerror or exc}") from None
+        reason = exc.strerror or exc
+        raise CommandFailed(f"cannot serve on {host}, port {port}: {reason}; choose another --port") from None
 
 
 def _where(host: str, port: int) -> str:

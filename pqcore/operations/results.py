@@ -152,6 +152,20 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
             raise JobNotFound(msg)
 
 
+async def list_progress(engine: Engine, queue: str, ids: Sequence[int]) -> dict[int, Any]:
+    """Return the last progress that each of some unfinished jobs has reported, by id; jobs without one are left out.
+
+    Args:
+        engine: The engine.
+        queue: The name of the jobs' queue.
+        ids: The jobs.
+    """
+    if not ids:
+        return {}
+    rows = await engine.execute("tasks.find_progress", {"ids": list(ids), "q_name": queue}, protect=False)
+    return {int(job_id): json.loads(progress) for job_id, progress in rows}
+
+
 async def report_progress(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
     """Store the progress of a running job, as JSON text, for as long as its result will be kept."""
     keep = float(job.headers.get("keep", KEEP_PROGRESS))

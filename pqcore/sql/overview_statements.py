@@ -114,6 +114,49 @@ SELECT q_name, task, count(*) FROM (
 ) AS calls WHERE task IS NOT NULL GROUP BY q_name, task ORDER BY q_name, task"""
 
     @composed()
+    def count_by_task(self) -> str:
+        """Count the jobs of a queue by task, among the first jobs of each class and the jobs that were put last.
+
+        Each term reads one class through its index, or a slice of ids.
+        """
+        held = "leased_until > statement_timestamp() AND parked_on IS NULL"
+        classes = (
+            (IS_READY, "'waiting'"),
+            (IS_URGENT, "'waiting'"),
+            (IS_DEFERRED, f"CASE WHEN {held} THEN 'leased' ELSE 'waiting' END"),
+        )
+        waiting = " UNION ALL ".join(
+            f"(SELECT {state} AS state, data, coalesce(failures, 0) > 0 AS failed FROM {{table}}"
+            f" WHERE {OF_QUEUE} AND {kind} LIMIT {SLICE})"
+            for kind, state in classes
+        )
+        done = "(SELECT q_name, data, dequeued_at, failures FROM {} ORDER BY id DESC LIMIT {})"
+        finished = " UNION ALL ".join(done.format(place, SLICE) for place in ("{table}", "{archive}"))
+        counts = ", ".join(
+            f"count(*) FILTER (WHERE state = '{state}')" for state in ("waiting", "leased", "done", "dead")
+        )
+        return f"""
+SELECT task, {counts}, count(*) FILTER (WHERE failed AND state IN ('waiting', 'leased')) FROM (
+  SELECT {_TASK} AS task, state, failed FROM (
+    {waiting}
+    UNION ALL
+    SELECT 'done', data, coalesce(failures, 0) > 0 FROM ({finished}) AS lately
+    WHERE {OF_QUEUE} AND dequeued_at > statement_timestamp() - interval '1 hour'
+    UNION ALL
+    (SELECT 'dead', data, true FROM {{dead}} WHERE {OF_QUEUE} LIMIT {SLICE})
+  ) AS job
+) AS calls WHERE task IS NOT NULL GROUP BY task ORDER BY count(*) DESC, task LIMIT :n::bigint"""
+
+    @composed()
+    def list_batches(self) -> str:
+        """List the batches of a queue whose jobs have not all ended, or one such batch. Other batches are deleted."""
+        opened = f"CASE WHEN created_at IS NOT NULL THEN {EXPRESSIBLE.format('created_at')} END"
+        return f"""
+SELECT id, q_name, total, pending, failed, {opened}, callback::text FROM {{batches}}
+WHERE (:q_name::text IS NULL OR q_name = :q_name::text) AND (:id::bigint IS NULL OR id = :id::bigint) AND pending > 0
+ORDER BY id DESC LIMIT :n::bigint"""
+
+    @composed()
     def paused_queues(self) -> str:
         """List the queues that are paused as a whole."""
         return (

@@ -242,6 +242,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
         )
 
     find_result = from_file()
+    find_progress = from_file()
     sweep_results = from_file(rows=False)
 
     @composed()

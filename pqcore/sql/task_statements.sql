@@ -52,6 +52,14 @@ WHERE job_id = :id::bigint AND q_name = :q_name::text AND coalesce(
     SELECT FROM {archive} WHERE id = :id::bigint AND q_name = :q_name::text AND enqueued_at > kept.updated_at)
 );
 
+-- name: find_progress
+-- This statement only reads. Return the progress of unfinished jobs: of these jobs, and not of other jobs that had the
+-- ids before.
+SELECT job.id, kept.progress::text FROM {table} AS job JOIN {results} AS kept
+  ON kept.job_id = job.id AND kept.q_name = job.q_name
+WHERE job.id = ANY (:ids::bigint[]) AND job.q_name = :q_name::text AND kept.progress IS NOT NULL
+  AND coalesce(kept.put_at = job.enqueued_at, kept.updated_at >= job.enqueued_at);
+
 -- name: sweep_results
 -- Delete results whose time is over. Rows that another session has locked are skipped.
 DELETE FROM {results} WHERE job_id = ANY (ARRAY(

@@ -217,7 +217,8 @@ class Site:
         key = security.form_key(request)
         asked = ACTIONS[name]
         counted = ""
-        if asked.counts is not None and not wrong:
+        is_whole = all(wanted.fields[field.name] for field in asked.fields if field.required and not field.fixed)
+        if asked.counts is not None and is_whole and not wrong:
             try:
                 counted = str(await within(PAGE, asked.counts(self._target, wanted)))
             except NoAnswer:

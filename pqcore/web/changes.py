@@ -13,6 +13,7 @@ from pqcore.operations import (
     dead_groups,
     dead_letters,
     expiry,
+    move,
     periodic,
     purge_counts,
     retry,
@@ -206,6 +207,17 @@ async def purge_dead(target: Target, wanted: ActionRequest) -> int:
 async def purge_done(target: Target, wanted: ActionRequest) -> int:
     """Delete old finished rows; return their number."""
     return await target.call(admin.purge, wanted.queue, wanted.fields["older_than"])
+
+
+async def count_movable(target: Target, wanted: ActionRequest) -> Count:
+    """Count the jobs that a move would move; jobs that are put, taken or finished meanwhile make a difference."""
+    figures = (await target.read(admin.count_queues, wanted.queue))[wanted.queue.name]
+    return Count(figures.ready + figures.scheduled + figures.parked, "waiting job")
+
+
+async def move_jobs(target: Target, wanted: ActionRequest) -> int:
+    """Move the waiting jobs to another queue; return their number."""
+    return await target.call(move.move, wanted.queue, target.queue(wanted.fields["to"]))
 
 
 async def pause(target: Target, wanted: ActionRequest) -> int:

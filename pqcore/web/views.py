@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from pqcore.errors import AccessDenied, ConfigurationError, JobNotFound, StatementCancelled
+from pqcore.errors import AccessDenied, ConfigurationError, DatabaseError, JobNotFound, StatementCancelled
 from pqcore.operations import activity, limits, list_jobs, results, rules, worker_registry
 from pqcore.operations.activity import Tick
 from pqcore.operations.attempts import read_attempts
 from pqcore.operations.dead_groups import DeadGroup, list_dead_groups
 from pqcore.operations.explain import explain
-from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob
+from pqcore.operations.list_jobs import STATES, UNFINISHED, StoredJob, WholeJob
+from pqcore.operations.open_batches import OpenBatch, find_open_batch, following_calls, list_open_batches
+from pqcore.operations.task_figures import TaskFigures, count_by_task
 from pqcore.operations.worker_registry import WorkerInfo
 from pqcore.settings import QueueSettings
 from pqcore.tasks.periodic import NOTICED, seconds_late, ticks_after
@@ -22,9 +26,9 @@ from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.history import SPANS, USUAL, History, Past
-from pqcore.web.sampling import Figures, Sample, Sampler
+from pqcore.web.sampling import QUEUES, Figures, Sample, Sampler
 from pqcore.web.target import Target
-from pqcore.web.time_limits import SEARCH, NoAnswer, within
+from pqcore.web.time_limits import ANSWER, SEARCH, NoAnswer, within
 
 STEPS = (25, 100, 500)
 """The lengths of a list of jobs that a visitor can choose from."""
@@ -32,6 +36,10 @@ BUSIEST = 20
 """The largest number of queues that are read, where jobs of several queues are listed together."""
 MOST_COUNTED = 20_000
 """The largest number of jobs of a queue that are counted by limit and group each time its page is shown."""
+MOST_TASKS = 50
+"""The largest number of tasks of a queue whose figures are shown."""
+TASKS_RENEWED = 30.0
+"""Seconds after which the jobs of a queue are counted by task again."""
 MOST_GROUPS = 50
 """The largest number of groups of dead letters that are shown."""
 MOST_SEARCHED = 200
@@ -74,6 +82,7 @@ class Views:
         self._sampler = sampler
         self._history = History(target, sampler)
         self._changes = changes
+        self._tasks: dict[str, tuple[float, Sequence[TaskFigures]]] = {}
 
     async def queues(self, query: Query) -> View:
         """Return the values of the page of all queues."""
@@ -105,6 +114,7 @@ class Views:
                 jobs = await within(SEARCH, self._target.search(listed, settings, states, n))
             except (NoAnswer, StatementCancelled):
                 too_slow = True
+        running = await self._target.read(list_jobs.list_by_state, settings, ("leased",), STEPS[0])
         return {
             "name": name,
             "figures": sample.queues.get(name, Figures()),
@@ -112,7 +122,8 @@ class Views:
             "spans": SPANS,
             "usual": USUAL,
             "span": span,
-            "running": await self._target.read(list_jobs.list_by_state, settings, ("leased",), STEPS[0]),
+            "running": running,
+            "progress": await self._progress_of(running),
             "runs": await self._runs(settings),
             "jobs": jobs,
             "state": state if state in STATES else "",
@@ -125,11 +136,42 @@ class Views:
             "search": search,
             "too_slow": too_slow,
             "unknown": [each for each in sample.unknown if each.queue == name],
+            "tasks": await self._tasks_of(name),
+            "batches": await self._batches_of(name),
             "sample": sample,
             "limits": await self._limits(settings, sample.queues.get(name, Figures())),
             "rules": [(rule, change_of_rule(rule)) for rule in await self._target.read(rules.list_rules, settings)],
             "changes": _of_queue() if self._changes else (),
         }
+
+    async def _tasks_of(self, name: str) -> Sequence[TaskFigures]:
+        """Return the figures of each task of a queue, which are at most `TASKS_RENEWED` seconds old.
+
+        Empty if counting takes long, or if the role or the engine cannot count them.
+        """
+        known = self._tasks.get(name)
+        if known is None or time.monotonic() > known[0] + TASKS_RENEWED:
+            found: Sequence[TaskFigures] = ()
+            with suppress(NoAnswer, DatabaseError):
+                found = await within(ANSWER, self._target.search(count_by_task, name, MOST_TASKS))
+            self._tasks.pop(name, None)
+            while len(self._tasks) >= QUEUES:
+                del self._tasks[next(iter(self._tasks))]
+            known = self._tasks[name] = (time.monotonic(), found)
+        return known[1]
+
+    async def _batches_of(self, name: str) -> list[OpenBatch]:
+        """Return the latest open batches of a queue; none if the role may not read them."""
+        with suppress(AccessDenied):
+            return await self._target.read(list_open_batches, name, STEPS[0])
+        return []
+
+    async def _batch_of(self, job: WholeJob) -> OpenBatch | None:
+        """Return the open batch of a job; None if it has none, or the role may not read batches."""
+        batch = job.headers.get("batch")
+        with suppress(AccessDenied):
+            return await self._target.read(find_open_batch, batch) if isinstance(batch, int) else None
+        return None
 
     async def _runs(self, settings: Any) -> Runs:
         """Return which worker runs each job of a queue; empty if the role may not read the list of workers."""
@@ -169,6 +211,8 @@ class Views:
             if job.state == "leased"
             else None,
             "progress": await self._progress(settings, job),
+            "batch": await self._batch_of(job),
+            "following": following_calls(job.headers),
             "headers": rendering.laid_out(job.headers)[: rendering.MOST_SHOWN] if job.headers else "",
             "changes": [(name, ACTIONS[name]) for name in possible(job.state)] if self._changes else (),
         }
@@ -179,6 +223,17 @@ class Views:
             progress = (await self._target.read(results.inspect, settings, job.id)).progress
             return "" if progress is None else rendering.laid_out(progress)[:MOST_SEARCHED]
         return ""
+
+    async def _progress_of(self, jobs: Sequence[StoredJob]) -> dict[tuple[str, int], str]:
+        """Return the progress of each job that has reported one, by the queue and the id of the job."""
+        found: dict[tuple[str, int], str] = {}
+        with suppress(AccessDenied):
+            for queue in {job.queue for job in jobs}:
+                ids = [job.id for job in jobs if job.queue == queue]
+                progress = await self._target.read(results.list_progress, queue, ids)
+                texts = {number: json.dumps(each, ensure_ascii=False) for number, each in progress.items()}
+                found |= {(queue, number): text[:MOST_SEARCHED] for number, text in texts.items()}
+        return found
 
     async def dead(self, query: Query) -> View:
         """Return the values of the page of dead letters: of one queue, or of the queues that have most."""
@@ -221,6 +276,7 @@ class Views:
         return {
             "sample": sample,
             "running": running[: STEPS[1]],
+            "progress": await self._progress_of(running[: STEPS[1]]),
             "leased": sum(leased.values()),
             "workers": workers,
             "runs": _runs(workers),

@@ -1350,6 +1350,58 @@ PREPARE "close_batch" AS
     AND coalesce(leased_until > statement_timestamp()
       AND leased_until < 'infinity', false)::int <> 1);
 
+-- count_by_task $1 q_name, $2 n
+/*NO LOAD BALANCE*/ PREPARE "count_by_task" AS
+  SELECT task, count(*) FILTER (WHERE state = 'waiting'), count(*) FILTER (WHERE state = 'leased'), count(*) FILTER (WHERE state = 'done'), count(*) FILTER (WHERE state = 'dead'), count(*) FILTER (WHERE failed
+    AND state IN ('waiting', 'leased'))
+  FROM (SELECT substring(left(data::text, 2000)
+      FROM '^\s*\{\s*"function"\s*:\s*"([^"\\]*)"\s*[,}]') AS task, state, failed
+    FROM ((SELECT 'waiting' AS state, data, coalesce(failures, 0) > 0 AS failed
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND expected_at IS NULL
+        LIMIT 10000)
+      UNION ALL (SELECT 'waiting' AS state, data, coalesce(failures, 0) > 0 AS failed
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND leased_until IS NULL
+        AND schedule_at IS NULL
+        AND expected_at IS NOT NULL
+        LIMIT 10000)
+      UNION ALL (SELECT
+        CASE WHEN leased_until > statement_timestamp()
+        AND parked_on IS NULL THEN 'leased' ELSE 'waiting' END AS state, data, coalesce(failures, 0) > 0 AS failed
+        FROM "queue"
+        WHERE q_name = $1::text
+        AND dequeued_at IS NULL
+        AND (leased_until IS NOT NULL
+          OR (schedule_at IS NOT NULL
+            AND expected_at IS NOT NULL))
+        LIMIT 10000)
+      UNION ALL
+      SELECT 'done', data, coalesce(failures, 0) > 0
+      FROM ((SELECT q_name, data, dequeued_at, failures
+          FROM "queue"
+          ORDER BY id DESC
+          LIMIT 10000)
+        UNION ALL (SELECT q_name, data, dequeued_at, failures
+          FROM "queue_archive"
+          ORDER BY id DESC
+          LIMIT 10000)) AS lately
+      WHERE q_name = $1::text
+      AND dequeued_at > statement_timestamp() - interval '1 hour'
+      UNION ALL (SELECT 'dead', data, true
+        FROM "queue_dead"
+        WHERE q_name = $1::text
+        LIMIT 10000)) AS job) AS calls
+  WHERE task IS NOT NULL
+  GROUP BY task
+  ORDER BY count(*) DESC, task
+  LIMIT $2::bigint;
+
 -- count_dead $1 q_name, $2 reason
 /*NO LOAD BALANCE*/ PREPARE "count_dead" AS
   SELECT count(*)
@@ -3433,6 +3485,18 @@ PREPARE "extend_group" AS
   WHERE id = ANY ($1::text::bigint[])
   AND q_name = $2::text;
 
+-- find_progress $1 ids, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_progress" AS
+  SELECT job.id, kept.progress::text
+  FROM "queue" AS job
+  JOIN "queue_results" AS kept
+  ON kept.job_id = job.id
+  AND kept.q_name = job.q_name
+  WHERE job.id = ANY ($1::text::bigint[])
+  AND job.q_name = $2::text
+  AND kept.progress IS NOT NULL
+  AND coalesce(kept.put_at = job.enqueued_at, kept.updated_at >= job.enqueued_at);
+
 -- find_quiet $1 names, $2 id
 /*NO LOAD BALANCE*/ PREPARE "find_quiet" AS
   SELECT q_name
@@ -4491,6 +4555,19 @@ PREPARE "leave_lanes" AS
     OR strpos(headers::text, $6::text) > 0)
   ORDER BY dequeued_at DESC
   LIMIT $7::bigint;
+
+-- list_batches $1 q_name, $2 id, $3 n
+/*NO LOAD BALANCE*/ PREPARE "list_batches" AS
+  SELECT id, q_name, total, pending, failed,
+  CASE WHEN created_at IS NOT NULL THEN least(greatest(created_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, callback::text
+  FROM "queue_batches"
+  WHERE ($1::text IS NULL
+    OR q_name = $1::text)
+  AND ($2::bigint IS NULL
+    OR id = $2::bigint)
+  AND pending > 0
+  ORDER BY id DESC
+  LIMIT $3::bigint;
 
 -- list_dead $1 q_name, $2 task, $3 age, $4 failed, $5 search, $6 written, $7 n, $8 skip
 /*NO LOAD BALANCE*/ PREPARE "list_dead" AS
