@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from pqcore.argument_checks import check_limits, check_mapping
 from pqcore.errors import ConfigurationError, SerializationError
+from pqcore.headers import MOST_PLACES
 from pqcore.lanes import Lane, lane_of_gate, lane_values
 from pqcore.serializers.plain_json import check_json
 from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
@@ -180,8 +181,9 @@ def put_options(
     if limits is not None and (chosen := check_limits(limits)):
         for key, places in chosen.items():
             check_text(key, "limit", MAX_KEY)
-            if not isinstance(places, int) or isinstance(places, bool) or places < 1:
-                msg = f"limit {key!r} is {places!r}; give the number of jobs that may run concurrently, at least 1"
+            if not isinstance(places, int) or isinstance(places, bool) or not 1 <= places <= MOST_PLACES:
+                number = f"the number of jobs that may run concurrently, from 1 to {MOST_PLACES:,}"
+                msg = f"limit {key!r} is {places!r}; give {number}"
                 raise ConfigurationError(msg)
         gate["limits"] = chosen
     if tenant is not None:

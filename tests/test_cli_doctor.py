@@ -28,9 +28,9 @@ from pqcore.worker import Worker
 BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
-    "schema", "privileges", "indexes", "sequences", "trigger", "autovacuum", "bloat",
-    "batches", "put_off", "backlog", "leases", "dead_letters", "expiry", "samples", "pauses", "ticks", "encodings",
-    "plan",
+    "schema", "privileges", "indexes", "sequences", "trigger", "put_function", "autovacuum",
+    "bloat", "batches", "put_off", "backlog", "leases", "dead_letters", "expiry", "samples", "pauses", "ticks",
+    "encodings", "plan",
 ]  # fmt: skip
 
 

@@ -228,7 +228,8 @@ def catalogue(dsn: str, schema: str) -> dict[str, Any]:
         " WHERE connamespace = %(schema)s::regnamespace AND contype <> 'n' ORDER BY 1, 2",
         "triggers": "SELECT pg_get_triggerdef(t.oid) FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = tgrelid"
         " WHERE relnamespace = %(schema)s::regnamespace AND NOT tgisinternal ORDER BY 1",
-        "functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace",
+        "functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace"
+        " ORDER BY proname",
         "options": "SELECT relname, reloptions FROM pg_class WHERE relnamespace = %(schema)s::regnamespace ORDER BY 1",
     }
     with psycopg.connect(dsn) as connection:

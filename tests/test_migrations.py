@@ -857,6 +857,49 @@ def test_version_12_roles_that_put_ticks_may_use_schedules(place: Place, right: 
         place.eyes.execute("DROP ROLE clerk")
 
 
+def test_version_13_code_takes_what_the_put_function_puts(place: Place) -> None:
+    starts.make(place.dsn, 13)
+    with place.pq() as pq, place.pq() as older:
+        noted: list[int] = []
+
+        @older["calls"].task(name="put in SQL")
+        def note(job_id: int, number: int) -> None:
+            noted.append(number)
+
+        with starts.knowing(13):
+            older["q"].put("before")
+        pq.create()
+        place.eyes.execute("SELECT pqcore_put('q', '\"by SQL\"')")
+        place.eyes.execute("SELECT pqcore_put('calls', task => 'put in SQL', args => '[7]', group_key => 'g')")
+        with starts.knowing(13):
+            older["q"].put("after")
+            assert [job.data for job in older["q"].get_many(9)] == ["before", "by SQL", "after"]
+            asyncio.run(Worker(older["calls"], burst=True).run())
+        assert noted == [7]
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "may"),
+    [
+        ("INSERT", "clerk", True),
+        ("INSERT (q_name, data, group_key)", "clerk", True),
+        ("INSERT", "PUBLIC", True),
+        ("SELECT", "clerk", False),
+    ],
+)
+def test_version_13_roles_that_put_jobs_may_put_them_from_sql(place: Place, right: str, of: str, may: bool) -> None:
+    starts.make(place.dsn, 13)
+    place.eyes.execute("CREATE ROLE clerk")
+    place.eyes.execute(f"GRANT {right} ON queue TO {of}".encode())
+    try:
+        place.create()
+        asked = "SELECT has_function_privilege('clerk', 'pqcore_put'::regproc, 'EXECUTE')"
+        assert place.eyes.execute(asked.encode()).fetchone() == (may,)
+    finally:
+        place.eyes.execute("DROP OWNED BY clerk")
+        place.eyes.execute("DROP ROLE clerk")
+
+
 def test_older_commands_accept_a_newer_table(place: Place) -> None:
     starts.make(place.dsn, LATEST)
     with starts.knowing(LATEST - 1):

@@ -8,6 +8,8 @@ from pqcore.doctor.findings import Finding
 from pqcore.errors import AccessDenied, SchemaTooNew
 from pqcore.operations.activity import STORED
 from pqcore.schema import security, sequences
+from pqcore.schema.scripts import statements_naming
+from pqcore.sql.identifiers import PUT_ARGUMENTS
 
 BLOATED = 64 * 2**20
 """Bytes; a smaller table or index is never reported as bloated."""
@@ -140,12 +142,7 @@ def _table_names(context: CheckContext) -> dict[str, object]:
 def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
     """Return the statements of the migrations that name an object, as they would run now."""
     places = context.engine.names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
-    return [
-        " ".join(statement.format_map(places).split())
-        for statements in schema.migrations()
-        for statement in statements
-        if f"{{{placeholder}}}" in statement
-    ]
+    return statements_naming(placeholder, places)
 
 
 async def check_indexes(context: CheckContext) -> list[Finding]:
@@ -228,6 +225,31 @@ async def check_trigger(context: CheckContext) -> list[Finding]:
         message = "pq's trigger pq_insert exists too, and notifies once per row"
         found.append(Finding("trigger", "warning", message, f"DROP TRIGGER pq_insert ON {context.engine.names}"))
     return found or [Finding("trigger", "ok", f"trigger {name} exists, and is enabled")]
+
+
+_FIND_PUT = """
+SELECT p.oid::regprocedure::text, strpos(p.prosrc, 'INSERT INTO ' || quote_ident(n.nspname) || '.') > 0,
+  has_function_privilege(p.oid, 'EXECUTE')
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+WHERE p.oid = to_regprocedure(:function::text)"""
+
+
+async def check_put_function(context: CheckContext) -> list[Finding]:
+    """Check the function that puts jobs from SQL."""
+    names, dialect = context.engine.names, context.engine.dialect
+    if reason := dialect.unsupported.get("put function"):
+        return [Finding("put_function", "ok", f"no function puts jobs from SQL: {reason}")]
+    name = names.put_function
+    rows = await context.ask("put_function", _FIND_PUT, function=names.substitutions()["put_function"] + PUT_ARGUMENTS)
+    remedy = "; ".join(_statements_with(context, "put_name"))
+    if not rows:
+        return [Finding("put_function", "warning", f"function {name}, which puts jobs from SQL, is missing", remedy)]
+    [[_, fits, may_call]] = rows
+    if not fits:
+        message = f"function {name} puts jobs into another schema than its own: the schema was renamed"
+        return [Finding("put_function", "problem", message, remedy)]
+    message = f"function {name} puts jobs from SQL; the role {'may' if may_call else 'may not'} call it"
+    return [Finding("put_function", "ok", message)]
 
 
 _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_threshold")

@@ -9,7 +9,7 @@ from pqcore.db.session import Session
 from pqcore.errors import AccessDenied, ConfigurationError
 from pqcore.operations.atomic import atomic
 from pqcore.operations.schema_info import ask
-from pqcore.sql.identifiers import TableName, check_text, fit, quote
+from pqcore.sql.identifiers import PUT_ARGUMENTS, TableName, check_text, fit, quote
 from pqcore.sql.statement import plain
 
 KINDS = ("producer", "consumer", "admin")
@@ -25,10 +25,12 @@ _FOUND = (
     "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on,"
     " priority"
 )
+_PUT_FUNCTION = f"GRANT EXECUTE ON FUNCTION {{put_function}}{PUT_ARGUMENTS} TO {{producer}}, {{consumer}}, {{admin}}"
 _GRANTS = (
     "GRANT SELECT ON {migrations} TO {producer}, {consumer}, {admin}",
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
     "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
+    _PUT_FUNCTION,
     # Columns are named, because a producer that chose an id could make another program's batch fail to open.
     "REVOKE INSERT ON {batches} FROM {producer}",
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
@@ -111,7 +113,8 @@ async def statements(engine: Engine, s: Session, prefix: str | None = None) -> l
     if names.schema is not None:
         made.append(f"GRANT USAGE ON SCHEMA {quote(names.schema)} TO {everybody}")
     substitutions = {**names.substitutions(), **quoted}
-    made += [grant.format_map(substitutions) for grant in _GRANTS]
+    left_out = _PUT_FUNCTION if "put function" in engine.dialect.unsupported else None
+    made += [grant.format_map(substitutions) for grant in _GRANTS if grant != left_out]
     tables = [names.related(suffix) for suffix in ("", "_batches")]
     sequences = await ask(engine, s, "find_sequences", _FIND_SEQUENCES, names=tables)
     made += [f"GRANT USAGE ON SEQUENCE {sequence} TO {everybody}" for (sequence,) in sequences]

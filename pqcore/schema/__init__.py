@@ -26,7 +26,7 @@ from pqcore.errors import ConfigurationError, NotSupported, SchemaOutdated, Sche
 from pqcore.schema import security
 from pqcore.schema.partitions import Partitions
 from pqcore.schema.scripts import RECORD, builds_indexes, latest, migrations, needs
-from pqcore.sql.identifiers import literal, unquoted
+from pqcore.sql.identifiers import PUT_ARGUMENTS, literal, unquoted
 from pqcore.sql.statement import Query, compile_query, plain
 
 if TYPE_CHECKING:
@@ -378,7 +378,8 @@ async def drop(session: Session, names: TableName) -> None:
     tables = [found[1] for version in migrations() for each in version if (found := made.match(each))]
     for place in reversed(tables):
         await session.execute(plain("drop_table", f"DROP TABLE IF EXISTS {places[place]}", rows=False))
-    await session.execute(plain("drop_notify", f"DROP FUNCTION IF EXISTS {places['notify']}()", rows=False))
+    for name, arguments in (("notify", "()"), ("put_function", PUT_ARGUMENTS)):
+        await session.execute(plain(f"drop_{name}", f"DROP FUNCTION IF EXISTS {places[name]}{arguments}", rows=False))
     await forget(session, names)
 
 

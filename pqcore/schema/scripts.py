@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 
@@ -43,6 +44,21 @@ def latest() -> int:
 def builds_indexes(number: int) -> bool:
     """Return whether a version only builds indexes, which does not block users of the table."""
     return all("INDEX {concurrently} " in statement for statement in migrations()[number - 1])
+
+
+def statements_naming(place: str, substitutions: Mapping[str, str]) -> list[str]:
+    """Return the statements of all versions that name an object, each on one line.
+
+    Args:
+        place: The placeholder of the object, such as ``ready_index``.
+        substitutions: The names for all placeholders.
+    """
+    return [
+        " ".join(statement.format_map(substitutions).split())
+        for statements in migrations()
+        for statement in statements
+        if f"{{{place}}}" in statement
+    ]
 
 
 def _statements(script: str) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class CockroachDB(Dialect):
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "CockroachDB divides tables into ranges by itself",
         "end and take": "a statement can change a table only once",
+        "put function": "a function in PL/pgSQL was not tested on CockroachDB: use INSERT",
         "group commit": "its statement numbers rows, which was not tested on CockroachDB",
     }
 

@@ -19,6 +19,12 @@ MAX_PRIORITY = 1_000_000
 """The highest priority; the lowest is its negative."""
 MAX_QUEUE_NAME = 2_000  # bytes: an index entry, with the other keys, must stay under 2,704
 
+PUT_ARGUMENTS = (
+    "(text, jsonb, timestamptz, timestamptz, interval, text, jsonb, jsonb, integer, interval, timestamptz, interval,"
+    " integer, text, text, jsonb, text, text, text, jsonb)"
+)
+"""The types of the arguments of the function that puts jobs from SQL, which identify the function."""
+
 _SUFFIX = re.compile(r"(?s)(.*)(?<!\\)/([^/]*)")
 
 
@@ -134,6 +140,14 @@ class TableName:
         prefix = "" if self.schema is None else quote(self.schema) + "."
         return prefix + quote(name)
 
+    @property
+    def put_function(self) -> str:
+        """The name of the function that puts jobs from SQL, not quoted: the table's name after ``pqcore_put_``.
+
+        The function of the default table ``queue`` is ``pqcore_put``.
+        """
+        return "pqcore_put" if self.table == "queue" else fit("pqcore_put_" + self.table)
+
     def substitutions(self) -> dict[str, str]:
         """Return the values of the placeholders in SQL templates."""
         return {
@@ -155,6 +169,8 @@ class TableName:
             "migrations": self.qualified("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),
+            "put_function": self.qualified(self.put_function),
+            "put_name": quote(self.put_function),
             "ready_index": quote(fit(self.table + "_ready")),
             "urgent_index": quote(fit(self.table + "_urgent")),
             "hidden_index": quote(fit(self.table + "_hidden")),

@@ -16,16 +16,16 @@ PUT_COLUMNS = (
     "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
     f" {LANE_COLUMNS}"
 )
-_PUT_VALUES = (
+PUT_VALUES = (
     f":q_name::text, :data::text::json, :payload::bytea, :serializer::text, {_NOW}, {TIMES},"
     f" :headers::text::json, :group_key::text, :dedup_key::text, {LANE}"
 )
 CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
-_HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
-_IS_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
+HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
+IS_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
 # The values of a new job, except its id and its place in the order. The job has no failures, and only the limits that
 # the put names.
-_REPLACED = (
+REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
     f" expected_at = coalesce(:expected_at::timestamptz, {_IN.format(_NOW, 'expected_in')}),"
@@ -54,7 +54,7 @@ _ITEMS = (
     "(SELECT *, ordinality AS place FROM ROWS FROM"
     f" (json_to_recordset(:items::text::json) AS ({_ITEM_COLUMNS})) WITH ORDINALITY) AS item"
 )
-_ITEM_VALUES = _of_items(_PUT_VALUES.replace(f"{_NOW}, {TIMES}", f"{ROW_TIME}, {TIMES.replace(_NOW, f'({ROW_TIME})')}"))
+_ITEM_VALUES = _of_items(PUT_VALUES.replace(f"{_NOW}, {TIMES}", f"{ROW_TIME}, {TIMES.replace(_NOW, f'({ROW_TIME})')}"))
 _NEW_COLUMNS = f"data, payload, serializer, schedule_at, expected_at, headers, group_key, {LANE_COLUMNS}"
 _NEW_VALUES = _of_items(
     f":data::text::json, :payload::bytea, :serializer::text, {TIMES}, :headers::text::json, :group_key::text, {LANE}"
@@ -84,9 +84,7 @@ class PutStatements(StatementSet):
         The unique index decides: of two concurrent sessions, one waits for the end of the other's transaction, and then
         finds the key taken or free.
         """
-        return (
-            f"INSERT INTO {{table}} ({PUT_COLUMNS}) VALUES ({_PUT_VALUES}) {CONFLICT} DO NOTHING RETURNING {IDENTITY}"
-        )
+        return f"INSERT INTO {{table}} ({PUT_COLUMNS}) VALUES ({PUT_VALUES}) {CONFLICT} DO NOTHING RETURNING {IDENTITY}"
 
     @composed()
     def put_replacing(self) -> str:
@@ -97,9 +95,9 @@ class PutStatements(StatementSet):
         """
         return f"""
 WITH replaced AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE {_HOLDER} AND {_IS_WAITING} RETURNING {IDENTITY}
+  UPDATE {{table}} AS held SET {REPLACED} WHERE {HOLDER} AND {IS_WAITING} RETURNING {IDENTITY}
 ), added AS (
-  INSERT INTO {{table}} ({PUT_COLUMNS}) SELECT {_PUT_VALUES} WHERE NOT EXISTS (SELECT FROM replaced)
+  INSERT INTO {{table}} ({PUT_COLUMNS}) SELECT {PUT_VALUES} WHERE NOT EXISTS (SELECT FROM replaced)
   {CONFLICT} DO NOTHING RETURNING {IDENTITY}
 ), put (id, put_at) AS (
   SELECT * FROM replaced UNION ALL SELECT * FROM added{_TELL_REPLACED}"""
@@ -107,7 +105,7 @@ WITH replaced AS (
     @composed()
     def find_duplicate(self) -> str:
         """Return the job that holds a key. This statement only reads."""
-        return f"SELECT {IDENTITY} FROM {{table}} WHERE {_HOLDER}"
+        return f"SELECT {IDENTITY} FROM {{table}} WHERE {HOLDER}"
 
     claim_key = from_file()
     set_key_holder = from_file(rows=False)
@@ -126,7 +124,7 @@ WITH replaced AS (
         """Replace a waiting job. The row is checked again when it is locked: a job that has started is not changed."""
         return f"""
 WITH put (id, put_at) AS (
-  UPDATE {{table}} AS held SET {_REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {_IS_WAITING}
+  UPDATE {{table}} AS held SET {REPLACED} WHERE id = :id::bigint AND {OF_QUEUE} AND {IS_WAITING}
   RETURNING {IDENTITY}{_TELL_REPLACED}"""
 
     # Many jobs, each with its own options.
@@ -187,7 +185,7 @@ WITH given (id, {_NEW_COLUMNS}) AS (
   SELECT item.id, {_NEW_VALUES}
   FROM json_to_recordset(:items::text::json) AS item (id bigint, {_ITEM_COLUMNS})
 ), waiting AS (
-  SELECT id FROM {{table}} WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} AND {_IS_WAITING} ORDER BY id FOR UPDATE
+  SELECT id FROM {{table}} WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} AND {IS_WAITING} ORDER BY id FOR UPDATE
 ), put AS (
   UPDATE {{table}} AS held SET {changes}, failures = NULL, excused = held.attempts, error = NULL, cancelling = NULL
   FROM given WHERE held.id = given.id AND held.id = ANY (ARRAY(SELECT id FROM waiting)) AND held.q_name = :q_name::text

@@ -84,7 +84,8 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     try:
         data = job.decode()
         path, args, kwargs = _path_in(data), data["args"], data["kwargs"]
-        failures, max_retries = job.failures + int(data.get("retried", 0)), int(data.get("max_retries", 0))
+        failures, max_retries = job.failures + int(data.get("retried", 0)), data.get("max_retries")
+        max_retries = None if max_retries is None else int(max_retries)
         headers = _run_headers(job) if job.raw_headers is not None else _NOTHING
         own_retry = policy_from_json(headers["retry"]) if "retry" in headers else None
         deadline, timeout = headers.get("deadline"), headers.get("timeout")
@@ -107,7 +108,9 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         return _crashed(queue, job)
     if late:
         return _expired(job)
-    retry = own_retry or task.options.retry or _PqsRetry(data.get("retry_in"))
+    if max_retries is None:  # the call was put in SQL, which does not know the declaration
+        max_retries = task.options.max_retries
+    retry = own_retry or task.options.retry or _PqsRetry(data.get("retry_in", task.options.retry_in))
     return Run(job, task, args, kwargs, failures, max_retries, retry, timeout)
 
 

@@ -402,6 +402,14 @@ class Harness:
             self.left_out(f"{name}()")
             pytest.skip(f"not offered: {name}(): the session has no such method, which may be left out")
 
+    def needs_put_function(self) -> None:
+        """Skip a scenario about the function that puts jobs from SQL, if the dialect has none."""
+        if reason := plugins.dialect().unsupported.get("put function"):
+            import pytest
+
+            self.left_out("put function")
+            pytest.skip(f"not offered: put function: {reason}")
+
     def connections(self) -> int:
         """Return how many connections the test's queues have open."""
         self.needs_sessions()

@@ -8,10 +8,11 @@ there. A schema in which a test made, changed or dropped anything else is droppe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pqcore.plugins import plugins
+from pqcore.schema.scripts import statements_naming
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName, literal, quote
 from pqcore.testing.server import partitions
@@ -188,7 +189,10 @@ class Schemas:
             return None
         free, tables = self._free.pop()
         sql(f"ALTER SCHEMA {_schema(free)} RENAME TO {_schema(names)}", rows=False)
-        return tables
+        for statement in statements_naming("put_name", names.substitutions()):  # its text has the schema's name
+            sql(statement, rows=False)
+        [[objects]] = sql(f"SELECT ({_OBJECTS.format(schema=tables.schema)})")
+        return replace(tables, objects=objects)
 
     def put_back(self, names: TableName, tables: Tables) -> None:
         """Keep a schema, whose tables were restored, for another test."""

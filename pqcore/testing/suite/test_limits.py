@@ -592,7 +592,8 @@ def test_get_ignores_concurrency_limits(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"a": 0}, {"a": -1}, {"a": 1.5}, {"a": True}, {"a": "3"}, {"a": None}, {"": 1}, {5: 1}, {"\0": 1}]
+    "limits",
+    [{"a": 0}, {"a": -1}, {"a": 2**31}, {"a": 1.5}, {"a": True}, {"a": "3"}, {"a": None}, {"": 1}, {5: 1}, {"\0": 1}],
 )
 def test_concurrency_limit_of_a_bad_value_is_refused(harness: Harness, limits: Any) -> None:
     queue = harness.queue()
