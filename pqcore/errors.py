@@ -82,12 +82,14 @@ class DuplicateJob(PQError, ValueError):
     """Another job has this dedup key; nothing was written.
 
     Attributes:
-        job_id: The id of the other job; 0 if an earlier job of the same call has the key.
+        job_id: The id of the other job; None if an earlier item of the same call has the key.
+        item: The number of that item in its call, from 0; None if the other job was put before the call.
     """
 
-    def __init__(self, message: str, job_id: int = 0) -> None:
+    def __init__(self, message: str, job_id: int | None = None, item: int | None = None) -> None:
         super().__init__(message)
         self.job_id = job_id
+        self.item = item
 
 
 class UnknownTask(PQError, LookupError):

@@ -17,11 +17,12 @@ from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import DirectPut, StoredPut
-from pqcore.operations.put import as_element, insert, read_identity
+from pqcore.operations.put import insert, read_identity
 from pqcore.operations.put_each import NewRow, chunks_of, put_rows
 from pqcore.operations.put_many import CHUNK_ROWS, CHUNK_SIZE, insert_many, put_times
 from pqcore.plugins import plugins
-from pqcore.settings import Encoded, QueueSettings
+from pqcore.serializers import json_encode
+from pqcore.settings import QueueSettings
 
 
 async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[Identity]:
@@ -112,15 +113,15 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
 async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) -> list[Identity]:
     if not calls:
         return []
-    rows: list[dict[str, Any]] = [call.values() for call in calls]
+    rows: list[dict[str, Any]] = [call.columns() for call in calls]
     keys = [call.dedup if isinstance(call, DirectPut) else None for call in calls]
     if len(rows) == 1:
-        return [read_identity(await insert(engine, s, rows[0], keys[0]))]
+        return [read_identity(await insert(engine, s, calls[0].values(), keys[0]))]
     common = _common(rows[0])
     if any(keys) or any(_common(row) != common for row in rows):
         new = map(NewRow.of, count(), rows, keys)
         return await put_rows(engine, s, chunks_of(new, CHUNK_ROWS, CHUNK_SIZE), read_identity, "put_calls")
-    elements = [as_element(Encoded(row["data"], row["payload"])) for row in rows]
+    elements = [json_encode(row["data"]) if row["payload"] is None else f'"{row["payload"]}"' for row in rows]
     binary = rows[0]["payload"] is not None
     numbers, put_at = await insert_many(engine, s, rows[0], elements, len(rows), binary=binary)
     return list(zip(numbers, put_times(put_at, len(rows)), strict=True))

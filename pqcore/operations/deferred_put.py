@@ -90,13 +90,17 @@ class StoredPut:
 
     def values(self) -> dict[str, object]:
         """Return the values of the statement that puts the job."""
+        return {**self.columns(), "payload": None if self.payload is None else base64.b64decode(self.payload)}
+
+    def columns(self) -> dict[str, object]:
+        """Return the values of a statement that puts the job together with others: the payload is in base64."""
         gate = self.headers.get("gate", {})
         return {
             **NO_TIMES,
             "q_name": self.queue,
             "serializer": self.serializer,
             "data": self.data,
-            "payload": None if self.payload is None else base64.b64decode(self.payload),
+            "payload": self.payload,
             "headers": json.dumps(self.headers, separators=(",", ":")) if self.headers else None,
             "group_key": gate.get("group"),
             **lane_values(lane_of_gate(gate)),
@@ -116,6 +120,6 @@ class DirectPut(StoredPut):
     times: Times = field(default_factory=lambda: NO_TIMES)
     dedup: Dedup | None = None
 
-    def values(self) -> dict[str, object]:
+    def columns(self) -> dict[str, object]:
         """Return the values of the statement that puts the job, without the dedup key."""
-        return {**super().values(), **self.times}
+        return {**super().columns(), **self.times}

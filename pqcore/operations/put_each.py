@@ -49,10 +49,8 @@ class NewRow(NamedTuple):
 
     @classmethod
     def of(cls, place: int, values: Mapping[str, Any], dedup: Dedup | None) -> NewRow:
-        """Return the row of the values for a statement of one row."""
+        """Return the row of the values for a statement of one row, with the payload in base64."""
         columns = {name: value for name, value in values.items() if value is not None}
-        if "payload" in columns:
-            columns["payload"] = base64.b64encode(columns["payload"]).decode()
         if dedup is not None and dedup.period is None:
             columns["dedup_key"] = dedup.key
         return cls(place, columns["q_name"], dedup, _encode(columns))
@@ -113,7 +111,8 @@ def rows_of_jobs(
             msg = f"item {place} of put_many is a {kind}, and item 0 is a NewJob; give either NewJob objects or data"
             raise InvalidCall(msg)
         chosen = _options_of(job, options, common)
-        data, payload = queue.encode_row(job.data)
+        data, raw = queue.encode_row(job.data)
+        payload = None if raw is None else base64.b64encode(raw).decode()
         values = {**fixed, "data": data, "payload": payload, **chosen.values(), **_times_of(job, times)}
         yield NewRow.of(place, values, chosen.dedup)
 
@@ -272,7 +271,7 @@ class _Putting(Generic[T]):
                         f"{self.doing}: item {row.place} has the dedup key {row.key!r}, as item {before} has;"
                         " nothing was put"
                     )
-                    raise DuplicateJob(msg)
+                    raise DuplicateJob(msg, item=before)
                 place = found.setdefault(key, place)
             if place == len(rows):
                 rows.append(row)

@@ -27,7 +27,7 @@ def undo(*truths: bool) -> None:
     raise Undo
 
 
-def put(queue: Any, data: Any, dedup: Any, **options: Any) -> tuple[str, int]:
+def put(queue: Any, data: Any, dedup: Any, **options: Any) -> tuple[str, int | None]:
     """Return whether a put was skipped, and the id of the job that has the key then."""
     try:
         return "put", int(queue.put(data, dedup=dedup, **options))

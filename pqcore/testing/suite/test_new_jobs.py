@@ -205,7 +205,7 @@ def test_new_job_with_a_duplicate_key_and_error_stores_nothing(harness: Harness,
             DuplicateJob, match="item 4 has.*as item 1 has" if within else "has the dedup key"
         ) as caught:
             queue.put_many(iter(jobs), **options)
-        assert caught.value.job_id == (0 if within else first)
+        assert (caught.value.job_id, caught.value.item) == ((None, 1) if within else (first, None))
 
     refused()
     with queue:
