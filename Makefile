@@ -63,7 +63,7 @@ model:  ## go through every order of events of leases and of admission, with spi
 matrix: .venv/ready  ## run the conformance suite over servers, poolers, drivers and Pythons; takes hours
 	$(BIN)/python -m tests.matrix
 
-matrix-short: .venv/ready  ## run a few cells of it, each with one driver; takes less than ten minutes
+matrix-short: .venv/ready  ## run a few cells of it, each with one driver; takes some minutes
 	$(BIN)/python -m tests.matrix --short --again
 
 # Overrides, as other requirements of ours, and of the tools of the tests, ask for newer versions of some.

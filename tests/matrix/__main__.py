@@ -29,7 +29,7 @@ def cells() -> tuple[Cell, ...]:
     "--only", multiple=True, metavar="TEXT", help="Cells whose name begins so, as in 'postgres'; may be given again."
 )
 @click.option("--quick", is_flag=True, help="Only the modules of the suite about queues, not those about workers.")
-@click.option("--short", is_flag=True, help="Only a few cells, modules and backends; takes less than ten minutes.")
+@click.option("--short", is_flag=True, help="Only a few cells, modules and backends.")
 @click.option("--backend", multiple=True, metavar="NAME", help="Only this backend; may be given again.")
 @click.option("--again", is_flag=True, help="Run cells that were run before, too, and passed.")
 @click.option("--list", "listed", is_flag=True, help="Show what was run and what was not, and run nothing.")
