@@ -1246,6 +1246,9 @@ def test_travel_moves_every_time_of_every_table(pqcore_jobs: Jobs, pqcore_pq: PQ
             raise RuntimeError
 
     queue.periodic("0 0 1 1 *", kwargs={"fail": False})(work)
+    queue.schedule("new year", work, cron="0 0 1 1 *", args=[False])
+    queue.schedule("never", work, cron="0 0 1 1 *", args=[False])
+    queue.pause_schedule("never")
     pqcore_jobs.use(queue)
     pqcore_jobs.travel(0)
     work(fail=True), work(fail=False)
@@ -1261,6 +1264,7 @@ def test_travel_moves_every_time_of_every_table(pqcore_jobs: Jobs, pqcore_pq: PQ
             "INSERT INTO queue_workers (q_name, id, host, pid, version, tasks, concurrency, started_at, seen_at)"
             " VALUES ('q', '1', 'here', 1, '0', '[]', 1, now(), now())"
         ),
+        "INSERT INTO queue_samples (at, q_name, ready) VALUES (now(), 'q', 1)",
     ):
         sql(pqcore_jobs.dsn, f"{statement} RETURNING 1")
     columns = sql(
@@ -1628,3 +1632,22 @@ def test_document_names_every_method() -> None:
     methods = [name for name in vars(Jobs) if not name.startswith("_")]
     for name in (*methods, "pqcore_jobs", "pqcore_pq", "pqcore_async_pq", "pqcore_prepare", "isolated", "dsn"):
         assert re.search(rf"[`.]{name}\b|{name}\(", text), name
+
+
+def test_travel_puts_the_ticks_of_schedules(pqcore_jobs: Jobs, queue: Queue) -> None:
+    seen = []
+
+    @queue.task
+    def note(job_id: int, word: str) -> None:
+        seen.append(word)
+
+    queue.schedule("daily", note, cron="@daily", args=["tick"])
+    queue.schedule("paused", note, cron="@daily", args=["paused"])
+    queue.pause_schedule("paused")
+    pqcore_jobs.travel("3d")
+    pqcore_jobs.drain(queue)
+    assert seen == ["tick"] * 3
+    queue.unschedule("daily")
+    pqcore_jobs.travel("3d")
+    pqcore_jobs.drain(queue)
+    assert len(seen) == 3

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pqcore import async_queue
 from pqcore import queue as core
@@ -30,19 +30,21 @@ from pqcore.db.runtime import run_sync
 from pqcore.dead_letters import DeadLetter
 from pqcore.errors import ConfigurationError
 from pqcore.operations import admin, dead_letters
+from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.periodic import begin as begin_ticks
 from pqcore.operations.periodic import last_tick
 from pqcore.operations.periodic import put as put_tick
+from pqcore.operations.schedules import ScheduledCall, find_calls, find_timetables
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task
-from pqcore.tasks.periodic import Periodic
+from pqcore.tasks.periodic import Missed, Timetable
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing.databases import OURS, Connection, Database, Databases
 from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
 from pqcore.testing.matching import ENQUEUED, NAMES, Enqueued, Wanted, read
 from pqcore.testing.server import server
-from pqcore.testing.time_travel import compiled, due, set_back
+from pqcore.testing.time_travel import Ticks, compiled, due, set_back
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
@@ -334,13 +336,13 @@ class Jobs:
         self._travelled += distance
         if down:
             self._down_until = arrival
-        for queue, periodic, last, _ in ticks:
-            self._ask(queue, begin_ticks, queue, periodic.line, last - self._travelled)
-        put = sorted((tick, number) for number, (*_, ones) in enumerate(ticks) for tick in ones)
+        for each in ticks:
+            self._ask(each.queue, begin_ticks, each.queue, each.timetable.line, each.last - self._travelled)
+        put = sorted((tick, number) for number, each in enumerate(ticks) for tick in each.due)
         for tick, number in put:
-            queue, periodic, _, _ = ticks[number]
-            row = periodic.call.stored().values()
-            self._ask(queue, put_tick, queue, periodic.name, tick - self._travelled, row)
+            each = ticks[number]
+            row = each.job().values()
+            self._ask(each.queue, put_tick, each.queue, each.timetable.name, tick - self._travelled, row)
         return arrival
 
     # Internal methods
@@ -436,20 +438,28 @@ class Jobs:
 
         return [read(queue, row, self._travelled) for row in self._ask(queue, run)]
 
-    def _ticks(
-        self, start: datetime, arrival: datetime, *, down: bool
-    ) -> list[tuple[Any, Periodic, datetime, list[datetime]]]:
-        """Return the periodic tasks, the last tick of each, and the ticks to put, by the test's clock."""
+    def _ticks(self, start: datetime, arrival: datetime, *, down: bool) -> list[Ticks]:
+        """Return the ticks of periodic tasks and of schedules to put, by the test's clock."""
         found = []
         for queue in self._declaring():
-            for periodic in queue.periodics:
-                kept = self._ask(queue, last_tick, queue, periodic.name)
-                begins = kept.line is not None and kept.line != periodic.line
+            for timetable, job in self._timetables(queue):
+                kept = self._ask(queue, last_tick, queue, timetable.name)
+                begins = kept.line is not None and kept.line != timetable.line
                 last = start if kept.tick is None or begins else kept.tick + self._travelled
                 if not down:  # ticks missed before are settled
                     last = max(last, self._down_until)
-                found.append((queue, periodic, last, due(periodic, last, arrival, down=down)))
+                found.append(Ticks(queue, timetable, job, last, due(timetable, last, arrival, down=down)))
         return found
+
+    def _timetables(self, queue: Any) -> Iterator[tuple[Timetable, Callable[[], StoredPut]]]:
+        """Return the timetables of a queue's periodic tasks and schedules, each with a function that makes its job."""
+        for periodic in queue.periodics:
+            yield periodic, periodic.call.stored
+        schedules = self._ask(queue, find_timetables, queue)
+        calls = self._ask(queue, find_calls, queue, [each.name for each in schedules]) if schedules else {}
+        for each in schedules:
+            if isinstance(call := calls.get(each.name), ScheduledCall):
+                yield Timetable(each.name, each.cron, each.tz, cast("Missed", each.missed)), call.job
 
     def _declaring(self) -> Iterator[Any]:
         """Return the queues that may have declared tasks."""

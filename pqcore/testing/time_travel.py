@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,9 @@ from pqcore.sql.statement import Query
 
 if TYPE_CHECKING:
     from pqcore.db.session import Session
+    from pqcore.operations.deferred_put import StoredPut
     from pqcore.sql.identifiers import TableName
-    from pqcore.tasks.periodic import Periodic
+    from pqcore.tasks.periodic import Timetable
 
 MOST_TICKS = 10_000
 """The largest number of ticks of one periodic task that are put."""
@@ -79,20 +82,39 @@ def _shift(headers: dict[str, Any], by: float) -> None:
         _shift(link["headers"], by)
 
 
-def due(periodic: Periodic, last: datetime, arrival: datetime, *, down: bool) -> list[datetime]:
+@dataclass(frozen=True)
+class Ticks:
+    """Ticks to put.
+
+    Attributes:
+        queue: The queue.
+        timetable: The timetable of a periodic task or of a schedule.
+        job: A function that makes the job of a tick.
+        last: The last tick before them, by the test's clock.
+        due: The ticks, by the test's clock.
+    """
+
+    queue: Any
+    timetable: Timetable
+    job: Callable[[], StoredPut]
+    last: datetime
+    due: list[datetime]
+
+
+def due(timetable: Timetable, last: datetime, arrival: datetime, *, down: bool) -> list[datetime]:
     """Return the ticks to put until ``arrival``: every tick, or, if no worker ran, those that the task catches up on.
 
     Raises:
         ConfigurationError: The ticks are too many.
     """
     if down:
-        return periodic.due(last, arrival)
+        return timetable.due(last, arrival)
     ticks: list[datetime] = []
-    for tick in islice(periodic.ticks_after(last), MOST_TICKS + 1):
+    for tick in islice(timetable.ticks_after(last), MOST_TICKS + 1):
         if tick > arrival:
             return ticks
         ticks.append(tick)
     if len(ticks) > MOST_TICKS:
-        msg = f"{periodic.name} has more than {MOST_TICKS} ticks until {arrival}: travel with down=True"
+        msg = f"{timetable.name} has more than {MOST_TICKS} ticks until {arrival}: travel with down=True"
         raise ConfigurationError(msg)
     return ticks
