@@ -111,9 +111,9 @@ def test_iterator_has_its_own_timeout(harness: Harness) -> None:
 
 
 def test_options_become_attributes_of_the_queues(harness: Harness) -> None:
-    pq = harness.pq(timeout=0.25, flavour="sweet")
+    pq = harness.pq(timeout=0.25, retention="delete")
     assert pq["a"].timeout == 0.25
-    assert pq["a"].flavour == "sweet"
+    assert pq["a"].retention == "delete"
 
 
 def test_job_attributes_and_repr_show_its_row(harness: Harness) -> None:
