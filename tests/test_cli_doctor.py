@@ -6,6 +6,7 @@ import asyncio
 import json
 import queue
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -206,7 +207,10 @@ def test_doctor_names_periodic_tasks_that_are_late(dsn: str, pq: PQ) -> None:
     assert found["level"] == "warning"
     assert "2 periodic tasks are late, the most \"it's\" of queue 'q', by 7" in found["message"]
     assert [each["name"] for each in found["details"]["late"]] == ["it's", "nightly"]
-    execute(dsn, found["advice"].partition("its row: ")[2])
+    program, *command = shlex.split(found["advice"].partition("no more: ")[2])
+    assert program == "pqcore"
+    done = CliRunner().invoke(app, command, env={"PQCORE_DSN": dsn})
+    assert done.exit_code == 0, done.output
     assert "1 periodic task is late, 'nightly' of queue 'q'" in findings(dsn)["ticks"][0]["message"]
 
 

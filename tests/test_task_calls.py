@@ -372,7 +372,7 @@ def test_subclass_of_a_queue_has_options_of_its_own(dsn: str) -> None:
     with PQ(dsn, queue_class=Shop, currency="CHF", owner="Ann") as pq:
         assert (pq["q"].currency, pq["q"].owner) == ("CHF", "Ann")  # type: ignore[attr-defined]
     with pytest.raises(ConfigurationError, match="did you mean 'retention'"):
-        PQ(dsn, queue_class=Shop, retension="keep")
+        PQ(dsn, queue_class=Shop, retentoin="keep")
 
 
 @pytest.mark.parametrize("name", ["backend", "dialect"])

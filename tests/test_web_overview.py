@@ -208,6 +208,15 @@ def test_web_page_shows_schedules_and_puts_their_jobs_now(dsn: str, pq: PQ) -> N
         assert rows["paused"].count("paused") == 2
         [link] = [link for link in links(page, "run-now") if "paused" in link]
         confirmed(client, link)
+        [link] = links(page, "resume-schedule")
+        assert confirmed(client, link).status_code == 303
+        assert [schedule.paused for schedule in queue.schedules()] == [False, False]
+        [link] = [link for link in links(client.get("/workers").text, "pause-schedule") if "running" in link]
+        assert confirmed(client, link).status_code == 303
+    assert [(schedule.name, schedule.paused) for schedule in queue.schedules()] == [
+        ("paused", False),
+        ("running", True),
+    ]
     assert [job.task for job in queue.jobs("ready")] == ["shop.close"]
 
 

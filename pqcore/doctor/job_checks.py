@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import cast
 
 from pqcore.doctor.context import CheckContext
@@ -14,7 +15,6 @@ from pqcore.operations.periodic import AHEAD
 from pqcore.plugins import plugins
 from pqcore.serializers import held_keys, written_under
 from pqcore.sql.fragments import IS_DEFERRED, IS_READY
-from pqcore.sql.identifiers import literal
 from pqcore.tasks.periodic import NOTICED, seconds_late
 from pqcore.times import UtcDatetime
 
@@ -138,10 +138,9 @@ async def _late_ticks(context: CheckContext) -> list[Finding]:
     age, tick = late[0]
     some = "1 periodic task is late," if len(late) == 1 else f"{len(late)} periodic tasks are late, the most"
     message = f"{some} {tick.name!r} of queue {tick.queue!r}, by {age:.0f} s"
-    where = f"q_name = {literal(tick.queue)} AND name = {literal(tick.name)}"
     advice = (
-        "run a worker that declares the task; if the task was removed from the code, delete its row:"
-        f" DELETE FROM {context.engine.names.related('_ticks')} WHERE {where}"
+        "run a worker of the queue that knows the task; if it is wanted no more:"
+        f" pqcore schedule remove --queue {quote(tick.queue)} {quote(tick.name)}"
     )
     return [Finding("ticks", "warning", message, advice, details)]
 

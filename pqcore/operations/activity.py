@@ -91,6 +91,7 @@ class Tick:
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
         is_asked_for: Whether somebody asked for the job of a tick that has passed, and no worker has put it yet.
+        is_schedule: Whether it is a schedule, which is a row, and not a task that is declared in code.
         paused: Whether it is a schedule that is paused, so that no tick comes.
     """
 
@@ -102,6 +103,7 @@ class Tick:
     tz: str | None = None
     job: TickJob | None = None
     is_asked_for: bool = False
+    is_schedule: bool = False
     paused: bool = False
 
 
@@ -137,14 +139,14 @@ def ticks_of(rows: Iterable[Row], jobs: Mapping[tuple[str, str], TickJob] = Mapp
         jobs: The job of each periodic task, by the names of its queue and of the task.
     """
     ticks = []
-    for queue, name, tick, cron, tz, paused in rows:
+    for queue, name, tick, cron, tz, is_schedule, paused in rows:
         noted = UtcDatetime.of(tick)
         if noted is not None:
             # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
             job = jobs.get((queue, name)) if last is not None else None
             asked = noted.microsecond == 1_000_000 - BEFORE.microseconds
-            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked, paused))
+            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked, is_schedule, paused))
     return ticks
 
 

@@ -295,6 +295,18 @@ async def run_now(target: Target, wanted: ActionRequest) -> int:
     return 1
 
 
+async def pause_schedule(target: Target, wanted: ActionRequest) -> int:
+    """Pause a schedule."""
+    await target.call(schedules.pause_schedule, wanted.queue, wanted.fields["name"])
+    return 1
+
+
+async def resume_schedule(target: Target, wanted: ActionRequest) -> int:
+    """Resume a schedule."""
+    await target.call(schedules.resume_schedule, wanted.queue, wanted.fields["name"])
+    return 1
+
+
 def _number(text: str, kind: type[int | float]) -> Any:
     """Return the number in a text; None if the text is empty."""
     try:
