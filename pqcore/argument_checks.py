@@ -9,8 +9,8 @@ from typing import Any
 from pqcore.errors import ConfigurationError
 from pqcore.job import BaseJob
 
-LARGEST_ID = 2**63 - 1
-"""The largest number in PostgreSQL's bigint."""
+IDS = range(-(2**63), 2**63)
+"""The numbers of PostgreSQL's bigint: a dead letter that made way for a new job has a negative id."""
 
 
 def check_job_id(job_id: object) -> int:
@@ -20,10 +20,10 @@ def check_job_id(job_id: object) -> int:
         ConfigurationError: The value is not a number that a job can have.
     """
     try:
-        number = -1 if isinstance(job_id, bool) else index(job_id)  # type: ignore[arg-type]  # it may be anything
+        number = None if isinstance(job_id, bool) else index(job_id)  # type: ignore[arg-type]  # it may be anything
     except TypeError:
-        number = -1
-    if not 0 <= number <= LARGEST_ID:
+        number = None
+    if number is None or number not in IDS:
         msg = f"the id of a job is {job_id!r}; give the number that put returned"
         raise ConfigurationError(msg)
     return number

@@ -63,7 +63,7 @@ class Sent:
         for _ in range(self._pauses):
             await asyncio.sleep(0)
 
-    async def run(self, loan: object, operation: Callable[[Any], Awaitable[Any]], *, protect: bool) -> Any:
+    async def run(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
         """Run an operation as an engine does that always has a free connection."""
         for _ in range(self._pauses):
             await asyncio.sleep(0)

@@ -13,7 +13,7 @@ from cryptography.fernet import Fernet as Cipher
 
 from pqcore import PQ
 from pqcore.cli.app import app
-from pqcore.operations import encodings, reencode
+from pqcore.operations import encodings
 from pqcore.serializers import Fernet, Json, Msgpack, SignedPickle, Wrapper, Zstd, key_id
 
 OLD, NEW = (Cipher.generate_key().decode() for _ in range(2))
@@ -214,8 +214,7 @@ def test_reencode_command_changes_the_key_of_any_layer(pq: PQ, make: Any) -> Non
 
 def test_reencode_slices_have_no_gap(pq: PQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has more rows than one slice: all are re-encoded, whatever their ids."""
-    for module in (encodings, reencode):
-        monkeypatch.setattr(module, "SLICE", 7)
+    monkeypatch.setattr(encodings, "SLICE", 7)
     monkeypatch.setattr("pqcore.sql.encoding_statements.SLICE", 7)
     ids = [-(2**60), -1, 0, *range(5, 40), 2**62]
     with pq["q"] as cursor:

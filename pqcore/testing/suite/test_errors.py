@@ -539,7 +539,7 @@ def test_failed_transaction_of_the_caller_raises_transaction_aborted(harness: Ha
     assert queue.get().data == 1
 
 
-NOT_IDS: tuple[Any, ...] = ("1", 1.5, None, True, -1, 2**63, [1])
+NOT_IDS: tuple[Any, ...] = ("1", 1.5, None, True, -(2**63) - 1, 2**63, [1])
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def test_worker_runs_calls_that_the_function_put(harness: Harness) -> None:
     queue = harness.task_queue()
     seen: list[tuple[int, str]] = []
 
-    @queue.task(name="note")
+    @queue.task(name="note_of_function")
     def note(job_id: int, number: int, text: str) -> int:
         seen.append((number, text))
         return number
@@ -341,11 +341,11 @@ def test_worker_runs_calls_that_the_function_put(harness: Harness) -> None:
     ids = [
         put(
             harness,
-            task="note",
+            task="note_of_function",
             args=f"[{number}]",
             kwargs='{"text": "ü"}',
             group_key="g",
-            limits='{"task:note": 1}',
+            limits='{"task:note_of_function": 1}',
             keep_result=timedelta(hours=1),
         )
         for number in range(3)

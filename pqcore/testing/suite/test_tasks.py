@@ -1027,7 +1027,7 @@ def test_perform_of_a_lost_lease_counts_no_failure(
     harness.expire()
     other = queue.lease()
     assert queue.perform(job) is True
-    assert "given to another" in caplog.text
+    assert "lost to another worker" in caplog.text
     other.ack()
 
 
