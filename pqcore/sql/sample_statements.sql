@@ -31,9 +31,11 @@ ON CONFLICT (at, q_name) DO UPDATE SET ready = excluded.ready, scheduled = exclu
   queues = excluded.queues;
 
 -- name: prune_samples
--- Delete samples that are older than a day. The key begins with the time, so only these are read. If two workers delete
--- concurrently, one waits for the other, which takes some milliseconds, and finds the rows gone.
-DELETE FROM {samples} WHERE at < statement_timestamp() - interval '1 day';
+-- Delete samples that are older than a day, and samples from the future, which were kept when the server's clock was
+-- ahead. The key begins with the time, so only these are read. If two workers delete concurrently, one waits for the
+-- other, which takes some milliseconds, and finds the rows gone.
+DELETE FROM {samples} WHERE at < statement_timestamp() - interval '1 day'
+  OR at > statement_timestamp() + interval '1 minute';
 
 -- name: find_samples
 -- This statement only reads. Return the samples of one queue, or of all queues, with those of the sum of all queues.

@@ -5076,7 +5076,8 @@ PREPARE "pause_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
 -- prune_samples [no rows]
 PREPARE "prune_samples" AS
   DELETE FROM "queue_samples"
-  WHERE at < statement_timestamp() - interval '1 day';
+  WHERE at < statement_timestamp() - interval '1 day'
+  OR at > statement_timestamp() + interval '1 minute';
 
 -- purge_archive $1 q_name, $2 age
 PREPARE "purge_archive" AS WITH slice AS (SELECT id

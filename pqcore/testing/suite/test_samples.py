@@ -65,6 +65,16 @@ def test_samples_are_kept_once_a_minute_by_all_workers_together(harness: Harness
     assert len(past(harness, queue)) == 1 + sum(numbers) <= 3
 
 
+def test_sample_from_a_time_when_the_clock_was_ahead_delays_no_other(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put(1)
+    assert sampled(harness, queue) == 1
+    let_pass(harness, -86_400)
+    assert sampled(harness, queue) == 1
+    [found] = past(harness, queue)
+    assert found.age < 3600
+
+
 def test_samples_are_rarer_if_reading_the_figures_takes_long(harness: Harness) -> None:
     queue = harness.queue()
     queue.put(1)
