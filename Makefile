@@ -21,8 +21,8 @@ test: .venv/ready .venv/browser  ## run the whole test suite, on embedded Postgr
 	  name=$$1; shift; \
 	  $(BIN)/python -m pytest --durations=20 --pqcore-report=reports/$$name "$$@" > reports/$$name.log 2>&1 & parts="$$parts $$!"; \
 	}; \
-	start tests-a-to-h tests/test_[a-h]*.py; \
-	start tests-i-to-z tests/test_[i-z]*.py; \
+	start tests-a-to-j tests/test_[a-j]*.py; \
+	start tests-k-to-z tests/test_[k-z]*.py; \
 	start conformance-psycopg pqcore/testing/suite --pqcore-backend psycopg; \
 	trap 'kill $$parts' INT TERM; \
 	$(BIN)/python -m pytest --durations=20 pqcore/testing/suite --pqcore-backend psycopg2 --pqcore-backend asyncpg || status=$$?; \
