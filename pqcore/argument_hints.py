@@ -1,4 +1,4 @@
-"""Hints in messages: which argument to give instead of an object that pqcore does not accept.
+"""Hints in messages: which argument to give instead of one that pqcore does not accept.
 
 Classes of libraries are recognized by their names, so that no library is imported. No message repeats a value, which
 might contain a password.
@@ -7,7 +7,7 @@ might contain a password.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -107,3 +107,16 @@ def _of_any(given: object, told: Mapping[str, str]) -> str | None:
 def _classes(given: Any) -> set[str]:
     """Return the names of an object's classes, each with the package that defines the class."""
     return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(given).__mro__}
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that an unknown name resembles most; None if it resembles none."""
+    from difflib import get_close_matches  # correct arguments do not need this module
+
+    return next(iter(get_close_matches(name, [*known], 1)), None)
+
+
+def instead_of_option(name: str, known: Sequence[str]) -> str:
+    """Return a hint for an unknown option: the option that it resembles, or else all options."""
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"the options are {', '.join(known)}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 
+from pqcore.argument_hints import instead_of_option, nearest
 from pqcore.errors import ConfigurationError
 
 OPTIONS = (
@@ -53,8 +53,6 @@ def check_option(kind: type, option: str) -> None:
             msg = f"not an option of a queue: {option!r}; it is a method or a property"
             raise ConfigurationError(msg)
         return
-    near = get_close_matches(option, OPTIONS, 1)
-    if near or not is_custom:
-        advice = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(OPTIONS)}"
-        msg = f"not an option of a queue: {option!r}; {advice}"
+    if not is_custom or nearest(option, OPTIONS) is not None:
+        msg = f"not an option of a queue: {option!r}; {instead_of_option(option, OPTIONS)}"
         raise ConfigurationError(msg)

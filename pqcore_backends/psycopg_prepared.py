@@ -64,6 +64,7 @@ class PreparedStatements:
         """
         connection = self._connection
         pgconn = connection.pgconn
+        # inlined from `pqcore_backends.psycopg_common.Common`, because each operation runs this
         if connection._pipeline is not None or (not connection._autocommit and pgconn.transaction_status == IDLE):
             return None  # a caller's pipeline, or a connection on which psycopg would send BEGIN
         encoding = pgconn.parameter_status(b"client_encoding")

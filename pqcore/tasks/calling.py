@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
+from pqcore.argument_hints import nearest
 from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.tasks.conventions import BY_CONVENTION
 from pqcore.tasks.declaring import Call, Key, Limits, Task, TaskOptions
@@ -215,12 +216,10 @@ def _taken(task: Task, signature: inspect.Signature) -> str:
 
 def _hints(kwargs: Mapping[str, Any]) -> str:
     """Return suggestions for arguments whose names equal or resemble the name of an option."""
-    from difflib import get_close_matches  # a correct call does not need this module
-
     told = []
     for name in kwargs:
         if name in _OF_CALLS:
             told.append(f"{name} is an option of the call: write _{name}=..., or options({name}=...)(...)")
-        elif name[:1] == "_" and (near := get_close_matches(name[1:], _OF_CALLS, 1)):
-            told.append(f"{name} is not an option: did you mean _{near[0]}?")
+        elif name[:1] == "_" and (near := nearest(name[1:], _OF_CALLS)):
+            told.append(f"{name} is not an option: did you mean _{near}?")
     return "".join(f"; {hint}" for hint in told)

@@ -12,9 +12,9 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, ForwardRef, Literal, TypeAlias, Union, get_args, get_origin
 
+from pqcore.argument_hints import instead_of_option
 from pqcore.errors import ConfigurationError, InvalidCall
 from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.tasks.retry import Exponential, RetryPolicy
@@ -193,9 +193,9 @@ def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
         InvalidCall: An option is unknown.
     """
     for name in set(options) - set(known):
-        near = get_close_matches(name, sorted(known), 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(sorted(known))}"
         if name in ("cron", "every", "schedule"):
             advice = "put a task at each tick with queue.periodic(cron)"
+        else:
+            advice = instead_of_option(name, sorted(known))
         msg = f"not an option of a task: {name!r}; {advice}"
         raise InvalidCall(msg)

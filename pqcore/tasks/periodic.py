@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pqcore.errors import ConfigurationError
-from pqcore.operations.activity import Tick
 from pqcore.operations.periodic import Line
 from pqcore.tasks.declaring import Call, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from pqcore.operations.activity import Tick
+    from pqcore.operations.schedules import FoundTimetable
 
 UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
@@ -97,6 +99,11 @@ class Timetable:
     def next_after(self, moment: datetime) -> datetime | None:
         """Return the next tick after a moment; None if there is none."""
         return next(self.ticks_after(moment), None)
+
+
+def timetable_of(found: FoundTimetable) -> Timetable:
+    """Return the ticks of a schedule, as its row has them."""
+    return Timetable(found.name, found.cron, found.tz, cast("Missed", found.missed))
 
 
 @dataclass(frozen=True, eq=False)

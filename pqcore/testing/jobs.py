@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pqcore import async_queue
 from pqcore import queue as core
@@ -38,7 +38,7 @@ from pqcore.operations.schedules import ScheduledCall, find_calls, find_timetabl
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import PQ, AsyncPQ, AsyncQueue, Queue
 from pqcore.tasks.declaring import Call, Task
-from pqcore.tasks.periodic import Missed, Timetable
+from pqcore.tasks.periodic import Timetable, timetable_of
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.testing.databases import OURS, Connection, Database, Databases
 from pqcore.testing.inline import MOST_RUN, Ran, drain, in_loop
@@ -459,7 +459,7 @@ class Jobs:
         calls = self._ask(queue, find_calls, queue, [each.name for each in schedules]) if schedules else {}
         for each in schedules:
             if isinstance(call := calls.get(each.name), ScheduledCall):
-                yield Timetable(each.name, each.cron, each.tz, cast("Missed", each.missed)), call.job
+                yield timetable_of(each), call.job
 
     def _declaring(self) -> Iterator[Any]:
         """Return the queues that may have declared tasks."""

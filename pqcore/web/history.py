@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pqcore.errors import AccessDenied
 from pqcore.operations.samples import PastSample, QueueSample, read_samples
 from pqcore.web.charts import GAP
-from pqcore.web.sampling import QUEUES, WINDOW, Figures, Point, Sampler
+from pqcore.web.sampling import WINDOW, Figures, Point, Sampler, remember
 from pqcore.web.target import Target
 
 SPANS = {"15 min": WINDOW, "3 h": 10_800.0, "24 h": 86_400.0}
@@ -89,10 +89,7 @@ class History:
             found: Sequence[PastSample] = ()
             with suppress(AccessDenied):  # the role may read jobs, but not samples
                 found = await self._target.read(read_samples, queue, seconds)
-            self._read.pop(queue, None)
-            while len(self._read) >= QUEUES:
-                del self._read[next(iter(self._read))]
-            known = self._read[queue] = _Stored(seconds, time.monotonic(), found)
+            known = remember(self._read, queue, _Stored(seconds, time.monotonic(), found))
         since = time.monotonic() - seconds
         return [(clock, each) for each in known.samples if (clock := known.clock - each.age) >= since]
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pqcore.errors import AccessDenied
 from pqcore.operations import admin
@@ -20,6 +20,9 @@ from pqcore.operations.rules import list_paused_queues
 from pqcore.operations.unknown_tasks import UnknownTask, list_unknown_tasks
 from pqcore.web.target import Target
 from pqcore.web.time_limits import ANSWER, NoAnswer, ended, mark_seen
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 WINDOW = 900.0
 """The longest time that charts go back, in seconds."""
@@ -281,3 +284,12 @@ class Sampler:
         self.looks += 1
         self._last = sample
         return sample
+
+
+def remember(known: dict[K, V], key: K, value: V) -> V:
+    """Keep and return a value of a queue; only the values of the `QUEUES` queues that were read last are kept."""
+    known.pop(key, None)
+    while len(known) >= QUEUES:
+        del known[next(iter(known))]
+    known[key] = value
+    return value

@@ -26,7 +26,7 @@ from pqcore.web import rendering
 from pqcore.web.actions import ACTIONS, change_of_rule, possible
 from pqcore.web.charts import Chart, chart
 from pqcore.web.history import SPANS, USUAL, History, Past
-from pqcore.web.sampling import QUEUES, Figures, Sample, Sampler
+from pqcore.web.sampling import Figures, Sample, Sampler, remember
 from pqcore.web.target import Target
 from pqcore.web.time_limits import ANSWER, SEARCH, NoAnswer, within
 
@@ -154,10 +154,7 @@ class Views:
             found: Sequence[TaskFigures] = ()
             with suppress(NoAnswer, DatabaseError):
                 found = await within(ANSWER, self._target.search(count_by_task, name, MOST_TASKS))
-            self._tasks.pop(name, None)
-            while len(self._tasks) >= QUEUES:
-                del self._tasks[next(iter(self._tasks))]
-            known = self._tasks[name] = (time.monotonic(), found)
+            known = remember(self._tasks, name, (time.monotonic(), found))
         return known[1]
 
     async def _batches_of(self, name: str) -> list[OpenBatch]:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import cast
 
 from pqcore.db.interrupts import is_from_outside
 from pqcore.db.runtime import backoff
@@ -25,7 +24,7 @@ from pqcore.operations.deferred_put import StoredPut
 from pqcore.operations.periodic import tick_window
 from pqcore.operations.schedules import FoundTimetable, ScheduledCall, decoded, find_calls, find_timetables
 from pqcore.put_options import RESERVED
-from pqcore.tasks.periodic import Missed, Timetable
+from pqcore.tasks.periodic import Timetable, timetable_of
 from pqcore.worker.state import QueueState
 from pqcore.worker.ticks import due_ticks, put_ticks
 
@@ -56,8 +55,7 @@ class _Planned:
     @property
     def timetable(self) -> Timetable:
         """Return the ticks of the schedule."""
-        found = self.found
-        return Timetable(found.name, found.cron, found.tz, cast("Missed", found.missed))
+        return timetable_of(self.found)
 
 
 @dataclass
