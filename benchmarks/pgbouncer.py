@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pqcore.errors import ConfigurationError
-from pqcore_backends.embedded_setup import unprivileged_user
+from pqcore_backends.embedded_setup import free_port, unprivileged_user
 
 PATIENCE = 10.0
 """Seconds within which PgBouncer must accept connections."""
@@ -43,8 +43,7 @@ def pooled(dsn: str) -> Iterator[str]:
     if program is None or server.hostname is None:
         msg = f"PgBouncer cannot be put before {dsn}; install it, and give a server as postgresql://user@host:port/name"
         raise ConfigurationError(msg)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     login = f"user={unquote(server.username or 'postgres')}"
     if server.password:
         login += f" password={unquote(server.password)}"

@@ -62,8 +62,16 @@ def is_free(port: int) -> bool:
         return trial.connect_ex(("127.0.0.1", port)) != 0
 
 
-def free_port() -> int:
-    """Choose a port below the system's range for outgoing connections."""
-    while not is_free(port := random.SystemRandom().randint(10000, 32767)):
-        pass
-    return port
+def free_port(count: int = 1) -> int:
+    """Choose ports below the system's range for outgoing connections, which may take any port of that range.
+
+    Args:
+        count: How many free ports in a row.
+
+    Returns:
+        The first of them.
+    """
+    while True:
+        port = random.SystemRandom().randint(10000, 32767 - count)
+        if all(is_free(port + offset) for offset in range(count)):
+            return port

@@ -49,6 +49,7 @@ from pqcore.tasks.outcomes import job_logger
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.worker import Worker
+from pqcore_backends.embedded_setup import free_port
 
 Register = Callable[[Any], Any]
 Function = Callable[..., Any]
@@ -820,9 +821,7 @@ def test_prometheus_metrics_are_served() -> None:
 
 
 def test_prometheus_port_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv(PORT, str(port))
     prometheus = Prometheus(address="127.0.0.1", registry=CollectorRegistry())
     try:

@@ -28,6 +28,7 @@ from pqcore.testing.harness import PATIENCE
 from pqcore.testing.proxy import Proxy
 from pqcore.worker import Worker, health
 from pqcore.worker.recycling import parse_size
+from pqcore_backends.embedded_setup import free_port
 
 HELD: list[bytes] = []
 MEGABYTE = 2**20
@@ -315,8 +316,7 @@ def test_processes_of_a_worker_command_serve_health_on_ports_in_a_row(dsn: str, 
         "import os\nfrom pqcore.tasks import PQ\nqueue = PQ(os.environ['PQCORE_DSN'])['apples']\n"
         "@queue.task()\ndef eat(job_id): ...\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port(2)
     options = ("--processes=2", f"--health=127.0.0.1:{port}", "--log-jobs", "--max-jobs=5", "--max-memory=1GB")
     with Command("worker", "app:queue", *options, "--log-level=error", dsn=dsn, folder=tmp_path) as command:
         pq["apples"].put({"function": "app.eat", "args": (), "kwargs": {}, "retried": 0, "retry_in": None})

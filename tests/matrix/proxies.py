@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from pqcore_backends.embedded import EmbeddedServer
+from pqcore_backends.embedded_setup import free_port
 
-from .servers import FAST, PATIENCE, answers, embedded, free_port, installed
+from .servers import FAST, PATIENCE, answers, embedded, installed
 
 BEHIND = "200ms"
 """How far the standby is behind."""

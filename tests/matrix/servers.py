@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 from pqcore_backends.embedded import EmbeddedServer
+from pqcore_backends.embedded_setup import free_port
 
 from . import debian
 from .cache import Missing, kept, run, whole
@@ -190,13 +191,6 @@ def container() -> Iterator[str]:
         run("docker", "pull", image)
     with server() as (dsn, _):
         yield dsn
-
-
-def free_port() -> int:
-    """A port that is free at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as trial:
-        port: int = trial.getsockname()[1]
-        return port
 
 
 def answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

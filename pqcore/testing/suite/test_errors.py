@@ -37,6 +37,7 @@ from pqcore.errors import (
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import quote
 from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore_backends.embedded_setup import free_port
 
 
 @contextmanager
@@ -57,9 +58,7 @@ def other_face(harness: Harness) -> type:
 
 def closed_port() -> int:
     """Return a port on which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    return free_port()
 
 
 def drivers(harness: Harness) -> tuple[type[BaseException], ...]:
