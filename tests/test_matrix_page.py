@@ -41,3 +41,23 @@ def test_newest_outcome_of_a_cell_is_kept_unless_it_was_not_run() -> None:
     missing = replace(RAN, at="2026-11-29 00:00", missing="no server")
     for sources in ((RAN, later), (later, RAN), (later, missing), (missing, later)):
         assert newest(*({one.key: one} for one in sources)) == {RAN.key: later}
+
+
+def test_outcome_that_a_later_and_wider_run_supersedes_is_not_shown() -> None:
+    later = replace(RAN, at="2026-11-28 05:28")
+    wider = [
+        replace(later, part="all"),
+        replace(later, backends=("asyncpg", "psycopg", "psycopg2")),
+        replace(later, part="all", backends=()),
+    ]
+    for one in wider:
+        assert newest({RAN.key: RAN}, {one.key: one}) == {one.key: one}
+    for one in (
+        *(replace(each, at=RAN.at) for each in wider),  # not later
+        *(replace(each, cell="postgres 14") for each in wider),
+        *(replace(each, missing="no server") for each in wider),
+        replace(later, part="short"),
+        replace(later, backends=("psycopg",)),
+        replace(later, part="all", backends=("psycopg2",)),
+    ):
+        assert newest({RAN.key: RAN}, {one.key: one}) == {RAN.key: RAN, one.key: one}

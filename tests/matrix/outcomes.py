@@ -26,7 +26,7 @@ INTRODUCTION = """# Where the conformance suite was run
 *all* also runs those about tasks and workers; *short* runs a few modules of both; *one_client*, *behind_proxy* and
 *promotion* are modules of `tests/matrix/`. *Not offered* counts tests that were not run, because they need an ability
 that the backend, or the connection to the server, lacks. Times are UTC, followed by the commit; a plus means that files
-differed from it.
+differed from it. A later run with the same or more modules and drivers replaces a row.
 """
 
 
@@ -82,6 +82,12 @@ class Outcome:
     def what(self, module: str) -> str:
         """What was run: a module of its own, or else modules of the suite."""
         return f"{module or self.part}, {', '.join(self.backends) or 'each backend'}"
+
+    def supersedes(self, older: Outcome) -> bool:
+        """Whether it is a later run of the same cell, with the same or more modules and backends."""
+        modules = self.part in (older.part, "all")
+        backends = not self.backends or (bool(older.backends) and set(self.backends) >= set(older.backends))
+        return self.cell == older.cell and self.at > older.at and not self.missing and modules and backends
 
     def keep(self) -> None:
         """Write it, over the last one of its kind."""
@@ -208,11 +214,14 @@ def _of_row(values: Sequence[str]) -> Outcome:
 
 
 def newest(*sources: dict[str, Outcome]) -> dict[str, Outcome]:
-    """Return the newest outcome of each key; one that was run comes before one that was missing."""
+    """Return the newest outcome of each key, without those that a wider run supersedes.
+
+    An outcome that was run comes before one that was missing.
+    """
     found: dict[str, Outcome] = {}
     for source in sources:
         for name, one in source.items():
             other = found.get(name)
             if other is None or (not one.missing, one.at) >= (not other.missing, other.at):
                 found[name] = one
-    return found
+    return {name: one for name, one in found.items() if not any(other.supersedes(one) for other in found.values())}
