@@ -46,6 +46,11 @@ conformance: .venv/ready  ## run the conformance suite alone, and write its repo
 chaos: .venv/ready  ## put and take while clients, connections and the server fail, and prove that nothing is lost
 	$(BIN)/python -m tests.chaos
 
+ROWS ?= 200000
+
+upgrade: .venv/ready  ## upgrade a table of ROWS rows that is in use, from an older build and from pq, and go back
+	$(BIN)/python -m tests.upgrade --rows $(ROWS)
+
 # What is wrong must be found: every other run leaves out a part of the protocol. A cycle is a job that waits without end.
 model:  ## go through every order of events of leases and of admission, with spin
 	@command -v spin >/dev/null || { echo "spin is missing: apt-get install spin"; exit 1; }
@@ -121,4 +126,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos model matrix matrix-short lowest plans bench figures dist lock audit clean
+.PHONY: help demo test lint docs conformance chaos upgrade model matrix matrix-short lowest plans bench figures dist lock audit clean

@@ -58,8 +58,16 @@ class Log:
             self._file.write(json.dumps([what, time.time(), round(took, 4), job]) + "\n")
 
 
-def timed(log: Log, what: str, call: Callable[[], Any], job: str = "") -> Any:
-    """Call a function; record an error, and slow calls that found nothing."""
+def timed(log: Log, what: str, call: Callable[[], Any], job: str = "", waits: float = 0.0) -> Any:
+    """Call a function; record an error, and slow calls that found nothing.
+
+    Args:
+        log: The log.
+        what: What the function does.
+        call: The function.
+        job: The job that it puts; empty if it takes jobs.
+        waits: The number of seconds for which it waits for a job.
+    """
     began = time.monotonic()
     try:
         found = call()
@@ -70,8 +78,8 @@ def timed(log: Log, what: str, call: Callable[[], Any], job: str = "") -> Any:
     if job:
         log.note(what, began, job)
     elif found is None or found == []:
-        if time.monotonic() - began > SLOW:
-            log.note("looked", began, "")
+        if time.monotonic() - began > waits + SLOW:
+            log.note("looked", began + waits, "")
     else:
         for each in found if isinstance(found, list) else [found]:
             log.note(what, began, each.data if isinstance(each.data, str) else each.data["args"][0])
@@ -106,10 +114,12 @@ def put_plain(queue: Any, job: str, options: dict[str, Any], schedule_at: Any) -
     queue.put(job, **options)
 
 
-def consume(log: Log, take: Callable[[], Any], what: str, end: Callable[[Any], Any] | None = None) -> None:
+def consume(
+    log: Log, take: Callable[[], Any], what: str, end: Callable[[Any], Any] | None = None, waits: float = 0.0
+) -> None:
     """Take jobs until the process has to end, and finish each."""
     while not ending.is_set():
-        found = timed(log, what, take)
+        found = timed(log, what, take, waits=waits)
         if not found:
             ending.wait(POLL_PAUSE)
         elif end is not None:
@@ -154,7 +164,7 @@ def main(path: str, name: str, job: str, queue_name: str, dsn: str, backend: str
     elif job == "get":
         consume(log, lambda: queue.get(block=False), "got")
     elif job == "wait":
-        consume(log, lambda: queue.get(timeout=ANSWER), "got waiting")
+        consume(log, lambda: queue.get(timeout=ANSWER), "got waiting", waits=ANSWER)
     elif job == "lease":
         consume(log, lambda: queue.lease(LEASE, block=False), "leased", lambda found: found.ack())
     elif job == "drain":
