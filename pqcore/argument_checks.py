@@ -45,7 +45,7 @@ def check_items(items: Any) -> None:
     """Raise unless the value is an iterable of jobs' data.
 
     Raises:
-        ConfigurationError: The value is no iterable, or is text, bytes or a mapping, which are the data of one job.
+        ConfigurationError: The value is not iterable, or is text, bytes or a mapping, which are the data of one job.
     """
     if isinstance(items, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(items, Iterable):
         msg = f"put_many takes the data of several jobs, and was given {items!r}; give a list, or use put for one job"

@@ -136,7 +136,7 @@ class ScheduleNotFound(PQError, LookupError):
 class LeaseLost(PQError):
     """The lease ran out, and another consumer got the job, or the job is gone.
 
-    The next holder of the lease may repeat whatever was done under this lease.
+    The next holder of the lease may repeat the work that was done under this lease.
     """
 
 

@@ -58,7 +58,7 @@ def check_link(link: Any) -> None:
         TypeError, ValueError, LookupError, ArithmeticError, RecursionError: The value is not a valid `StoredPut`.
     """
     if not isinstance(link, dict) or not link.keys() <= _LINK:
-        raise TypeError("it is not a following put")
+        raise TypeError("it is not a follow-up")
     check_text(link["queue"], "queue", MAX_QUEUE_NAME)
     check_text(link["serializer"], "serializer")
     data, payload = link["data"], link["payload"]

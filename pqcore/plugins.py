@@ -138,7 +138,7 @@ class Plugins(BackendRegistry):
         if is_wrapper(serializer):
             name = str(getattr(serializer, "layer", ""))
             if not name or "+" in name or "/" in name:
-                raise PluginError(f"wrapper {serializer!r} has the layer {name!r}; give a name without '+' and '/'")
+                raise PluginError(f"layer of {serializer!r} is {name!r}; give a name without '+' and '/'")
         elif fault := fault_of(serializer):
             raise PluginError(f"serializer cannot be registered: {fault}")
         else:

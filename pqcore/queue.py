@@ -182,7 +182,7 @@ class Queue(TaskQueueMixin):
             InvalidCall: Some items are `NewJob` objects, and others are data.
             DuplicateJob: Another job, or an earlier item, has the dedup key of a `NewJob`, and ``on_conflict`` is
                 ``"error"``; nothing was put.
-            TransientError: In a transaction of yours, a deadlock with another put of the same keys happened. Outside
+            TransientError: In your own transaction, a deadlock with another put of the same keys happened. Outside
                 of one, the jobs are put again, and this is raised after several deadlocks.
         """
         options = given(None, group, limits, headers, tenant, priority)

@@ -80,7 +80,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail if a ratio to a bare loop is below this; with --compare or --against, if one to the older build is.",
+    help="Fail if a ratio is below this: to a bare loop, or with --compare or --against, to the older build.",
 )
 @click.option(
     "--json",

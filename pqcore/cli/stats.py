@@ -146,7 +146,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
     default="2s",
     show_default=True,
     callback=_seconds,
-    help="Time between two looks.",
+    help="Time between two updates.",
 )
 @click.option("--once", is_flag=True, help="Show one frame, and exit.")
 @json_option

@@ -60,7 +60,7 @@ def workers(database: Database, queue: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("worker_ids", nargs=-1, required=True, metavar="WORKER...")
-@click.option("--end", is_flag=True, help="Have the workers take jobs again.")
+@click.option("--end", is_flag=True, help="Tell the workers to take jobs again.")
 @json_option
 @with_database
 def quiet(database: Database, worker_ids: tuple[str, ...], end: bool, as_json: bool) -> None:

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=_number, default=3000, metavar="N", help=f"at least {LEAST}; default: 3000")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="files to hash; default: Python's own library")
-    parser.add_argument("--dsn", help="a server of yours; default: an embedded one. A schema is made and dropped")
+    parser.add_argument("--dsn", help="your own server; default: an embedded one. A schema is made and dropped")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write what was shown as SVG")
     parser.add_argument("--seed", type=int, default=0, help="chooses the files; default: 0")
     return parser

@@ -79,7 +79,7 @@ class QueueCollector(Collector):
         try:
             return gauges(call_sync(read_table_figures, self._engine))
         except PQError as exc:
-            logger.warning("metrics of queues are left out: %s", exc)
+            logger.warning("cannot read the metrics of queues, and leave them out: %s", exc)
             return []
 
 

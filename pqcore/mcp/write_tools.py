@@ -48,7 +48,8 @@ class WriteTools:
             Time | None, Field(description="Run it no earlier than this: '5m' from now, or ISO 8601.")
         ] = None,
         expected_at: Annotated[
-            Time | None, Field(description="When it should be done by: jobs with an earlier time are taken first.")
+            Time | None,
+            Field(description="The time by which the job is wanted: jobs with an earlier time are taken first."),
         ] = None,
         dedup: Annotated[
             str | None, Field(description="A key that only one unfinished job of the queue can have.")

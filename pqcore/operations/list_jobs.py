@@ -226,7 +226,7 @@ async def get_full_job(
     rows = await engine.execute("admin.find_row", values, protect=False, patient=True)
     if not rows:
         where = f"table {engine.names}" if queue is None else f"queue {queue.name!r}"
-        raise JobNotFound(f"{where} has no job {job_id}: it was never put, or nothing of it was kept")
+        raise JobNotFound(f"{where} has no job {job_id}: it was never put, or its row was deleted")
     [[*columns, data, payload, headers, group, key, size, place]] = rows
     return WholeJob(
         **_fields(StoredJobRow._make(columns)),

@@ -120,7 +120,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
         return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)
-    msg = f"queue {queue.name!r} has no record of job {job_id}: it was never put, or nothing of it was kept"
+    msg = f"queue {queue.name!r} has no record of job {job_id}: it was never put, or its row was deleted"
     raise JobNotFound(msg)
 
 

@@ -145,7 +145,7 @@ async def announce(
 
 
 async def set_quiet(engine: Engine, worker_id: str, *, quiet: bool) -> bool:
-    """Have a worker take no more jobs, or take jobs again; return whether the worker is listed.
+    """Tell a worker to take no more jobs, or to take jobs again; return whether the worker is listed.
 
     Args:
         engine: The engine.

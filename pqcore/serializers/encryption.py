@@ -67,8 +67,8 @@ class Fernet(Wrapper):
             problem, elsewhere = type(exc).__name__, isinstance(exc, Unreadable)
         # Raised outside the except clause, because the original error must not be in any traceback.
         if elsewhere:
-            raise KeyNotHeld(f"it was decrypted, and its {self.inner.name} cannot be read here ({problem})")
-        raise ValueError(f"it was decrypted, and is not valid {self.inner.name} ({problem})")
+            raise KeyNotHeld(f"it was decrypted, but this program cannot read its {self.inner.name} ({problem})")
+        raise ValueError(f"it was decrypted, but is not valid {self.inner.name} ({problem})")
 
     def wrap(self, raw: bytes) -> bytes:
         token: bytes = self._fernet.encrypt(raw)

@@ -60,7 +60,7 @@ class PydanticJson:
         # Raised outside the except clause, because pydantic's own error, which has the values, must not be in any
         # traceback.
         told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the data'}: {each['msg']}" for each in problems)
-        raise ValueError(f"it is no {getattr(self._type, '__qualname__', self._type)}: {told}")
+        raise ValueError(f"it is not a {getattr(self._type, '__qualname__', self._type)}: {told}")
 
     def __repr__(self) -> str:
         return f"<{self.name} of {self._type!r}>"

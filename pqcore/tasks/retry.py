@@ -50,7 +50,7 @@ class Retry(Verdict):
     """
 
     def __init__(self, delay: Delay = None) -> None:
-        super().__init__(f"to be retried in {delay}")
+        super().__init__("retry later" if delay is None else f"retry in {delay}")
         self.delay = None if delay is None else seconds(delay)
 
 

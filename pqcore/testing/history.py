@@ -124,7 +124,7 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
     """Return the violations in a history.
 
     An operation with an unknown outcome may have happened or not, whichever explains more. For each put or get that
-    failed without telling the job's id, one ghost or one loss is no violation. Violations are:
+    failed without telling the job's id, one ghost or one loss is not a violation. Violations are:
 
     * a loss: an acknowledged put of a job that is neither left, nor was popped or acknowledged (a lease alone finishes
       nothing);
@@ -133,7 +133,7 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
     * a double acknowledgement, and an acknowledgement of a popped job;
     * an ack or nack that succeeded with an older token;
     * disorder: two jobs of a key were put one after the other, but the first take of the second had ended before that
-      of the first began. Redeliveries are no violations, nor are jobs that were never taken.
+      of the first began. Redeliveries are not violations, and jobs that were never taken are not, either.
 
     Args:
         history: The operations of all users of the queue.

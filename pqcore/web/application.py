@@ -149,7 +149,10 @@ class Site:
 
         async def live(request: Request) -> Response:
             if self.sampler.followers >= MOST_FOLLOWERS:
-                raise HTTPException(503, f"{MOST_FOLLOWERS} pages are kept up to date already")
+                raise HTTPException(
+                    503,
+                    f"{MOST_FOLLOWERS} pages already update themselves; close one, or reload this page to update it",
+                )
             query = dict(request.query_params)
             follower = self.sampler.follow()  # no await between the check and this, so requests cannot pass it together
 
@@ -203,7 +206,7 @@ class Site:
             return await self._question(request, form, str(exc))
         if not number and ACTIONS[name].of_job:
             raise HTTPException(
-                409, f"Nothing was changed: job {wanted.id} of {wanted.queue.name!r} is not, or no longer, as it was."
+                409, f"Nothing was changed: job {wanted.id} of {wanted.queue.name!r} has changed in the meantime."
             )
         with suppress(PQError):  # the change is made, even if the table cannot be read now
             await self.sampler.latest(fresh=True)
@@ -250,7 +253,7 @@ class Site:
     def _wanted(self, given: Mapping[str, str]) -> tuple[str, ActionRequest]:
         name, id_ = given.get("do", ""), given.get("id", "")
         if name not in ACTIONS:
-            raise HTTPException(400, f"{name[:40]!r} is no change that can be made")
+            raise HTTPException(400, f"{name[:40]!r} is not a change that this page can make")
         action = ACTIONS[name]
         number = views.number(id_) if action.of_job else 0
         if number is None:
@@ -371,7 +374,7 @@ async def _form(request: Request) -> dict[str, str]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "this takes what forms send")
+        raise HTTPException(415, "the body is not a form")
     body = bytearray()
     async for part in request.stream():
         body += part

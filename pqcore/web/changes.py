@@ -125,7 +125,7 @@ async def quiet_worker(target: Target, wanted: ActionRequest) -> int:
 
 
 async def wake_worker(target: Target, wanted: ActionRequest) -> int:
-    """Have a worker take jobs again."""
+    """Tell a worker to take jobs again."""
     return await _set_quiet(target, wanted, quiet=False)
 
 
@@ -236,10 +236,10 @@ def _paused(fields: Mapping[str, str]) -> dict[str, str]:
     """Return the object of a pause, as an argument of the operations."""
     what, name = fields["what"], fields["name"]
     if what not in PAUSED:
-        raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose of {', '.join(PAUSED)}")
+        raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose one of {', '.join(PAUSED)}")
     if what == "queue":
         if name:
-            raise ConfigurationError(f"the name is {name[:40]!r}, and a whole queue is paused without one")
+            raise ConfigurationError(f"name is {name[:40]!r}; leave it empty to pause the whole queue")
         return {}
     return {what: name}
 
@@ -268,7 +268,7 @@ async def set_expiry(target: Target, wanted: ActionRequest) -> int:
     """Set how long rows are kept."""
     of, given = wanted.fields["of"], {kind: wanted.fields[kind] for kind in ("finished", "dead")}
     if of not in KEPT_OF:
-        raise ConfigurationError(f"{of[:40]!r} is nothing whose rows are kept; choose of {', '.join(KEPT_OF)}")
+        raise ConfigurationError(f"{of[:40]!r} has no times to set; choose one of {', '.join(KEPT_OF)}")
     if not any(given.values()):
         raise ConfigurationError("no time is given; write how long finished rows or dead letters are kept")
     periods = {kind: None if text == "none" else text or AS_IT_IS for kind, text in given.items()}
@@ -277,7 +277,7 @@ async def set_expiry(target: Target, wanted: ActionRequest) -> int:
 
 
 async def run_now(target: Target, wanted: ActionRequest) -> int:
-    """Put the job of a schedule, or have a worker put that of a periodic task which is declared in code."""
+    """Put the job of a schedule, or tell a worker to put the job of a periodic task that is declared in code."""
     name = wanted.fields["name"]
     with suppress(ScheduleNotFound):
         await target.call(schedules.trigger, wanted.queue, name)
@@ -285,13 +285,13 @@ async def run_now(target: Target, wanted: ActionRequest) -> int:
     found = await target.read(periodic.last_tick, wanted.queue, name)
     if found.line is None:
         raise ConfigurationError(
-            f"no cron expression of {name[:40]!r} is known; a worker that declares the task notes it"
+            f"the cron expression of {name[:40]!r} is not known; start a worker that declares the task"
         )
     moment = latest_tick(found.line.cron, found.line.tz, found.now)
     if moment is None:
         raise ConfigurationError(f"{name[:40]!r} was not due within five years; put a job of it instead")
     if not await target.call(periodic.repeat_tick, wanted.queue, name, moment):
-        raise ConfigurationError(f"a worker put {name[:40]!r} at this moment; look at the page of workers")
+        raise ConfigurationError(f"a worker has just put a job of {name[:40]!r}; look at the page of workers")
     return 1
 
 

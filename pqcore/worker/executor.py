@@ -340,7 +340,7 @@ class Executor(Runner[ActiveJob]):
         return is_open
 
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
-        """Have the completer store the outcome together with others, and call the outcome's hook."""
+        """Give the outcome to the completer, which stores it together with others, and call the outcome's hook."""
         if outcome is not None:
             if not self.events.needs_ends:  # nothing needs these any more: less memory, and less garbage collection
                 active.run = active.context = None
@@ -368,7 +368,7 @@ class Executor(Runner[ActiveJob]):
                 return await process.run(run, active.context)
 
     def call_in_thread(self, steps: Steps) -> None:
-        """Have a thread call the function of a job that has no task."""
+        """Call the function of a job that has no task in a thread."""
         try:
             self._threads.submit(steps)
         except RuntimeError as exc:  # no thread can be started

@@ -260,6 +260,6 @@ class Health:
                 queues |= found.queues
                 late |= found.late
         except PQError as exc:
-            logger.warning("metrics of queues are left out: %s", exc)
+            logger.warning("cannot read the metrics of queues, and leave them out: %s", exc)
             return None
         return TableFigures(queues, late)

@@ -237,7 +237,7 @@ class QueueState:
         return next((active for active in self.buffer if active.may_start), None)
 
     def complete(self, active: ActiveJob, outcome: Outcome) -> None:
-        """Have the completer store how a job ended."""
+        """Give the end of a job to the completer, which stores it."""
         active.ended = True
         self.outcomes.append(outcome)
         self.wake_completer.set()

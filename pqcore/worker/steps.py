@@ -37,7 +37,7 @@ class StepsExecutor(Protocol):
         """Call a job's function."""
 
     def call_in_thread(self, steps: Steps) -> None:
-        """Have a thread call a job's function, and call `Steps.settle` afterwards."""
+        """Call a job's function in a thread, and call `Steps.settle` afterwards."""
 
 
 class Steps(ThreadCall):

@@ -129,7 +129,7 @@ class Threads:
             del made  # otherwise the exception's traceback refers to the exception: a reference cycle
 
     def submit(self, call: ThreadCall) -> None:
-        """Have a thread make a call. Call this only in the event loop.
+        """Make a call in one of the threads. Call this only in the event loop.
 
         Raises:
             RuntimeError: No thread can be started.

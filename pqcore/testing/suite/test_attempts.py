@@ -58,10 +58,10 @@ def test_attempts_that_fail_or_are_snoozed_are_kept_as_long_as_the_job(harness: 
     harness.drain(queue)
     assert queue.status(job_id) == "dead"
     assert told(queue, job_id) == [
-        (1, "failed", "to be retried in 0"),
+        (1, "failed", "retry in 0"),
         (2, "snoozed", ""),
         (2, "failed", "bad"),
-        (3, "failed", "to be retried in 0"),
+        (3, "failed", "retry in 0"),
         (4, "failed", "'last'"),
     ]
     bad = queue.attempts(job_id)[2]
