@@ -279,7 +279,7 @@ class AsyncDriverSession(Protocol):
     driver cancels its own task, as `asyncio.timeout` does, the session may set an attribute ``cancels_task`` to false.
     A get or a lease then needs no separate task.
 
-    If the task is cancelled, the call may raise `asyncio.CancelledError`, whatever the server does with the statement.
+    If the task is cancelled, the call may raise `asyncio.CancelledError`, even if the server still runs the statement.
     pqcore then uses a connection of its own for nothing but `abort` and `close`. It lets `begin` on a caller's
     connection end, and then calls `rollback`. So `rollback` must also end a transaction whose `begin` was cancelled,
     and `in_transaction` must be true as soon as BEGIN may have been sent. If the session cannot know its state, it
@@ -659,7 +659,7 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _polls(fileno: int) -> select.poll:
-    # The poll object holds a descriptor number, so it also serves the next file with that number.
+    # The poll object refers to a descriptor number, so it can be used again for another file with that number.
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
     return poll

@@ -18,7 +18,7 @@ from typing import Any
 from pqcore import PQ
 from pqcore.demo.messages import DemoError
 
-# No constraint refuses a second result of a job, so that it would be seen.
+# No constraint refuses a second result of a job, so that the proof would find one.
 TABLES = """
 CREATE TABLE demo_results (
   job_id bigint, path text, sha256 text, worker text, driver text,

@@ -212,7 +212,7 @@ async def take(
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
-            # the pause varies between takes: if two takes each hold one of two keys, one of them must come first
+            # the pause is random, so that two takes that need the same two keys do not fail together again
             if pause is not None:
                 await engine.runtime.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
     return (), WAITS[-1]

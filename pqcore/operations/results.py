@@ -116,7 +116,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
             UtcDatetime.of(job.schedule_at),
             UtcDatetime.of(job.expected_at),
         )
-    if kept is not None and kept.state != "running":  # of a job that ended without a result, only the progress is left
+    if kept is not None and kept.state != "running":  # if a job ended without a result, only its progress is left
         return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)

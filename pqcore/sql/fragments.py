@@ -26,11 +26,11 @@ NO_END = 2_147_483_647
 WAITING_UNTIL = "'infinity'"
 # Leased jobs, and jobs that are scheduled and also expected at a time; not the jobs that wait for admission.
 COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"
-# A lease that has an end, which is still to come.
+# A lease whose end is a time in the future.
 IS_LEASED = f"leased_until > statement_timestamp() AND leased_until < {WAITING_UNTIL}"
 
 UNFINISHED = "num_nulls(dequeued_at) <> 0"
-# Under no lease, or under a lease that has run out; a job that waits for admission has no holder.
+# No consumer holds the job: it has no lease, its lease has run out, or it waits for admission.
 IS_FREE = (
     "(leased_until IS NULL OR leased_until <= statement_timestamp()"
     f" OR (parked_on IS NOT NULL AND leased_until = {WAITING_UNTIL}))"

@@ -103,7 +103,7 @@ class Exponential:
     def __call__(self, failures: int, error: BaseException) -> float:
         """Return the seconds until the next attempt."""
         longest, pause = seconds(self.longest), seconds(self.base)
-        for _ in range(failures - 1):  # no power, which could overflow
+        for _ in range(failures - 1):  # not a power, which could overflow
             pause *= self.factor
             if pause >= longest:
                 break
