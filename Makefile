@@ -89,6 +89,9 @@ bench: .venv/ready  ## measure everything over every driver, and other queues to
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json || status=$$?; \
 	exit $$status
 
+picture: .venv/ready .venv/browser  ## draw the picture of the web page in the documents
+	$(BIN)/python -m tests.web_picture docs/images/web.png
+
 figures: .venv/ready  ## measure all that `make bench` does, into the pages on performance
 	$(BIN)/pqcore bench --no-targets --json reports/bench.json --html reports/bench.html --markdown docs
 	$(BIN)/python -m benchmarks.peers --json reports/peers.json --markdown docs
@@ -126,4 +129,4 @@ clean:  ## remove what the above made
 	$(BIN)/playwright install chromium-headless-shell
 	@touch $@
 
-.PHONY: help demo test lint docs conformance chaos upgrade model matrix matrix-short lowest plans bench figures dist lock audit clean
+.PHONY: help demo test lint docs conformance chaos upgrade model matrix matrix-short lowest plans bench picture figures dist lock audit clean

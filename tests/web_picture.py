@@ -20,20 +20,20 @@ from pqcore.testing.http_server import serving
 from pqcore.web import web_app
 from pqcore.worker import Worker
 from pqcore_backends.embedded import EmbeddedServer
-from tests.test_web_browser import NAMES, QUIET
 
-SIZE = {"width": 1200, "height": 1260}
+WIDTH, HEIGHT = 1200, 1260
 SECONDS = 300.0
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def draw(address: str, path: str) -> None:
-    """Write the page of the sample queue, as a browser shows it, to a PNG file."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+def draw(address: str, path: str, seconds: float) -> None:
+    """Keep the page of the sample queue open for a time, and then write what the browser shows to a PNG file."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(f"{address}/queue?name=emails&span=15+min")
-        page.get_by_text("Live", exact=True).wait_for()
+        page.wait_for_timeout(1_000 * seconds)
         page.screenshot(path=path)
         browser.close()
 
@@ -60,18 +60,21 @@ async def run(dsn: str, path: str, seconds: float) -> None:
         @queue.task(name="shop.close_issue")
         async def close_issue() -> None: ...
 
-        worker = Worker(queue, concurrency=24, health=None)
+        worker = Worker(queue, concurrency=20)
         running = asyncio.create_task(worker.run())
         with serving(web_app(dsn)) as address:
-            await queue.batch(*[send_newsletter.call(part) for part in range(60)], then=close_issue.call())
-            started, order = time.monotonic(), 0
-            while (passed := time.monotonic() - started) < seconds:
-                for _ in range(round(36 * (1 + math.sin(passed / 25)))):
+            drawing = asyncio.create_task(asyncio.to_thread(draw, address, path, seconds))
+            started, order, batch = time.monotonic(), 0, None
+            while not drawing.done():
+                passed = time.monotonic() - started
+                if batch is None and passed > seconds - 40:
+                    batch = await queue.batch(*map(send_newsletter.call, range(20)), then=close_issue.call())
+                for _ in range(round(34 * (1 + math.sin(passed / 25)))):
                     order += 1
                     later = "1h" if order % 200 == 0 else None
                     await send_receipt.options(schedule_at=later)(order)
                 await asyncio.sleep(1)
-            await asyncio.to_thread(draw, address, path)
+            await drawing
         running.cancel()
         await asyncio.wait([running])
 
