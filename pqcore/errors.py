@@ -15,7 +15,7 @@ LONGEST_MESSAGE = 2_000
 class PQError(Exception):
     """The root of all of pqcore's errors.
 
-    Of a message that is too long, the middle is left out: the beginning says what is wrong, and the end what to do.
+    The middle of a very long message is left out: the beginning says what is wrong, and the end what to do.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -37,7 +37,7 @@ class ConfigurationError(PQError, ValueError):
 
 
 class InvalidCall(PQError, TypeError):
-    """A task was called with arguments that its function does not accept, or an object was used as another kind is."""
+    """A task was called with arguments that its function does not accept, or a method was used with a wrong object."""
 
 
 class UnknownBackend(ConfigurationError):
@@ -223,7 +223,7 @@ class InvalidData(DatabaseError, ValueError):
 
 
 class IdTaken(DatabaseError):
-    """A new row was given an id that exists: a sequence is behind the existing ids; nothing was written.
+    """A new row got an id that another row has, because a sequence is behind the existing ids; nothing was written.
 
     Logical replication, ``TRUNCATE ... RESTART IDENTITY`` or a restore of rows alone can leave a sequence behind.
     ``pqcore doctor`` names the sequence, and ``create(set_sequences=True)`` corrects it.

@@ -57,9 +57,9 @@ class Dedup:
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job for `Queue.put_many` with options of its own.
+    """A job for `Queue.put_many` with its own options.
 
-    An option that is None is the one that the call of `put_many` gives to all jobs.
+    For an option that is None, the job has the option of the call of `put_many`.
 
     Attributes:
         data: Any value that the queue's serializer can encode.

@@ -751,7 +751,7 @@ class PQ(BasePQ[Queue]):
         dead: str | float | timedelta | None = AS_IT_IS,
         connection: Any = None,
     ) -> None:
-        """Set how long finished rows and dead letters are kept, in all queues without a time of their own.
+        """Set how long finished rows and dead letters are kept, in all queues that have no other setting.
 
         Workers delete older rows, at a rate of some thousand rows a minute or more. Rows with a kept result stay until
         the result expires, and rows of an open batch stay until the batch ends.
@@ -783,12 +783,12 @@ class PQ(BasePQ[Queue]):
     def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
         """Tell a worker to take no more jobs; return whether it is listed.
 
-        The worker reads that at its next renewal, within 10 s. It finishes the jobs that it runs, and gives back jobs
+        The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives back jobs
         that it has not started. It does not stop. A worker that is started later has another id.
 
         Args:
             worker_id: The id of the worker, from `workers`.
-            quiet: Whether the worker takes no more jobs; False to have it take jobs again.
+            quiet: Whether the worker takes no more jobs; False lets it take jobs again.
         """
         return run_sync(operations.worker_registry.set_quiet(self.engine, worker_id, quiet=quiet))
 

@@ -125,7 +125,7 @@ class TaskQueueMixin(WorkingQueue):
 
         The function may be a coroutine function. If its first parameter is annotated as a `Job` or `AsyncJob`, the
         function gets the job there. Otherwise it gets only the arguments of the call. A task of `pqcore.tasks.PQ` gets
-        the job's id first, whatever the annotation. ``@queue.task`` is the same as ``@queue.task()``.
+        the job's id first, with any annotation. ``@queue.task`` is the same as ``@queue.task()``.
 
         Args:
             schedule_at: The earliest time at which a job may run; see `put`.
@@ -307,7 +307,7 @@ class TaskQueueMixin(WorkingQueue):
             connection: A connection whose open transaction writes the jobs; see `put`.
 
         Raises:
-            ConfigurationError: A call has a connection of its own.
+            ConfigurationError: A call has its own connection.
             DuplicateJob: Another job, or an earlier call, has the dedup key of a call, and ``on_conflict`` is
                 ``"error"``; nothing was put.
         """
@@ -315,10 +315,10 @@ class TaskQueueMixin(WorkingQueue):
         return [self._handle(identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle[Any]:
-        """Put calls that run one after the other, each after the one before is done.
+        """Put calls that run one after the other: each starts after the previous one is done.
 
-        Each call finds the result of the one before in ``current().previous``. If a call fails for good, the calls
-        after it stay with its dead letter.
+        Each call finds the previous result in ``current().previous``. If a call fails for good, the calls after it
+        stay with its dead letter.
 
         Returns:
             The id of the first job.

@@ -32,7 +32,7 @@ class Snooze(Verdict):
 
 
 class Discard(Verdict):
-    """An exception that ends the job without an effect: the job is deleted, and becomes no dead letter.
+    """An exception that ends the job: the job is deleted, and does not become a dead letter.
 
     Args:
         reason: The reason for the log, and for the result if it is kept.
@@ -74,7 +74,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Exponential:
-    """A retry policy with growing pauses: ``base * factor ** (failures - 1)``, at most ``longest``, less a random part.
+    """A retry policy with growing pauses: ``base * factor ** (failures - 1)``, at most ``longest``, minus a random part.
 
     The random part spreads the retries of jobs that failed together; see
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.

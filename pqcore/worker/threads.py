@@ -166,7 +166,9 @@ class Threads:
             with self._lock:
                 self._coming = False
                 self._threads.remove(new)
-                if self._threads and isinstance(exc, RuntimeError):  # too many threads: a running thread will make the call
+                if self._threads and isinstance(
+                    exc, RuntimeError
+                ):  # too many threads: a running thread will make the call
                     return
                 self._waiting.pop()
                 self._busy -= 1

@@ -66,10 +66,10 @@ class Worker:
         *queues: Queues of a `PQ` or `AsyncPQ`, of `pqcore` or of `pqcore.tasks`.
         concurrency: The number of slots: the largest number of jobs that run concurrently.
         lease: How long a job is leased: seconds, ``'1m'`` or a timedelta. The worker extends its leases while it lives.
-            If it dies, its jobs run elsewhere after their leases have run out.
+            If it dies, other workers run its jobs after their leases have run out.
         grace: The time that running jobs get to finish after a stop signal: seconds, ``'1m'`` or a timedelta. After
             that they are given back.
-        poll_interval: Seconds after which an idle worker tries to fetch jobs, woken or not.
+        poll_interval: Seconds after which an idle worker tries to fetch jobs, even if no notification wakes it.
         prefetch: The largest number of jobs fetched ahead from each queue, if jobs run fast.
         prefetch_bytes: The largest amount of data that these jobs hold together: bytes, or characters of JSON. It is
             estimated from the jobs fetched last. A larger job is fetched only for a free slot.
@@ -80,7 +80,7 @@ class Worker:
         max_jobs: The number of jobs after which a process of ``run_in="process"`` is replaced by a new one.
         max_memory: Bytes of memory, or ``'512MB'``, above which a process of ``run_in="process"`` is replaced, once its
             job has ended.
-        health: The address at which the worker answers over HTTP whether it lives (``/live``) and is ready
+        health: The address at which the worker answers over HTTP whether it is alive (``/live``) and ready
             (``/ready``), such as ``'127.0.0.1:8081'``. Port 0 is any free port. None by default.
         log_jobs: Whether to log one line for each attempt that has ended, at level INFO to ``pqcore.worker.jobs``: the
             job, its task, the outcome and the seconds that the function took.
