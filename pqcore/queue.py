@@ -783,8 +783,8 @@ class PQ(BasePQ[Queue]):
     def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
         """Tell a worker to take no more jobs; return whether it is listed.
 
-        The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives back jobs
-        that it has not started. It does not stop. A worker that is started later has another id.
+        The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives
+        back jobs that it has not started. It does not stop. A worker that is started later has another id.
 
         Args:
             worker_id: The id of the worker, from `workers`.

@@ -74,7 +74,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Exponential:
-    """A retry policy with growing pauses: ``base * factor ** (failures - 1)``, at most ``longest``, minus a random part.
+    """A retry policy with growing pauses: ``base * factor ** (failures - 1)``, up to ``longest``, minus a random part.
 
     The random part spreads the retries of jobs that failed together; see
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.

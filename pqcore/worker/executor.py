@@ -193,9 +193,7 @@ class Executor(Runner[ActiveJob]):
 
     def _start(self, active: ActiveJob) -> None:
         active.queue_state.started += 1
-        has_crashed = (
-            active.job.token > 1 and active.job.crashes > 0
-        )  # if it crashed, `run_job` first stores that attempt
+        has_crashed = active.job.token > 1 and active.job.crashes > 0  # if so, `run_job` first stores that attempt
         if not has_crashed and self._reads_quickly(active):
             run = self._prepare(active)
             if isinstance(run, Outcome):

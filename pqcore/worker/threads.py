@@ -168,7 +168,7 @@ class Threads:
                 self._threads.remove(new)
                 if self._threads and isinstance(
                     exc, RuntimeError
-                ):  # too many threads: a running thread will make the call
+                ):  # too many threads: a running one will make the call
                     return
                 self._waiting.pop()
                 self._busy -= 1
