@@ -412,7 +412,7 @@ class Databases:
 def _create(dsn: str, names: TableName) -> None:
     connection = Connection(with_options(dsn, application_name=OURS), names)
     try:
-        # All rows are kept: stored times would be deleted between tests, and tests that move the time expect no deletes.
+        # All rows are kept: stored times are deleted between tests, and tests that move the time expect no deletes.
         connection.call(partial(admin.create, keep_finished=None, keep_dead=None))
     finally:
         connection.close()
