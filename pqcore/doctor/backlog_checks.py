@@ -37,7 +37,7 @@ async def check_backlog(context: CheckContext) -> list[Finding]:
         said = f"{ready} jobs of queue {queue!r} are ready, the first for {age:.0f} s"
         if queue in quiet:
             message = f"{said}, and all workers of the queue were told to take no more jobs"
-            advice = "have one take jobs again (pqcore quiet --end), or start another"
+            advice = "let one take jobs again (pqcore quiet --end), or start another"
         elif queue in alive:
             message, advice = (
                 f"{said}, though workers of the queue are alive",
@@ -80,7 +80,7 @@ async def check_expiry(context: CheckContext) -> list[Finding]:
     details = {"expiry": [asdict(one) for one in found]}
     if not any(one.seconds is not None for one in found):
         message = "finished rows and dead letters are never deleted"
-        return [Finding("expiry", "ok", message, "to have workers delete them: pqcore expiry --finished 7d", details)]
+        return [Finding("expiry", "ok", message, "to let workers delete them: pqcore expiry --finished 7d", details)]
     told = [
         f"{'finished rows' if one.kind == 'finished' else 'dead letters'} of"
         f" {'all queues' if one.queue is None else repr(one.queue)} are kept"

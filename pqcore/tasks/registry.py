@@ -194,7 +194,7 @@ def _path_of(function: Callable[..., Any]) -> str:
         return f"{function.__module__}.{function.__qualname__}"
     except AttributeError:
         msg = (
-            f"a {type(function).__qualname__} cannot be a task, as workers find tasks by name: {function!r};"
+            f"a {type(function).__qualname__} cannot be a task, because workers find tasks by name: {function!r};"
             " declare a function that calls it"
         )
         raise ConfigurationError(msg) from None

@@ -161,7 +161,7 @@ ACTIONS: dict[str, Action] = {
     "limit": Action(
         "Set a limit",
         "Set a limit of {queue}?",
-        "At most this many jobs run concurrently under the limit, whatever number they were put with.",
+        "At most this many jobs run concurrently under the limit. This overrides the numbers of the puts.",
         "The limit is changed.",
         set_limit,
         of_job=False,
@@ -244,7 +244,7 @@ ACTIONS: dict[str, Action] = {
     ),
     "wake-worker": Action(
         "Take jobs again",
-        "Have worker {worker} take jobs again?",
+        "Let worker {worker} take jobs again?",
         "It reads this at its next renewal, within 10 s.",
         "The worker takes jobs again from its next renewal on.",
         wake_worker,
