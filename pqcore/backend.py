@@ -280,8 +280,8 @@ class AsyncDriverSession(Protocol):
     A get or a lease then needs no separate task.
 
     If the task is cancelled, the call may raise `asyncio.CancelledError`, even if the server still runs the statement.
-    pqcore then uses a connection of its own for nothing but `abort` and `close`. It lets `begin` on a caller's
-    connection end, and then calls `rollback`. So `rollback` must also end a transaction whose `begin` was cancelled,
+    On its own connection, pqcore then calls only `abort` and `close`. On a caller's connection, it waits until `begin`
+    has ended, and then calls `rollback`. So `rollback` must also end a transaction whose `begin` was cancelled,
     and `in_transaction` must be true as soon as BEGIN may have been sent. If the session cannot know its state, it
     closes the connection.
     """

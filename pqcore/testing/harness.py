@@ -326,8 +326,8 @@ class Harness:
     def pool(self, size: int = 4, dsn: str | None = None) -> Any:
         """Return a pool of the driver, which is closed at the end (capability POOL).
 
-        If the driver refuses pools of this size, the harness borrows what is beyond it until the end, so that the
-        scenario gets no more connections than it asked for.
+        If the driver refuses such small pools, the harness holds the additional connections until the end, so that the
+        scenario gets only ``size`` connections.
         """
         pool, beyond = self.wait_for(lambda: open_pool(self.spec, dsn or self.dsn, size))
         self._stack.callback(lambda: self.wait_for(lambda: self.opener.call("close_pool", pool)))

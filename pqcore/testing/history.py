@@ -65,7 +65,7 @@ class Recording:
         job: The job's id.
         token: The job's fencing token.
         jobs: In place of these, the (id, token) of each job of a batch.
-        outcome: The outcome, to be set if the exception does not show it: ``"undone"``, before a transaction is rolled
+        outcome: The outcome. Set it if the exception does not show it: ``"undone"``, before a transaction is rolled
             back.
     """
 
