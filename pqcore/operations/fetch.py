@@ -81,7 +81,7 @@ async def get(
         if rows:
             break
         woken = False
-        if wake_in == 0.0:  # the jobs that were found are not allowed to run now, but later jobs may be
+        if wake_in == 0.0:  # the jobs that were found may not run, but jobs behind them may
             continue
         if not block:
             return rows
