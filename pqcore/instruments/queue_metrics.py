@@ -66,7 +66,7 @@ class QueueCollector(Collector):
 
     def __init__(self, pq: PQ) -> None:
         if not isinstance(pq, PQ):
-            msg = f"pq is of type {type(pq).__qualname__}; give a PQ, as a registry cannot await"
+            msg = f"pq is of type {type(pq).__qualname__}; give a PQ, because a registry cannot await"
             raise ConfigurationError(msg)
         self._engine = pq.engine
 

@@ -67,7 +67,7 @@ class CockroachDB(Dialect):
     name = "cockroachdb"
     missing: ClassVar[Mapping[Capability, str]] = {
         Capability.LISTEN: "CockroachDB has no LISTEN: waiters poll",
-        Capability.PREPARED: "plans of prepared statements cannot be renewed, as there is no DISCARD PLANS",
+        Capability.PREPARED: "plans of prepared statements cannot be renewed, because there is no DISCARD PLANS",
     }
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "CockroachDB divides tables into ranges by itself",
