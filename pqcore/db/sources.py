@@ -338,7 +338,7 @@ class ProvidedConnections(SessionSource):
         session = self._lender.lend(self._opener.wrap)
         loan.append(session)
         if session.caller_owned and not session.in_transaction():
-            # so that later statements are found to be in the framework's transaction
+            # begins the framework's transaction, which later statements must find open
             await session.execute(session.sql.ping)
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:

@@ -90,7 +90,7 @@ class WriteTools:
             Field(description="Only dead letters with this reason."),
         ],
     ) -> dict[str, Any]:
-        """Make all dead letters of a queue with one reason due now; they keep their ids.
+        """Make all dead letters of a queue that have the given reason due now; they keep their ids.
 
         Workers without the serializer or key postponed `unreadable` jobs for a week: retry them after the right workers
         are deployed.

@@ -84,7 +84,7 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
         if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
             job = outcome.job
             logger.error(
-                "%r: job %d ended without the follow-ups in its headers: %s",
+                "%r: job %d ended, but its follow-ups were not put, because its headers are invalid: %s",
                 queue.name,
                 job.id,
                 job.header_faults,

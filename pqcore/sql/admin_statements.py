@@ -344,7 +344,7 @@ UNION ALL SELECT id, pg_notify(:channel::text, '')::text FROM renumbered"""
 
     @composed()
     def run_now(self) -> str:
-        """Make a job due now that is scheduled, or waits for its next attempt. A locked row is skipped."""
+        """Make a scheduled job, or a job that waits for its next attempt, due now. A locked row is skipped."""
         return f"""
 WITH free AS (
   SELECT id FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND num_nulls(dequeued_at) = 1

@@ -787,7 +787,7 @@ def test_forged_chain_that_cannot_be_stored_is_skipped_when_its_job_is_acked(
     queue.count()  # the follow-ups of a job taken with get run when the queue is used again
     assert (count(harness), queue.stats().leased) == (0, 0)
     harness.drain(queue)
-    assert "ended without the follow-ups in its headers: header 'then'" in caplog.text
+    assert "its follow-ups were not put, because its headers are invalid: header 'then'" in caplog.text
 
 
 @pytest.mark.read_committed
