@@ -68,7 +68,7 @@ class SessionSource(Protocol):
         return False
 
     def take_back(self, loan: Loan) -> bool:
-        """Take a session back that is usable and in no transaction, if that needs no wait.
+        """Take back a session that is usable and in no transaction, if that needs no wait.
 
         Return whether it succeeded.
         """

@@ -301,7 +301,7 @@ class _Performer(Runner[Attempt]):
         return None if outcome.kind == "done" else "pqcore_job_dropped"
 
     async def _put_again(self, outcome: Outcome, data: Any, *, owed: bool) -> int:
-        """Put a job again that `get` took, without its dedup key, and without the follow-ups that were already put.
+        """Put again a job that `get` took, without its dedup key, and without the follow-ups that were already put.
 
         Args:
             outcome: The outcome of the job.
