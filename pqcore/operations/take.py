@@ -84,7 +84,7 @@ async def _take_together(
 
 
 async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *taken: Taken) -> None:
-    """Put back rows whose callers are gone."""
+    """Put rows back whose callers are gone."""
     rows = [row for some, _ in taken for row in some]
     if lease is None:
         await restore(engine, queue, rows)
@@ -306,7 +306,7 @@ async def _take_lease_once(
 
 
 async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
-    """Put back rows that were taken for a caller that is gone."""
+    """Put rows back that were taken for a caller that is gone."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]
