@@ -5,6 +5,8 @@ BIN := .venv/bin
 # The tests start many interpreters: each would compile all modules again, where nobody may write bytecode beside them.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
+# Seconds after which a test stops waiting for an event. Other programs may use the processors, too.
+export PQCORE_TEST_PATIENCE ?= 60
 LOWEST := .venv/lowest
 EXTRAS := serializers_and_wrappers frameworks django django_admin django_worker $(addprefix integration_,fastapi flask sqlalchemy trio)
 

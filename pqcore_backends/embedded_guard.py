@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     import subprocess
 
 
-def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
+def guard(roots: list[str], ending: int, identity: dict[str, Any]) -> None:
     """Be a server's parent, follow the commands on stdin, and clean up when stdin closes.
+
+    Its folders are removed then; the first one has the log.
 
     A new interpreter runs the source of this function, so it uses nothing outside itself.
     """
@@ -33,7 +35,7 @@ def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
         prctl(1, int(signal.SIGQUIT), 0, 0, 0)  # PR_SET_PDEATHSIG
 
     def run(argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        with Path(root, "server.log").open("ab") as log:
+        with Path(roots[0], "server.log").open("ab") as log:
             return subprocess.Popen(
                 argv,
                 env=environment,
@@ -92,4 +94,5 @@ def guard(root: str, ending: int, identity: dict[str, Any]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(30)
             sweep(server)
-        shutil.rmtree(root, ignore_errors=True)
+        for root in roots:
+            shutil.rmtree(root, ignore_errors=True)

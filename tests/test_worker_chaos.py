@@ -13,6 +13,7 @@ import pytest
 
 from pqcore.errors import ConnectionLost
 from pqcore.plugins import plugins
+from pqcore.testing.connections import Observer
 from pqcore.testing.harness import Harness
 from pqcore.testing.worker_pool import WorkerPool
 from pqcore_backends.embedded import EmbeddedServer
@@ -31,8 +32,8 @@ class RestartedHarness(Harness):
 
     def reconnect(self) -> None:
         with suppress(ConnectionLost):
-            self._eyes.close()
-        self._eyes = self._open(self._dsn)
+            self._observer.close()
+        self._observer = Observer(self.spec, self._dsn)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from pqcore.errors import PQError
 from pqcore.plugins import plugins
 from pqcore.queue import PQ
 from pqcore.sql.identifiers import TableName, fit, quote
-from pqcore.sql.statement import Query, plain
+from pqcore.testing.connections import Connection, Observer, statement
 from pqcore.testing.databases import prepared
 from pqcore.testing.pools import open_pool
 from pqcore.testing.portal import Blocking, Portal, unwrapped
@@ -69,20 +69,6 @@ def all_tables(*names: str) -> set[str]:
     return found | {"pqcore_migrations"}
 
 
-OBSERVING = """
-SELECT set_config(name, value, false)
-FROM (VALUES ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
-  ('DateStyle', 'ISO')) AS wanted (name, value)
-WHERE current_setting(name, true) IS NOT NULL"""
-"""The test observer's connection may stay idle for the whole test, and reads dates as text, whatever the server's
-settings are."""
-
-
-def statement(sql: str, *, rows: bool = True) -> Query:
-    """Return a statement without parameters."""
-    return plain("test", sql, rows=rows)
-
-
 def patiently(what: str) -> Iterator[None]:
     """Yield the rounds of a repeated check; after `PATIENCE` seconds the next round fails.
 
@@ -94,39 +80,6 @@ def patiently(what: str) -> Iterator[None]:
         yield
     msg = f"{what}: this did not happen within {PATIENCE} seconds"
     raise AssertionError(msg)
-
-
-class Connection:
-    """A connection of the driver, opened as a user would open it, with methods to use it.
-
-    Attributes:
-        raw: The driver's connection.
-    """
-
-    def __init__(self, harness: Harness, session: Session) -> None:
-        self._harness = harness
-        self.session = session
-        self.raw: Any = session.driver.connection
-
-    def begin(self) -> None:
-        """Begin a transaction of the user."""
-        self._harness.wait_for(lambda: self.session.begin())
-        self.sql("SELECT 1")  # some drivers begin only with the first statement
-
-    def commit(self) -> None:
-        self._harness.wait_for(lambda: self.session.commit())
-
-    def rollback(self) -> None:
-        self._harness.wait_for(lambda: self.session.rollback())
-
-    def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
-        """Run a statement, and return its rows."""
-        found = self._harness.wait_for(lambda: self.session.execute(statement(text, rows=rows)))
-        return [tuple(row) for row in found]
-
-    def close(self) -> None:
-        if self.session.usable():
-            self._harness.wait_for(lambda: self.session.close())
 
 
 class Harness:
@@ -172,10 +125,7 @@ class Harness:
         sql = plugins.dialect()(self._names, spec.paramstyle)
         make = partial(plugins.make, spec)
         self.opener = BackendAdapter(make, sql, suspends=spec.mode == "async", prepared=prepared())
-        # A different application name, so that a pooler never uses the same session for it and for the queues.
-        self._eyes = self._open(with_options(dsn, application_name=f"{self.application}-eyes"))
-        if prepared():  # otherwise it would be set on a connection that a pooler lends to other clients
-            self._eyes.sql(OBSERVING)
+        self._observer = Observer(spec, dsn) if schemas is None else schemas.observer(spec, dsn)
 
     @property
     def schema(self) -> str:
@@ -196,9 +146,9 @@ class Harness:
             return False
         self._made = True
         if with_tables and self._schemas is not None:
-            self._tables = self._schemas.take(self._eyes.sql, self._names)
+            self._tables = self._schemas.take(self._observer.sql, self._names)
         if self._tables is None:
-            self._eyes.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
+            self._observer.sql(f"CREATE SCHEMA {quote(self.schema)}", rows=False)
         return self._tables is None
 
     def wait_for(self, make: Callable[[], Awaitable[T]]) -> T:
@@ -243,7 +193,7 @@ class Harness:
         if create:
             pq.create(partitions=self.partitions)
         if new and self._schemas is not None and isinstance(target, str):
-            self._tables = Tables.look(self._eyes.sql, self._names)
+            self._tables = Tables.look(self._observer.sql, self._names)
         return pq
 
     def queue(self, name: str = "q", **options: Any) -> Any:
@@ -354,7 +304,7 @@ class Harness:
 
     def sql(self, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Read or change the database from another connection; `{table}` is the queue's table."""
-        return self._eyes.sql(text.replace("{table}", self.table) if "{table}" in text else text, rows=rows)
+        return self._observer.sql(text.replace("{table}", self.table) if "{table}" in text else text, rows=rows)
 
     def sql_within(self, queue: Any, text: str, *, rows: bool = True) -> list[tuple[Any, ...]]:
         """Run a statement in the transaction that ``with queue`` opened."""
@@ -396,7 +346,7 @@ class Harness:
 
     def needs_method(self, name: str) -> None:
         """Skip a scenario about a method that a session may go without, if the session has none."""
-        if not hasattr(self._eyes.session.driver, name):
+        if not hasattr(self._observer.session.driver, name):
             import pytest
 
             self.left_out(f"{name}()")
@@ -530,8 +480,11 @@ class Harness:
         finally:
             self._cut()  # a failed test may have left a transaction open
             if self._made and not self._put_back():
-                self._eyes.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
-            self._eyes.close()
+                self._observer.sql(f"DROP SCHEMA {quote(self.schema)} CASCADE", rows=False)
+            if self._schemas is None:
+                self._observer.close()
+            else:
+                self._schemas.keep(self._observer)
             if self._portal is not None:
                 self._portal.close()
 
@@ -540,7 +493,7 @@ class Harness:
         if self._schemas is None or self._tables is None:
             return False
         try:
-            self._tables.restore(self._eyes.sql, self._names)
+            self._tables.restore(self._observer.sql, self._names)
         except PQError:  # the test has changed more than rows
             return False
         self._schemas.put_back(self._names, self._tables)
@@ -552,7 +505,7 @@ class Harness:
             await session.enter()
             return session
 
-        return Connection(self, self.wait_for(connect))
+        return Connection(self.wait_for, self.wait_for(connect))
 
 
 async def _made(factory: Callable[..., T], target: Any, options: dict[str, Any]) -> T:

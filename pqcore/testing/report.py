@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ ALONE = "alone"
 """The mode of a standard test that does not use the harness itself: it must run at least once."""
 
 
-def standard_tests() -> dict[str, str | None]:
+@cache
+def standard_tests() -> Mapping[str, str | None]:
     """Return the names of all standard tests, as ``module::test``, with the mode that each is limited to, or `ALONE`.
 
-    They are read from the sources, so that changes to the imported modules have no effect.
+    They are read from the sources, once, so that changes to the imported modules have no effect.
     """
     found: dict[str, str | None] = {}
     for entry in resources.files("pqcore.testing.suite").iterdir():

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pqcore.backend import BackendSpec
 from pqcore.plugins import plugins
 from pqcore.schema.scripts import statements_naming
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.identifiers import TableName, literal, quote
+from pqcore.testing.connections import Observer
+from pqcore.testing.databases import prepared
 from pqcore.testing.server import partitions
 
 Sql = Callable[..., list[tuple[Any, ...]]]
@@ -159,10 +162,11 @@ class Tables:
 
 
 class Schemas:
-    """The schemas that are free for the next test."""
+    """The schemas that are free for the next test, and the connections that look at them."""
 
     def __init__(self) -> None:
         self._free: list[tuple[TableName, Tables]] = []
+        self._observers: list[Observer] = []
 
     @classmethod
     def of_run(cls) -> Schemas | None:
@@ -198,11 +202,28 @@ class Schemas:
         """Keep a schema, whose tables were restored, for another test."""
         self._free.append((names, tables))
 
+    def observer(self, spec: BackendSpec, dsn: str) -> Observer:
+        """Return a connection to look at the database, from a former test if there is one."""
+        for observer in self._observers:
+            if observer.of == (spec, dsn):
+                self._observers.remove(observer)
+                return observer
+        return Observer(spec, dsn)
+
+    def keep(self, observer: Observer) -> None:
+        """Keep a connection for another test, or close it if the test may have changed its state."""
+        if prepared() and observer.unchanged():
+            self._observers.append(observer)
+        else:
+            observer.close()
+
     def drop(self, sql: Sql) -> None:
-        """Drop all schemas."""
+        """Drop all schemas, and close all connections."""
         while self._free:
             names, _ = self._free.pop()
             sql(f"DROP SCHEMA {_schema(names)} CASCADE", rows=False)
+        while self._observers:
+            self._observers.pop().close()
 
 
 def _schema(names: TableName) -> str:

@@ -49,9 +49,9 @@ def server() -> Iterator[tuple[str, str]]:
     else:
         from pqcore_backends.embedded import EmbeddedServer
 
-        # The tests make many small commits, and do not test durability.
-        settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-        with EmbeddedServer(settings=settings) as embedded:
+        # The tests make many small commits, databases and tables, and do not test durability.
+        settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
+        with EmbeddedServer(settings=settings, in_memory=True) as embedded:
             yield embedded.dsn(), f"embedded PostgreSQL {embedded.version}"
 
 

@@ -23,7 +23,7 @@ from pqcore.db.runtime import run_sync
 from pqcore.job import AsyncJob, Job
 from pqcore.sql.identifiers import quote
 from pqcore.tasks.context import current
-from pqcore.testing.harness import statement
+from pqcore.testing.connections import statement
 from pqcore.worker import Worker
 
 LOOK = 0.01

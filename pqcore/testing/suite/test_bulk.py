@@ -14,7 +14,8 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, PayloadTooLarge, PQError, SerializationError
 from pqcore.operations import put_many
-from pqcore.testing.harness import Connection, Harness
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import Harness
 
 
 class Boom(Exception):

@@ -25,7 +25,8 @@ from pqcore.db import listener as waiting
 from pqcore.db.sources import lent
 from pqcore.errors import TransactionAborted
 from pqcore.sql.identifiers import channel, quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import PATIENCE, Harness, patiently
 from pqcore.testing.undo import Undo
 
 NEVER = 3600.0

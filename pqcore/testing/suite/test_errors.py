@@ -36,7 +36,8 @@ from pqcore.errors import (
 )
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import PATIENCE, Harness
 from pqcore_backends.embedded_setup import free_port
 
 

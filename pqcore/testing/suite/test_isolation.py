@@ -13,7 +13,8 @@ import pytest
 from pqcore.backend import Capability
 from pqcore.errors import NotSupported, TransientError
 from pqcore.sql.identifiers import TableName, quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.server import with_isolation
 
 LEVELS = ("repeatable read", "serializable")

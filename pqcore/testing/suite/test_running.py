@@ -17,7 +17,7 @@ from pqcore.events import JobEvent
 from pqcore.plugins import plugins
 from pqcore.tasks import Discard, JobCancelled, Retry, Snooze, current
 from pqcore.testing import inline
-from pqcore.testing.harness import Harness, statement
+from pqcore.testing.harness import Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.testing.workers import INTERRUPTS
 
@@ -126,7 +126,7 @@ async def look(harness: Harness, text: str) -> Any:
     """Run a statement on the test's own connection, while a job runs."""
     if harness.mode == "blocking":
         return harness.sql(text)
-    return await harness._eyes.session.execute(statement(text.replace("{table}", harness.table), rows=True))
+    return await asyncio.to_thread(harness.sql, text)
 
 
 # The ways to run jobs

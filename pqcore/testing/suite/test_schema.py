@@ -29,7 +29,8 @@ from pqcore.errors import (
 )
 from pqcore.put_options import Dedup
 from pqcore.sql.identifiers import quote
-from pqcore.testing.harness import INDEXES, PATIENCE, Connection, Harness, all_tables
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import INDEXES, PATIENCE, Harness, all_tables
 
 OBJECT = {"when": datetime(2020, 2, 29, tzinfo=timezone.utc), "text": "…æøå!"}
 

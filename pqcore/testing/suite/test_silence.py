@@ -19,7 +19,8 @@ from pqcore.db import listener as waiting
 from pqcore.errors import ConfigurationError, ConnectionLost, PoolTimeout, StatementCancelled
 from pqcore.sql.identifiers import channel
 from pqcore.sql.statement import Query
-from pqcore.testing.harness import PATIENCE, Harness, patiently, statement
+from pqcore.testing.connections import statement
+from pqcore.testing.harness import PATIENCE, Harness, patiently
 from pqcore.testing.probes import Notes
 from pqcore.testing.proxy import Proxy
 

@@ -40,7 +40,8 @@ from pqcore.tasks import (
     current,
 )
 from pqcore.tasks.outcomes import UNKNOWN_PAUSE
-from pqcore.testing.harness import PATIENCE, Harness, statement
+from pqcore.testing.connections import statement
+from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
 from pqcore.testing.undo import Undo
 

@@ -23,7 +23,8 @@ from pqcore.errors import (
     TransactionAborted,
 )
 from pqcore.sql.identifiers import quote
-from pqcore.testing.harness import PATIENCE, Connection, Harness
+from pqcore.testing.connections import Connection
+from pqcore.testing.harness import PATIENCE, Harness
 
 
 class Boom(Exception):

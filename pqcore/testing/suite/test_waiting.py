@@ -29,7 +29,8 @@ from pqcore.errors import ConnectionLost
 from pqcore.operations import read_rules
 from pqcore.plugins import plugins
 from pqcore.sql.identifiers import TableName, channel
-from pqcore.testing.harness import PATIENCE, Connection, Harness, patiently, statement
+from pqcore.testing.connections import Connection, statement
+from pqcore.testing.harness import PATIENCE, Harness, patiently
 from pqcore.testing.portal import unwrapped
 
 NEVER = 3600.0
@@ -490,7 +491,7 @@ def after_the_first_look(harness: Harness, queue: Any, *, heard: bool) -> Iterat
         result = await run(operation, **options)
         before = engine.listener.snapshot(topic)
         assert (before is not None) == heard
-        await harness._eyes.session.execute(statement((INSERT % ("q", "a")).format(table=harness.table), rows=False))
+        harness.sql(INSERT % ("q", "a"), rows=False)
         rounds = patiently("the notification is heard")
         while heard and engine.listener.snapshot(topic) == before:
             next(rounds)
@@ -1007,8 +1008,7 @@ def test_waiter_looks_again_when_the_lock_was_released_after_its_look(harness: H
                 while engine.listener.snapshot("q") is not None:
                     next(rounds)
                     await engine.runtime.sleep(0.001)
-                query = statement((INSERT % ("q", "a")).format(table=harness.table), rows=False)
-                await harness._eyes.session.execute(query)  # this notifies nobody
+                harness.sql(INSERT % ("q", "a"), rows=False)  # this notifies nobody
             return result
 
         engine.run = slow

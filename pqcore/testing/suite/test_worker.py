@@ -424,7 +424,7 @@ def test_idle_worker_runs_at_most_two_statements_per_second(harness: Harness, mo
     names: list[str] = []
 
     async def counted(session: Session, query: Query, parameters: Any = ()) -> Any:
-        if session is not harness._eyes.session:
+        if session is not harness._observer.session:
             names.append(query.name)
         return await execute(session, query, parameters)
 
