@@ -16,15 +16,16 @@ help:  ## show this
 demo: .venv/ready  ## move real jobs over every driver, on an embedded PostgreSQL, and kill a worker
 	$(BIN)/python -m pqcore.demo
 
-# Four parts run concurrently, as tests mostly wait, each with a server of its own; the last one prints as it goes.
+# Five parts run concurrently, as tests often wait, each with a server of its own; the last one prints as it goes.
 test: .venv/ready .venv/browser  ## run the whole test suite, on embedded PostgreSQL servers
 	@mkdir -p reports; status=0; parts=; \
 	start() { \
 	  name=$$1; shift; \
 	  $(BIN)/python -m pytest --durations=20 --pqcore-report=reports/$$name "$$@" > reports/$$name.log 2>&1 & parts="$$parts $$!"; \
 	}; \
-	start tests-a-to-j tests/test_[a-j]*.py; \
-	start tests-k-to-z tests/test_[k-z]*.py; \
+	start tests-a-to-c tests/test_[a-c]*.py; \
+	start tests-d-to-o tests/test_[d-o]*.py; \
+	start tests-p-to-z tests/test_[p-z]*.py; \
 	start conformance-psycopg pqcore/testing/suite --pqcore-backend psycopg; \
 	trap 'kill $$parts' INT TERM; \
 	$(BIN)/python -m pytest --durations=20 pqcore/testing/suite --pqcore-backend psycopg2 --pqcore-backend asyncpg || status=$$?; \

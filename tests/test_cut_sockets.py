@@ -64,7 +64,7 @@ def test_call_of_an_async_driver_without_a_socket_is_left_after_the_answer_timeo
     monkeypatch.delattr(AsyncPsycopgSession, "cancel")
 
     async def main() -> None:
-        async with AsyncPQ(dsn, backend="psycopg", answer_timeout=0.3) as other:
+        async with AsyncPQ(dsn, backend="psycopg", answer_timeout=2.0) as other:
             queue = other["q"]
             assert await queue.count() == 0
             with psycopg.connect(dsn) as holder:

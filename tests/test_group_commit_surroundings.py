@@ -145,7 +145,7 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
 
 @pytest.mark.parametrize("backend", ["psycopg2", "psycopg"])
 def test_threads_that_find_no_free_connection_are_each_told_in_time(table: str, backend: str) -> None:
-    with PQ(table, backend=backend, max_connections=1, pool_timeout=0.2) as pq:
+    with PQ(table, backend=backend, max_connections=1, pool_timeout=2.0) as pq:
         queue = pq["q"]
         held, over = threading.Event(), threading.Event()
 
@@ -171,7 +171,7 @@ def test_threads_that_find_no_free_connection_are_each_told_in_time(table: str, 
 @asynchronous
 def test_tasks_that_find_no_free_connection_are_each_told_in_time(table: str, backend: str) -> None:
     async def act() -> None:
-        async with AsyncPQ(table, backend=backend, max_connections=1, pool_timeout=0.2) as pq:
+        async with AsyncPQ(table, backend=backend, max_connections=1, pool_timeout=2.0) as pq:
             queue = pq["q"]
 
             async def together() -> list[Any]:

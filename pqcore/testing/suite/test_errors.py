@@ -386,6 +386,7 @@ def test_statement_timeout_raises_an_error_with_its_sqlstate(harness: Harness) -
             assert isinstance(caught.value, TimeoutError)
             assert caught.value.sqlstate == "57014"
             assert isinstance(caught.value.__cause__, drivers(harness))
+    connection.sql("SET statement_timeout = 0", rows=False)
     assert queue.count() == 0
 
 

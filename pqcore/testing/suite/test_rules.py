@@ -14,8 +14,9 @@ import pytest
 
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, InvalidName, InvalidTimeSpec, PQError
+from pqcore.sql import rule_statements
 from pqcore.sql.identifiers import MAX_KEY, TableName
-from pqcore.sql.rule_statements import SET_ASIDE, UNWRITTEN
+from pqcore.sql.rule_statements import UNWRITTEN
 from pqcore.tasks import current
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
@@ -418,9 +419,10 @@ def test_job_of_a_paused_task_whose_lane_is_too_long_is_looked_at_again_later(ha
     assert seen.items == [("first", 1, 1)]
 
 
-def test_job_behind_many_of_a_paused_task_starts_soon(harness: Harness) -> None:
+def test_job_behind_many_of_a_paused_task_starts_soon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule_statements, "SET_ASIDE", 500)  # so that fewer jobs take more than one statement
     queue = harness.task_queue()
-    seen, many = Notes(), SET_ASIDE + 10
+    seen, many = Notes(), rule_statements.SET_ASIDE + 10
     first, second = marked(queue, seen)
     queue.put_calls(*[first.call(n) for n in range(many)], second.call(0))
     queue.pause("1h", task=unwrapped(first))

@@ -25,7 +25,7 @@ from pqcore.testing.probes import Notes
 from pqcore.testing.proxy import Proxy
 
 NEVER = 3600.0
-SHORT = 0.4
+SHORT = 1.0
 BOUND = 5.0
 """Seconds within which short waits must end, even on a busy machine."""
 

@@ -237,7 +237,7 @@ def test_worker_keeps_leases_while_a_connection_is_silent(harness: Harness, prox
 
     direct.task()(hold.task.function)()
     until = "SELECT leased_until::text FROM {table} WHERE now() < leased_until"
-    with harness.working(queue, stall_timeout=0.3, lease=3.0), harness.working(direct, lease=3.0):
+    with harness.working(queue, stall_timeout=0.3, lease=6.0), harness.working(direct, lease=6.0):
         seen.wait(1)
         leases = set(harness.sql(until))
         [(first,)] = leases
@@ -285,7 +285,7 @@ def test_worker_stores_completions_after_a_connection_went_silent(
         return 7
 
     handle = direct.task(keep_result="1h")(hold.task.function)()
-    with harness.working(queue, lease=2.0, stall_timeout=0.4, poll_interval=0.1):
+    with harness.working(queue, lease=30.0, stall_timeout=0.4, poll_interval=0.1):
         seen.wait(1)
         if when == "before":
             proxy.stall()
