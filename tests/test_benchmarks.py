@@ -135,9 +135,12 @@ def measured(dsn: str, names: Sequence[str], chosen: Sequence[str] = (), **optio
 
 @pytest.fixture(autouse=True)
 def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probe the machine only for a moment: no test here depends on the result."""
+    """Probe the machine only for a moment, and count the traffic of few calls: no test here depends on more."""
     monkeypatch.setattr(machine, "WAIT", 0.02)
     monkeypatch.setattr(machine, "FLUSHES", 4)
+    monkeypatch.setattr(targets, "COUNTED", {1: 8, operations.MANY: 4})
+    monkeypatch.setattr(worker_target, "WORKED", 60)
+    monkeypatch.setattr(worker_target, "RUNS", 1)
 
 
 @pytest.fixture
@@ -564,8 +567,10 @@ class TalkativeBackend(PsycopgBackend):
 
 
 def test_bench_fails_a_backend_with_one_round_trip_more_at_every_operation(
-    pqcore_server: str, register: Callable[..., None]
+    pqcore_server: str, register: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worker_target, "WORKED", 400)
+    monkeypatch.setattr(worker_target, "RUNS", 5)
     register("talkative", PSYCOPG, TalkativeBackend)
 
     def short(row: Any) -> list[str]:
