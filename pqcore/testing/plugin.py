@@ -128,7 +128,7 @@ def pqcore_schemas(request: pytest.FixtureRequest, pqcore_server: str) -> Iterat
 
     schemas = Schemas.of_run()
     yield schemas
-    if schemas:
+    if schemas is not None:
         from pqcore.testing.harness import Harness
 
         harness = Harness(_report(request.config).specs[0], pqcore_server)
