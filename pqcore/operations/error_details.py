@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import traceback
-from types import TracebackType
 from typing import Literal, TypeAlias
 
 from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import ConfigurationError
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception in another process, as text; the cause of the exception in the worker."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
 
 MAX_TRACEBACK = 20_000
 """The largest number of characters of a traceback that are kept, counted from its end."""
@@ -16,6 +23,8 @@ KeepErrors: TypeAlias = Literal["all", "type", "none"]
 """What is stored of the exceptions of jobs: all, the type alone, or nothing."""
 KEEP_ERRORS: tuple[KeepErrors, ...] = ("all", "type", "none")
 _LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
+_CALLER = "pqcore.tasks.declaring"
+"""The module that calls functions: if it is the last one in a traceback, the function did not begin."""
 
 
 def read_error(stored: str | None) -> dict[str, str]:
@@ -30,8 +39,11 @@ def error_text(error: dict[str, str] | None) -> str | None:
 
 def describe_error(error: BaseException) -> dict[str, str]:
     """Return an exception in the form that is stored with the job: ``type``, ``message``, ``traceback``."""
-    kind, _, trace = exc_info_of(error)
-    text = "".join(traceback.format_exception(kind, error, trace))
+    kind, cause = type(error), error.__cause__
+    if isinstance(cause, RemoteTraceback):
+        text = str(cause.args[0])
+    else:
+        text = "".join(traceback.format_exception(kind, error, error.__traceback__))
     try:
         message = str(error)
     except BaseException as exc:
@@ -67,17 +79,18 @@ def reduce_error(error: dict[str, str] | None, keep: KeepErrors) -> dict[str, st
     return error if keep == "all" else {"type": error["type"], "message": "", "traceback": ""}
 
 
-def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return a function's exception for logging, without the frames outside the function."""
-    return type(error), error, _traceback_of_function(error.__traceback__)
+def remove_outer_frames(error: BaseException) -> None:
+    """Remove the frames outside the job's function from its exception: those of the worker, its threads and pools.
 
-
-def _traceback_of_function(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without the frames outside the function: those of the worker, its threads and its pools."""
-    start = trace
-    while start is not None and start.tb_frame.f_globals.get("__name__", "").startswith(_LEADING):
+    An exception of pqcore's own code, raised before the function was called, keeps its frames.
+    """
+    start = trace = error.__traceback__
+    last = ""
+    while start is not None and (last := start.tb_frame.f_globals.get("__name__", "")).startswith(_LEADING):
         start = start.tb_next
-    return trace if start is None else start
+    if start is not None or last == _CALLER or isinstance(error.__cause__, RemoteTraceback):
+        trace = start
+    error.__traceback__ = trace
 
 
 def _storable(text: str) -> str:

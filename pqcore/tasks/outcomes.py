@@ -18,6 +18,7 @@ from pqcore.db.interrupts import is_from_outside
 from pqcore.errors import (
     ConfigurationError,
     DeserializationError,
+    InvalidCall,
     PayloadTooLarge,
     PQError,
     SerializationError,
@@ -25,7 +26,7 @@ from pqcore.errors import (
     Unreadable,
 )
 from pqcore.job import BaseJob
-from pqcore.operations.error_details import KeepErrors, describe_error, exc_info_of
+from pqcore.operations.error_details import KeepErrors, describe_error, remove_outer_frames
 from pqcore.operations.job_outcome import Outcome, OutcomeKind, crashed, dead_letter_of
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout
@@ -96,8 +97,9 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return crashed(job, MEMORY_PAUSE, "the data of the job do not fit into memory")
-        job_logger.exception("job %d of %r is not a call of a function", job.id, queue.name)
-        return Outcome(job, "dead", error=describe_error(exc), reason="invalid")
+        fault = InvalidCall(f"the data has no {exc}, so it is not a call") if isinstance(exc, KeyError) else exc
+        job_logger.error("job %d of %r is not a call of a function: %s", job.id, queue.name, fault)  # noqa: TRY400
+        return Outcome(job, "dead", error=describe_error(fault), reason="invalid")
     try:
         task = declarations.find_task(path)
     except BaseException as exc:
@@ -115,6 +117,8 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
 
 
 def _path_in(data: Any) -> str:
+    if not hasattr(data, "get"):
+        raise InvalidCall(f"the data is a {type(data).__name__}, not a call")
     path = data["function"]
     if not isinstance(path, str):
         raise TypeError(f"the function of the job is {repr(path)[:80]}, which is not a path")
@@ -183,6 +187,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
         error: The exception.
         late: The job, if the function was stopped at its timeout.
     """
+    remove_outer_frames(error)
     if late is not None:
         timeout = JobTimeout(f"{path_of(late)} did not end in {late.headers['run']['timeout']} seconds")
         timeout.__cause__ = error
@@ -246,6 +251,7 @@ def kind_after(options: TaskOptions, failures: int, max_retries: int, error: Bas
 def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
     """Return the outcome of a job whose function raised, and log it."""
     job, kind = run.job, kind_after(run.task.options, run.failures, run.max_retries, error)
+    remove_outer_frames(error)
     if isinstance(error, Snooze):
         return Outcome(job, "snooze", delay=error.delay)
     if kind == "drop":
@@ -253,9 +259,7 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
         return Outcome(job, "drop", error=describe_error(error), reason="discarded")
     details = describe_error(error)
     if kind == "dead":
-        job_logger.error(
-            "job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=exc_info_of(error)
-        )
+        job_logger.error("job %d of %r (%s) failed for good", job.id, queue.name, run.task.path, exc_info=error)
         return Outcome(job, "dead", error=details, reason="failed")
     try:
         delay = error.delay if isinstance(error, Retry) else run.retry(run.failures + 1, error)
@@ -268,7 +272,7 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
         logger.exception("the retry policy of %s raised an error; its jobs are tried again in a minute", run.task.path)
         pause = 60.0
     again = "job %d of %r (%s) failed; next attempt in %.1f s"
-    job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=exc_info_of(error))
+    job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=error)
     return Outcome(job, "retry", error=details, delay=pause)
 
 

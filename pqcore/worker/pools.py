@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from pqcore.operations.error_details import RemoteTraceback
 from pqcore.tasks.context import JobContext
 from pqcore.tasks.outcomes import Run
 from pqcore.tasks.run_job import ResultNotSent, WorkerProcessDied
@@ -25,13 +26,6 @@ JOIN_TIMEOUT = 2.0
 """Seconds to wait for processes that are ending."""
 RETIREMENT = 10.0
 """Seconds that a process which is replaced has to end by itself; then it is killed."""
-
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception in a process, as text; the cause of the exception in the worker."""
-
-    def __str__(self) -> str:
-        return f"\n\n{self.args[0]}"
 
 
 class Process:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pqcore.job import BaseJob
+from pqcore.operations.error_details import remove_outer_frames
 from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 from pqcore.tasks.context import JobContext, enter_job, leave_job
@@ -143,6 +144,7 @@ async def _awaited(result: Any) -> Any:
 
 
 def _raised(error: BaseException) -> bytes:
+    remove_outer_frames(error)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         answer = pickle.dumps(("raised", error, text))
