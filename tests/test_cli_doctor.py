@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -154,7 +155,7 @@ def test_doctor_names_jobs_that_no_worker_runs(dsn: str, pq: PQ) -> None:
     [leases] = found["leases"]
     assert re.match(r"1 leases of queue 'b' have run out, the first 1\d\d s ago", leases["message"])
     [dead] = found["dead_letters"]
-    assert dead["message"] == "1 jobs failed for good, 1 of them in queue 'c'"
+    assert dead["message"] == "1 job failed for good, 1 of them in queue 'c'"
     assert {one["level"] for one in (backlog, leases, dead)} == {"warning"}
     execute(
         dsn,
@@ -178,7 +179,8 @@ def test_doctor_goes_on_where_a_check_waits_for_a_lock(dsn: str, pq: PQ, monkeyp
         found = findings(dsn)
     [one] = found["dead_letters"]
     assert one["level"] == "warning"
-    assert "could not be checked" in one["message"]
+    assert "took longer than 1 s, and was cancelled" in one["message"]
+    assert "pg_blocking_pids" in one["advice"]
     assert [one["level"] for one in found["pauses"]] == ["ok"]
 
 
@@ -351,7 +353,6 @@ def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ) -> None:
         dsn,
         f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'",
         f"GRANT SELECT, INSERT ON queue, queue_dead TO {name}",
-        f"GRANT SELECT ON pqcore_migrations TO {name}",
     )
     parts = urlsplit(dsn)
     clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
@@ -363,8 +364,19 @@ def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ) -> None:
         assert 'GRANT UPDATE, DELETE ON "queue"' in one["advice"]
         assert 'GRANT SELECT, INSERT, UPDATE, DELETE ON "queue_slots"' in one["advice"]
         assert f"GRANT USAGE ON SEQUENCE public.queue_id_seq TO {name}" in one["advice"]
+        assert "pg_monitor" not in found["schema"][0]["advice"] + found["batches"][0]["advice"]
         execute(dsn, *one["advice"].split("; "))
-        assert [one["level"] for one in findings(clerk)["privileges"]] == ["ok"]
+        after = findings(clerk)
+        assert [one["level"] for one in after["privileges"]] == ["ok"]
+        assert [each["message"] for each in chain(*after.values()) if "could not be" in each["message"]] == []
+        with PQ(clerk) as their:
+            queue = their["a"]
+            queue.put(1)
+            assert queue.get(block=False) is not None
+            with queue:
+                queue.put(2, limits={"one": 1}, dedup="key", group="together")
+            queue.pause()
+            assert [each.name for each in queue.rules()] == ["queue"]
         assert "cannot be seen" in found["snapshots"][-1]["message"]
         assert "pg_monitor" in found["snapshots"][-1]["advice"]
         execute(dsn, f"REVOKE ALL ON pqcore_migrations FROM {name}")
@@ -374,6 +386,54 @@ def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ) -> None:
         assert "hush" not in doctor(clerk).output
     finally:
         execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_doctor_prints_the_grants_of_a_role_that_may_not_use_the_schema(dsn: str) -> None:
+    name = "clerk_" + dsn.rpartition("_")[2]
+    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'", 'CREATE SCHEMA "far Öff"')
+    parts = urlsplit(dsn)
+    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+    try:
+        with PQ(dsn, schema="far Öff") as pq:
+            pq.create()
+        for _ in range(2):  # the sequences are found once the schema may be used
+            [one] = findings(clerk, "--schema", "far Öff")["privileges"]
+            assert one["level"] == "problem"
+            execute(dsn, *one["advice"].split("; "))
+        assert [one["level"] for one in findings(clerk, "--schema", "far Öff")["privileges"]] == ["ok"]
+        with PQ(clerk, schema="far Öff") as their:
+            their["a"].put(1)
+            assert their["a"].get(block=False) is not None
+    finally:
+        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}", 'DROP SCHEMA "far Öff" CASCADE')
+
+
+@pytest.mark.parametrize("kind", ["producer", "consumer"])
+def test_doctor_accepts_the_roles_of_the_table(dsn: str, kind: str) -> None:
+    number = dsn.rpartition("_")[2]
+    name, table = f"clerk_{number}", f"orders_{number}"
+    parts = urlsplit(dsn)
+    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+    made = CliRunner().invoke(app, ["create", "--roles", "--table", table, "--dsn", dsn])
+    assert made.exit_code == 0, made.output
+    roles = [f"{table}_{each}" for each in ("producer", "consumer", "admin")]
+    try:
+        execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush' IN ROLE {table}_{kind}")
+        [one] = findings(clerk, "--table", table)["privileges"]
+        assert (one["level"], one["message"]) == (
+            "ok",
+            f"the role is a member of {table}_{kind}, and has no further privileges",
+        )
+        execute(dsn, f"REVOKE ALL ON {table}_samples FROM {table}_consumer")
+        [one] = findings(clerk, "--table", table)["privileges"]
+        assert one["level"] == ("ok" if kind == "producer" else "problem")
+        if kind == "consumer":
+            assert f'lacks privileges on "{table}_samples"' in one["message"]
+            assert "pqcore create --roles" in one["advice"]
+    finally:
+        execute(
+            dsn, f"DROP ROLE IF EXISTS {name}", f"DROP OWNED BY {', '.join(roles)}", f"DROP ROLE {', '.join(roles)}"
+        )
 
 
 def test_doctor_reports_an_unreachable_server(dsn: str) -> None:

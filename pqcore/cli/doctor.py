@@ -11,6 +11,7 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import import_option, json_option, with_database
 from pqcore.cli.output import emit, printable
 from pqcore.doctor.examine import examine
+from pqcore.plurals import counted
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -51,7 +52,7 @@ def doctor(
     problems = sum(one.level == "problem" for one in found)
     if problems:
         warnings = sum(one.level == "warning" for one in found)
-        raise CommandFailed(f"{problems} problems, {warnings} warnings")
+        raise CommandFailed(f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}")
 
 
 COMMANDS = (doctor,)

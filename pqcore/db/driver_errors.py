@@ -70,13 +70,16 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
     sqlstate: str | None = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
     reason = str(exc).strip() or type(exc).__name__
     if sqlstate in ("42P01", "3F000"):
-        return TableMissing(f"{doing}: {reason}: call create() to make the queue's table")
+        return TableMissing(f"{doing}: {_first(reason)}: call create() to make the queue's table, or run pqcore create")
     if sqlstate in ("42703", "42883", "42P10"):
-        return SchemaOutdated(f"{doing}: {reason}: call create() to bring the queue's table up to date")
+        advice = "call create() to bring the queue's table up to date, or run pqcore create"
+        return SchemaOutdated(f"{doing}: {_first(reason)}: {advice}")
     if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
         return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
     if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in any language that the server speaks
         return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
+    if sqlstate == "42501":
+        reason = _first(reason)
     for prefix, kind, advice in _BY_SQLSTATE:
         if sqlstate and sqlstate.startswith(prefix):
             return kind(f"{doing}: {reason} ({advice})", sqlstate)
@@ -84,9 +87,16 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
         return InvalidData(
             f"{doing}: {reason} (the connection's client_encoding lacks some of the characters: set it to UTF8)"
         )
+    if doing == "connect" and (lost or isinstance(exc, OSError)):
+        return ConnectionLost(f"{doing}: the server cannot be reached, or refuses the connection: {reason}", sqlstate)
     if lost or isinstance(exc, OSError):
         return ConnectionLost(f"{doing}: the connection is lost, or the server cannot be reached: {reason}", sqlstate)
     return DatabaseError(f"{doing}: {reason}", sqlstate)
+
+
+def _first(reason: str) -> str:
+    """Return the first line of a message: below it, psycopg and psycopg2 show a part of the statement."""
+    return reason.partition("\n")[0]
 
 
 def is_refusal(error: DatabaseError) -> bool:

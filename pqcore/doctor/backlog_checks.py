@@ -9,6 +9,7 @@ from pqcore.doctor.findings import Finding
 from pqcore.operations.expiry import list_expiry_of
 from pqcore.operations.samples import REST
 from pqcore.operations.worker_registry import list_workers_of
+from pqcore.plurals import counted
 from pqcore.sql.fragments import COMES_OUT, VISIBLE_AT
 
 OLD_SAMPLE = 600.0
@@ -34,7 +35,8 @@ async def check_backlog(context: CheckContext) -> list[Finding]:
     quiet = alive - {queue for worker in workers if not worker.quiet for queue in worker.queues}
     found = []
     for queue, ready, age in sorted(old, key=lambda one: -one[2]):
-        said = f"{ready} jobs of queue {queue!r} are ready, the first for {age:.0f} s"
+        verb = "is" if ready == 1 else "are"
+        said = f"{counted(ready, 'job')} of queue {queue!r} {verb} ready, the first for {age:.0f} s"
         if queue in quiet:
             message = f"{said}, and all workers of the queue were told to take no more jobs"
             advice = "let one take jobs again (pqcore quiet --end), or start another"
@@ -121,6 +123,6 @@ async def check_dead_letters(context: CheckContext) -> list[Finding]:
     if not numbers:
         return [Finding("dead_letters", "ok", "there are no dead letters", details=details)]
     queue = max(numbers, key=lambda name: numbers[name])
-    message = f"{sum(numbers.values())} jobs failed for good, {numbers[queue]} of them in queue {queue!r}"
+    message = f"{counted(sum(numbers.values()), 'job')} failed for good, {numbers[queue]} of them in queue {queue!r}"
     advice = "pqcore dead list shows them, pqcore dead retry runs them again, pqcore dead purge deletes them"
     return [Finding("dead_letters", "warning", message, advice, details)]

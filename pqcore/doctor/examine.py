@@ -15,6 +15,7 @@ from pqcore.doctor.context import Check, CheckContext
 from pqcore.doctor.findings import Finding
 from pqcore.doctor.job_checks import check_batches, check_encodings, check_pauses, check_put_off, check_ticks
 from pqcore.doctor.plan_checks import check_plans
+from pqcore.doctor.privilege_checks import check_privileges
 from pqcore.doctor.server_checks import (
     check_clock,
     check_connections,
@@ -28,17 +29,17 @@ from pqcore.doctor.table_checks import (
     check_autovacuum,
     check_bloat,
     check_indexes,
-    check_privileges,
     check_put_function,
     check_row_security,
     check_schema_version,
     check_sequences,
     check_trigger,
 )
-from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError
+from pqcore.errors import AccessDenied, ConnectionLost, DatabaseError, PQError, StatementCancelled
 
 LIMIT = 10.0
 """Seconds that each statement of a check may take, because it could wait for another session's lock."""
+_WAITING = "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
 async def examine(engine: Engine, queues: Sequence[str] = (), *, read_only: bool = False) -> list[Finding]:
@@ -90,9 +91,17 @@ async def _collect(found: list[Finding], context: CheckContext, name: str, check
     except PQError as exc:
         if context.s.in_transaction():
             await context.s.rollback()
-        refused = isinstance(exc, AccessDenied)
-        advice = "use a role with this right: GRANT pg_monitor" if refused else "try again when the server is less busy"
-        found.append(Finding(name, "warning", f"could not be checked: {exc}", advice))
+        reason = str(exc)
+        if isinstance(exc, StatementCancelled):
+            reason = f"{reason.partition(':')[0]} took longer than {LIMIT:.0f} s, and was cancelled"
+            advice = f"end the session that holds a lock, if one does: {_WAITING}; otherwise try again later"
+        elif not isinstance(exc, AccessDenied):
+            advice = "try again when the server is less busy"
+        elif (name, check) in _SERVER:
+            advice = "use a role with this right: GRANT pg_monitor"
+        else:
+            advice = "use a role that may read the tables, such as their owner; see privileges"
+        found.append(Finding(name, "warning", f"could not be checked: {reason}", advice))
 
 
 _SERVER: tuple[tuple[str, Check], ...] = (

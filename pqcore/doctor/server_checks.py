@@ -13,6 +13,7 @@ from pqcore.db.shared_session import ONE_CLIENT
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding, Level
 from pqcore.errors import PQError
+from pqcore.plurals import counted
 from pqcore.sql.statement import plain
 
 OLDEST_SERVER = 130_000
@@ -268,7 +269,7 @@ async def check_snapshots(context: CheckContext) -> list[Finding]:
             message = f"the oldest snapshot: {oldest.message}"
         found = [Finding("snapshots", "ok", message)]
     if unseen:
-        message = f"{unseen} sessions of other roles cannot be seen: one of them may hold an old snapshot"
+        message = f"{counted(unseen, 'session')} of other roles cannot be seen: one of them may hold an old snapshot"
         found.append(Finding("snapshots", "warning", message, "GRANT pg_monitor TO the role that asks"))
     return found
 

@@ -103,31 +103,6 @@ async def _tables_without_security(context: CheckContext) -> list[Finding]:
     return [Finding("row_security", "warning", message, advice, {"tables": open_to_all})]
 
 
-_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
-
-
-async def check_privileges(context: CheckContext) -> list[Finding]:
-    """Check the privileges of the role."""
-    places = context.engine.names.substitutions()
-    allowed = ", ".join(f"has_table_privilege(:of::text, '{what}')" for what in _PRIVILEGES)
-    missing = []
-    [[role]] = await context.ask("role", "SELECT quote_ident(current_user)")
-    for quoted in (places[place] for place in TABLES_OF_JOBS):
-        [answers] = await context.ask("privileges", f"SELECT {allowed}", of=quoted)
-        if lacking := [what for what, yes in zip(_PRIVILEGES, answers, strict=True) if not yes]:
-            missing.append(f"GRANT {', '.join(lacking)} ON {quoted} TO {role}")
-    [[sequence, usable]] = await context.ask(
-        "sequence",
-        "SELECT pg_get_serial_sequence(:table_name::text, 'id'),"
-        " has_sequence_privilege(pg_get_serial_sequence(:table_name::text, 'id'), 'USAGE')",
-    )
-    if sequence is not None and not usable:
-        missing.append(f"GRANT USAGE ON SEQUENCE {sequence} TO {role}")
-    if missing:
-        return [Finding("privileges", "problem", f"role {role} lacks privileges", "; ".join(missing))]
-    return [Finding("privileges", "ok", "the role may read and write the tables")]
-
-
 _TABLES = (
     "unnest(ARRAY[to_regclass(:table_name::text), to_regclass(:dead_name::text), to_regclass(:archive_name::text),"
     " to_regclass(:slots_name::text), to_regclass(:results_name::text)])"

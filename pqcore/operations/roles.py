@@ -48,7 +48,8 @@ _FIND_OWNER = (
     "SELECT pg_has_role(relowner, 'USAGE'), current_user::text FROM pg_class WHERE oid = to_regclass(:table_name::text)"
 )
 # In a table that pq made, the name of the sequence is unknown.
-_FIND_SEQUENCES = "SELECT pg_get_serial_sequence(wanted.name, 'id') FROM unnest(:names::text[]) AS wanted (name)"
+FIND_SEQUENCES = "SELECT pg_get_serial_sequence(wanted.name, 'id') FROM unnest(:names::text[]) AS wanted (name)"
+"""The statement that finds the sequences of tables."""
 
 
 # pg_shdepend lists the objects, in any database, that depend on a role. In this database, only another table with
@@ -116,7 +117,7 @@ async def statements(engine: Engine, s: Session, prefix: str | None = None) -> l
     left_out = _PUT_FUNCTION if "put function" in engine.dialect.unsupported else None
     made += [grant.format_map(substitutions) for grant in _GRANTS if grant != left_out]
     tables = [names.related(suffix) for suffix in ("", "_batches")]
-    sequences = await ask(engine, s, "find_sequences", _FIND_SEQUENCES, names=tables)
+    sequences = await ask(engine, s, "find_sequences", FIND_SEQUENCES, names=tables)
     made += [f"GRANT USAGE ON SEQUENCE {sequence} TO {everybody}" for (sequence,) in sequences]
     return made
 
