@@ -142,6 +142,14 @@ def test_worker_takes_the_queues_on_which_tasks_are_declared_by_default(dsn: str
     assert (seen, late.count()) == (["a note"], 0)
 
 
+def test_worker_warns_of_a_queue_that_nothing_in_the_project_names(dsn: str, tmp_path: Path) -> None:
+    settings = "--settings=django_project.settings"
+    done = manage(dsn, tmp_path, "worker", "--queues", "ordres,orders", "--burst", settings)
+    assert done.returncode == 0, done.stderr
+    assert "'ordres': no task is declared on this queue, but tasks are declared on " in done.stderr
+    assert "'orders': no task" not in done.stderr
+
+
 def test_worker_of_a_broken_module_of_tasks_ends_with_exit_code_2(dsn: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -474,3 +474,20 @@ def test_sqlalchemy_and_alembic_are_not_imported_by_the_core() -> None:
         "import sys, pqcore, pqcore.tasks, pqcore.async_queue; assert not {'sqlalchemy', 'alembic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None  # so that its import fails
+import sqlalchemy
+from pqcore.integrations.sqlalchemy import include_in, pq_for_engine
+include_in(sqlalchemy.MetaData())
+with pq_for_engine(sqlalchemy.create_engine(sys.argv[1])) as pq:
+    pq.create()
+    print(pq["a"].put(1))
+"""
+
+
+def test_integration_needs_no_greenlet_for_blocking_engines(dsn: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_GREENLET, url(dsn, "psycopg")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "1\n"

@@ -5,10 +5,11 @@ A put in the transaction of a session needs nothing of this: ``queue.put(data, c
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 try:
     import sqlalchemy
@@ -17,7 +18,6 @@ except ImportError as exc:
     raise ImportError(msg) from exc
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import BLANK_SCHEMA, CreateSchema, conv
 
 from pqcore.argument_hints import kind_of
@@ -28,6 +28,9 @@ from pqcore.schema import drop
 from pqcore.schema.metadata import DeclaredColumn, DeclaredTable, declared_tables
 from pqcore.sql.identifiers import TableName, fit
 from pqcore.tasks import PQ, AsyncPQ
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 # A PQ for an engine
 
@@ -75,11 +78,11 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
             for its driver, it opens connections with its own function (``creator``), or one of its arguments cannot be
             passed on.
     """
-    if not isinstance(engine, (sqlalchemy.Engine, AsyncEngine)):
+    if not isinstance(engine, sqlalchemy.Engine) and not _is_async(engine):
         found = "its engine" if dsn_text(engine) is None else "PQ(url)"
         raise ConfigurationError(f"not an engine of SQLAlchemy: a {kind_of(engine)}; give {found}")
-    asynchronous = isinstance(engine, AsyncEngine)
-    plain = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    asynchronous = _is_async(engine)
+    plain = engine if isinstance(engine, sqlalchemy.Engine) else engine.sync_engine
     if plain.dialect.name != "postgresql":
         raise ConfigurationError(f"the engine is for {plain.dialect.name}; pqcore works on PostgreSQL")
     driver = plain.dialect.driver.removesuffix("_async")
@@ -93,6 +96,12 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
     options = {"prepared": False if unprepared else None, "backend": driver, **options}
     dsn = _DSN[driver](arguments)
     return AsyncPQ(dsn, **options) if asynchronous else PQ(dsn, **options)
+
+
+def _is_async(engine: object) -> TypeGuard[AsyncEngine]:
+    """Return whether an object is an AsyncEngine, without an import: from SQLAlchemy 2.1 on, it needs greenlet."""
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return module is not None and isinstance(engine, module.AsyncEngine)
 
 
 class _ToldError(Exception):

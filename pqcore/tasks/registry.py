@@ -67,6 +67,7 @@ class TaskDeclarations:
         options: TaskOptions,
         name: str | None = None,
         aliases: Sequence[str] = (),
+        queues: Iterable[str] | None = None,
     ) -> Task:
         """Declare a function, and mark it with its path as pq does; a second declaration replaces the first.
 
@@ -75,6 +76,7 @@ class TaskDeclarations:
             options: The options with which the task is put and run.
             name: The path in rows; None for ``module.qualname``.
             aliases: Other paths of the task in rows.
+            queues: The names of the queues with jobs of the task; None for this queue, or any if it has no name.
 
         Raises:
             ConfigurationError: The function has ``yield``, so that a call runs nothing. Or it has no name that a worker
@@ -97,11 +99,20 @@ class TaskDeclarations:
         setattr(function, PATH_ATTRIBUTE, path)
         task = Task(path, function, options, self.conventions.first(function, path))
         self.performs_taken = self.declares_tasks = True
-        self._queues_of_tasks.add(getattr(self, "name", None))
+        self.add_queues_of_tasks([getattr(self, "name", None)] if queues is None else queues)
         for one in paths:
             self.handler_registry[one] = function
             self._tasks[one] = task
         return task
+
+    @classmethod
+    def add_queues_of_tasks(cls, names: Iterable[str | None]) -> None:
+        """Note that tasks may be put into queues; see `queues_of_tasks`.
+
+        Args:
+            names: The names of the queues; None among them stands for any queue.
+        """
+        cls._queues_of_tasks.update(names)
 
     @classmethod
     def declared_task(cls, path: str) -> Task | None:

@@ -288,15 +288,27 @@ def queues_of_tasks(using: str) -> set[str]:
     Args:
         using: The alias of the table in ``PQCORE``.
     """
+    return {name for backend in _backends_of(using) for name in backend.queues}
+
+
+def may_use_any_queue(using: str) -> bool:
+    """Return whether ``TASKS`` lets tasks be put into any queue of a table: ``QUEUES`` is empty.
+
+    Args:
+        using: The alias of the table in ``PQCORE``.
+    """
+    return any(not backend.queues for backend in _backends_of(using))
+
+
+def _backends_of(using: str) -> list[PQCoreBackend]:
     if _ROOT is None:
-        return set()
+        return []
     handler = importlib.import_module(_ROOT).task_backends
-    backends_of_table = (
+    return [
         backend
         for backend in map(handler.__getitem__, handler)
         if isinstance(backend, PQCoreBackend) and backend.options.get("using", "default") == using
-    )
-    return {name for backend in backends_of_table for name in backend.queues}
+    ]
 
 
 class _Execution:
@@ -379,5 +391,5 @@ def _plain(moment: datetime | None) -> datetime | None:
     return None if moment is None else datetime.fromisoformat(moment.isoformat())
 
 
-_RUN: Task = TaskDeclarations().declare(run, TaskOptions())
-_ARUN: Task = TaskDeclarations().declare(arun, TaskOptions())
+_RUN: Task = TaskDeclarations().declare(run, TaskOptions(), queues=())
+_ARUN: Task = TaskDeclarations().declare(arun, TaskOptions(), queues=())

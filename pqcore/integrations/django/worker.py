@@ -16,18 +16,28 @@ from django.utils.module_loading import autodiscover_modules
 
 from pqcore.errors import ConfigurationError
 from pqcore.integrations.django.queues import pqs
+from pqcore.tasks.registry import TaskDeclarations
 from pqcore.worker import process_main
 
 if not apps.ready:
     django.setup()
 
 from pqcore.integrations.django import stale_connections
-from pqcore.integrations.django.tasks import queues_of_tasks  # the module's functions run Django's own tasks
+from pqcore.integrations.django.tasks import (
+    may_use_any_queue,
+    queues_of_tasks,
+)  # the module's functions run Django's own tasks
 
 autodiscover_modules("tasks")
 if __name__ not in process_main.PRELOADED_MODULES:
     process_main.PRELOADED_MODULES.append(__name__)
     process_main.CALL_CONTEXTS.append(stale_connections.renewed)
+
+
+for _alias in pqs:
+    TaskDeclarations.add_queues_of_tasks({*pqs[_alias].configuration.queues, *queues_of_tasks(_alias)})
+    if may_use_any_queue(_alias):
+        TaskDeclarations.add_queues_of_tasks([None])
 
 
 def queues_to_work_on(alias: str) -> list[str]:
