@@ -137,6 +137,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "late.py").write_text(LATE)
     (tmp_path / "broken.py").write_text("import app\nimport not_there_at_all\n")
     (tmp_path / "wrong.py").write_text("def no(:\n")
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit('set the variable FRUIT')\n")
     (tmp_path / "unset.py").write_text("from pqcore import PQ\npq = PQ(None)\n")
     (tmp_path / "raising.py").write_text("raise RuntimeError('the sky fell')\n")
     return tmp_path
@@ -297,6 +298,8 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
             r"module 'unset' cannot be imported: ConfigurationError: give PQ .*\n  \S*unset.py:2, in <module>: pq = ",
         ),
         (["wrong:queue"], r"module 'wrong' cannot be imported: SyntaxError: .*\(wrong.py, line 1\)"),
+        (["quits:queue"], "module 'quits' ends the process when it is imported: SystemExit: set the variable FRUIT"),
+        (["quits:queue", "--processes", "2"], "SystemExit: set the variable FRUIT\n  .*quits.py:2, in <module>"),
         (["app:queue", "--import", "nowhere"], "--import nowhere: there is no module 'nowhere'"),
         (["app:queue", "--lease", "soon"], "'soon' is not a time"),
         (["app:queue", "--lease", "0"], "lease duration is 0"),
@@ -566,6 +569,8 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     assert f"has no job {ready}" in gone.stderr
     mixed = invoke("retry", str(ready), str(later), dsn=dsn)
     assert (mixed.returncode, mixed.stdout.count("\n")) == (1, 2)
+    assert mixed.stderr == "Error: 2 of the 2 given jobs are unchanged\n"
+    assert invoke("retry", str(ready), dsn=dsn).stderr == "Error: the given job is unchanged\n"
     listed = [json.loads(line) for line in invoke("dead", "list", "--json", dsn=dsn).stdout.splitlines()]
     assert [letter["queue"] for letter in listed] == ["pears", "apples"]  # the latest first
     text = invoke("dead", "list", "--limit", "1", dsn=dsn).stdout
@@ -576,6 +581,47 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     assert invoke("dead", "retry", str(dead_id), dsn=dsn).stdout == "retried 1\n"
     assert invoke("dead", "purge", str(listed[0]["id"]), "--yes", dsn=dsn).stdout == "purged 1\n"
     assert invoke("dead", "list", dsn=dsn).stdout == "no dead letters\n"
+
+
+def test_commands_say_which_of_the_given_jobs_are_not_as_wanted(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    [letter] = dead_letters(dsn, folder, pq, ["Cox"])
+    waiting = pq["apples"].put(1)
+    one = invoke("dead", "retry", str(waiting), dsn=dsn)
+    assert one.stderr == "Error: the given job is not among the dead letters of 'apples'\n"
+    some = invoke("dead", "purge", str(letter), str(waiting), "--yes", dsn=dsn)
+    assert some.stderr == "Error: 1 of the 2 given jobs is not among the dead letters of 'apples'\n"
+    all_ = invoke("dead", "purge", str(letter), str(waiting), "--queue", "apples", "--yes", dsn=dsn)
+    assert all_.stderr == "Error: 2 of the 2 given jobs are not among the dead letters of 'apples'\n"
+    asked = invoke("dead", "purge", str(waiting), dsn=dsn)
+    assert "Delete 1 dead letter of 'apples' for good?" in asked.stderr
+
+
+def test_commands_take_the_negative_id_of_a_dead_letter_that_made_way(dsn: str, pq: tasks.PQ, folder: Path) -> None:
+    dead_letters(dsn, folder, pq, ["Cox", "Gala"])
+    with psycopg.connect(dsn) as connection:
+        connection.execute("UPDATE queue_dead SET id = -id")
+        [[first], [second]] = connection.execute("SELECT id FROM queue_dead ORDER BY id DESC").fetchall()
+    assert invoke("dead", "show", str(first), dsn=dsn).stdout.startswith(f"job {first} of 'apples': failed")
+    assert invoke("show", str(first), dsn=dsn).stdout.startswith(f"job {first} of 'apples': dead")
+    assert invoke("dead", "purge", str(first), "--yes", dsn=dsn).stdout == "purged 1\n"
+    assert "was dead, and is due now" in invoke("retry", str(second), dsn=dsn).stdout
+    assert "No such option" in invoke("show", "1", "--jsno", dsn=dsn).stderr
+
+
+@pytest.mark.parametrize("command", ["retry", "purge"])
+def test_help_of_dead_commands_says_when_a_queue_is_needed(command: str) -> None:
+    assert "required, unless IDs are given" in " ".join(invoke("dead", command, "--help", dsn="").stdout.split())
+
+
+def test_show_command_writes_data_in_the_letters_that_it_means(dsn: str, pq: tasks.PQ) -> None:
+    job_id = pq["äpfel"].put({"sort": "Gravensteiner für Ärzte 🍎", "line": "a\nb"}, headers={"wer": "Jürgen"})
+    shown = invoke("show", str(job_id), dsn=dsn).stdout
+    assert '"Gravensteiner für Ärzte 🍎", "line": "a\\nb"' in shown
+    assert "Jürgen" in shown
+    letter = pq["äpfel"].get()
+    assert letter is not None
+    letter.bury("faul")
+    assert "Gravensteiner für Ärzte 🍎" in invoke("dead", "show", str(job_id), dsn=dsn).stdout
 
 
 def test_expiry_command_shows_and_sets_how_long_rows_are_kept(empty_dsn: str) -> None:
@@ -683,7 +729,7 @@ def test_destructive_command_asks_for_confirmation(
         for end in (ours, theirs):
             os.close(end)
         assert done.returncode == left, done.stderr  # 1: aborted
-        assert re.search(r"(Delete|Retry) .*1 dead letters of 'apples'", done.stderr)
+        assert re.search(r"(Delete|Retry) .*1 dead letter of 'apples'", done.stderr)
         assert pq["apples"].dead.count() == left
 
 

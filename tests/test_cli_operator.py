@@ -226,13 +226,13 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
         (["get", "--queue", "a", "-n", "0"], None, "0 is not in the range"),
         (["list", "--queue", "a", "--state", "lost"], None, "'lost' is not one of"),
         (["list", "--queue", "a", "--older-than", "x"], None, "'x' is not a time"),
-        (["show", "x"], None, "'x' is not a valid integer"),
-        (["show", str(2**63)], None, "9223372036854775808 is not in the range"),
-        (["status", str(2**63), "--queue", "a"], None, "is not in the range"),
-        (["cancel", "0", "--queue", "a"], None, "0 is not in the range"),
-        (["retry", "1", str(2**63), "--queue", "a"], None, "is not in the range"),
-        (["move", str(2**63), "--queue", "a", "--to", "b"], None, "is not in the range"),
-        (["dead", "retry", str(2**63), "--queue", "a"], None, "is not in the range"),
+        (["show", "x"], None, "'x' is not the id of a job: write a whole number"),
+        (["show", str(2**63)], None, "'9223372036854775808' is not the id of a job"),
+        (["status", str(2**63), "--queue", "a"], None, "is not the id of a job"),
+        (["cancel", "0", "--queue", "a"], None, "is not the id of a job"),
+        (["retry", "1", str(2**63), "--queue", "a"], None, "is not the id of a job"),
+        (["move", str(2**63), "--queue", "a", "--to", "b"], None, "is not the id of a job"),
+        (["dead", "retry", str(2**63), "--queue", "a"], None, "is not the id of a job"),
         (["show"], None, "Missing argument 'ID'"),
         (["retry", "--queue", "a"], None, "Missing argument 'ID..."),
         (["purge", "--queue", "a"], None, "Missing option '--older-than'"),
@@ -565,7 +565,7 @@ def test_move_command_moves_single_jobs_and_keeps_limits(dsn: str, pq: PQ) -> No
     first, second, third, fourth = pq["a"].put_many(range(4))
     assert objects("move", str(third), "--queue", "a", "--to", "b", dsn=dsn)[0]["moved"] == 1
     done = call("move", str(third), str(fourth), "--queue", "a", "--to", "b", dsn=dsn)
-    assert "1 of the 2 given jobs are not waiting in 'a'" in line(done, 1)
+    assert "1 of the 2 given jobs is not waiting in 'a'" in line(done, 1)
     assert objects("move", "--all", "--limit", "1", "--queue", "a", "--to", "b", "--yes", dsn=dsn)[0]["moved"] == 1
     assert states(pq, first, third, fourth, queue="b") == ["ready"] * 3
     assert states(pq, second) == ["ready"]

@@ -559,7 +559,7 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         assert change("retry-unreadable").status_code == 303
         assert queue.dead.count() == 2  # no letter is unreadable
         done = change("retry-dead")
-        assert "2 dead letters are due now" in client.get(done.headers["location"]).text
+        assert "Dead letters that are due now: 2" in client.get(done.headers["location"]).text
         assert queue.dead.count() == 0
         bury(dsn, queue.name, dead[2])
         assert change("purge-dead", older_than="0s").status_code == 303
@@ -578,7 +578,7 @@ def test_web_changes_are_made_after_confirmation(dsn: str, pq: PQ) -> None:
         question = client.get(path("change", do="move", queue=queue.name, to="calm")).text
         assert f"Move {number} waiting jobs of" in question
         moved = change("move", to="calm")
-        assert f"{number} jobs are moved" in client.get(moved.headers["location"]).text
+        assert f"Jobs that are moved: {number}" in client.get(moved.headers["location"]).text
         assert (pq["calm"].count(), queue.count()) == (number, 0)
         assert change("move", to=queue.name).status_code == 400
         assert change("cancel", leased.id).status_code == 303

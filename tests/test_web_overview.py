@@ -113,7 +113,7 @@ def test_web_page_tells_of_a_change_once_and_never_because_of_a_link(dsn: str, p
                 assert 'class="flash"' not in client.get(link).text
         client.cookies.clear()
         done = confirmed(client, path("change", do="retry-dead", queue="a"))
-        assert "1 dead letters are due now" in client.get(done.headers["location"]).text
+        assert "Dead letters that are due now: 1" in client.get(done.headers["location"]).text
         assert 'class="flash"' not in client.get(done.headers["location"]).text
 
 
@@ -159,7 +159,7 @@ def test_web_page_groups_dead_letters_and_retries_a_group(dsn: str, pq: PQ) -> N
         [of_send, _] = links(section, "retry-group")
         assert "Run 2 dead letters of 'a' again?" in text_of(client.get(of_send).text)
         done = confirmed(client, of_send)
-        assert "2 dead letters are due now" in client.get(done.headers["location"]).text
+        assert "Dead letters that are due now: 2" in client.get(done.headers["location"]).text
         assert [letter.reason for letter in queue.dead.list()] == ["failed"]
         assert queue.count() == 2
         everything = client.get("/dead").text

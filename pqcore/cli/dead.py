@@ -9,11 +9,22 @@ import click
 from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
-from pqcore.cli.options import JOB_ID, any_queue_option, confirm, duration, json_option, with_database, yes_option
+from pqcore.cli.options import (
+    IdCommand,
+    any_queue_option,
+    chosen_queue_option,
+    confirm,
+    duration,
+    job_id_type,
+    json_option,
+    with_database,
+    yes_option,
+)
 from pqcore.cli.output import (
     LONGEST_MESSAGE,
     described,
     emit,
+    json_text,
     printable,
     shown,
     table,
@@ -23,6 +34,7 @@ from pqcore.cli.output import (
 from pqcore.dead_letters import DeadLetter
 from pqcore.operations import dead_letters
 from pqcore.operations.list_jobs import count_dead_by_queue
+from pqcore.plurals import counted, which_of
 from pqcore.settings import QueueSettings
 
 
@@ -82,8 +94,8 @@ def list_(database: Database, queue: str | None, limit: int, as_json: bool) -> N
             write(f"{limit} of {sum(counted)}; --limit shows more")
 
 
-@dead.command()
-@click.argument("job_id", type=JOB_ID, metavar="ID")
+@dead.command(cls=IdCommand)
+@click.argument("job_id", type=job_id_type, metavar="ID")
 @any_queue_option
 @json_option
 @with_database
@@ -103,15 +115,15 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "not before": shown(letter.schedule_at),
         "wanted by": shown(letter.expected_at),
         "attempts": f"{letter.attempts}, failed {letter.failures}",
-        "headers": json.dumps(letter.headers) if letter.headers else "",
-        "data": letter.raw if isinstance(letter.raw, str) else f"{letter.size} bytes of {letter.serializer}",
+        "headers": json.dumps(letter.headers, ensure_ascii=False) if letter.headers else "",
+        "data": json_text(letter.raw) if isinstance(letter.raw, str) else f"{letter.size} bytes of {letter.serializer}",
         "error": described(letter.error),
     }
     write_facts(facts, letter.error)
 
 
 def _chosen(
-    database: Database, ids: tuple[int, ...], everything: bool, queue: str | None
+    database: Database, ids: tuple[int, ...], everything: bool, queue: str | None, options: str = "--all"
 ) -> list[tuple[QueueSettings, tuple[int, ...] | None]]:
     """Return the queues in question, each with the ids of its dead letters; None for all dead letters.
 
@@ -120,9 +132,9 @@ def _chosen(
         JobNotFound: No job has one of the ids.
     """
     if bool(ids) == everything:
-        raise click.UsageError("give IDs, or --all")
+        raise click.UsageError(f"give IDs, or {options}")
     if everything and queue is None:
-        raise click.UsageError("--all and --reason need a queue: give --queue")
+        raise click.UsageError(f"{options} needs a queue: give --queue")
     if queue is not None:
         return [(database.queue(queue), tuple(dict.fromkeys(ids)) or None)]
     chosen: dict[str, list[int]] = {}
@@ -131,14 +143,14 @@ def _chosen(
     return [(database.queue(name), tuple(numbers)) for name, numbers in chosen.items()]
 
 
-_ids = click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
+_ids = click.argument("job_ids", type=job_id_type, nargs=-1, metavar="[ID]...")
 
 
-@dead.command()
+@dead.command(cls=IdCommand)
 @_ids
 @click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
 @click.option("--reason", type=click.Choice(dead_letters.REASONS), help="Take all dead letters with this reason.")
-@any_queue_option
+@chosen_queue_option
 @yes_option
 @json_option
 @with_database
@@ -155,16 +167,16 @@ def retry(
 
     The jobs are due immediately, and their record is clean.
     """
-    for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue):
+    for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue, "--all or --reason"):
         if chosen is None:
-            which = "" if reason is None else f"{reason} "
+            noun = "dead letter" if reason is None else f"{reason} dead letter"
             number = database.call(dead_letters.count, settings, reason)
-            confirm(f"Retry all {number} {which}dead letters of {printable(settings.name)!r}?", yes=yes)
+            confirm(f"Retry all {counted(number, noun)} of {printable(settings.name)!r}?", yes=yes)
         number = database.call(dead_letters.revive, settings, chosen, reason)
         _done("retried", number, chosen, settings.name, as_json)
 
 
-@dead.command()
+@dead.command(cls=IdCommand)
 @_ids
 @click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
 @click.option(
@@ -173,7 +185,7 @@ def retry(
     type=duration,
     help="Only dead letters that are at least this old, as in 14d.",
 )
-@any_queue_option
+@chosen_queue_option
 @yes_option
 @json_option
 @with_database
@@ -188,11 +200,15 @@ def purge(
 ) -> None:
     """Delete dead letters for good."""
     for settings, chosen in _chosen(database, job_ids, everything, queue):
-        which = f"all {database.call(dead_letters.count, settings)}" if chosen is None else str(len(chosen))
+        which = (
+            f"all {counted(database.call(dead_letters.count, settings), 'dead letter')}"
+            if chosen is None
+            else counted(len(chosen), "dead letter")
+        )
         age = "" if older_than is None else f" older than {older_than:g} seconds"
         if older_than is not None and chosen is None:
-            which = "all"
-        confirm(f"Delete {which} dead letters of {printable(settings.name)!r}{age} for good?", yes=yes)
+            which = "all dead letters"
+        confirm(f"Delete {which} of {printable(settings.name)!r}{age} for good?", yes=yes)
         number = database.call(dead_letters.purge, settings, chosen, older_than or 0)
         _done("purged", number, None if older_than is not None else chosen, settings.name, as_json)
 
@@ -203,7 +219,9 @@ def _done(verb: str, number: int, chosen: tuple[int, ...] | None, queue: str, as
     else:
         write(f"{verb} {number}")
     if chosen is not None and number < len(chosen):
-        raise CommandFailed(f"{len(chosen) - number} of the {len(chosen)} given jobs are not dead letters of {queue!r}")
+        raise CommandFailed(
+            f"{which_of(len(chosen) - number, len(chosen), 'job')} not among the dead letters of {queue!r}"
+        )
 
 
 COMMANDS = (dead,)

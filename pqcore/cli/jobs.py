@@ -11,8 +11,8 @@ import click
 from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
-from pqcore.cli.options import JOB_ID, any_queue_option, json_option, with_database
-from pqcore.cli.output import described, emit, shown, table, write, write_facts
+from pqcore.cli.options import IdCommand, any_queue_option, job_id_type, json_option, with_database
+from pqcore.cli.output import described, emit, json_text, shown, table, write, write_facts
 from pqcore.errors import JobNotFound
 from pqcore.operations import admin, attempts, list_jobs, results
 from pqcore.operations.attempts import PastAttempt
@@ -20,10 +20,11 @@ from pqcore.operations.explain import explain as explain_job
 from pqcore.operations.explanation import Cause
 from pqcore.operations.retry import retry as retry_job
 from pqcore.operations.worker_registry import find_runner
+from pqcore.plurals import which_of
 
 
-@click.command()
-@click.argument("job_id", type=JOB_ID)
+@click.command(cls=IdCommand)
+@click.argument("job_id", type=job_id_type)
 @any_queue_option
 @json_option
 @with_database
@@ -40,14 +41,14 @@ def status(database: Database, job_id: int, queue: str | None, as_json: bool) ->
         "not before": shown(info.schedule_at),
         "wanted by": shown(info.expected_at),
         "attempts": f"{info.attempts}, failed {info.failures}" if info.attempts else "",
-        "progress": "" if info.progress is None else json.dumps(info.progress),
+        "progress": "" if info.progress is None else json.dumps(info.progress, ensure_ascii=False),
         "last error": described(info.error),
     }
     write_facts(facts, {})
 
 
 @click.command()
-@click.argument("job_id", type=JOB_ID)
+@click.argument("job_id", type=job_id_type)
 @any_queue_option
 @click.option("--running", is_flag=True, help="If the job runs, ask its worker to stop it.")
 @json_option
@@ -72,8 +73,8 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
         raise CommandFailed(f"job {job_id} of {queue!r} is not waiting{' or running' if running else ''}{hint}")
 
 
-@click.command()
-@click.argument("job_id", type=JOB_ID, metavar="ID")
+@click.command(cls=IdCommand)
+@click.argument("job_id", type=job_id_type, metavar="ID")
 @any_queue_option
 @json_option
 @with_database
@@ -105,8 +106,8 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
         "attempts": f"{job.attempts}, failed {job.failures}" if job.attempts else "",
         "group": job.group,
         "dedup key": job.dedup_key,
-        "headers": json.dumps(job.headers) if job.headers else "",
-        "data": raw if isinstance(raw, str) else f"{len(raw)} bytes of {job.serializer}",
+        "headers": json.dumps(job.headers, ensure_ascii=False) if job.headers else "",
+        "data": json_text(raw) if isinstance(raw, str) else f"{len(raw)} bytes of {job.serializer}",
         "last error": described(job.error),
     }
     write_facts(facts, {})
@@ -123,8 +124,8 @@ def _write_attempts(past: Sequence[PastAttempt]) -> None:
         table(columns, rows)
 
 
-@click.command()
-@click.argument("job_id", type=JOB_ID, metavar="ID")
+@click.command(cls=IdCommand)
+@click.argument("job_id", type=job_id_type, metavar="ID")
 @any_queue_option
 @json_option
 @with_database
@@ -152,8 +153,8 @@ def _lines(cause: Cause) -> str:
     return f"     {cause.action}  [{cause.code}]"
 
 
-@click.command()
-@click.argument("job_ids", type=JOB_ID, nargs=-1, required=True, metavar="ID...")
+@click.command(cls=IdCommand)
+@click.argument("job_ids", type=job_id_type, nargs=-1, required=True, metavar="ID...")
 @any_queue_option
 @json_option
 @with_database
@@ -184,7 +185,7 @@ def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_js
             known = "does not exist" if outcome.state == "none" else f"is {outcome.state}: it was left unchanged"
             write(f"job {job_id} {of} {known}")
     if left:
-        raise CommandFailed(f"{left} of {len(set(job_ids))} jobs were left unchanged")
+        raise CommandFailed(f"{which_of(left, len(set(job_ids)), 'job')} unchanged")
 
 
 COMMANDS = (status, show, explain, retry, cancel)

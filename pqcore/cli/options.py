@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from pqcore.argument_checks import IDS
 from pqcore.cli.database import DEFAULT_DSN, Database
 from pqcore.cli.errors import UsageError
 from pqcore.errors import InvalidTimeSpec
@@ -63,8 +64,26 @@ def time_option(name: str, *, help: str) -> Callable[[Callable[..., Any]], Calla
     return click.option(name, metavar="TIME", callback=_when, help=help)
 
 
-JOB_ID = click.IntRange(min=1, max=2**63 - 1)
-"""The type of an argument that is the id of a job."""
+def job_id_type(text: str | int) -> int:
+    """Return the type of an argument that is the id of a job.
+
+    Raises:
+        click.BadParameter: The text is not an id.
+    """
+    with suppress(ValueError):
+        if int(text) and int(text) in IDS:
+            return int(text)
+    msg = f"{str(text)!r} is not the id of a job: write a whole number, as pqcore list shows it"
+    raise click.BadParameter(msg)
+
+
+class IdCommand(click.Command):
+    """A command that takes ids of dead letters, which may be negative: a number is no option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; see click."""
+        ctx.ignore_unknown_options = any(given[:1] == "-" and given[1:].isdecimal() for given in args)
+        return super().parse_args(ctx, args)
 
 
 def _backends(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -106,6 +125,9 @@ def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
 queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")
 any_queue_option = click.option(
     "--queue", metavar="NAME", help="The queue; without it, any queue that has a job with this ID."
+)
+chosen_queue_option = click.option(
+    "--queue", metavar="NAME", help="The queue of the dead letters; required, unless IDs are given."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, one object per line.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -79,6 +79,16 @@ def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> No
         write("\n" + error["traceback"].rstrip("\n"))
 
 
+def json_text(stored: str) -> str:
+    """Return stored JSON text for people: with the characters that its ASCII escapes stand for."""
+    if "\\u" not in stored:
+        return stored
+    try:
+        return json.dumps(json.loads(stored), ensure_ascii=False)
+    except (ValueError, RecursionError):  # another serializer may store text, too
+        return stored
+
+
 def described(error: Mapping[str, str]) -> str:
     """Return the last error of a job, on one line."""
     if not error:

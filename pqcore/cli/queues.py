@@ -14,9 +14,9 @@ from pqcore import json_views
 from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed, UsageError
 from pqcore.cli.options import (
-    JOB_ID,
     confirm,
     duration,
+    job_id_type,
     json_option,
     queue_option,
     time_option,
@@ -31,6 +31,7 @@ from pqcore.operations import admin, fetch, list_jobs, put_many
 from pqcore.operations.move import archive as archive_jobs
 from pqcore.operations.move import move as move_jobs
 from pqcore.operations.put import put as put_job
+from pqcore.plurals import which_of
 from pqcore.put_options import Dedup, given
 from pqcore.settings import QueueSettings
 
@@ -330,7 +331,7 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
 
 
 @click.command()
-@click.argument("job_ids", type=JOB_ID, nargs=-1, metavar="[ID]...")
+@click.argument("job_ids", type=job_id_type, nargs=-1, metavar="[ID]...")
 @queue_option
 @click.option("--to", "target", metavar="NAME", help="The queue to move waiting jobs to.")
 @click.option("--all", "everything", is_flag=True, help="Move all ready, scheduled and parked jobs.")
@@ -383,8 +384,8 @@ def move(
     number = database.call(move_jobs, settings, other, chosen, limit)
     _moved({"queue": queue, "to": target, "moved": number}, f"moved {number}", as_json=as_json)
     if chosen is not None and number < len(chosen):
-        msg = f"{len(chosen) - number} of the {len(chosen)} given jobs are not waiting in {queue!r}"
-        raise CommandFailed(f"{msg}, or have a dedup key that another job of {target!r} has")
+        msg = f"{which_of(len(chosen) - number, len(chosen), 'job')} not waiting in {queue!r}"
+        raise CommandFailed(f"{msg}, or has a dedup key that another job of {target!r} has")
 
 
 def _moved(facts: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -83,7 +83,7 @@ def _find(target: str) -> Any:
         return found
     try:
         return found()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
             # the call itself raised this
             raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
@@ -110,6 +110,8 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(f"{where}: {module!r} is not the name of a module")
     try:
         return importlib.import_module(module)
+    except SystemExit as exc:  # with another exit code, a supervisor or systemd would start the command again
+        raise UsageError(f"{where}: module {module!r} ends the process when it is imported: {_told(exc)}") from exc
     except Exception as exc:
         if isinstance(exc, ModuleNotFoundError) and exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
             raise UsageError(f"{where}: there is no module {exc.name!r} in {os.getcwd()} or on sys.path") from None  # noqa: PTH109
@@ -120,7 +122,7 @@ _NOT_THEIRS = ("<frozen", importlib.__file__, f"{Path(pqcore.__file__).parent}{o
 """The beginnings of the names of files that are not the user's: a wrong call of pqcore is shown where the call is."""
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """Return the message of an error in the user's code, and the line that raised it."""
     text = f"{type(error).__name__}: {error}"
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THEIRS)]

@@ -12,6 +12,7 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import json_option, with_database
 from pqcore.cli.output import emit, table, write
 from pqcore.operations.worker_registry import list_workers, set_quiet
+from pqcore.plurals import which_of
 
 _SHOWN = 5
 """The largest number of a worker's tasks, and of its jobs, in a table; ``--json`` shows all."""
@@ -80,7 +81,7 @@ def quiet(database: Database, worker_ids: tuple[str, ...], end: bool, as_json: b
         else:
             write(f"no worker {worker_id} is listed in table {database.table}")
     if missing:
-        raise CommandFailed(f"{missing} of {len(set(worker_ids))} workers are not listed; see pqcore workers")
+        raise CommandFailed(f"{which_of(missing, len(set(worker_ids)), 'worker')} not listed; see pqcore workers")
 
 
 def _first(names: Sequence[str]) -> str:
