@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -57,10 +56,10 @@ class Copies:
         self._server = server
         self._name = f"test_{os.getpid()}_{time.time_ns()}"
         self._originals: dict[bool, str] = {}
-        with self._connected() as connection:
-            found = connection.execute(
-                "SELECT current_setting('server_version_num')::int >= 150000 AND current_setting('fsync') = 'off'"
-            ).fetchone()
+        self._connection = psycopg.connect(server, autocommit=True)
+        found = self._connection.execute(
+            "SELECT current_setting('server_version_num')::int >= 150000 AND current_setting('fsync') = 'off'"
+        ).fetchone()
         # Copying files is faster, but takes checkpoints, which are slow on a server with fsync.
         self._strategy = " STRATEGY FILE_COPY" if found == (True,) else ""
 
@@ -73,22 +72,20 @@ class Copies:
         """
         original = self._original(tables)
         name = f"{self._name}_{next(_numbers)}"
-        with self._connected() as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {original}{self._strategy}".encode())
-            yield with_database(self._server, name)
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        self._run(f"CREATE DATABASE {name} TEMPLATE {original}{self._strategy}")
+        yield with_database(self._server, name)
+        self._run(f"DROP DATABASE {name} WITH (FORCE)")
 
     def close(self) -> None:
         """Drop the originals."""
-        with self._connected() as connection:
-            for name in self._originals.values():
-                connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        for name in self._originals.values():
+            self._run(f"DROP DATABASE {name} WITH (FORCE)")
+        self._connection.close()
 
     def _original(self, tables: bool) -> str:
         if tables not in self._originals:
             name = f"{self._name}_{'tables' if tables else 'empty'}"
-            with self._connected() as connection:
-                connection.execute(f"CREATE DATABASE {name}".encode())
+            self._run(f"CREATE DATABASE {name}")
             self._originals[tables] = name
             # The first session of a database writes the file from which others fill their caches; it is copied, too.
             dsn = with_database(self._server, name)
@@ -98,8 +95,14 @@ class Copies:
                     pq.create()
         return self._originals[tables]
 
-    def _connected(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._server, autocommit=True)
+    def _run(self, statement: str) -> None:
+        try:
+            self._connection.execute(statement.encode())
+        except psycopg.OperationalError:
+            if not self._connection.closed:
+                raise
+            self._connection = psycopg.connect(self._server, autocommit=True)  # a test has ended all sessions
+            self._connection.execute(statement.encode())
 
 
 @pytest.fixture(scope="session")
