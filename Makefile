@@ -7,6 +7,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 # Seconds after which a test stops waiting for an event. Other programs may use the processors, too.
 export PQCORE_TEST_PATIENCE ?= 60
+# Tests run pytest in other folders, too, where it would load a plugin that takes a second and is not used.
+export PYTEST_ADDOPTS ?= -p no:ddtrace
 LOWEST := .venv/lowest
 EXTRAS := serializers_and_wrappers frameworks django django_admin django_worker $(addprefix integration_,fastapi flask sqlalchemy trio)
 
