@@ -608,6 +608,18 @@ def test_commands_take_the_negative_id_of_a_dead_letter_that_made_way(dsn: str, 
     assert "No such option" in invoke("show", "1", "--jsno", dsn=dsn).stderr
 
 
+@pytest.mark.parametrize("command", [("list",), ("peek",), ("get",), ("dead", "list")])
+def test_commands_name_the_queue_that_resembles_a_misspelled_one(
+    dsn: str, pq: tasks.PQ, command: tuple[str, ...]
+) -> None:
+    pq["apples"].put(1, schedule_at="1h")
+    misspelled = invoke(*command, "--queue", "appels", dsn=dsn)
+    assert "did you mean 'apples'?" in misspelled.stdout + misspelled.stderr
+    for name in ("apples", "pears"):
+        done = invoke(*command, "--queue", name, dsn=dsn)
+        assert "did you mean" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", ["retry", "purge"])
 def test_help_of_dead_commands_says_when_a_queue_is_needed(command: str) -> None:
     assert "required, unless IDs are given" in " ".join(invoke("dead", command, "--help", dsn="").stdout.split())

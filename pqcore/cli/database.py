@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pqcore.argument_hints import nearest
 from pqcore.cli.errors import remember, remember_none
 from pqcore.db.dsn import with_options
-from pqcore.operations import list_jobs
+from pqcore.errors import PQError
+from pqcore.operations import admin, list_jobs
 from pqcore.runner import BlockingRunner, open_blocking
 from pqcore.settings import QueueSettings
 
@@ -71,6 +74,15 @@ class Database(BlockingRunner):
         if name is None:
             name = self.call(list_jobs.get_full_job, job_id, None, 0).queue
         return self.queue(name)
+
+    def meant(self, name: str) -> str:
+        """Return the end of a message about a queue in which nothing was found: the queue that may be meant instead."""
+        with suppress(PQError):  # the role may not count jobs, and the message is complete without it
+            there = self.call(admin.count_queues)
+            other = None if name in there else nearest(name, there)
+            if other is not None:
+                return f"; did you mean {other!r}?"
+        return ""
 
     def __enter__(self) -> Self:
         return self

@@ -69,7 +69,7 @@ def list_(database: Database, queue: str | None, limit: int, as_json: bool) -> N
             emit(json_views.letter(letter, name))
         return
     if not found:
-        write("no dead letters" if queue is None else f"no dead letters in {queue!r}")
+        write("no dead letters" if queue is None else f"no dead letters in {queue!r}{database.meant(queue)}")
         return
     rows = [
         (

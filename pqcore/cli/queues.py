@@ -215,7 +215,7 @@ def get(database: Database, queue: str, n: int, wait: float, retention: str, as_
     settings.retention = retention  # type: ignore[assignment]
     number = database.call(_take, settings, n, wait, lambda job: _show(job, queue, as_json=as_json))
     if not number:
-        raise CommandFailed(f"no job of {queue!r} is due")
+        raise CommandFailed(f"no job of {queue!r} is due{database.meant(queue)}")
 
 
 @click.command()
@@ -230,7 +230,7 @@ def peek(database: Database, queue: str, n: int, as_json: bool) -> None:
     for row in rows:
         _show(BaseJob(settings, row), queue, as_json=as_json)
     if not rows:
-        raise CommandFailed(f"no job of {queue!r} is due")
+        raise CommandFailed(f"no job of {queue!r} is due{database.meant(queue)}")
 
 
 def _until(job: list_jobs.StoredJob) -> Any:
@@ -287,7 +287,7 @@ def list_(
             emit(json_views.stored(job))
         return
     if not found:
-        write(f"no such jobs in {queue!r}")
+        write(f"no such jobs in {queue!r}{database.meant(queue)}")
         return
     rows = [
         (
