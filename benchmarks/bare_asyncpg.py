@@ -29,7 +29,7 @@ class BareAsyncpg(BareLoop):
         await self.connection.execute("SELECT 1")
 
     async def put(self) -> None:
-        await self._put.fetchval(QUEUE, json.dumps(DATA), None, "json")
+        await self._put.fetchval(QUEUE, json.dumps(DATA))
 
     async def put_many(self) -> None:
         place = self.statements.place

@@ -35,7 +35,7 @@ class BarePsycopg(SwitchesAutocommit, _Encoded):
         self._cursor = psycopg.RawCursor(connection)
 
     def put(self) -> None:
-        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True).fetchone()
+        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA)), prepare=True).fetchone()
 
     def put_many(self) -> None:
         if self.chosen == "the statement":
@@ -85,7 +85,7 @@ class BareAsyncPsycopg(_Encoded):
         await self.connection.set_autocommit(True)
 
     async def put(self) -> None:
-        await self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"), prepare=True)
+        await self._cursor.execute(self._put, (QUEUE, json.dumps(DATA)), prepare=True)
         await self._cursor.fetchone()
 
     async def put_many(self) -> None:

@@ -31,7 +31,7 @@ class BarePsycopg2(SwitchesAutocommit, BareLoop):
         self._put, self._put_many, self._get, self._get_many, self._lease, self._ack = calls.values()
 
     def put(self) -> None:
-        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA), None, "json"))
+        self._cursor.execute(self._put, (QUEUE, json.dumps(DATA)))
         self._cursor.fetchone()
 
     def put_many(self) -> None:

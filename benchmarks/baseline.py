@@ -57,7 +57,7 @@ class BareLoop:
     bulk: tuple[str, ...] = ("the statement",)
 
     def __init__(self, statements: Statements, batch: int, connection: Any) -> None:
-        expect(statements.put, "q_name", "data", "payload", "serializer")
+        expect(statements.put, "q_name", "data")
         expect(statements.get, "q_name")
         expect(statements.get_many, "q_name")
         expect(statements.ack, "ids", "tokens", "q_name")
@@ -75,7 +75,7 @@ class BareLoop:
         return None
 
     def put(self) -> Any:
-        """Put one job with ``(QUEUE, json.dumps(DATA), None, "json")``, and read its id."""
+        """Put one job with ``(QUEUE, json.dumps(DATA))``, and read its id."""
         raise NotImplementedError
 
     def put_many(self) -> Any:

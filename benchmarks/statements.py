@@ -34,7 +34,7 @@ class Statements:
         dialect = Dialect(names, paramstyle)
         self.place = place
         self.table = str(names)
-        self.put = dialect.put
+        self.put = dialect.put_json
         self.put_many = dialect.put_many
         self.get = dialect.fetch("ordered", "delete", 1)
         self.get_keep = dialect.fetch("ordered", "keep", 1)

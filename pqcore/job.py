@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast
 from pqcore.backend import Row
 from pqcore.errors import DeserializationError
 from pqcore.headers import read_headers
-from pqcore.rows import JobRow
+from pqcore.rows import EXCUSED, JobRow, packed
 from pqcore.times import UtcDatetime, timestamp_text
 
 if TYPE_CHECKING:
@@ -133,13 +133,12 @@ class BaseJob:
             schedule_at,
             expected_at,
             self.raw_headers,
-            failures,
-            excused,
+            counts,
         ) = row
         self.raw: str | bytes = data if payload is None else bytes(payload)  # a driver may return a memoryview
         self._times: tuple[datetime, datetime | None, datetime | None] = (enqueued_at, schedule_at, expected_at)
-        self.failures: int = failures or 0
-        self.not_counted_attempts: int = excused or 0
+        self.failures: int = 0 if counts is None else counts >> 32  # as `JobRow.failures`
+        self.not_counted_attempts: int = 0 if counts is None else counts & EXCUSED
         self._headers: dict[str, Any] | None = None
         self._faults = ""
         self._decoded = False
@@ -217,8 +216,7 @@ class BaseJob:
             self.token,
             *self._times,
             headers=self.raw_headers,
-            failures=self.failures,
-            excused=self.not_counted_attempts,
+            counts=packed(self.failures, self.not_counted_attempts),
         )
 
     def decode(self) -> Any:

@@ -80,7 +80,7 @@ class ScanPosition:
             self._ready = last
             if len(rows) == 1:
                 return
-        for job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, _, _, _ in reversed(rows):
+        for job_id, _, _, _, _, enqueued_at, schedule_at, expected_at, *_ in reversed(rows):
             if expected_at is not None and schedule_at is None:
                 self._urgent = expected_at, enqueued_at, job_id
                 break

@@ -7,12 +7,13 @@ the connection is in autocommit mode; switching it sends nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import cached_property, partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 from psycopg2 import extensions
@@ -66,9 +67,44 @@ _ADAPTERS: dict[type, Callable[[Any], Any]] = {
 """psycopg2's own adapters: an application may register others, which then apply to the whole process."""
 
 
-_OWN_ADAPTERS = tuple(_ADAPTERS.values())
-_registered = itemgetter(*[(kind, extensions.ISQLQuote) for kind in _ADAPTERS])
-"""Return, in the order of `_OWN_ADAPTERS`, what is registered in `extensions.adapters`, of which a process has one."""
+_CASTS: dict[str, Sequence[type]] = {
+    "bigint": (int,),
+    "boolean": (bool,),
+    "bytea": (bytes,),
+    "float8": (float, int),
+    "int": (int,),
+    "text": (str,),
+    "timestamptz": (datetime,),
+}
+"""The types of the parameters that statements cast to a type of the server."""
+
+
+class _Adapters(NamedTuple):
+    """The adapters that a statement's parameters need.
+
+    Attributes:
+        registered: A function that reads them from `extensions.adapters`, of which a process has one.
+        own: What it returns if each is psycopg2's own.
+    """
+
+    registered: Callable[[Any], Any]
+    own: Any
+
+    @classmethod
+    def of(cls, kinds: Iterable[type]) -> _Adapters:
+        registered = itemgetter(*[(kind, extensions.ISQLQuote) for kind in kinds])
+        return cls(registered, registered({(kind, extensions.ISQLQuote): own for kind, own in _ADAPTERS.items()}))
+
+
+_ALL = _Adapters.of(_ADAPTERS)
+
+
+def _adapters(query: Query) -> _Adapters:
+    """Return the adapters that a statement needs; fewer are compared faster."""
+    casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
+    if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
+        return _ALL
+    return _Adapters.of(dict.fromkeys(kind for cast in casts.values() for kind in _CASTS[cast]))
 
 
 def _adapted(value: Any) -> Any:
@@ -77,6 +113,18 @@ def _adapted(value: Any) -> Any:
         return List([_adapted(element) for element in value])
     own = next((_ADAPTERS[kind] for kind in type(value).__mro__ if kind in _ADAPTERS), None)
     return value if own is None else own(value)
+
+
+class _Call(NamedTuple):
+    """The call of a prepared statement.
+
+    Attributes:
+        sql: The EXECUTE statement.
+        adapters: The adapters that its parameters need.
+    """
+
+    sql: str
+    adapters: _Adapters
 
 
 class _Aborted(InFailedSqlTransaction):
@@ -94,7 +142,7 @@ class Psycopg2Session(AutocommitSession):
         self._reach = reach  # a function that opens another connection to the same server
         self.cursor = connection.cursor
         self._prepares = prepared
-        self._calls: dict[str, str | None] = {}
+        self._calls: dict[str, _Call | None] = {}
         self._listening: set[str] = set()
         self._proxy = connection
         self.lent = connection  # the object that a pool lent, and takes back
@@ -135,17 +183,18 @@ class Psycopg2Session(AutocommitSession):
 
     def execute(self, query: Query, parameters: Sequence[object], before: str = "") -> Sequence[Row]:
         cursor = self._cursor
-        if parameters and _registered(extensions.adapters) != _OWN_ADAPTERS:
-            parameters = [_adapted(value) for value in parameters]
         call = self._calls.get(query.sql)
         if call is None and query.hot and self._prepares:
             call = self._prepare(query)
+        registered, own = _ALL if call is None else call.adapters
+        if parameters and registered(extensions.adapters) != own:
+            parameters = [_adapted(value) for value in parameters]
         if call is None:
             cursor.execute(before + query.sql, parameters or None)
         else:
             try:
                 given = parameters if query.distinct else query.pick(parameters)
-                cursor.execute(before + call if before else call, given)
+                cursor.execute(before + call.sql if before else call.sql, given)
             except (InvalidSqlStatementName, FeatureNotSupported):
                 # The statement was deallocated by other code (DISCARD ALL, a pooler), or its result types have changed,
                 # as by ALTER TABLE ("cached plan must not change result type"). It had no effect, so it is repeated,
@@ -156,12 +205,12 @@ class Psycopg2Session(AutocommitSession):
                 cursor.execute(query.sql, parameters or None)
         return cursor.fetchall() if query.rows else ()
 
-    def _prepare(self, query: Query) -> str | None:
+    def _prepare(self, query: Query) -> _Call | None:
         call = None
         if query.sql in self._calls:  # preparing is worthwhile from the second call on
             name = f"pqcore_{next(_names)}"
             self._cursor.execute(query.prepare(name))
-            call = f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})"
+            call = _Call(f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})", _adapters(query))
         self._calls[query.sql] = call  # stored only after it exists on the server
         return call
 

@@ -63,7 +63,9 @@ async def get(
     """
     if n != 1 or type(n) is not int:  # most callers take one job
         _check_number(n)
-    left = seconds(queue.timeout if timeout is None else timeout)
+    left = 0.0
+    if block or timeout is not None:
+        left = seconds(queue.timeout if timeout is None else timeout)
     look_once = look if lease is not None and queue.rate is not None else take_with_others
     deadline = None
     topic = queue.channel
@@ -95,7 +97,7 @@ async def get(
         with let_through():
             await engine.wait_for_jobs(queue, ticket, pause, queue.poll_interval)
         woken = ticket is not None and engine.snapshot(topic) != ticket
-    if lease is None and any_headers(is_continued, rows):
+    if lease is None and (headers_of(rows[0]) is not None or len(rows) > 1) and any_headers(is_continued, rows):
         await _follow(engine, queue, rows, performed=performed)
     return rows
 

@@ -119,6 +119,7 @@ async def _put(
         raise InvalidCall(msg)
     encoded = queue.encode_row(data)
     text, payload = encoded
+    own_json = queue.serializer is None and queue.serializer_name == "json"
     values: dict[str, object] = {
         "q_name": queue.name,
         "serializer": queue.serializer_name,
@@ -130,10 +131,12 @@ async def _put(
         values.update(times)
 
     async def plain(s: Session) -> T:
-        if read is read_id:
-            query = s.sql.put if times is None else s.sql.put_timed
+        if times is not None:
+            query = s.sql.put_timed if read is read_id else s.sql.put_call_timed
+        elif own_json:
+            query = s.sql.put_json if read is read_id else s.sql.put_call_json
         else:
-            query = s.sql.put_call if times is None else s.sql.put_call_timed
+            query = s.sql.put if read is read_id else s.sql.put_call
         rows = await s.execute(query, query.bind(values))
         if not rows:
             raise await not_stored(engine, s, "put")

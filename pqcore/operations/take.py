@@ -205,6 +205,9 @@ async def _take_plain(
         if not rows:
             bound.advance((), monotonic(), full=True)
             return rows, wake_in
+    if len(rows) == 1 and headers_of(rows[0]) is None:  # the usual case, without two calls
+        bound.advance(rows, s.last_reply_at, full=not bounded)
+        return rows, None
     return _in_order(queue, rows, s.last_reply_at, full=not bounded), None
 
 
@@ -311,7 +314,14 @@ async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]
         for row in job_rows(rows):
-            values = {**row._asdict(), "q_name": queue.name, "channel": queue.channel, "attempts": row.attempts - 1}
+            values = {
+                **row._asdict(),
+                "failures": row.failures,
+                "excused": row.excused,
+                "q_name": queue.name,
+                "channel": queue.channel,
+                "attempts": row.attempts - 1,
+            }
             for name in ("enqueued_at", "schedule_at", "expected_at"):
                 values[name] = _from_utc(values[name])
             await s.execute(query, query.bind(values))

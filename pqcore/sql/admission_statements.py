@@ -101,7 +101,7 @@ _LOCKED = f"""
   ) AS mine"""
 _NO_JOB = (
     "NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp,"
-    " NULL::timestamp, NULL::text, NULL::int, NULL::int"
+    " NULL::timestamp, NULL::text, NULL::bigint"
 )
 
 
@@ -253,7 +253,7 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     )
     return f"""{take}
 UNION ALL
-SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL FROM ended
+SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL FROM ended
 UNION ALL
 SELECT {_NO_JOB}, -6, NULL, {told}"""
 

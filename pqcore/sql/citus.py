@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from pqcore.backend import Capability
 from pqcore.hookspecs import hookimpl
+from pqcore.rows import JobRow
 from pqcore.sql.dialect import Dialect
 from pqcore.sql.fragments import LANE
 from pqcore.sql.rewrite import (
@@ -29,7 +30,7 @@ from pqcore.sql.rewrite import (
 from pqcore.sql.statement_set import read_statements
 
 _NOW = "statement_timestamp()"
-_TAKEN = ", ".join(f"c{place}" for place in range(1, 12))
+_TAKEN = ", ".join(f"c{place}" for place, _ in enumerate(JobRow._fields, 1))
 _MADE = re.compile(r"CREATE TABLE IF NOT EXISTS (\{\w+\})")
 
 

@@ -785,7 +785,9 @@ PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_merged [hot] $1 q_name
@@ -857,7 +859,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_ordered [hot] $1 q_name
@@ -921,7 +925,9 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_unguarded [hot] $1 q_name
@@ -961,7 +967,9 @@ PREPARE "archive_2_unguarded" AS WITH urgent AS (SELECT *
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_kept $1 after, $2 q_name, $3 age
@@ -1415,7 +1423,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
 /*NO LOAD BALANCE*/ PREPARE "dead_letter" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   AND id = $2::bigint;
@@ -1424,7 +1434,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
 /*NO LOAD BALANCE*/ PREPARE "dead_letters" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   ORDER BY died_at DESC, id DESC
@@ -1472,14 +1484,16 @@ PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (DELETE FROM "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- delete_2_merged [hot] $1 q_name
@@ -1542,14 +1556,16 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
         OR (parked_on IS NOT NULL
           AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (DELETE FROM "queue"
+    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- delete_2_ordered [hot] $1 q_name
@@ -1604,14 +1620,16 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (DELETE FROM "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- delete_2_unguarded [hot] $1 q_name
@@ -1642,14 +1660,16 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (DELETE FROM "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (DELETE FROM "queue"
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- discard_plans [no rows]
@@ -1977,7 +1997,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -1987,7 +2009,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -1996,10 +2018,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN NULL END;
@@ -2277,7 +2299,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -2287,7 +2311,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -2296,10 +2320,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN NULL END;
@@ -2578,7 +2602,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -2588,7 +2614,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -2597,10 +2623,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN NULL END;
@@ -3581,15 +3607,17 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- keep_2_merged [hot] $1 q_name
@@ -3652,15 +3680,17 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
         OR (parked_on IS NOT NULL
           AND leased_until = 'infinity'))
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- keep_2_ordered [hot] $1 q_name
@@ -3715,15 +3745,17 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- keep_2_unguarded [hot] $1 q_name
@@ -3754,15 +3786,17 @@ PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), attempts = mod(attempts, 2147483647) + 1, leased_until = NULL, parked_on = NULL
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- keep_crash [no rows] $1 id, $2 q_name, $3 token, $4 attempt, $5 error_type, $6 message, $7 crashes
@@ -3883,7 +3917,7 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET attempts =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
@@ -3897,8 +3931,10 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- lease_2_merged [hot] $1 q_name, $2 lease
@@ -3953,7 +3989,7 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
           AND leased_until = 'infinity'))
       AND parked_on IS NULL
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    LIMIT 2), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET attempts =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
@@ -3967,8 +4003,10 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- lease_2_ordered [hot] $1 q_name, $2 lease
@@ -4013,7 +4051,7 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET attempts =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
@@ -4027,8 +4065,10 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- lease_2_unguarded [hot] $1 q_name, $2 lease
@@ -4059,7 +4099,7 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
     FROM urgent
     UNION ALL
     SELECT id
-    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11) AS (UPDATE "queue"
+    FROM ready), taken (c1, c2, c3, c4, c5, c6, c7, c8, c9, c10) AS (UPDATE "queue"
     SET attempts =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
@@ -4073,8 +4113,10 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
     AND q_name = $1::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
-  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
+  SELECT c1, c2, c3, c4, c5, c6, c7, c8, c9, c10
   FROM taken;
 
 -- leave_lanes [no rows] $1 q_name
@@ -5019,7 +5061,9 @@ PREPARE "pause_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM ((SELECT *
       FROM (SELECT *
         FROM "queue"
@@ -5139,6 +5183,12 @@ PREPARE "put_call" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
+-- put_call_json [hot] $1 q_name, $2 data
+PREPARE "put_call_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
 -- put_call_timed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in
 PREPARE "put_call_timed" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)
@@ -5223,6 +5273,12 @@ PREPARE "put_group_headed" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
       AND max(place) < $4::int, true)
     AND count(DISTINCT place) = count(*))::int
   FROM put;
+
+-- put_json [hot] $1 q_name, $2 data
+PREPARE "put_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id;
 
 -- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key, $12 lane, $13 priority
 PREPARE "put_keyed" AS
@@ -6395,7 +6451,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $4::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -6405,7 +6463,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT

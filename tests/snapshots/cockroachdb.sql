@@ -606,7 +606,9 @@ PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_merged [hot] $1 q_name
@@ -678,7 +680,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_ordered [hot] $1 q_name
@@ -742,7 +746,9 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_unguarded [hot] $1 q_name
@@ -782,7 +788,9 @@ PREPARE "archive_2_unguarded" AS WITH urgent AS (SELECT *
     FROM gone)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_kept $1 after, $2 q_name, $3 age
@@ -1222,7 +1230,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
 /*NO LOAD BALANCE*/ PREPARE "dead_letter" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   AND id = $2::bigint;
@@ -1231,7 +1241,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT id, group_key, headers
 /*NO LOAD BALANCE*/ PREPARE "dead_letters" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   ORDER BY died_at DESC, id DESC
@@ -1286,7 +1298,9 @@ PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_merged [hot] $1 q_name
 PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
@@ -1355,7 +1369,9 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_ordered [hot] $1 q_name
 PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -1416,7 +1432,9 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_unguarded [hot] $1 q_name
 PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
@@ -1453,7 +1471,9 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- discard_plans [no rows]
 SELECT 1;
@@ -2486,7 +2506,9 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_merged [hot] $1 q_name
 PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
@@ -2556,7 +2578,9 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_ordered [hot] $1 q_name
 PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -2618,7 +2642,9 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_unguarded [hot] $1 q_name
 PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
@@ -2656,7 +2682,9 @@ PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_crash [no rows] $1 id, $2 q_name, $3 token, $4 attempt, $5 error_type, $6 message, $7 crashes
 PREPARE "keep_crash" AS WITH job AS MATERIALIZED (SELECT id, q_name, enqueued_at
@@ -2790,7 +2818,9 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_merged [hot] $1 q_name, $2 lease
 PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
@@ -2858,7 +2888,9 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_ordered [hot] $1 q_name, $2 lease
 PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -2916,7 +2948,9 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_unguarded [hot] $1 q_name, $2 lease
 PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
@@ -2960,7 +2994,9 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- leave_lanes [no rows] $1 q_name
 PREPARE "leave_lanes" AS
@@ -3894,7 +3930,9 @@ PREPARE "pause_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM ((SELECT *
       FROM (SELECT *
         FROM "queue"
@@ -4014,6 +4052,12 @@ PREPARE "put_call" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
+-- put_call_json [hot] $1 q_name, $2 data
+PREPARE "put_call_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
 -- put_call_timed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in
 PREPARE "put_call_timed" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)
@@ -4098,6 +4142,12 @@ PREPARE "put_group_headed" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
       AND max(place) < $4::int, true)
     AND count(DISTINCT place) = count(*))::int
   FROM put;
+
+-- put_json [hot] $1 q_name, $2 data
+PREPARE "put_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id;
 
 -- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key, $12 lane, $13 priority
 PREPARE "put_keyed" AS
@@ -5324,7 +5374,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $4::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -5334,7 +5386,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT

@@ -1078,7 +1078,9 @@ PREPARE "archive_2_bounded" AS WITH urgent AS (SELECT *
       FROM made_way) IS NOT NULL)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_idle [hot] $1 q_name
@@ -1162,7 +1164,9 @@ PREPARE "archive_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
       FROM made_way) IS NOT NULL)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_merged [hot] $1 q_name
@@ -1240,7 +1244,9 @@ PREPARE "archive_2_merged" AS WITH picked AS (SELECT free.id
       FROM made_way) IS NOT NULL)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_ordered [hot] $1 q_name
@@ -1310,7 +1316,9 @@ PREPARE "archive_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sch
       FROM made_way) IS NOT NULL)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_2_unguarded [hot] $1 q_name
@@ -1356,7 +1364,9 @@ PREPARE "archive_2_unguarded" AS WITH urgent AS (SELECT *
       FROM made_way) IS NOT NULL)
   SELECT id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM gone;
 
 -- archive_kept $1 after, $2 q_name, $3 age
@@ -1831,7 +1841,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
 /*NO LOAD BALANCE*/ PREPARE "dead_letter" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   AND id = $2::bigint;
@@ -1840,7 +1852,9 @@ PREPARE "create_keys" AS WITH out AS MATERIALIZED (SELECT *
 /*NO LOAD BALANCE*/ PREPARE "dead_letters" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused, error::text, reason, died_at AT TIME ZONE 'UTC'
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END, error::text, reason, died_at AT TIME ZONE 'UTC'
   FROM "queue_dead"
   WHERE q_name = $1::text
   ORDER BY died_at DESC, id DESC
@@ -1895,7 +1909,9 @@ PREPARE "delete_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_idle [hot] $1 q_name
 PREPARE "delete_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -1970,7 +1986,9 @@ PREPARE "delete_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedul
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_merged [hot] $1 q_name
 PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
@@ -2039,7 +2057,9 @@ PREPARE "delete_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_ordered [hot] $1 q_name
 PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -2100,7 +2120,9 @@ PREPARE "delete_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sche
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- delete_2_unguarded [hot] $1 q_name
 PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
@@ -2137,7 +2159,9 @@ PREPARE "delete_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, mod(attempts, 2147483647) + 1, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- discard_plans [no rows]
 DISCARD PLANS;
@@ -2468,7 +2492,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -2478,7 +2504,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -2487,10 +2513,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN pg_notify($9::text, '')::text END;
@@ -2766,7 +2792,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -2776,7 +2804,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -2785,10 +2813,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN pg_notify($9::text, '')::text END;
@@ -3065,7 +3093,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     AND q_name = $3::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -3075,7 +3105,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
@@ -3084,10 +3114,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
   UNION ALL
-  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
+  SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL
   FROM ended
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int, -6, NULL,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
     FROM picked) THEN pg_notify($9::text, '')::text END;
@@ -4103,7 +4133,9 @@ PREPARE "keep_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_idle [hot] $1 q_name
 PREPARE "keep_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -4179,7 +4211,9 @@ PREPARE "keep_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_merged [hot] $1 q_name
 PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
@@ -4249,7 +4283,9 @@ PREPARE "keep_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_ordered [hot] $1 q_name
 PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -4311,7 +4347,9 @@ PREPARE "keep_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedu
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_2_unguarded [hot] $1 q_name
 PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
@@ -4349,7 +4387,9 @@ PREPARE "keep_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- keep_crash [no rows] $1 id, $2 q_name, $3 token, $4 attempt, $5 error_type, $6 message, $7 crashes
 PREPARE "keep_crash" AS WITH job AS MATERIALIZED (SELECT id, q_name, enqueued_at
@@ -4483,7 +4523,9 @@ PREPARE "lease_2_bounded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_idle [hot] $1 q_name, $2 lease
 PREPARE "lease_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -4565,7 +4607,9 @@ PREPARE "lease_2_idle" AS WITH hidden AS (SELECT coalesce(leased_until, schedule
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_merged [hot] $1 q_name, $2 lease
 PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
@@ -4633,7 +4677,9 @@ PREPARE "lease_2_merged" AS WITH picked AS (SELECT free.id
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_ordered [hot] $1 q_name, $2 lease
 PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, schedule_at) AS out_at
@@ -4691,7 +4737,9 @@ PREPARE "lease_2_ordered" AS WITH hidden AS (SELECT coalesce(leased_until, sched
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- lease_2_unguarded [hot] $1 q_name, $2 lease
 PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
@@ -4735,7 +4783,9 @@ PREPARE "lease_2_unguarded" AS WITH urgent AS (SELECT *
   AND q_name = $1::text
   RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused;
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END;
 
 -- leave_lanes [no rows] $1 q_name
 PREPARE "leave_lanes" AS
@@ -5678,7 +5728,9 @@ PREPARE "pause_schedule" AS WITH kept AS (UPDATE "queue_schedules" AS schedule
 /*NO LOAD BALANCE*/ PREPARE "peek_2" AS
   SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
   CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
   FROM ((SELECT *
       FROM (SELECT *
         FROM "queue"
@@ -5798,6 +5850,12 @@ PREPARE "put_call" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
 
+-- put_call_json [hot] $1 q_name, $2 data
+PREPARE "put_call_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
 -- put_call_timed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in
 PREPARE "put_call_timed" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at)
@@ -5882,6 +5940,12 @@ PREPARE "put_group_headed" AS WITH put AS (INSERT INTO "queue" (q_name, data, pa
       AND max(place) < $4::int, true)
     AND count(DISTINCT place) = count(*))::int
   FROM put;
+
+-- put_json [hot] $1 q_name, $2 data
+PREPARE "put_json" AS
+  INSERT INTO "queue" (q_name, data, serializer, enqueued_at)
+  VALUES ($1::text, $2::text::json, 'json', statement_timestamp())
+  RETURNING id;
 
 -- put_keyed [hot] $1 q_name, $2 data, $3 payload, $4 serializer, $5 schedule_at, $6 schedule_in, $7 expected_at, $8 expected_in, $9 headers, $10 group_key, $11 dedup_key, $12 lane, $13 priority
 PREPARE "put_keyed" AS
@@ -7139,7 +7203,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $4::text
     RETURNING id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
     CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
-    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text, failures, excused)
+    CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+    CASE WHEN failures IS NOT NULL
+    OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
   SELECT leased.*, picked.place,
   CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
     FROM needs
@@ -7149,7 +7215,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   JOIN picked
   ON picked.id = leased.id
   UNION ALL
-  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::int, NULL::int,
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint,
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT

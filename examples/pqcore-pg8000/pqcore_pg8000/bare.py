@@ -30,7 +30,7 @@ class BarePg8000(BareLoop):  # type: ignore[misc]  # pqcore.benchmarks is not se
         return self.connection.execute_named(statement, make_params(PY_TYPES, parameters), columns, readers, sql).rows
 
     def put(self) -> None:
-        self._run("put", (QUEUE, json.dumps(DATA), None, "json"))
+        self._run("put", (QUEUE, json.dumps(DATA)))
 
     def put_many(self) -> None:
         if self.chosen == "COPY":
