@@ -69,7 +69,7 @@ def _name(command: click.Command) -> str:
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(pqcore.__version__, prog_name="pqcore")
 def app() -> None:
-    """Put and run jobs, and look after queues."""
+    """Put and run jobs, and manage queues."""
     os.environ.setdefault("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)
 
 

@@ -163,9 +163,9 @@ def retry(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Make jobs of dead letters again, with the same id.
+    """Run dead letters again, with the same ids.
 
-    The jobs are due immediately, and their record is clean.
+    The jobs are due immediately, and start with no failures.
     """
     for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue, "--all or --reason"):
         if chosen is None:

@@ -120,7 +120,7 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
     """Set how many jobs under a limit run concurrently.
 
-    NAME is the limit. The number replaces the one that jobs were put with.
+    NAME is the limit. The number overrides the numbers of the puts.
     """
     _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
 

@@ -129,7 +129,7 @@ def remove(database: Database, name: str, queue: str, as_json: bool) -> None:
 @json_option
 @with_database
 def pause(database: Database, name: str, queue: str, as_json: bool) -> None:
-    """Put no job for the ticks of a schedule."""
+    """Pause a schedule: its ticks put no jobs."""
     _change(database, schedules.pause_schedule, name, queue, "paused", as_json=as_json)
 
 
@@ -139,7 +139,7 @@ def pause(database: Database, name: str, queue: str, as_json: bool) -> None:
 @json_option
 @with_database
 def resume(database: Database, name: str, queue: str, as_json: bool) -> None:
-    """Put jobs for the ticks of a schedule again, from now on."""
+    """Resume a schedule: its ticks put jobs again, from now on."""
     _change(database, schedules.resume_schedule, name, queue, "resumed", as_json=as_json)
 
 

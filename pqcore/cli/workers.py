@@ -26,7 +26,7 @@ def workers(database: Database, queue: str | None, as_json: bool) -> None:
     """List the running workers.
 
     The list also has workers that ran within the last hour and did not stop in order.
-    The jobs that a worker runs are as of its last renewal.
+    It shows the jobs that each worker ran at its last renewal.
     """
     found = database.call(list_workers, None if queue is None else database.queue(queue))
     if as_json:
@@ -67,7 +67,7 @@ def workers(database: Database, queue: str | None, as_json: bool) -> None:
 def quiet(database: Database, worker_ids: tuple[str, ...], end: bool, as_json: bool) -> None:
     """Tell workers to take no more jobs.
 
-    They finish the jobs that they run, and stay. Ids are those of pqcore
+    They finish the jobs that they run, and do not stop. Ids are those of pqcore
     workers. A worker reads this at its next renewal, within 10 s.
     """
     missing = 0
