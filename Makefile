@@ -60,13 +60,17 @@ upgrade: .venv/ready  ## upgrade a table of ROWS rows that is in use, from an ol
 model:  ## go through every order of events of leases and of admission, with spin
 	@command -v spin >/dev/null || { echo "spin is missing: apt-get install spin"; exit 1; }
 	@folder=$$(mktemp -d) && models=$(CURDIR)/tests/model && cd $$folder && trap 'rm -r '$$folder EXIT && \
-	check() { echo "$$1:"; spin $$3 -a $$models/$$2.pml && $(CC) -w -O2 -DCOLLAPSE -DNFAIR=4 $$4 -o pan pan.c && ./pan -m1000000 $$5 > found; \
+	check() { echo "$$1:"; spin $$3 -a $$models/$$2.pml && $(CC) -w -O2 -DCOLLAPSE -DNFAIR=4 $$4 -o pan pan.c && ./pan -m2000000 $$5 > found; \
 	  grep -E 'errors:|states, stored' found; grep -q 'errors: '$$6 found; } && \
 	check "leases" lease "" -DSAFETY "" 0 && \
 	check "leases, without the fencing token" lease -DFENCED=0 -DSAFETY "" 1 && \
 	check "admission" admission "" -DSAFETY "" 0 && \
 	check "admission, by key rows that may have changed" admission -DVERSIONED=0 -DSAFETY "" 1 && \
 	check "admission, out of the order of a group" admission -DHEADS=0 -DSAFETY "" 1 && \
+	check "jobs leased ahead" ahead "" -DSAFETY "" 0 && \
+	check "jobs leased ahead, by key rows that may have changed" ahead -DVERSIONED=0 -DSAFETY "" 1 && \
+	check "jobs leased ahead, all started" ahead -DNUMBERED=0 -DSAFETY "" 1 && \
+	check "jobs leased ahead, and not counted" ahead -DCOUNTED=0 -DSAFETY "" 1 && \
 	check "admission, that goes on" admission "-DPROGRESS -DTAKERS=1 -DWIDE=1" "" "-a -f" 0 && \
 	check "admission, that goes on, without reservations" admission "-DPROGRESS -DTAKERS=1 -DWIDE=1 -DRESERVED=0" "" "-a -f" 1
 

@@ -2,16 +2,17 @@
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
-time, so that it cannot save up turns. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM
-Transactions on Networking, 1997).
+time, so that it cannot save up turns, but for a few: jobs of which the end is not stored yet may hold all places under
+its limit for a moment. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on
+Networking, 1997).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from pqcore.lane_choice import FULL_LOOK, Choice, KnownLane
 from pqcore.lanes import Lane, read_lane
 from pqcore.sql.admission_statements import PLAIN_SHARE
 
@@ -43,43 +44,8 @@ MOST = 150
 NARROW = 40
 """That number while more than `MOST` lanes are known and takes find jobs; or eight for each wanted job, if that is
 more."""
-SUCCESSION = 1_000
-"""Jobs taken from a lane in succession, after which a take begins behind the last; see `pqcore.scan_position`."""
-FULL_LOOK = 1.0
-"""Seconds after which a take scans a lane from its beginning again."""
-PATIENCE = 1.0
-"""Seconds that a job under several keys waits before its keys are reserved for it."""
-
-
-class KnownLane:
-    """The state that is remembered of a lane with waiting jobs.
-
-    Attributes:
-        lane: The lane.
-        newest: The highest id seen in the lane.
-        blocked_since: When the lane first gave no job after its last job, by the monotonic clock; None if the lane
-            gives jobs.
-        last: The position of the job that was taken last, in the form for `take_lanes`; None before the first.
-        taken: How many jobs were taken in succession.
-        full_look: When a take last scanned the lane from its beginning.
-    """
-
-    __slots__ = ("blocked_since", "full_look", "lane", "last", "last_at", "newest", "taken")
-
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
-        self.newest = -1
-        self.blocked_since: float | None = None
-        self.last: str | None = None
-        self.last_at = self.full_look = float("-inf")
-        self.taken = 0
-
-    def after(self, now: float) -> str | None:
-        """Return the job behind which the next look begins; None for a look from the beginning."""
-        if self.taken >= SUCCESSION and now - self.full_look < FULL_LOOK and now - self.last_at < FULL_LOOK:
-            return self.last
-        self.full_look = now
-        return None
+SERVED = 0.25
+"""Seconds after its last job during which a share without a job to give keeps some of its turns."""
 
 
 class LaneBook:
@@ -103,9 +69,10 @@ class LaneBook:
         self._hurries = True
         self.left_none = False
         self._turns: dict[str, float] = {}
+        self._served: dict[str, float] = {}
         self._now = 0.0
         self._shares: dict[str, dict[str, KnownLane]] = {}
-        self._fresh: dict[str, KnownLane] = {}
+        self._fresh: dict[str, dict[str, KnownLane]] = {}  # lanes with new jobs, by share
         self._seen: set[str] = set()
         self._rotations: dict[str | None, int] = {}
         self.adopted = 0
@@ -198,7 +165,7 @@ class LaneBook:
                 known = self.add(lane)
             if found.get(text, -1) > known.newest:
                 known.newest = found[text]
-                self._fresh[text] = known
+                self._fresh.setdefault(known.lane.share, {})[text] = known
                 news = True
         self._seen.update(found, scanned)
         if asked["after"] is not None:
@@ -219,17 +186,22 @@ class LaneBook:
         """Add a lane with a waiting job."""
         known = self.lanes.get(lane.text)
         if known is None:
-            known = self.lanes[lane.text] = self._fresh[lane.text] = KnownLane(lane)
-            self._shares.setdefault(lane.share, {})[lane.text] = known
+            known = self.lanes[lane.text] = KnownLane(lane)
+            for of_shares in (self._shares, self._fresh):
+                of_shares.setdefault(lane.share, {})[lane.text] = known
             self._seen.add(lane.text)
         return known
 
     def _drop(self, text: str, known: KnownLane) -> None:
-        for lanes in (self.lanes, self._fresh, share := self._shares.get(known.lane.share, {})):
+        share = known.lane.share
+        self.lanes.pop(text, None)
+        for of_shares in (self._shares, self._fresh):
+            lanes = of_shares.get(share, {})
             lanes.pop(text, None)
-        if not share:
-            self._shares.pop(known.lane.share, None)
-            self._rotations.pop(known.lane.share, None)
+            if not lanes:
+                of_shares.pop(share, None)
+        if share not in self._shares:
+            self._rotations.pop(share, None)
 
     # Turns of shares
 
@@ -242,21 +214,34 @@ class LaneBook:
         """
         self.is_narrow = len(self.lanes) > MOST and not self._wide and 8 * n < MOST
         considered = max(NARROW, 8 * n) if self.is_narrow else MOST
-        fresh = list(self._fresh.values())[: considered // 2]  # new jobs arrived that no take has considered
-        for known in fresh:
-            self._fresh.pop(known.lane.text, None)
-        lanes = dict.fromkeys(fresh)
-        shares_of_lanes = self._rotate(None, list(self._shares.items()), considered)
-        most = max(considered // max(len(shares_of_lanes), 1), 1)
-        for share, of_share in shares_of_lanes:
-            lanes.update(dict.fromkeys(self._rotate(share, list(of_share.values()), most)))
-        chosen = list(lanes)[:considered]
+        names = list(self._fresh)[: considered // 2]  # shares with new jobs that no take has considered
+        names += [share for share, _ in self._rotate(None, list(self._shares.items()), considered)]
+        shares_of_lanes = [(share, self._shares.get(share, {})) for share in list(dict.fromkeys(names))[:considered]]
+        shares_of_lanes.sort(key=lambda each: len(each[1]))  # what a share does not use is left to larger ones
+        chosen: list[KnownLane] = []
+        for left, (share, of_share) in zip(range(len(shares_of_lanes), 0, -1), shares_of_lanes, strict=True):
+            chosen += self._lanes_of(share, list(of_share.values()), (considered - len(chosen)) // left)
         quota = n if len(chosen) <= 8 else max(-(-4 * n // len(chosen)), 1)
         shares = {"": PLAIN_SHARE}
         for known in chosen:
             shares.setdefault(known.lane.share, len(shares) + 1)
-        starts = {share: max(self._turns.get(share, 0.0), self._now) for share in shares}
+        starts = {share: self._start_of(share, n, now) for share in shares}
         return Choice(chosen, shares, starts, quota, now, self.weights)
+
+    def _start_of(self, share: str, n: int, now: float) -> float:
+        """Return the virtual time of a share; if it gave a job a moment ago, it keeps the turns of two takes."""
+        turn, is_served = self._turns.get(share, 0.0), now - self._served.get(share, float("-inf")) < SERVED
+        return max(turn, self._now - 2 * n / self.weights.get(share, 1.0) if is_served else self._now)
+
+    def _lanes_of(self, share: str, lanes: list[KnownLane], most: int) -> list[KnownLane]:
+        """Return up to ``most`` lanes of a share: some with new jobs, and others in turn."""
+        fresh = self._fresh.pop(share, {})
+        first = list(fresh.values())[: (most + 1) // 2]
+        for known in first:
+            fresh.pop(known.lane.text, None)
+        if fresh:
+            self._fresh[share] = fresh  # behind the other shares
+        return list(dict.fromkeys([*first, *self._rotate(share, lanes, most - len(first))]))
 
     def _rotate(self, key: str | None, items: list[T], most: int) -> list[T]:
         """Return up to ``most`` items, beginning where the last call for the key ended."""
@@ -299,79 +284,9 @@ class LaneBook:
         for share, number in used.items():
             begun = max(choice.starts[share], self._turns.get(share, 0.0))  # another thread may have taken meanwhile
             self._turns[share] = begun + number / self.weights.get(share, 1.0)
+            self._served[share] = now
         if used:  # the virtual time follows the share with the lowest virtual time, among the shares that gave jobs
             self._now = max(self._now, min(choice.starts[share] for share in used))
         if len(self._turns) > 10_000:
             self._turns = {share: turn for share, turn in list(self._turns.items()) if turn > self._now}
-
-
-class Choice(NamedTuple):
-    """The lanes and shares that a take must consider.
-
-    Attributes:
-        lanes: The lanes; their positions begin at 1.
-        shares: The number of each share.
-        starts: The virtual time of each share.
-        quota: The largest number of jobs from one lane.
-        now: The time by the monotonic clock, in seconds.
-        weights: The weights of shares; shares that are not named have weight 1.
-    """
-
-    lanes: list[KnownLane]
-    shares: dict[str, int]
-    starts: dict[str, float]
-    quota: int
-    now: float
-    weights: Mapping[str, float]
-
-    def without(self, keys: Collection[str]) -> Choice:
-        """Return the same choice without lanes that need one of some keys."""
-        return self._replace(
-            lanes=[known for known in self.lanes if not any(key in keys for key, _ in known.lane.needs)]
-        )
-
-    def patient(self, now: float) -> list[KnownLane]:
-        """Return the lanes under several keys that have given no job for long, to reserve their keys."""
-        return [
-            known
-            for known in self.lanes
-            if known.blocked_since is not None and len(known.lane.needs) > 1 and now - known.blocked_since >= PATIENCE
-        ]
-
-    def needs(self) -> list[dict[str, object]]:
-        """Return the keys of the lanes, in the form for the statements."""
-        return [
-            {"place": place, "key": key, "number": number, "newest": known.newest}
-            for place, known in enumerate(self.lanes, 1)
-            for key, number in known.lane.needs
-        ]
-
-    def values(self, times: int = 1) -> dict[str, object]:
-        """Return the parameters of the statement that takes jobs, without those of the queue and the lease.
-
-        Args:
-            times: How many jobs under a single limit may be given for each free place.
-        """
-        wanted = [
-            {
-                "place": place,
-                "lane": known.lane.text,
-                "group_key": known.lane.group,
-                "share": self.shares[known.lane.share],
-                "priority": known.lane.priority,
-                "quota": self.quota,
-                "after": known.after(self.now),
-                "times": times if known.lane.limit is not None else 1,
-            }
-            for place, known in enumerate(self.lanes, 1)
-        ]
-        base = min(self.starts.values())
-        shares = [
-            {"share": number, "start": self.starts[share] - base, "weight": self.weights.get(share, 1.0)}
-            for share, number in self.shares.items()
-        ]
-        return {
-            "wanted": json.dumps(wanted),
-            "needs": json.dumps(self.needs()),
-            "shares": json.dumps(shares),
-        }
+            self._served = {share: at for share, at in list(self._served.items()) if share in self._turns}

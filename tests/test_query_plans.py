@@ -165,6 +165,8 @@ def admission_cases() -> Iterator[Case]:
         yield Case(SQL.take_lanes(n), 5_000, running=2, values=wanted(lanes, n))
         for retention in RETENTIONS:
             yield Case(SQL.end_and_take(retention, n), pages, leased=1, running=2, values=wanted([one], n))
+            ahead = wanted([one], n, times=50)
+            yield Case(SQL.end_and_take(retention, n), pages + 500, leased=50, running=2, values=ahead)
     for ack in SQL.ack_and_tell.values():
         yield Case(ack, 60, leased=1, running=2)
     yield Case(tasks.find_lanes, 1_000, values=(("after", ""), ("newest", -1), ("since", 60.0)))
@@ -201,7 +203,7 @@ def text_of(lane: tuple[str, str, int]) -> str:
     return f'[0,"{share}","{key}={places}"]'
 
 
-def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[tuple[str, Any], ...]:
+def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0, times: int = 1) -> tuple[tuple[str, Any], ...]:
     """Return the parameters of a take from some lanes, each with a share and a key."""
     placed = list(enumerate(lanes, 1))
     shares = {share: number for number, share in enumerate(dict.fromkeys(("", *(share for share, *_ in lanes))), 1)}
@@ -213,12 +215,14 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0) -> tuple[t
             "share": shares[lane[0]],
             "priority": 0,
             "quota": n,
-            "times": 1,
             "after": None,
         }
         for place, lane in placed
     ]
-    needs = [{"place": place, "key": key, "number": number, "newest": 9} for place, (_, key, number) in placed]
+    needs = [
+        {"place": place, "key": key, "number": number, "newest": 9, "times": times}
+        for place, (_, key, number) in placed
+    ]
     turns = [{"share": number, "start": 0.0, "weight": 1.0} for number in shares.values()]
     texts = {"wanted": rows, "needs": needs, "shares": turns}
     given = [(name, json.dumps(value)) for name, value in texts.items()]
@@ -302,7 +306,7 @@ class Server:
         values |= {"q_name": "jobs", "channel": "jobs", "data": "{}", "serializer": "json"}
         values |= {"id": ids[0], "token": 7, "ids": ids[: case.leased], "tokens": [7] * case.leased}
         values |= {"lease": 3600.0, "schedule_in": 3600.0, "period": 3600.0, "places": 1, "failed": 1}
-        values |= {"ahead": 1.0, "priority": 0}
+        values |= {"ahead": 1.0, "priority": 0, "own": ids[: case.leased], "own_tokens": [7] * case.leased}
         values |= {"task": "t", "cron": "@daily", "tz": "UTC", "missed": "latest", "call": "{}", "deadline_in": None}
         values |= {"version": datetime(2030, 1, 1, tzinfo=timezone.utc), "control": "jobs"}
         values |= {"attempt": 1, "outcome": "failed", "worker": "host:1", "crashes": 1}

@@ -19,7 +19,8 @@ from pqcore.db.isolation import is_above
 from pqcore.db.session import Session
 from pqcore.errors import NotSupported, PQError
 from pqcore.job import BaseJob
-from pqcore.lane_book import Choice, LaneBook
+from pqcore.lane_book import LaneBook
+from pqcore.lane_choice import Choice
 from pqcore.lanes import has_lane, lane_of, lane_values, read_lane
 from pqcore.operations.atomic import atomic
 from pqcore.operations.lease import ids_and_tokens
@@ -37,22 +38,10 @@ REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
 """If the first rows of a lane are locked, a take looks at this number of rows behind them."""
-_BUSY, _ENDED = -2, -5
+_BUSY, _ENDED, _PLACES = -2, -5, -7
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
 """The largest number of statements with which a sweep names jobs of one lane, with `ADOPT` jobs in each."""
-
-
-class SharedPlaces(NamedTuple):
-    """Jobs that were leased for a smaller number of places.
-
-    Attributes:
-        ids: The ids of the jobs, in no order.
-        places: How many of the jobs may run concurrently.
-    """
-
-    ids: list[int]
-    places: int
 
 
 class Taken(NamedTuple):
@@ -60,11 +49,15 @@ class Taken(NamedTuple):
 
     Attributes:
         rows: The rows, in order.
-        shared: The groups of these jobs that may not all run concurrently.
+        keys: The keys of jobs that were leased ahead, by job: no more of these may run than there are places.
+        places: How many jobs under each key may run, of those that were leased ahead, now or before.
+        left_none: Whether no other job could be leased, on any lane or without one.
     """
 
     rows: Sequence[JobRow]
-    shared: Sequence[SharedPlaces]
+    keys: Mapping[int, str]
+    places: Mapping[str, int]
+    left_none: bool
 
 
 async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) -> bool:
@@ -219,7 +212,13 @@ async def take(
 
 
 async def end_and_take(
-    queue: QueueSettings, s: Session, jobs: Sequence[BaseJob], n: int, lease: float, times: int
+    queue: QueueSettings,
+    s: Session,
+    jobs: Sequence[BaseJob],
+    n: int,
+    lease: float,
+    times: int,
+    ahead: Sequence[tuple[int, int]],
 ) -> tuple[set[tuple[int, int]], Taken]:
     """Finish leased jobs without follow-ups, and lease other jobs in their places, in one statement.
 
@@ -229,13 +228,15 @@ async def end_and_take(
         jobs: The jobs that end.
         n: The largest number of jobs to lease.
         lease: The length of the lease, in seconds.
-        times: How many jobs under one limit may be leased for each place; the caller runs them one after the other.
+        times: How many jobs under one limit may be leased for each place; the caller runs no more than
+            `Taken.places` says.
+        ahead: The ids and tokens of the jobs that the caller leased in this way before, and that do not end now.
 
     Returns:
         The ids and tokens of the jobs that ended, and the jobs that were leased. More jobs may be available.
     """
     book = queue.lanes
-    if book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes
+    if looked := book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes
         await find_lanes(queue, s)
     now = time.monotonic()
     choice = book.choose(n, now)
@@ -243,6 +244,8 @@ async def end_and_take(
     values = {
         **choice.values(times),
         **ids_and_tokens(jobs),
+        "own": [job for job, _ in ahead],
+        "own_tokens": [token for _, token in ahead],
         "q_name": queue.name,
         "lease": lease,
         "spare": 0,
@@ -251,34 +254,13 @@ async def end_and_take(
     found = await s.execute(query, query.bind(values))
     ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
     rows = [(JobRow._make(job), place) for *job, place, _, _ in found if place >= 0]
-    free = {place: int(room) for *_, place, room, _ in found if place > 0 and room is not None}
+    [places] = [json.loads(text or "{}") for *_, place, _, text in found if place == _PLACES]
     taken = await _settle(queue, s, choice, rows, now)
     await _reserve(queue, s, choice, now)
-    return ended, Taken(taken, _shared(choice, rows, free))
-
-
-def _shared(choice: Choice, rows: Sequence[tuple[JobRow, int]], free: Mapping[int, int]) -> list[SharedPlaces]:
-    """Return the jobs for which there are fewer places than jobs.
-
-    Args:
-        choice: The choice that the take was given.
-        rows: The rows, each with the position of its lane in the choice.
-        free: The number of free places, by position, for lanes that may give several jobs for one place.
-    """
-    if not free:
-        return []
-    of_key: dict[str, list[tuple[int, int]]] = {}
-    for row, place in rows:
-        for key, _ in choice.lanes[place - 1].lane.needs if place else ():
-            of_key.setdefault(key, []).append((row.id, place))
-    shared = []
-    for jobs in of_key.values():
-        ids = [job_id for job_id, place in jobs if place in free]
-        if ids:
-            places = free[next(place for _, place in jobs if place in free)] - (len(jobs) - len(ids))
-            if places < len(ids):
-                shared.append(SharedPlaces(ids, places))
-    return shared
+    of_lanes = [(row.id, choice.lanes[place - 1].lane.limit) for row, place in rows if place]
+    keys = {job: key for job, key in of_lanes if key in places}
+    left_none = looked and len(rows) < n and not book.is_narrow and not any(place == _BUSY for *_, place, _, _ in found)
+    return ended, Taken(taken, keys, places, left_none)
 
 
 async def _settle(

@@ -147,7 +147,13 @@ async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
 
 
 async def end_and_take(
-    engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob], n: int, lease: float, times: int = 1
+    engine: Engine,
+    queue: QueueSettings,
+    jobs: Sequence[BaseJob],
+    n: int,
+    lease: float,
+    times: int = 1,
+    ahead: Sequence[tuple[int, int]] = (),
 ) -> tuple[list[BaseJob], admission.Taken]:
     """Finish leased jobs without follow-ups, and lease up to ``n`` jobs in their places, in one statement.
 
@@ -157,7 +163,8 @@ async def end_and_take(
         jobs: The jobs that end.
         n: The largest number of jobs to lease.
         lease: The length of the lease, in seconds.
-        times: How many jobs under one limit may be leased for each place; the caller runs them one after the other.
+        times: How many jobs under one limit may be leased for each place; see `admission.end_and_take`.
+        ahead: The ids and tokens of the jobs that were leased in this way before, and that do not end now.
 
     Returns:
         The jobs whose leases were lost, and the jobs that were leased.
@@ -165,7 +172,7 @@ async def end_and_take(
 
     async def work(s: Session) -> tuple[set[tuple[int, int]], admission.Taken]:
         refuse_hidden(engine, "lease")
-        return await admission.end_and_take(queue, s, jobs, n, lease, times)
+        return await admission.end_and_take(queue, s, jobs, n, lease, times, ahead)
 
     async def undo(result: tuple[set[tuple[int, int]], admission.Taken]) -> None:
         await give_back(engine, queue, [(row.id, row.attempts) for row in result[1].rows])

@@ -77,15 +77,25 @@ _ALIVE = """
     ) AS job"""
 # The snapshot of the statement still shows the rows of jobs that the same statement ends.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
+# A statement that ends jobs may lease jobs ahead for the places that its worker has under a key: `times` jobs for each
+# place, of which one runs. The jobs that the worker leased in this way (`own`) are not counted one by one.
+_FREE = "coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0)"
+_OWN = """
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS number FROM unnest(alive.ids) AS id WHERE id = ANY (ARRAY(SELECT id FROM own))
+  ) AS mine"""
+_OWN_JOBS = f"""own AS MATERIALIZED (
+  SELECT job.id FROM unnest(:own::bigint[], :own_tokens::int[]) AS given (id, token) CROSS JOIN LATERAL (
+    SELECT id FROM {{table}} WHERE id = given.id AND {OF_QUEUE} AND attempts = given.token LIMIT 1
+  ) AS job
+)"""
 # A reserved key is only for the lane of the job that reserved it, while that job waits.
 _RESERVED = """
     SELECT parked_on AS lane FROM {table} WHERE id = state.reserved AND q_name = :q_name::text
       AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 0 LIMIT 1"""
 _ROOM = f"""
   SELECT state.*, coalesce(alive.ids, '{{{{}}}}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(
-      coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)
-    ) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least({_FREE}, floor(state.tokens)) END AS free
   FROM state CROSS JOIN LATERAL ({_ALIVE}
   ) AS alive LEFT JOIN LATERAL ({_RESERVED}
   ) AS holder ON true"""
@@ -108,7 +118,7 @@ _NO_JOB = (
 def _lane_rows(n: int, but: str = "") -> str:
     """The first rows of a lane that has room; for a group, its first job, if that job waits on this lane."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
-    most = "LIMIT least(wanted.quota, has.free * has.times) + :spare::int"
+    most = "LIMIT least(wanted.quota, has.free) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
     bound = "string_to_array(wanted.after, ' ')"
     return f"""
@@ -130,21 +140,14 @@ def _lane_rows(n: int, but: str = "") -> str:
        AND {IS_FREE})"""
 
 
-def _places(order: str) -> str:
-    """The places that a job and the jobs before it take under a key; several jobs may share one place."""
-    return f"ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key ORDER BY {order}) - 0.000001)"
-
-
 def take_lanes_template(n: int, plain: str) -> str:
     """Return the template of the statement that leases up to ``n`` jobs of some lanes, together with plain jobs.
 
     Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
     the weight of each share. ``spare`` is how many more rows of a lane are looked at, because the first may be locked.
-    If several jobs of a lane may share one place, to run one after the other, the lane has their number (``times``).
-    Each of its jobs is returned with the number of free places. Under a rate, each place is given to only one job. One
-    more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and otherwise
-    -1. It has the seconds until a rate has a token, and the keys without a row, in JSON; if there are such keys, no job
-    is leased.
+    One more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and
+    otherwise -1. It has the seconds until a rate has a token, and the keys without a row, in JSON; if there are such
+    keys, no job is leased.
 
     Args:
         n: The largest number of rows.
@@ -153,19 +156,18 @@ def take_lanes_template(n: int, plain: str) -> str:
     return f"""
 WITH wanted AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:wanted::text::json) AS wanted (
-    place int, lane text, group_key text, share int, priority int, quota int, after text, times int)
+    place int, lane text, group_key text, share int, priority int, quota int, after text)
 ), shares AS MATERIALIZED (
   SELECT * FROM json_to_recordset(:shares::text::json) AS shares (share int, start float8, weight float8)
 ), {_KEYS}, has AS MATERIALIZED (
-  SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, {n}) END) AS free,
-    min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+  SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, {n}) END) AS free
   FROM wanted LEFT JOIN needs USING (place) LEFT JOIN room USING (key) GROUP BY place
 ), heads AS MATERIALIZED (
-  SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+  SELECT wanted.place, wanted.share, wanted.priority, head.*
   FROM wanted JOIN has USING (place) CROSS JOIN LATERAL ({_lane_rows(n)}
   ) AS head WHERE has.free > 0
 ), plain AS (
-  SELECT 0 AS place, {PLAIN_SHARE} AS share, 0 AS priority, 1 AS times, due.* FROM ({plain}
+  SELECT 0 AS place, {PLAIN_SHARE} AS share, 0 AS priority, due.* FROM ({plain}
   ) AS due
 ), turns AS MATERIALIZED (
   SELECT job.*, shares.start + (row_number() OVER (PARTITION BY share ORDER BY priority DESC, {ORDER}) - 1)
@@ -173,7 +175,7 @@ WITH wanted AS MATERIALIZED (
   FROM (SELECT * FROM heads UNION ALL SELECT * FROM plain) AS job JOIN shares USING (share)
 ), numbered AS MATERIALIZED (
   SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys,
-    {_places(f"turn, priority DESC, {ORDER}")} AS number
+    row_number() OVER (PARTITION BY needs.key ORDER BY turn, priority DESC, {ORDER}) AS number
   FROM turns JOIN needs USING (place)
 ), judged AS MATERIALIZED (
   SELECT id, key, keys, number, free, bool_or(number > free + :spare::int) OVER (PARTITION BY id) AS unfit
@@ -205,9 +207,9 @@ WITH wanted AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS free LIMIT {n} + :spare::int
 ), picked AS MATERIALIZED (
-  SELECT place, id, times FROM held WHERE id NOT IN (
+  SELECT place, id FROM held WHERE id NOT IN (
     SELECT id FROM (
-      SELECT held.id, needs.key, {_places("rank")} AS number
+      SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key ORDER BY rank) AS number
       FROM held JOIN needs USING (place)
     ) AS each JOIN room USING (key) WHERE each.number > room.free
   ) ORDER BY rank LIMIT {n}
@@ -224,9 +226,7 @@ WITH wanted AS MATERIALIZED (
   UPDATE {{table}} SET {LEASED}, dedup_key = CASE WHEN {HELD_UNTIL_STARTED} THEN NULL ELSE dedup_key END
   WHERE id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE} RETURNING {JOB}
 )
-SELECT leased.*, picked.place, CASE WHEN picked.times > 1 THEN (
-    SELECT min(room.free) FROM needs JOIN room USING (key) WHERE needs.place = picked.place
-  )::float8 END, NULL::text FROM leased JOIN picked ON picked.id = leased.id
+SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked ON picked.id = leased.id
 UNION ALL
 SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END,
   (SELECT min((1 - tokens) / rate)::float8 FROM room WHERE tokens < 1), (SELECT json_agg(key)::text FROM missing)"""
@@ -238,6 +238,13 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies other
     takers if fewer jobs were leased than have ended, because then places are free.
 
+    Each key in ``needs`` has a number, ``times``. If it is above 1, the statement leases that number of jobs for each
+    place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
+    worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of these and of
+    the new jobs may run. For other takes, all these jobs have places. So another consumer gets a place only if there is
+    a place for each of these jobs, too, and the number remains right. Under a rate, each place is given to one job.
+    Only one lane of the statement may have a key with ``times`` above 1.
+
     Args:
         n: The largest number of rows to lease.
         plain: The statement for plain jobs; see `take_lanes_template`.
@@ -246,7 +253,14 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     take = take_lanes_template(n, plain)
     take = replace(take, _ALIVE, replace(_ALIVE, " LIMIT 1", f"{_BUT_ENDED} LIMIT 1"))
     take = replace(take, _lane_rows(n), _lane_rows(n, _BUT_ENDED))
-    take = replace(take, "\nWITH wanted AS", f"\nWITH {ended}, wanted AS")
+    take = replace(take, "\nWITH wanted AS", f"\nWITH {ended}, {_OWN_JOBS}, wanted AS")
+    take = replace(take, "newest bigint)", "newest bigint, times int)")
+    take = replace(take, "(key) key, number, newest FROM", "(key) key, number, newest, times FROM")
+    each = "CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times"
+    take = replace(take, "SELECT wanted.key, row.version", f"SELECT wanted.key, {each}, row.version")
+    take = replace(take, f"least({_FREE},", f"least(({_FREE} + mine.number)::float8 * state.times - mine.number,")
+    take = replace(take, ") END AS free\n", f") END AS free, {_FREE} + mine.number AS usable\n")
+    take = replace(take, ") AS alive LEFT JOIN", f") AS alive{_OWN} LEFT JOIN")
     told = (
         "CASE WHEN (SELECT count(*) FROM ended) > (SELECT count(*) FROM picked)"
         " THEN pg_notify(:channel::text, '')::text END"
@@ -255,7 +269,10 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
 UNION ALL
 SELECT id, NULL, NULL, NULL, attempts, NULL, NULL, NULL, NULL, NULL, -5, NULL, NULL FROM ended
 UNION ALL
-SELECT {_NO_JOB}, -6, NULL, {told}"""
+SELECT {_NO_JOB}, -6, NULL, {told}
+UNION ALL
+SELECT {_NO_JOB}, -7, NULL,
+  (SELECT json_object_agg(key, CASE WHEN paused THEN 0 ELSE usable END)::text FROM room WHERE times > 1)"""
 
 
 def _came_due(condition: str = "true") -> str:

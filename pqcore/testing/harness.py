@@ -354,11 +354,18 @@ class Harness:
 
     def needs_put_function(self) -> None:
         """Skip a scenario about the function that puts jobs from SQL, if the dialect has none."""
-        if reason := plugins.dialect().unsupported.get("put function"):
+        self._needs_of_dialect("put function")
+
+    def needs_end_and_take(self) -> None:
+        """Skip a scenario about a statement that ends jobs and leases others, if the dialect has none."""
+        self._needs_of_dialect("end and take")
+
+    def _needs_of_dialect(self, feature: str) -> None:
+        if reason := plugins.dialect().unsupported.get(feature):
             import pytest
 
-            self.left_out("put function")
-            pytest.skip(f"not offered: put function: {reason}")
+            self.left_out(feature)
+            pytest.skip(f"not offered: {feature}: {reason}")
 
     def connections(self) -> int:
         """Return how many connections the test's queues have open."""

@@ -16,17 +16,20 @@ from pqcore.operations.admission import Taken
 from pqcore.operations.complete import Endings
 from pqcore.operations.job_outcome import Outcome, Refusals, ails_server, dead_letter_of
 from pqcore.operations.lease import give_back
+from pqcore.operations.read_rules import read_current_rules
 from pqcore.sql.fetch_statements import SIZES
 from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
 from pqcore.worker.job_log import log_end
-from pqcore.worker.state import Prefetch, QueueState, WorkerState
+from pqcore.worker.state import Places, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
 GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
 """Above this many jobs per second, outcomes are gathered for this many seconds: a commit costs more than the delay."""
+FETCH_SECONDS = 0.05
+"""The largest number of seconds for which outcomes wait for the end of a fetch."""
 MOST_TOGETHER = 100
 """The largest number of jobs leased together, when several are leased for one slot because they run very fast."""
 
@@ -58,6 +61,7 @@ class Completer:
         self._job_events = job_events
         self._lease = lease
         self._prefetch = prefetch
+        self._awaits_until: float | None = None
         self._is_limited = False  # whether keys let fewer jobs run than there are slots for
 
     async def run(self) -> None:
@@ -68,7 +72,9 @@ class Completer:
         while True:
             await queue_state.wake_completer.wait()
             queue_state.wake_completer.clear()
-            if queue_state.shares_places:  # the other jobs that were leased for the same places end soon, too
+            if self._awaits_fetch():
+                continue
+            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:  # the other jobs end soon, too
                 await asyncio.sleep(GATHER_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
@@ -81,6 +87,22 @@ class Completer:
             failures = 0
             if queue_state.throughput > GATHER_ABOVE and not self._is_limited:
                 await asyncio.sleep(GATHER_SECONDS)
+            elif queue_state.ends_take and not self._is_limited and queue_state.longest < queue_state.turnaround:
+                await asyncio.sleep(queue_state.longest)  # so that the next statement ends more jobs
+
+    def _awaits_fetch(self) -> bool:
+        """Return whether to wait for the end of a fetch, because the statement that ends jobs can then lease others."""
+        queue_state, now = self._queue_state, time.monotonic()
+        if queue_state.unstarted or not (queue_state.fetching and queue_state.ends_take and queue_state.outcomes):
+            self._awaits_until = None
+            return False
+        if self._awaits_until is None:
+            self._awaits_until = now + FETCH_SECONDS
+            asyncio.get_running_loop().call_later(FETCH_SECONDS, queue_state.wake_completer.set)
+        if now < self._awaits_until:
+            return True
+        self._awaits_until = None
+        return False
 
     async def _give_back_unstarted(self) -> PQError | None:
         """Give back jobs that were not started; return the error if giving back failed."""
@@ -107,13 +129,17 @@ class Completer:
         outcomes, queue_state.outcomes = queue_state.outcomes, []
         if not outcomes:
             return None
+        queue_state.is_ending = True
         try:
             endings = await self._end_and_take(outcomes)
+            queue_state.is_ending = False
             if endings is None:
+                self._worker_state.wake_fetchers.set()
                 endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
                 if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
                     queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # waiting jobs may get the places
         except BaseException:  # a cancellation: the outcomes may be stored, or not
+            queue_state.is_ending = False
             self._store_again(outcomes)
             raise
         server_error = None
@@ -130,50 +156,81 @@ class Completer:
         Returns:
             The results of the ends; None if nothing was done, because it is not possible now.
         """
-        queue_state, worker_state = self._queue_state, self._worker_state
-        queue, self._is_limited = queue_state.queue, False
+        queue_state, worker_state, leased_ahead = self._queue_state, self._worker_state, self._queue_state.jobs_ahead()
+        queue, self._is_limited, queue_state.ends_take = queue_state.queue, False, False
         if "end and take" in queue_state.bridge.engine.dialect.unsupported:
             return None
         if not all(complete.is_plain(outcome) for outcome in outcomes):
             return None
         if not any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
             return None
-        rules = queue.rule_cache
-        if time.monotonic() >= rules.expires_at or rules.rules.paused_tasks:
-            return None  # a fetch reads the rules, and obeys pauses
+        if time.monotonic() >= queue.rule_cache.expires_at:
+            try:
+                await queue_state.bridge.call(read_current_rules, queue)
+            except PQError:
+                return None  # storing the outcomes shows whether the server is at fault
+        if queue.rule_cache.rules.paused or queue.rule_cache.rules.paused_tasks:
+            return None  # a fetch obeys pauses
+        queue_state.ends_take = queue.rate is None and not queue_state.quiet
         free = worker_state.slots_for(queue_state)
         n = queue_state.fetch_size(free, self._prefetch)
-        if not n or queue_state.fetching or queue_state.quiet or queue.rate is not None:
+        if queue_state.fetching or not queue_state.ends_take or worker_state.draining.is_set():
             return None
-        if worker_state.draining.is_set():
+        ended = {(outcome.job.id, outcome.job.token) for outcome in outcomes}
+        own = [active.key for active in leased_ahead if active.key not in ended]
+        n, times = self._leases_ahead(n, free, len(own))
+        if not n:
             return None
-        ahead = queue_state.most_ahead(self._prefetch)
-        times = queue_state.jobs_for_place() if ahead and not queue.lanes.has_shares else 1
-        most = min(free * times, free + ahead, MOST_TOGETHER)
-        n = max(n, *(size for size in SIZES if size <= most), 0)
-        leased_at = time.monotonic()
+        leased_at, snapshot = time.monotonic(), queue_state.bridge.engine.snapshot(queue_state.channel)
         queue_state.fetching, queue_state.reserved_slots = True, max(min(n, free), 0)
 
         def accept(found: tuple[Any, Taken] | None) -> None:
             queue_state.fetching, queue_state.reserved_slots = False, 0
-            rows, shared = ((), ()) if found is None else found[1]
-            self._executor.accept(queue_state, rows, leased_at, shared)
+            rows, keys, numbers, left_none = ((), {}, {}, False) if found is None else found[1]
+            queue_state.left_none_since = snapshot if left_none else None
+            for key, number in numbers.items():
+                queue_state.places.setdefault(key, Places()).number = number
+            places = {job: queue_state.places[key] for job, key in keys.items()}
+            for each in places.values():
+                each.since = leased_at
+            self._executor.accept(queue_state, rows, leased_at, places)
 
         try:
             jobs = [outcome.job for outcome in outcomes]
             lost, taken = await queue_state.bridge.finish(
-                accept, fetch.end_and_take, queue, jobs, n, self._lease, times
+                accept, fetch.end_and_take, queue, jobs, n, self._lease, times, own
             )
         except PQError:
             accept(None)
+            queue_state.ends_take = False
             for outcome in outcomes:  # the statement may be committed although a later step failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
             return None  # storing them without a take shows which of them are at fault
-        self._is_limited = len(taken.rows) - sum(len(each.ids) - each.places for each in taken.shared) < n
+        self._is_limited = len(taken.rows) < n
+        queue_state.note_turnaround(time.monotonic() - leased_at)
         accept((lost, taken))
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
+
+    def _leases_ahead(self, n: int, free: int, own: int) -> tuple[int, int]:
+        """Return how many jobs to lease, and how many of them for one place under a limit.
+
+        Args:
+            n: The number of jobs to lease without regard to limits.
+            free: The number of free slots.
+            own: How many jobs remain of those that were leased ahead for places.
+        """
+        queue_state = self._queue_state
+        ahead = queue_state.most_ahead(self._prefetch)
+        times = queue_state.jobs_for_place() if ahead and not queue_state.queue.lanes.has_shares else 1
+        if times == 1:
+            return n, times
+        missing = max(times * sum(places.number for places in queue_state.places.values()) - own, 0)
+        # Jobs that run very fast fill any number of free slots; other jobs could hold up those of other keys.
+        wanted = free * times if queue_state.longest < GATHER_SECONDS else free + missing
+        most = min(wanted, free + ahead, MOST_TOGETHER)
+        return max(n, *(size for size in SIZES if size <= most), 0), times
 
     def _store_again(self, outcomes: Sequence[Outcome]) -> None:
         """Have the next try store outcomes that may be stored already."""

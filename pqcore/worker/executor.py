@@ -8,15 +8,15 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pqcore.db.watchdog import watchdog
 from pqcore.errors import PQError
 from pqcore.operations import attempts
-from pqcore.operations.admission import SharedPlaces
 from pqcore.operations.error_details import KeepErrors
 from pqcore.operations.job_outcome import Outcome
 from pqcore.settings import QUICK_SIZE
@@ -96,7 +96,11 @@ class Executor(Runner[ActiveJob]):
         worker_state.wake_fetchers.set()
 
     def accept(
-        self, queue_state: QueueState, rows: Sequence[Any], leased_at: float, shared: Sequence[SharedPlaces] = ()
+        self,
+        queue_state: QueueState,
+        rows: Sequence[Any],
+        leased_at: float,
+        places: Mapping[int, Places] = MappingProxyType({}),
     ) -> None:
         """Run jobs that were leased, as soon as there are free slots; a worker that drains gives them back.
 
@@ -104,12 +108,9 @@ class Executor(Runner[ActiveJob]):
             queue_state: The queue.
             rows: The rows of the jobs.
             leased_at: When the leases began, by the monotonic clock, in seconds.
-            shared: The jobs that may not all run concurrently, because they share places.
+            places: The places of jobs that were leased ahead, by job.
         """
         jobs = [queue_state.active_job(row, leased_at) for row in rows]
-        places = {
-            job_id: one for each in shared for one in [Places(each.places, time.monotonic())] for job_id in each.ids
-        }
         for active in jobs if places else ():
             active.places = places.get(active.job.id)
         if jobs:

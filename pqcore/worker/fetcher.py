@@ -91,8 +91,8 @@ class Fetcher:
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
         n = 0 if queue_state.fetching or queue_state.quiet else queue_state.fetch_size(slots, self._prefetch)
-        if n and queue_state.shares_places:  # the statement that ends these jobs leases other jobs, of all lanes
-            n = 0
+        if n and (queue_state.shares_places or queue_state.awaits_ends):
+            n = 0  # the statement that ends these jobs leases other jobs, of all lanes
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
             if queue_state.quiet and self._stop is not None and not worker_state.draining.is_set():
@@ -114,7 +114,9 @@ class Fetcher:
         seen, leased_at = worker_state.changes, time.monotonic()
         rows: Sequence[Any]
         wake_in: float | None
-        if self._took_all and snapshot in (None, self._before):
+        left_none_since, queue_state.left_none_since = queue_state.left_none_since, None
+        took_all = snapshot is not None and snapshot == left_none_since
+        if took_all or (self._took_all and snapshot in (None, self._before)):
             self._took_all = False
             if self._stop is not None:
                 await self._stop_if_done(self._stop)
@@ -159,6 +161,8 @@ class Fetcher:
         self._queue_state.fetching, self._queue_state.reserved_slots = False, 0
         self._executor.accept(self._queue_state, rows, leased_at)
         self._worker_state.notify_if_idle()
+        if self._queue_state.outcomes:
+            self._queue_state.wake_completer.set()
 
     def _note(self, rows: Sequence[Any], n: int, snapshot: int | None) -> bool:
         """Record the result of a look, and return whether it found jobs."""

@@ -28,15 +28,18 @@ PREFETCH_SECONDS_OF_LANES = 0.01
 
 If tenants have shares, nothing is fetched ahead: a new job would wait behind the jobs that were fetched ahead.
 """
-PLACE_SECONDS = 0.01
-"""Seconds of work for which jobs are leased for one place under a limit.
+PLACE_SECONDS = 0.02
+"""Seconds of work for which jobs are leased ahead for one place under a limit, at least.
 
-A commit takes longer than a job that does little: one job for each commit would be fewer than the limit allows.
+The statement that ends a job and leases another takes some milliseconds. Meanwhile the place would be empty. If two
+such statements take longer, more work is leased ahead.
 """
+LONGEST_AHEAD = 0.1
+"""Jobs that run for more seconds than this are not leased ahead for a place, and no more work than this."""
 MOST_FOR_PLACE = 50
 """The largest number of jobs that are leased for one place."""
 LONGEST_FADES = 0.9
-"""The factor by which the time of the longest job shrinks with each later job."""
+"""The factor by which the time of the longest job, or of the longest statement, shrinks with each later one."""
 
 STATEMENT_SIZE = 2 * 2**20
 """Characters or bytes of data that one statement fetches, about. In a larger answer each job takes about twice as long,
@@ -51,16 +54,16 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(eq=False)
 class Places:
-    """Places under a limit that were leased to more jobs than there are places: the jobs run one after the other.
+    """The places under a limit for which more jobs were leased than may run: the others wait in the worker.
 
     Attributes:
         number: How many of the jobs may run concurrently.
-        since: When the jobs were leased, by the monotonic clock.
+        since: When jobs were leased last, by the monotonic clock.
         used: How many of the jobs run.
     """
 
-    number: int
-    since: float
+    number: int = 0
+    since: float = 0.0
     used: int = 0
 
 
@@ -152,6 +155,12 @@ class QueueState:
         wants_slot: Whether the queue waits for a free slot to fetch a job.
         schedules_changed: Set when a schedule of the queue may have changed.
         empty_at: `WorkerState.changes` before the last fetch, if that fetch found no job.
+        is_ending: Whether the completer is about to lease jobs with the statement that ends others.
+        ends_take: Whether the next statement that ends jobs is expected to lease others.
+        turnaround: About how many seconds the last statements took that ended jobs and leased others.
+        left_none_since: The channel's snapshot before the last statement that ended jobs, if that statement left no job
+            to fetch; otherwise None.
+        places: The places for which jobs were leased ahead, by key.
     """
 
     queue: Any
@@ -173,6 +182,11 @@ class QueueState:
     wants_slot: bool = False
     schedules_changed: asyncio.Event = field(default_factory=asyncio.Event)
     empty_at: int = -1
+    is_ending: bool = False
+    ends_take: bool = False
+    turnaround: float = 0.0
+    left_none_since: int | None = None
+    places: dict[str, Places] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.channel = self.queue.channel
@@ -217,6 +231,11 @@ class QueueState:
         return max((size for size in SIZES if size <= n), default=0)
 
     @property
+    def awaits_ends(self) -> bool:
+        """Whether a statement is about to end jobs, which is expected to lease others, of all lanes."""
+        return self.ends_take and (self.is_ending or bool(self.outcomes))
+
+    @property
     def shares_places(self) -> bool:
         """Whether a job waits for the end of other jobs that were leased for the same places a short time ago."""
         if not self.buffer or self.buffer[0].may_start:
@@ -230,7 +249,24 @@ class QueueState:
 
     def jobs_for_place(self) -> int:
         """Return how many jobs to lease for one place under a limit: several if jobs run very fast."""
-        return max(min(int(PLACE_SECONDS / max(self.longest, 1e-6)), MOST_FOR_PLACE), 1)
+        if self.longest > LONGEST_AHEAD:
+            return 1
+        seconds = min(max(PLACE_SECONDS, 2 * self.turnaround), LONGEST_AHEAD)
+        return min(1 + math.ceil(seconds / max(self.longest, 1e-6)), MOST_FOR_PLACE)
+
+    def note_turnaround(self, seconds: float) -> None:
+        """Record how long a statement took that ended jobs and leased others."""
+        self.turnaround = max(seconds, self.turnaround * LONGEST_FADES)
+
+    def jobs_ahead(self) -> list[ActiveJob]:
+        """Return the jobs that were leased ahead for places, and whose ends are not being stored; forget other places.
+
+        To be called when outcomes are about to be stored, and were removed from `outcomes`.
+        """
+        jobs = [active for active in self.active_jobs.values() if active.places is not None]
+        used = {id(active.places) for active in jobs}
+        self.places = {key: places for key, places in self.places.items() if id(places) in used}
+        return jobs
 
     def next_job(self) -> ActiveJob | None:
         """Return the first job of the buffer that may start; None if no job may."""

@@ -1721,7 +1721,7 @@ PREPARE "drop" AS
     ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1) IS NOT NULL;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -1732,10 +1732,18 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     RETURNING *), kept AS (INSERT INTO "queue_archive" (id, q_name, enqueued_at, dequeued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error)
     SELECT id, q_name, enqueued_at, statement_timestamp(), expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error
     FROM gone), ended AS (SELECT id, attempts
-    FROM gone), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    FROM gone), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -1748,7 +1756,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -1765,7 +1773,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -1779,6 +1787,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -1786,11 +1798,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -1805,7 +1817,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1819,7 +1831,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -1834,7 +1846,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -1852,7 +1864,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -1899,10 +1911,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -1921,7 +1933,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -1958,11 +1970,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -1991,7 +2003,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2000,11 +2012,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -2024,9 +2032,14 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN NULL END;
+    FROM picked) THEN NULL END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2034,10 +2047,18 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     AND ((id, attempts) IN (SELECT job, token
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
-    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    RETURNING id, attempts), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -2050,7 +2071,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -2067,7 +2088,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -2081,6 +2102,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -2088,11 +2113,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -2107,7 +2132,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2121,7 +2146,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2136,7 +2161,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2154,7 +2179,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2201,10 +2226,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -2223,7 +2248,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -2260,11 +2285,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2293,7 +2318,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2302,11 +2327,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -2326,9 +2347,14 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN NULL END;
+    FROM picked) THEN NULL END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -2337,10 +2363,18 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     AND ((id, attempts) IN (SELECT job, token
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
-    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    RETURNING id, attempts), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -2353,7 +2387,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -2370,7 +2404,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -2384,6 +2418,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -2391,11 +2429,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -2410,7 +2448,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2424,7 +2462,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2439,7 +2477,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2457,7 +2495,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2504,10 +2542,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -2526,7 +2564,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -2563,11 +2601,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2596,7 +2634,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $8::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2605,11 +2643,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -2629,7 +2663,12 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN NULL END;
+    FROM picked) THEN NULL END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
 -- end_lost_batch $1 id, $2 q_name, $3 pending
 PREPARE "end_lost_batch" AS
@@ -5879,14 +5918,14 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $2::text
     AND num_nulls(dequeued_at, leased_until, parked_on) = 3
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
-    FOR UPDATE SKIP LOCKED)
-  UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = 'infinity'
-  FROM met
-  WHERE job.id = met.id
-  AND job.id = ANY (ARRAY(SELECT id
+    FOR UPDATE SKIP LOCKED), lanes AS MATERIALIZED (SELECT jsonb_object_agg(id::text, lane) AS by_id
+    FROM met)
+  UPDATE "queue"
+  SET parked_on = (SELECT by_id
+    FROM lanes) ->> id::text, leased_until = 'infinity'
+  WHERE id = ANY (ARRAY(SELECT id
       FROM free))
-  AND job.q_name = $2::text;
+  AND q_name = $2::text;
 
 -- set_aside_leased [no rows] $1 jobs, $2 q_name
 PREPARE "set_aside_leased" AS
@@ -6191,7 +6230,7 @@ PREPARE "sweep_workers" AS
 
 -- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -6242,11 +6281,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -6261,7 +6300,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -6275,7 +6314,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -6290,7 +6329,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -6306,7 +6345,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -6353,8 +6392,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -6412,11 +6451,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -6454,11 +6493,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id

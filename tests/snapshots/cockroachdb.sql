@@ -4741,14 +4741,14 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $2::text
     AND num_nulls(dequeued_at, leased_until, parked_on) = 3
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
-    FOR UPDATE SKIP LOCKED)
-  UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = 'infinity'
-  FROM met
-  WHERE job.id = met.id
-  AND job.id = ANY (ARRAY(SELECT id
+    FOR UPDATE SKIP LOCKED), lanes AS MATERIALIZED (SELECT jsonb_object_agg(id::text, lane) AS by_id
+    FROM met)
+  UPDATE "queue"
+  SET parked_on = (SELECT by_id
+    FROM lanes) ->> id::text, leased_until = 'infinity'
+  WHERE id = ANY (ARRAY(SELECT id
       FROM free))
-  AND job.q_name = $2::text;
+  AND q_name = $2::text;
 
 -- set_aside_leased [no rows] $1 jobs, $2 q_name
 PREPARE "set_aside_leased" AS
@@ -5119,7 +5119,7 @@ PREPARE "sweep_workers" AS
 
 -- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -5170,11 +5170,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -5231,7 +5231,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -5278,8 +5278,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -5337,11 +5337,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -5377,11 +5377,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id

@@ -2212,7 +2212,7 @@ PREPARE "drop" AS
     ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1) IS NOT NULL;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2229,10 +2229,18 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     FROM gone
     WHERE (SELECT count(*)
       FROM made_way) IS NOT NULL), ended AS (SELECT id, attempts
-    FROM gone), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    FROM gone), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -2245,7 +2253,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -2262,7 +2270,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -2276,6 +2284,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -2283,11 +2295,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -2302,7 +2314,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2316,7 +2328,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2331,7 +2343,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2349,7 +2361,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2396,10 +2408,10 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -2418,7 +2430,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -2455,11 +2467,11 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2481,7 +2493,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2495,11 +2507,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -2519,9 +2527,14 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($9::text, '')::text END;
+    FROM picked) THEN pg_notify($11::text, '')::text END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2529,10 +2542,18 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     AND ((id, attempts) IN (SELECT job, token
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
-    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    RETURNING id, attempts), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -2545,7 +2566,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -2562,7 +2583,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -2576,6 +2597,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -2583,11 +2608,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -2602,7 +2627,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2616,7 +2641,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2631,7 +2656,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2649,7 +2674,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2696,10 +2721,10 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -2718,7 +2743,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -2755,11 +2780,11 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -2781,7 +2806,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2795,11 +2820,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -2819,9 +2840,14 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($9::text, '')::text END;
+    FROM picked) THEN pg_notify($11::text, '')::text END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 wanted, $5 shares, $6 needs, $7 spare, $8 lease, $9 channel
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -2830,10 +2856,18 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     AND ((id, attempts) IN (SELECT job, token
         FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
     AND q_name = $3::text
-    RETURNING id, attempts), wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($4::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($5::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($6::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
+    RETURNING id, attempts), own AS MATERIALIZED (SELECT job.id
+    FROM unnest($4::text::bigint[], $5::text::int[]) AS given (id, token)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = given.id
+      AND q_name = $3::text
+      AND attempts = given.token
+      LIMIT 1) AS job), wanted AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($6::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($7::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($8::text::json) AS needs (place int, key text, number int, newest bigint, times int)), state AS MATERIALIZED (SELECT wanted.key,
+    CASE WHEN rated.rate IS NULL THEN wanted.times ELSE 1 END AS times, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
     OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places, greatest(wanted.newest, row.newest) AS newest, (SELECT number::int
       FROM "queue_rules"
@@ -2846,7 +2880,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND name = wanted.key
       AND (until IS NULL
         OR until > statement_timestamp())) AS paused, rated.rate, least(rated.number, coalesce(row.tokens + rated.rate * extract(epoch FROM statement_timestamp() - row.refilled_at)::float8, rated.number)) AS tokens
-    FROM (SELECT DISTINCT ON (key) key, number, newest
+    FROM (SELECT DISTINCT ON (key) key, number, newest, times
       FROM needs
       ORDER BY key, newest DESC) AS wanted
     LEFT JOIN LATERAL (SELECT *
@@ -2863,7 +2897,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND name = wanted.key
       LIMIT 1) AS rated
     ON true), room AS MATERIALIZED (SELECT state.*, coalesce(alive.ids, '{}') AS alive_ids, holder.lane AS reserved_for,
-    CASE WHEN state.paused THEN 0 ELSE least(coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0), floor(state.tokens)) END AS free
+    CASE WHEN state.paused THEN 0 ELSE least((coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number)::float8 * state.times - mine.number, floor(state.tokens)) END AS free, coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0) + mine.number AS usable
     FROM state
     CROSS JOIN LATERAL (SELECT array_agg(job.id) AS ids
       FROM unnest(state.running) AS admitted (id)
@@ -2877,6 +2911,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
         AND id <> ALL (ARRAY(SELECT id
             FROM ended))
         LIMIT 1) AS job) AS alive
+    CROSS JOIN LATERAL (SELECT count(*) AS number
+      FROM unnest(alive.ids) AS id
+      WHERE id = ANY (ARRAY(SELECT id
+          FROM own))) AS mine
     LEFT JOIN LATERAL (SELECT parked_on AS lane
       FROM "queue"
       WHERE id = state.reserved
@@ -2884,11 +2922,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -2903,7 +2941,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2917,7 +2955,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -2932,7 +2970,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $7::int)
+        LIMIT least(wanted.quota, has.free) + $9::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -2950,7 +2988,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -2997,10 +3035,10 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $7::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $9::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -3019,7 +3057,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $7::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $9::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -3056,11 +3094,11 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $7::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $9::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -3082,7 +3120,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $8::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -3096,11 +3134,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id
@@ -3120,7 +3154,12 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($9::text, '')::text END;
+    FROM picked) THEN pg_notify($11::text, '')::text END
+  UNION ALL
+  SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
+      CASE WHEN paused THEN 0 ELSE usable END)::text
+    FROM room
+    WHERE times > 1);
 
 -- end_lost_batch $1 id, $2 q_name, $3 pending
 PREPARE "end_lost_batch" AS
@@ -6560,14 +6599,14 @@ PREPARE "set_aside_due" AS WITH wanted AS MATERIALIZED (SELECT *
     AND q_name = $2::text
     AND num_nulls(dequeued_at, leased_until, parked_on) = 3
     AND (strpos(headers::text, '"gate"') > 0) IS NOT TRUE
-    FOR UPDATE SKIP LOCKED)
-  UPDATE "queue" AS job
-  SET parked_on = met.lane, leased_until = 'infinity'
-  FROM met
-  WHERE job.id = met.id
-  AND job.id = ANY (ARRAY(SELECT id
+    FOR UPDATE SKIP LOCKED), lanes AS MATERIALIZED (SELECT jsonb_object_agg(id::text, lane) AS by_id
+    FROM met)
+  UPDATE "queue"
+  SET parked_on = (SELECT by_id
+    FROM lanes) ->> id::text, leased_until = 'infinity'
+  WHERE id = ANY (ARRAY(SELECT id
       FROM free))
-  AND job.q_name = $2::text;
+  AND q_name = $2::text;
 
 -- set_aside_leased [no rows] $1 jobs, $2 q_name
 PREPARE "set_aside_leased" AS
@@ -6945,7 +6984,7 @@ PREPARE "sweep_workers" AS
 
 -- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
-    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text, times int)), shares AS MATERIALIZED (SELECT *
+    FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
     FROM json_to_recordset($3::text::json) AS needs (place int, key text, number int, newest bigint)), state AS MATERIALIZED (SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest
@@ -6996,11 +7035,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND num_nulls(dequeued_at) = 1
       AND num_nulls(parked_on) = 0
       LIMIT 1) AS holder
-    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free, min(CASE WHEN room.tokens IS NULL THEN wanted.times ELSE 1 END) AS times
+    ON true), has AS MATERIALIZED (SELECT place, min(CASE WHEN room.reserved_for <> wanted.lane THEN 0 ELSE coalesce(room.free, 2) END) AS free
     FROM wanted
     LEFT JOIN needs USING (place)
     LEFT JOIN room USING (key)
-    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, has.times, head.*
+    GROUP BY place), heads AS MATERIALIZED (SELECT wanted.place, wanted.share, wanted.priority, head.*
     FROM wanted
     JOIN has USING (place)
     CROSS JOIN LATERAL ((SELECT *
@@ -7015,7 +7054,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -7029,7 +7068,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT *
         FROM (SELECT id, expected_at, schedule_at, enqueued_at
           FROM "queue"
@@ -7044,7 +7083,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           LIMIT 2) AS first
         WHERE wanted.group_key IS NULL
         AND wanted.after IS NOT NULL
-        LIMIT least(wanted.quota, has.free * has.times) + $5::int)
+        LIMIT least(wanted.quota, has.free) + $5::int)
       UNION ALL (SELECT id, expected_at, schedule_at, enqueued_at
         FROM (SELECT id, expected_at, schedule_at, enqueued_at, parked_on, leased_until
           FROM "queue"
@@ -7060,7 +7099,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
           OR leased_until <= statement_timestamp()
           OR (parked_on IS NOT NULL
             AND leased_until = 'infinity')))) AS head
-    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, 1 AS times, due.*
+    WHERE has.free > 0), plain AS (SELECT 0 AS place, 1 AS share, 0 AS priority, due.*
     FROM (SELECT id, expected_at, schedule_at, enqueued_at
       FROM ((SELECT *
           FROM (SELECT id, expected_at, schedule_at, enqueued_at
@@ -7107,8 +7146,8 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       UNION ALL
       SELECT *
       FROM plain) AS job
-    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-        ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) - 0.000001) AS number
+    JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
+      ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
     JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
@@ -7166,11 +7205,11 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id, times
+    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
-      FROM (SELECT held.id, needs.key, ceil(sum(1::float8 / times) OVER (PARTITION BY needs.key
-            ORDER BY rank) - 0.000001) AS number
+      FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
+          ORDER BY rank) AS number
         FROM held
         JOIN needs USING (place)) AS each
       JOIN room USING (key)
@@ -7206,11 +7245,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
     CASE WHEN failures IS NOT NULL
     OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END)
-  SELECT leased.*, picked.place,
-  CASE WHEN picked.times > 1 THEN (SELECT min(room.free)
-    FROM needs
-    JOIN room USING (key)
-    WHERE needs.place = picked.place)::float8 END, NULL::text
+  SELECT leased.*, picked.place, NULL::float8, NULL::text
   FROM leased
   JOIN picked
   ON picked.id = leased.id

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pqcore import NewJob
 from pqcore.errors import ConfigurationError, InvalidName
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
@@ -153,6 +154,17 @@ def test_tenant_that_comes_later_waits_for_one_round_and_has_saved_up_no_turns(h
     queue = harness.queue(create=False)
     turns = Counter(queue.lease(60, wait=0).headers["gate"]["share"] for _ in range(8))
     assert turns == {"large": 4, "late": 4}
+
+
+def test_job_of_another_tenant_is_leased_next_although_many_keys_are_new(harness: Harness) -> None:
+    queue, consumer = harness.queue(), harness.queue(create=False)
+    queue.put_many([NewJob("large", limits={f"key {n}": 1}, tenant="large") for n in range(400)])
+    book = unwrapped(consumer).lanes
+    while len(book.lanes) < 400:
+        assert consumer.lease(60, wait=0).data == "large"
+    queue.put("small", limits={"other": 1}, tenant="small")
+    book.hurry()  # so that the next lease looks for lanes
+    assert "small" in [job.data for job in consumer.lease_many(20, 60, block=False)]
 
 
 def test_tenants_divide_a_take_of_many_jobs(harness: Harness) -> None:

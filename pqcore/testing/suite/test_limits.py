@@ -208,6 +208,35 @@ def test_concurrency_limit_holds_for_jobs_that_are_leased_several_for_a_place(ha
     assert version < 80, "each take leased one or two"
 
 
+def test_next_job_under_a_limit_starts_before_the_end_of_the_last_one_is_stored(harness: Harness) -> None:
+    harness.needs_end_and_take()
+    queue, held = harness.task_queue(), harness.connect()
+    started: list[int] = []
+    locked, went_on = threading.Event(), threading.Event()
+
+    @queue.task(limit=1)
+    def limited(job_id: int, number: int) -> None:
+        if locked.is_set():
+            went_on.set()
+        elif number % 10 == 9:
+            held.begin()
+            held.sql(f"SELECT 1 FROM {harness.table} WHERE id = {job_id} FOR UPDATE")  # so that its end is not stored
+            locked.set()
+        started.append(job_id)
+
+    ids = queue.put_calls(*[limited.call(number) for number in range(100)])
+    with harness.working(queue, concurrency=4):
+        for _ in range(5):  # on a busy machine, a job that was leased ahead may have been given back
+            assert locked.wait(PATIENCE)
+            if went_on.wait(1.0):
+                break
+            locked.clear()
+            held.rollback()
+        assert went_on.is_set()
+        held.rollback()
+        harness.eventually(lambda: len(started) == len(ids))
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_concurrency_limit_leases_as_many_jobs_as_it_has_slots(harness: Harness, n: int) -> None:
     queue, other = harness.queue(), harness.queue(create=False)
