@@ -97,6 +97,24 @@ def test_queue_collector_tells_depth_age_and_dead_letters(dsn: str, caplog: pyte
     assert "cannot read the metrics of queues" in caplog.text
 
 
+AN_HOUR_AHEAD = """
+CREATE SCHEMA ahead;
+CREATE FUNCTION ahead.statement_timestamp() RETURNS timestamptz STABLE LANGUAGE sql
+AS $$ SELECT pg_catalog.statement_timestamp() + interval '1 hour' $$"""
+
+
+def test_queue_collector_tells_how_late_tasks_are_by_the_servers_clock(dsn: str) -> None:
+    with PQ(dsn) as pq:
+        pq.create()
+    add_ticks(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(AN_HOUR_AHEAD)
+    registry = CollectorRegistry()
+    with PQ(f"{dsn}?options=-csearch_path%3Dahead,pg_catalog,public") as pq:
+        registry.register(queue_metrics.QueueCollector(pq))
+        assert 3_600 + 540 <= late(generate_latest(registry).decode())["late"] < 3_600 + 600 + PATIENCE
+
+
 def test_queue_collector_refuses_an_async_pq(dsn: str) -> None:
     with pytest.raises(ConfigurationError, match="pq is of type AsyncPQ; give a PQ"):
         queue_metrics.QueueCollector(AsyncPQ(dsn))  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import cast
 
 from pqcore.doctor.context import CheckContext
 from pqcore.doctor.findings import Finding
@@ -13,10 +12,10 @@ from pqcore.operations.encodings import count_part
 from pqcore.operations.job_outcome import PUT_OFF
 from pqcore.operations.periodic import AHEAD
 from pqcore.plugins import plugins
+from pqcore.plurals import counted
 from pqcore.serializers import held_keys, written_under
 from pqcore.sql.fragments import IS_DEFERRED, IS_READY
 from pqcore.tasks.periodic import NOTICED, seconds_late
-from pqcore.times import UtcDatetime
 
 EXAMINED = 1_000_000
 """About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
@@ -39,13 +38,18 @@ async def check_batches(context: CheckContext) -> list[Finding]:
     lost = [(batch, queue, pending) for batch, queue, pending in rows if batch not in alive]
     if not lost:
         return [
-            Finding("batches", "ok", f"{len(rows)} batches are open, and none has lost its jobs", details={"lost": []})
+            Finding(
+                "batches",
+                "ok",
+                f"{counted(len(rows), 'batch', ('is', 'are'))} open, and none has lost its jobs",
+                details={"lost": []},
+            )
         ]
     details = {"lost": [{"batch": batch, "queue": queue, "pending": pending} for batch, queue, pending in lost]}
     batch, queue, pending = lost[0]
     message = (
-        f"{len(lost)} open batches have lost jobs, first batch {batch} of queue {queue!r}, which still waits for"
-        f" {pending} of them"
+        f"{counted(len(lost), 'open batch', ('has', 'have'))} lost jobs, first batch {batch} of queue {queue!r}, which"
+        f" still waits for {pending} of them"
     )
     advice = "run a worker of the queue: within two minutes it ends the batch, and counts the lost jobs as failed"
     return [Finding("batches", "warning", message, advice, details)]
@@ -71,7 +75,7 @@ async def check_put_off(context: CheckContext) -> list[Finding]:
         return [Finding("put_off", "ok", "no job waits for another deployment of its workers", details={"jobs": []})]
     details = {"jobs": [dict(zip(("queue", "reason", "number", "message"), row, strict=True)) for row in rows]}
     queue, reason, number, message = rows[0]
-    said = f"workers postpone {number} jobs of queue {queue!r}, which are {reason} to them: {message}"
+    said = f"workers postpone {counted(number, 'job')} of queue {queue!r}, {reason} to them: {message}"
     advice = (
         "deploy workers that have the function, or the serializer, accept and keys, that these jobs need; each job is"
         " tried again within a minute"
@@ -94,7 +98,8 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
     kind, _, part = name.partition(":")
     what = f"queue {queue!r}" if kind == "queue" else f"{kind} {part!r} of queue {queue!r}"
     end = "until it is resumed" if remaining is None else f"for {remaining:.0f} s more"
-    message = f"{len(rows)} pauses are in force, the first since {age:.0f} s ago: no job of {what} begins, {end}"
+    number = counted(len(rows), "pause", ("is", "are"))
+    message = f"{number} in force, the first since {age:.0f} s ago: no job of {what} begins, {end}"
     option = "" if kind == "queue" else f" --{kind} {part}"
     advice = f"if it is no longer wanted: pqcore resume --queue {queue}{option}"
     return [Finding("pauses", "warning", message, advice, details)]
@@ -124,9 +129,7 @@ async def _late_ticks(context: CheckContext) -> list[Finding]:
     """Check for ticks that no worker has put."""
     query = context.s.sql.admin.list_ticks
     rows = await context.s.execute(query, query.bind({"n": MOST_TICKS}))
-    [[clock]] = await context.ask("clock", "SELECT clock_timestamp() AT TIME ZONE 'UTC'")
-    now = cast(UtcDatetime, UtcDatetime.of(clock))
-    ages = [(tick, seconds_late(tick, now)) for tick in ticks_of(rows)]
+    ages = [(tick, seconds_late(tick)) for tick in ticks_of(rows)]
     late = sorted(((age, tick) for tick, age in ages if age is not None and age > NOTICED), key=lambda one: -one[0])
     details = {
         "ahead": [],

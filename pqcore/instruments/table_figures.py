@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from pqcore.db.engine import Engine
 from pqcore.errors import AccessDenied
@@ -38,6 +37,5 @@ async def read_table_figures(engine: Engine) -> TableFigures:
     late = {}
     with suppress(AccessDenied):
         ticks = await list_ticks(engine, with_jobs=False)
-        now = datetime.now(timezone.utc)
-        late = {(tick.queue, tick.name): age for tick in ticks if (age := seconds_late(tick, now)) is not None}
+        late = {(tick.queue, tick.name): age for tick in ticks if (age := seconds_late(tick)) is not None}
     return TableFigures(queues, late)

@@ -86,7 +86,8 @@ class Tick:
         queue: The name of the task's queue.
         name: The name of the periodic task.
         last: The tick for which a job was last put; None if no job was put since `noted`.
-        noted: The same time; for a task without a put yet, the time from which its ticks count.
+        noted: The same time as `last`; for a task without a put yet, the time from which its ticks count.
+        read_at: When the tick was read, by the server's clock.
         cron: The cron expression; None in a row of older code.
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
@@ -99,6 +100,7 @@ class Tick:
     name: str
     last: UtcDatetime | None
     noted: UtcDatetime
+    read_at: UtcDatetime
     cron: str | None = None
     tz: str | None = None
     job: TickJob | None = None
@@ -139,14 +141,14 @@ def ticks_of(rows: Iterable[Row], jobs: Mapping[tuple[str, str], TickJob] = Mapp
         jobs: The job of each periodic task, by the names of its queue and of the task.
     """
     ticks = []
-    for queue, name, tick, cron, tz, is_schedule, paused in rows:
-        noted = UtcDatetime.of(tick)
-        if noted is not None:
+    for queue, name, tick, cron, tz, is_schedule, paused, clock in rows:
+        noted, now = UtcDatetime.of(tick), UtcDatetime.of(clock)
+        if noted is not None and now is not None:
             # A tick is a whole second, unlike the moment at which a worker stored the task or its expression.
             last = None if noted.microsecond else noted
             job = jobs.get((queue, name)) if last is not None else None
             asked = noted.microsecond == 1_000_000 - BEFORE.microseconds
-            ticks.append(Tick(queue, name, last, noted, cron, tz, job, asked, is_schedule, paused))
+            ticks.append(Tick(queue, name, last, noted, now, cron, tz, job, asked, is_schedule, paused))
     return ticks
 
 

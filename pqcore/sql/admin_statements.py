@@ -308,9 +308,13 @@ FROM finished GROUP BY q_name"""
 
     @composed()
     def list_ticks(self) -> str:
-        """List the last ticks of periodic tasks and schedules; which are schedules, and which of these are paused."""
+        """List the last ticks of periodic tasks and schedules, with the server's time.
+
+        The rows say which are schedules, and which of these are paused.
+        """
         return f"""
-SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL
+SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL,
+  {_time(_NOW)}
 FROM {{ticks}} AS last LEFT JOIN {{schedules}} AS made ON made.q_name = last.q_name AND made.name = last.name
 ORDER BY last.q_name, last.name LIMIT :n::bigint"""
 

@@ -185,15 +185,15 @@ def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
     return None
 
 
-def seconds_late(tick: Tick, now: datetime) -> float | None:
+def seconds_late(tick: Tick) -> float | None:
     """Return how late a periodic task is: seconds since its earliest tick that no worker has put; 0 if there is none.
 
+    The server's clock decides, because the clock of this machine may be wrong.
     None if the expression cannot be read: another version wrote it, or cronsim is missing. If somebody has asked for
     the job of the last tick again, or it is a schedule that is paused, it is not late.
 
     Args:
         tick: The last tick that was put.
-        now: The present time.
     """
     if tick.cron is None or tick.tz is None:
         return None
@@ -201,7 +201,10 @@ def seconds_late(tick: Tick, now: datetime) -> float | None:
         missed = next(ticks_after(tick.cron, tick.tz, tick.noted), None)
     except ConfigurationError:
         return None
-    return 0.0 if missed is None or tick.is_asked_for or tick.paused else max((now - missed).total_seconds(), 0.0)
+    if missed is None or tick.is_asked_for or tick.paused:
+        return 0.0
+    late: timedelta = tick.read_at - missed
+    return max(late.total_seconds(), 0.0)
 
 
 def refuse_bare(cron: object) -> None:

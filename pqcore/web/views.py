@@ -278,7 +278,7 @@ class Views:
             "workers": workers,
             "runs": _runs(workers),
             "sessions": await self._target.read(activity.list_sessions, sorted(names)),
-            "ticks": [_schedule(tick, sample.at) for tick in ticks],
+            "ticks": [_schedule(tick) for tick in ticks],
         }
 
     async def _listed(self, names: Sequence[str], state: str, n: int, skip: int = 0) -> list[StoredJob]:
@@ -354,13 +354,13 @@ def _runs(workers: Sequence[WorkerInfo]) -> Runs:
     return {(job.queue, job.id): (worker, job.since) for worker in workers if worker.alive for job in worker.running}
 
 
-def _schedule(tick: Tick, now: datetime) -> ScheduledTick:
+def _schedule(tick: Tick) -> ScheduledTick:
     """Return a periodic task with its next tick, if the tick is known."""
     coming = None
     if tick.cron is not None and tick.tz is not None and not tick.paused:
         with suppress(ConfigurationError):  # cronsim is missing, or another version wrote the expression
-            coming = next(ticks_after(tick.cron, tick.tz, now), None)
-    return ScheduledTick(tick, coming, (seconds_late(tick, now) or 0.0) > NOTICED)
+            coming = next(ticks_after(tick.cron, tick.tz, tick.read_at), None)
+    return ScheduledTick(tick, coming, (seconds_late(tick) or 0.0) > NOTICED)
 
 
 def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:

@@ -4735,7 +4735,8 @@ PREPARE "leave_lanes" AS
 -- list_ticks $1 n
 /*NO LOAD BALANCE*/ PREPARE "list_ticks" AS
   SELECT last.q_name, last.name,
-  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL
+  CASE WHEN tick IS NOT NULL THEN least(greatest(tick AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL,
+  CASE WHEN statement_timestamp() IS NOT NULL THEN least(greatest(statement_timestamp() AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue_ticks" AS last
   LEFT JOIN "queue_schedules" AS made
   ON made.q_name = last.q_name
