@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,7 @@ def spawn(*arguments: str) -> tuple[subprocess.Popen[str], int, Path]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True,
     )
     assert parent.stdout is not None
     pid, _, folder = parent.stdout.readline().strip().partition(" ")
@@ -192,6 +194,8 @@ def test_embedded_server_leaves_nothing_when_its_parent_is_killed(arguments: tup
         assert is_alive(pid)
         parent.kill()
         wait_until(lambda: not is_alive(pid) and not folder.exists())
+    with suppress(ProcessLookupError):
+        os.killpg(parent.pid, signal.SIGKILL)  # a forked child
 
 
 def test_embedded_server_leaves_nothing_when_its_parent_exits() -> None:
