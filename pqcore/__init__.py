@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from pqcore.operations.rules import Rule
     from pqcore.operations.schedules import Schedule
     from pqcore.operations.worker_registry import RunningJob, WorkerInfo
-    from pqcore.put_options import Dedup, NewJob
+    from pqcore.put_options import After, Dedup, NewJob
     from pqcore.queue import PQ, Queue, QueueIterator
     from pqcore.settings import logger
 
 __version__ = "0.1.0"
 __all__ = [
     "PQ",
+    "After",
     "AsyncJob",
     "AsyncPQ",
     "AsyncQueue",
@@ -89,6 +90,7 @@ _HOMES = {
     "JobInfo": "operations.results",
     "RunningJob": "operations.worker_registry",
     "WorkerInfo": "operations.worker_registry",
+    "After": "put_options",
     "Dedup": "put_options",
     "NewJob": "put_options",
     "PQ": "queue",

@@ -31,6 +31,7 @@ def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
         "scheduled": found.scheduled,
         "leased": found.leased,
         "parked": found.parked,
+        "blocked": found.blocked,
         "dead": found.dead,
         "oldest": found.oldest,
         "stale": found.stale,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
-from pqcore.argument_checks import check_limits, check_mapping
+from pqcore.argument_checks import check_job_id, check_limits, check_mapping
 from pqcore.errors import ConfigurationError, SerializationError
 from pqcore.headers import MOST_PLACES
 from pqcore.lanes import Lane, lane_of_gate, lane_values
@@ -16,10 +16,13 @@ from pqcore.serializers.plain_json import check_json
 from pqcore.sql.identifiers import MAX_KEY, MAX_PRIORITY, check_text
 from pqcore.times import TimeSpec, seconds
 
-RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous")
+RESERVED = ("gate", "run", "keep", "then", "batch", "batch_token", "previous", "depends_on")
 """Headers that pqcore itself reads."""
 
 OnConflict: TypeAlias = Literal["keep", "replace", "error"]
+OnFailure: TypeAlias = Literal["dead", "cancel", "run"]
+MOST_PARENTS = 10_000
+"""The largest number of jobs that one job may wait for."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,63 @@ class Dedup:
     def period(self) -> float | None:
         """Return for how many seconds the key is held; None if the job's state decides."""
         return None if self.until in ("finished", "started") else seconds(self.until)
+
+
+@dataclass(frozen=True)
+class After:
+    """A job that another job waits for, and what happens if it fails: ``put(data, after=[a, After(b, "run")])``.
+
+    A job fails if it becomes a dead letter, is cancelled or discarded, or is deleted before it ran.
+
+    Attributes:
+        job_id: The id of the job, as `Queue.put` or the call of a task returned it.
+        on_failure: What happens to the waiting job if this job fails. ``"dead"``: it becomes a dead letter, whose error
+            names this job. ``"cancel"``: it is cancelled. ``"run"``: it runs as if this job were done.
+
+    Raises:
+        ConfigurationError: The id is not a number that a job can have, or ``on_failure`` has another value.
+    """
+
+    job_id: int
+    on_failure: OnFailure = "dead"
+
+    def __post_init__(self) -> None:
+        check_job_id(self.job_id)
+        if self.on_failure not in ("dead", "cancel", "run"):
+            msg = f"on_failure is {self.on_failure!r}; choose 'dead', 'cancel' or 'run'"
+            raise ConfigurationError(msg)
+
+
+Parents: TypeAlias = "int | After | Iterable[int | After] | None"
+"""The jobs that a job waits for: an id, or several; `After` says what happens if one of them fails."""
+
+
+def parents_of(after: Any) -> dict[int, After]:
+    """Return the jobs that a put waits for, by id, in order.
+
+    Args:
+        after: The option of a put; see `Parents`.
+
+    Raises:
+        ConfigurationError: The value is no id and no iterable of ids, an id occurs with two policies, or there are more
+            than `MOST_PARENTS`.
+    """
+    if after is None:
+        return {}
+    if isinstance(after, (str, bytes, Mapping)) or not isinstance(after, (int, After, Iterable)):
+        msg = f"after is {after!r}; give the id of a job, or a list of ids or After(id, on_failure=...)"
+        raise ConfigurationError(msg)
+    found: dict[int, After] = {}
+    for each in [after] if isinstance(after, (int, After)) else after:
+        parent = each if isinstance(each, After) else After(each)
+        other = found.setdefault(int(parent.job_id), parent)
+        if other.on_failure != parent.on_failure:
+            msg = f"after has job {int(parent.job_id)} with on_failure={other.on_failure!r} and {parent.on_failure!r}"
+            raise ConfigurationError(f"{msg}: name each job once")
+        if len(found) > MOST_PARENTS:
+            msg = f"after has more than {MOST_PARENTS:,} jobs: let another job wait for some, and this one for it"
+            raise ConfigurationError(msg)
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,11 +174,13 @@ def given(
     headers: Mapping[str, Any] | None = None,
     tenant: str | None = None,
     priority: int = 0,
+    after: Parents = None,
 ) -> dict[str, Any] | None:
     """Return the options given to a put, for `put_options` to check; None if none were given, which is usual."""
     if dedup is None and group is None and not limits and not headers and tenant is None and priority == 0:
-        return None
+        return None if after is None else {"after": after}
     return {
+        "after": after,
         "dedup": dedup,
         "group": group,
         "limits": limits,

@@ -19,7 +19,7 @@ from pqcore.errors import InvalidCall
 from pqcore.job import Job
 from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.put_options import Dedup, given
+from pqcore.put_options import Dedup, Parents, given
 from pqcore.serializers import Serializer
 from pqcore.settings import AS_IT_IS, KEEP_DEAD, KEEP_FINISHED, REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
@@ -118,6 +118,7 @@ class Queue(TaskQueueMixin):
         headers: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         priority: int = 0,
+        after: Parents = None,
     ) -> int:
         """Put a job.
 
@@ -135,6 +136,8 @@ class Queue(TaskQueueMixin):
             tenant: The share that the job belongs to; leases serve the tenants of a queue in turn, by their weights.
             priority: A whole number; jobs with higher numbers are taken first. Older versions of pqcore, and pq, ignore
                 the priority.
+            after: Jobs that this job waits for: an id, or a list of ids and `After`, which says what happens if that
+                job fails. By default, this job then becomes a dead letter.
 
         Returns:
             The job's id; if another job has the dedup key, the id of that job.
@@ -144,8 +147,9 @@ class Queue(TaskQueueMixin):
             SerializationError: The serializer cannot encode the data (a TypeError and ValueError).
             PayloadTooLarge: The encoded data is larger than ``max_size``.
             DuplicateJob: Another job has the dedup key, and ``on_conflict`` is ``"error"``.
+            JobNotFound: The table has no job with an id in ``after``.
         """
-        options = given(dedup, group, limits, headers, tenant, priority)
+        options = given(dedup, group, limits, headers, tenant, priority, after)
         return run_sync(put.put(self.engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(

@@ -51,6 +51,7 @@ def queries(dialect: Dialect) -> dict[str, Query]:
         dialect.attempts,
         dialect.samples,
         dialect.schedules,
+        dialect.dependencies,
     )
     found = [query for each in sets for query in each.queries()]
     for finish in get_args(Finish):

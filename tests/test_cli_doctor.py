@@ -31,8 +31,8 @@ BACKENDS = ["psycopg2", "psycopg", "asyncpg"]
 CHECKS = [
     "server", "durability", "connections", "clock", "listen", "notifications", "snapshots", "row_security",
     "schema", "privileges", "indexes", "sequences", "trigger", "put_function", "autovacuum",
-    "bloat", "batches", "put_off", "backlog", "leases", "dead_letters", "expiry", "samples", "pauses", "ticks",
-    "encodings", "plan",
+    "bloat", "batches", "dependencies", "put_off", "backlog", "leases", "dead_letters", "expiry", "samples", "pauses",
+    "ticks", "encodings", "plan",
 ]  # fmt: skip
 
 

@@ -774,7 +774,16 @@ def test_stats_command_shows_counts_and_rates(dsn: str, pq: PQ, backend: str) ->
     found = {each["queue"]: each for each in objects("stats", "--backend", backend, dsn=dsn)}
     oldest = found["a"].pop("oldest")
     assert oldest >= 0
-    assert found["a"] == {"queue": "a", "ready": 2, "scheduled": 2, "leased": 2, "parked": 1, "dead": 0, "stale": None}
+    assert found["a"] == {
+        "queue": "a",
+        "ready": 2,
+        "scheduled": 2,
+        "leased": 2,
+        "parked": 1,
+        "blocked": 0,
+        "dead": 0,
+        "stale": None,
+    }
     assert found["dead"]["dead"] == 1
     assert found["b"]["ready"] == 2
     assert [each["queue"] for each in objects("stats", "--queue", "b", "--backend", backend, dsn=dsn)] == ["b"]

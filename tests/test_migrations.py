@@ -900,6 +900,46 @@ def test_version_13_roles_that_put_jobs_may_put_them_from_sql(place: Place, righ
         place.eyes.execute("DROP ROLE clerk")
 
 
+def test_version_14_code_ends_jobs_that_newer_jobs_wait_for(place: Place) -> None:
+    starts.make(place.dsn, 14)
+    with place.pq() as pq, place.pq() as older:
+        with starts.knowing(14):
+            number = older["q"].put("before")
+        pq.create()
+        pq["q"].put("child", after=[number, pq["q"].put("parent")])
+        with starts.knowing(14):
+            older["q"].put("after")
+            assert [job.data for job in older["q"].get_many(2)] == ["before", "parent"]
+            taken = older["q"].lease(60, wait=0)
+            assert taken is not None
+            assert taken.data == "after"
+            older["q"].ack(taken)
+            assert older["q"].get(block=False) is None
+        found = pq["q"].get(block=False)
+        assert found is not None
+        assert found.data == "child"
+
+
+@pytest.mark.parametrize(
+    ("right", "rights"),
+    [("DELETE", "SELECT, INSERT, UPDATE, DELETE"), ("INSERT", ""), ("SELECT", "")],
+)
+def test_version_14_roles_may_put_and_end_jobs_that_wait(place: Place, right: str, rights: str) -> None:
+    starts.make(place.dsn, 14)
+    place.eyes.execute("CREATE ROLE clerk")
+    place.eyes.execute(f"GRANT {right} ON queue TO clerk".encode())
+    try:
+        place.create()
+        for table in ("queue_dependencies", "queue_blocked"):
+            asked = "SELECT string_agg(privilege_type, ', ' ORDER BY privilege_type) FROM pg_class,"
+            asked += f" aclexplode(relacl) WHERE oid = '{table}'::regclass AND grantee = 'clerk'::regrole"
+            [[found]] = place.eyes.execute(asked.encode()).fetchall()
+            assert {*(found or "").split(", ")} == {*rights.split(", ")}
+    finally:
+        place.eyes.execute("DROP OWNED BY clerk")
+        place.eyes.execute("DROP ROLE clerk")
+
+
 def test_older_commands_accept_a_newer_table(place: Place) -> None:
     starts.make(place.dsn, LATEST)
     with starts.knowing(LATEST - 1):

@@ -137,6 +137,18 @@ def task_cases() -> Iterator[Case]:
     for query in (schedules.remove_schedule, schedules.find_schedule, schedules.tick_schedule):
         yield Case(query, 60, values=(("name", "schedule 7"),))
     yield Case(schedules.register_schedule, 60, values=(("name", "schedule 7"),))
+    dependencies = SQL.dependencies
+    parents = json.dumps([{"id": n, "on_failure": "dead", "polled": False} for n in range(100)])
+    behind = (("parents", parents), ("gone", "deleted"), ("names", ["jobs", "others"]), ("n", 10))
+    for query in (dependencies.put_blocked, dependencies.await_parents, dependencies.find_parents):
+        yield Case(query, 4_000, leased=100, values=behind)
+    for query in (dependencies.mark_polled, dependencies.find_candidates, dependencies.queues_with_ended_parents):
+        yield Case(query, 20_000, values=behind)
+    for query in (dependencies.lock_blocked, dependencies.find_failed_parents, dependencies.release_blocked):
+        yield Case(query, 4_000, leased=100, values=behind)
+    for query in (dependencies.find_blocked, dependencies.bury_blocked, dependencies.mark_deleted):
+        yield Case(query, 60)
+    yield Case(dependencies.open_parents, 60, values=behind)
     for n, pages in ((1, 60), (100, 2_700)):
         for query in (tasks.release, tasks.heartbeat, tasks.find_stop_requests):
             yield Case(query, pages, leased=n)
@@ -281,6 +293,15 @@ class Server:
             f" FROM unnest(ARRAY['jobs', 'others']) AS q_name, generate_series(1, {SCHEDULES}) AS n"
         )
         self.run(
+            "INSERT INTO queue_dependencies (job_id, parent_id, q_name, on_failure, polled, gone, outcome)"
+            " SELECT -n, -n % 100, 'jobs', 'dead', n % 500 = 0, 'done', CASE n % 1000 WHEN 1 THEN 'done' END"
+            " FROM generate_series(1, 50000) AS n"
+        )
+        self.run(
+            "INSERT INTO queue_blocked (job_id, q_name, put_at)"
+            " SELECT -n, 'jobs', now() FROM generate_series(1, 50000) AS n"
+        )
+        self.run(
             "INSERT INTO queue_ticks (q_name, name, tick, cron, tz)"
             " SELECT q_name, name, '2020-01-01Z', cron, tz FROM queue_schedules"
         )
@@ -365,8 +386,8 @@ def test_encodings_statement_reads_slice_by_slice(server: Server, mode: str) -> 
 
 
 def scans(plan: Any) -> Iterator[Any]:
-    """Yield the nodes that read the queue's table or the table of keys."""
-    if plan.get("Relation Name") in ("queue", "queue_keys"):
+    """Yield the nodes that read the queue's table, the table of keys, or that of dependencies."""
+    if plan.get("Relation Name") in ("queue", "queue_keys", "queue_dependencies"):
         yield plan
     for below in plan.get("Plans", ()):
         yield from scans(below)

@@ -175,7 +175,16 @@ def test_roles_of_an_older_version_work_after_the_migration(users: Users) -> Non
         role = sql.Identifier(users.roles["producer"]).as_string(owner)
         columns = "parked_on, leased_until, priority"
         owner.execute(f"REVOKE INSERT ({columns}), SELECT (priority) ON {names} FROM {role}".encode())
-        for suffix in ("_keys", "_rules", "_workers", "_attempts", "_samples", "_schedules"):
+        for suffix in (
+            "_keys",
+            "_rules",
+            "_workers",
+            "_attempts",
+            "_samples",
+            "_schedules",
+            "_blocked",
+            "_dependencies",
+        ):
             owner.execute(f"DROP TABLE {names.related(suffix)}".encode())
         owner.execute("DELETE FROM pqcore_migrations WHERE version >= 7")
     call("migrate", "--table", users.table, dsn=users.dsn)

@@ -14,7 +14,7 @@ from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import IdCommand, any_queue_option, job_id_type, json_option, with_database
 from pqcore.cli.output import described, emit, json_text, shown, table, write, write_facts
 from pqcore.errors import JobNotFound
-from pqcore.operations import admin, attempts, list_jobs, results
+from pqcore.operations import admin, attempts, dependencies, list_jobs, results
 from pqcore.operations.attempts import PastAttempt
 from pqcore.operations.explain import explain as explain_job
 from pqcore.operations.explanation import Cause
@@ -87,6 +87,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
     job = database.call(list_jobs.get_full_job, job_id, settings)
     past = database.call(attempts.read_attempts, job.queue, job_id)
     found = database.call(find_runner, database.queue(job.queue), job_id) if job.state == "leased" else None
+    parents = database.call(dependencies.find_open_parents, job.id) if job.state == "scheduled" else ""
     raw = job.raw
     if as_json:
         attempts_shown = json_views.past_attempts(past, with_tracebacks=True)
@@ -96,11 +97,11 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
     facts = {
         "task": job.task,
         "put": shown(job.enqueued_at),
-        "not before": shown(job.schedule_at),
+        "not before": shown(None if parents else job.schedule_at),
         "wanted by": shown(job.expected_at),
         "leased to": shown(job.leased_until),
         "runs on": "" if found is None else f"{found[0].host}:{found[0].pid} since {shown(found[1].since)}",
-        "waits for": job.parked_on,
+        "waits for": job.parked_on or parents,
         "ended": shown(job.finished_at),
         "reason": job.reason,
         "attempts": f"{job.attempts}, failed {job.failures}" if job.attempts else "",

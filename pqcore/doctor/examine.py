@@ -13,7 +13,14 @@ from pqcore.db.session import Session
 from pqcore.doctor.backlog_checks import check_backlog, check_dead_letters, check_expiry, check_leases, check_samples
 from pqcore.doctor.context import Check, CheckContext
 from pqcore.doctor.findings import Finding
-from pqcore.doctor.job_checks import check_batches, check_encodings, check_pauses, check_put_off, check_ticks
+from pqcore.doctor.job_checks import (
+    check_batches,
+    check_dependencies,
+    check_encodings,
+    check_pauses,
+    check_put_off,
+    check_ticks,
+)
 from pqcore.doctor.plan_checks import check_plans
 from pqcore.doctor.privilege_checks import check_privileges
 from pqcore.doctor.server_checks import (
@@ -123,6 +130,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("autovacuum", check_autovacuum),
     ("bloat", check_bloat),
     ("batches", check_batches),
+    ("dependencies", check_dependencies),
     ("put_off", check_put_off),
     ("backlog", check_backlog),
     ("leases", check_leases),

@@ -19,6 +19,8 @@ from pqcore.tasks.periodic import NOTICED, seconds_late
 
 EXAMINED = 1_000_000
 """About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
+MOST_LOST = 100
+"""The largest number of jobs that wait for jobs which are gone."""
 MOST_TICKS = 500
 """The largest number of periodic tasks that are checked."""
 QUEUES_NAMED = 3
@@ -53,6 +55,24 @@ async def check_batches(context: CheckContext) -> list[Finding]:
     )
     advice = "run a worker of the queue: within two minutes it ends the batch, and counts the lost jobs as failed"
     return [Finding("batches", "warning", message, advice, details)]
+
+
+async def check_dependencies(context: CheckContext) -> list[Finding]:
+    """Check for jobs that wait for other jobs which are gone, as after TRUNCATE or with the trigger disabled."""
+    query = context.s.sql.dependencies.lost_parents
+    lost = [(job, parent) for job, parent in await context.s.execute(query, query.bind({"n": MOST_LOST}))]
+    query = context.s.sql.dependencies.count_blocked
+    counts = {queue: int(number) for queue, number in await context.s.execute(query, query.bind({"q_name": None}))}
+    details = {"waiting": counts, "lost": [{"job": job, "parent": parent} for job, parent in lost]}
+    if not lost:
+        message = f"{sum(counts.values())} jobs wait for other jobs, and none of those is gone"
+        return [Finding("dependencies", "ok", message, details=details)]
+    job, parent = lost[0]
+    number = f"{len(lost)}{' or more' if len(lost) == MOST_LOST else ''}"
+    message = (
+        f"{number} jobs wait for jobs that have ended without a sign, or are gone; first job {job} for job {parent}"
+    )
+    return [Finding("dependencies", "warning", message, f"pqcore retry {job}, or pqcore cancel {job}", details)]
 
 
 # Only waiting rows are read, and no more than the message needs; finished rows are not read.

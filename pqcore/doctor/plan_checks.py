@@ -31,7 +31,9 @@ async def check_plans(context: CheckContext) -> list[Finding]:
     queues = list(context.queues)
     if not queues:
         rows = await context.s.execute(context.s.sql.stats_all)
-        numbers = [(ready + scheduled + leased + parked, queue) for queue, ready, scheduled, leased, _, parked in rows]
+        numbers = [
+            (ready + scheduled + leased + parked, queue) for queue, ready, scheduled, leased, _, parked, _ in rows
+        ]
         most = sorted(numbers, key=lambda number: number[0], reverse=True)
         queues = [queue for _, queue in most[:QUEUES] if queue is not None] or ["pqcore doctor"]
     pages = (await context.table()).pages

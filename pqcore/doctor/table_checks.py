@@ -29,6 +29,8 @@ TABLES_OF_JOBS = (
     "attempts",
     "samples",
     "schedules",
+    "blocked",
+    "dependencies",
 )
 
 
@@ -105,13 +107,13 @@ async def _tables_without_security(context: CheckContext) -> list[Finding]:
 
 _TABLES = (
     "unnest(ARRAY[to_regclass(:table_name::text), to_regclass(:dead_name::text), to_regclass(:archive_name::text),"
-    " to_regclass(:slots_name::text), to_regclass(:results_name::text)])"
+    " to_regclass(:slots_name::text), to_regclass(:results_name::text), to_regclass(:dependencies_name::text)])"
 )
 
 
 def _table_names(context: CheckContext) -> dict[str, object]:
     places = context.engine.names.substitutions()
-    return {f"{name}_name": places[name] for name in ("dead", "archive", "slots", "results")}
+    return {f"{name}_name": places[name] for name in ("dead", "archive", "slots", "results", "dependencies")}
 
 
 def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
@@ -168,7 +170,7 @@ async def check_sequences(context: CheckContext) -> list[Finding]:
 
 
 async def check_trigger(context: CheckContext) -> list[Finding]:
-    """Check the trigger that notifies waiters."""
+    """Check the trigger that notifies waiters, and the one that releases jobs that wait for other jobs."""
     rows = await context.ask(
         "triggers",
         "SELECT tgname::text, tgenabled::text FROM pg_trigger"
@@ -196,10 +198,19 @@ async def check_trigger(context: CheckContext) -> list[Finding]:
     elif silenced == "off":
         message = "pqcore.notify is off for this role or database: no notifications are sent, and waiters poll"
         found.append(Finding("trigger", "warning", message, "ALTER ROLE (or DATABASE) ... RESET pqcore.notify"))
+    ended = context.bare("ended_name")
+    if enabled.get(ended) not in ("O", "A") and "after" not in context.engine.dialect.unsupported:
+        message = f"trigger {ended} is missing or disabled: jobs that wait for other jobs are not released"
+        remedy = (
+            f"ALTER TABLE {context.engine.names} ENABLE TRIGGER {context.engine.names.substitutions()['ended_name']}"
+        )
+        if ended not in enabled:
+            remedy = "; ".join(each for each in _statements_with(context, "ended_name") if "TRIGGER" in each)
+        found.append(Finding("trigger", "problem", message, remedy))
     if "pq_insert" in enabled:
         message = "pq's trigger pq_insert exists too, and notifies once per row"
         found.append(Finding("trigger", "warning", message, f"DROP TRIGGER pq_insert ON {context.engine.names}"))
-    return found or [Finding("trigger", "ok", f"trigger {name} exists, and is enabled")]
+    return found or [Finding("trigger", "ok", f"triggers {name} and {ended} exist, and are enabled")]
 
 
 _FIND_PUT = """

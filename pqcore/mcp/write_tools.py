@@ -86,7 +86,7 @@ class WriteTools:
         self,
         queue: QueueName,
         reason: Annotated[
-            Literal["failed", "crashed", "expired", "invalid", "unreadable"],
+            Literal["failed", "crashed", "expired", "invalid", "unreadable", "parent"],
             Field(description="Only dead letters with this reason."),
         ],
     ) -> dict[str, Any]:

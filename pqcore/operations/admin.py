@@ -38,6 +38,7 @@ class QueueStats:
         parked: The number of jobs that wait for a place under a concurrency limit, or for their turn in a group.
         stale: On a standby, how many seconds these numbers may be behind the primary: the time since the last replayed
             commit, which also grows while nothing is committed. None on a primary.
+        blocked: The number of scheduled jobs that wait for other jobs, or are scheduled for infinity.
     """
 
     ready: int
@@ -46,6 +47,7 @@ class QueueStats:
     oldest: float | None
     parked: int = 0
     stale: float | None = None
+    blocked: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
         found = await s.execute(find, find.bind(values))
         if not found:
             return False
-        [[headers]] = found
-        if has_follow_ups(headers) or has_lane(headers):
+        [[headers, awaited]] = found
+        if awaited or has_follow_ups(headers) or has_lane(headers):
             cancelled = await complete.cancel(engine, queue, s, number)
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
@@ -125,11 +127,11 @@ async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, Que
     """Count the waiting jobs by queue, including queues in which no job waits."""
     statement = "stats_all" if name is None else "stats"
     rows = await engine.execute(statement, {"q_name": name}, protect=False, patient=True)
-    stale = next((age for name, _, _, _, age, _ in rows if name is None), None)
+    stale = next((age for name, _, _, _, age, *_ in rows if name is None), None)
     nothing = QueueStats(0, 0, 0, None, stale=stale)
     found = {
-        name: QueueStats(ready, scheduled, leased, oldest, parked, stale)
-        for name, ready, scheduled, leased, oldest, parked in rows
+        name: QueueStats(ready, scheduled, leased, oldest, parked, stale, blocked)
+        for name, ready, scheduled, leased, oldest, parked, blocked in rows
         if name is not None
     }
     return found, nothing

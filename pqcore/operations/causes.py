@@ -63,6 +63,7 @@ _DIED = {
         "Mend the data with update() after the retry, or the worker",
     ),
     "unreadable": ("could not be read: no worker had its serializer or key", "Give the workers the serializer or key"),
+    "parent": ("waited for a job that failed", "Mend what failed, and retry that job"),
     "unknown": ("names a function that no worker knew", "Run a worker that declares the function"),
 }
 
@@ -164,6 +165,20 @@ def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error
     if attempts or error:
         return Cause("put_off", f"It was taken before, and given back until {when}.", f"Wait, or {now}", until=due)
     return Cause("scheduled", f"It is scheduled for {when}.", f"Wait, or {now}", until=due)
+
+
+def waits_for_jobs(job_id: int, parents: Sequence[int], number: int) -> Cause:
+    """Return the cause of a job that waits for other jobs.
+
+    Args:
+        job_id: The job.
+        parents: Some of the jobs that it waits for.
+        number: The number of the jobs that it waits for.
+    """
+    more = f" and {number - len(parents):,} more" if number > len(parents) else ""
+    text = f"It waits for {'job' if number == 1 else 'jobs'} {', '.join(map(str, parents))}{more}."
+    action = f"Wait, or look at explain({parents[0]}); retry({job_id}) makes it due now."
+    return Cause("waits_for_jobs", text, action, jobs=tuple(parents))
 
 
 def _times(number: int) -> str:

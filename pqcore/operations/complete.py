@@ -19,7 +19,7 @@ from pqcore.lanes import has_lane
 from pqcore.operations.atomic import atomic
 from pqcore.operations.attempt_values import attempt_values
 from pqcore.operations.error_details import error_text
-from pqcore.operations.follow_ups import dead_letter_headers, follow_up, has_follow_ups, is_continued
+from pqcore.operations.follow_ups import dead_letter_headers, follow_up, has_follow_ups, is_continued, mark_deleted
 from pqcore.operations.job_outcome import (
     PUT_OFF,
     Outcome,
@@ -315,7 +315,9 @@ async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int) 
     query = s.sql.cancel
     async with atomic(s):
         rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
-        for _, found, put_at in rows:
+        for _, found, put_at, awaited in rows:
+            if awaited:
+                await mark_deleted(s, job_id, "cancelled")
             row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
             await follow_up(engine, queue, s, [Outcome(BaseJob(queue, row), "drop", reason="cancelled")])
             if has_lane(found):  # other jobs of its group may have waited behind it
@@ -388,8 +390,10 @@ async def _end_rows(
             "channel": queue.channel,
             **attempt_values(outcome),
         }
-        if await s.execute(query, query.bind(values)):
+        if rows := await s.execute(query, query.bind(values)):
             ended.append(outcome)
+            if outcome.kind == "drop" and any(awaited for _, awaited in rows):
+                await mark_deleted(s, outcome.job.id, outcome.reason or "discarded")
         elif patience is not None and await s.execute(tasks.bury, tasks.bury.bind(values)):
             buried[id(outcome)] = replace(outcome, kind="dead")
             ended.append(outcome)

@@ -26,7 +26,7 @@ from pqcore.times import seconds
 MOST_REVIVED, MOST_PURGED = 1_000, 10_000
 """The largest numbers of dead letters that one statement handles; they match the limits in
 `pqcore.sql.task_statements`."""
-REASONS = ("failed", "crashed", "expired", "invalid", "unreadable")
+REASONS = ("failed", "crashed", "expired", "invalid", "unreadable", "parent")
 """The reasons of dead letters."""
 
 

@@ -22,7 +22,7 @@ from pqcore.lanes import GROUP, Lane, lane_of
 from pqcore.operations import causes, worker_causes
 from pqcore.operations.attempts import read_attempts
 from pqcore.operations.error_details import read_error
-from pqcore.operations.explanation import Cause, Explanation
+from pqcore.operations.explanation import SHOWN, Cause, Explanation
 from pqcore.operations.list_jobs import path_in
 from pqcore.operations.results import put_time
 from pqcore.operations.worker_registry import WorkerInfo, find_running, knows, list_workers_of
@@ -211,6 +211,7 @@ class _Examination:
         self._task = path_in(row.head)
         self._now = row.now.replace(tzinfo=timezone.utc)
         self._causes: list[Cause] = []
+        self._waits = False
 
     async def explain(self) -> Explanation:
         """Look for causes, and return the explanation."""
@@ -228,7 +229,8 @@ class _Examination:
         if row.state != "leased":
             lane = lane_of(row.headers)
             await self._look_at_pauses(lane)
-            self._look_at_schedule()
+            if not await self._look_at_parents():
+                self._look_at_schedule()
             self._look_at_deadline()
             await self._look_at_group()
             if lane is not None:
@@ -247,9 +249,18 @@ class _Examination:
             state,
             tuple(self._causes),
             None if before is None else len(before),
-            row.due if row.state == "scheduled" else None,
+            row.due if row.state == "scheduled" and not self._waits else None,
             await self._notes(),
         )
+
+    async def _look_at_parents(self) -> bool:
+        """Look at the jobs that the job waits for; return whether it waits for any."""
+        if self._row.state == "scheduled":
+            rows = await _run(self._s, self._s.sql.dependencies.open_parents, id=self._id, n=SHOWN)
+            for _, number in rows[:1]:
+                self._waits = True
+                self._causes.append(causes.waits_for_jobs(self._id, [parent for parent, _ in rows], number))
+        return self._waits
 
     def _look_at_schedule(self) -> None:
         row = self._row

@@ -94,6 +94,12 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
     await _decrement_batch(engine, queue, s, ended)
 
 
+async def mark_deleted(s: Session, job_id: int, outcome: str) -> None:
+    """Tell the jobs that wait for a deleted job how it ended, in the transaction that deleted it."""
+    query = s.sql.dependencies.mark_deleted
+    await s.execute(query, query.bind({"id": job_id, "outcome": outcome}))
+
+
 def dead_letter_headers(job: BaseJob, *, owed: bool = True) -> str | None:
     """Return the headers for the dead letter of a job, as JSON text; None if the headers can stay as they are.
 

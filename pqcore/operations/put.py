@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from pqcore import operations
 from pqcore.backend import Row
 from pqcore.db.engine import Engine
 from pqcore.db.group_commit import ALONE, LARGE, Together
@@ -24,7 +25,11 @@ from pqcore.put_options import Dedup, NewJob, PutOptions, put_options
 from pqcore.serializers import json_encode
 from pqcore.settings import Encoded, QueueSettings
 from pqcore.sql.identifiers import channel
+from pqcore.sql.statement import Query
 from pqcore.times import TimeSpec, parse
+
+if TYPE_CHECKING:
+    import pqcore.operations.parents  # noqa: F401 - with this, the type checker knows the name in `operations`
 
 Times: TypeAlias = dict[str, datetime | float | None]
 T = TypeVar("T")
@@ -54,8 +59,8 @@ def put(
         schedule_at: See `Queue.put`.
         expected_at: See `Queue.put`.
         connection: See `Queue.put`.
-        options: ``headers``, ``group``, ``limits`` and ``dedup`` of `Queue.put`; also ``task``, and ``own`` for headers
-            that pqcore adds.
+        options: ``headers``, ``group``, ``limits``, ``dedup`` and ``after`` of `Queue.put`; also ``task``, and ``own``
+            for headers that pqcore adds.
     """
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
     return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
@@ -127,6 +132,8 @@ async def _put(
         "payload": payload,
     }
     chosen = None if options is None else checked_options(options)
+    if options is not None and options.get("after") is not None:
+        return await _put_after(read, engine, queue, {**values, **(times or {})}, connection, options)
     if times is not None:
         values.update(times)
 
@@ -164,6 +171,31 @@ async def _put(
         if answer is _DROPPED:
             raise await engine.run_alone(lambda s: not_stored(engine, s, "put"))
         return await engine.run_alone(work) if answer is ALONE else answer
+    return await engine.run(work, connection=connection)
+
+
+async def _put_after(
+    read: Callable[[Row], T],
+    engine: Engine,
+    queue: QueueSettings,
+    values: Mapping[str, object],
+    connection: object,
+    options: Mapping[str, Any],
+) -> T:
+    """Put a row that waits for the ends of other jobs, in one transaction with what it waits for."""
+    parents = operations.parents.check_parents(engine, queue, options["after"], checked_options(options).dedup)
+    own = {**(options.get("own") or {}), **({"depends_on": list(parents)} if parents else {})}
+    chosen = checked_options({**options, "own": own})
+    row = {**NO_TIMES, **values, **chosen.values()}
+
+    async def work(s: Session) -> T:
+        async with atomic(s):
+            waits = await operations.parents.await_parents(engine, queue, s, parents) if parents else None
+            if waits is None:
+                return read(await insert(engine, s, row, chosen.dedup))
+            query = s.sql.dependencies.put_blocked
+            return read(await insert(engine, s, {**row, **waits}, chosen.dedup, query))
+
     return await engine.run(work, connection=connection)
 
 
@@ -218,7 +250,9 @@ def is_binary(queue: QueueSettings) -> bool | None:
     return None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
 
 
-async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None) -> Row:
+async def insert(
+    engine: Engine, s: Session, row: Mapping[str, object], dedup: Dedup | None, query: Query | None = None
+) -> Row:
     """Insert a row with all its options, under its dedup key.
 
     Args:
@@ -226,6 +260,7 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         s: The session.
         row: The values of the statement, except the key.
         dedup: The key.
+        query: The statement that inserts the row; None for the usual one.
 
     Returns:
         The id and the time of the put, for `read_identity`; if another job has the key, those of that job.
@@ -235,18 +270,19 @@ async def insert(engine: Engine, s: Session, row: Mapping[str, object], dedup: D
         NotStored: The server dropped the row, or hides the job that has the key.
         TransientError: In each attempt, the key was taken and then released again.
     """
+    usual = query or s.sql.tasks.put
     if dedup is None:
-        rows = await s.execute(s.sql.tasks.put, s.sql.tasks.put.bind({**row, "dedup_key": None}))
+        rows = await s.execute(usual, usual.bind({**row, "dedup_key": None}))
         if not rows:
             raise await not_stored(engine, s, "put")
         return rows[0]
     tasks = s.sql.tasks
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
-    put = tasks.put_replacing if dedup.on_conflict == "replace" else tasks.put
+    put = tasks.put_replacing if dedup.on_conflict == "replace" else usual
     find = tasks.find_duplicate if dedup.period is None else tasks.find_held
     for _ in range(ROUNDS):  # the job with the key may be finished between the two statements
         if dedup.period is not None:
-            rows = await _put_for_a_time(engine, s, values, dedup.period)
+            rows = await _put_for_a_time(engine, s, values, dedup.period, usual)
         else:
             rows = await s.execute(put, put.bind(values))
         if rows:
@@ -276,13 +312,15 @@ async def key_not_held(engine: Engine, s: Session, key: str) -> NotStored | Tran
     return TransientError(f"dedup key {key!r} was taken and released by other jobs at each attempt: try again")
 
 
-async def _put_for_a_time(engine: Engine, s: Session, values: Mapping[str, object], period: float) -> Sequence[Row]:
+async def _put_for_a_time(
+    engine: Engine, s: Session, values: Mapping[str, object], period: float, query: Query
+) -> Sequence[Row]:
     """Put a row under a key that is held for a time, unless the key is taken."""
     tasks = s.sql.tasks
     async with atomic(s):
         if not await s.execute(tasks.claim_key, tasks.claim_key.bind({**values, "period": period})):
             return ()
-        rows = await s.execute(tasks.put, tasks.put.bind({**values, "dedup_key": None}))
+        rows = await s.execute(query, query.bind({**values, "dedup_key": None}))
         if not rows:
             raise await not_stored(engine, s, "put")
         job, _ = read_identity(rows[0])

@@ -37,6 +37,7 @@ _GRANTS = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {ticks}, {rates}, {dedup}, {keys}, {workers} TO {consumer}, {admin}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {attempts}, {samples}, {schedules} TO {consumer}, {admin}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON {dependencies}, {blocked} TO {consumer}, {admin}",
     "GRANT SELECT ON {rules} TO {consumer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {rules} TO {admin}",
     "GRANT SELECT, INSERT, UPDATE (id) ON {archive}, {dead} TO {consumer}",

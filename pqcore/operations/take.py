@@ -23,12 +23,15 @@ from pqcore.settings import QueueSettings
 from pqcore.sql.fetch_statements import SIZES, Finish
 
 if TYPE_CHECKING:
+    import pqcore.operations.dependencies
     import pqcore.operations.paused_tasks  # noqa: F401 - with this, the type checker knows the name in `operations`
 
 logger = logging.getLogger("pqcore")
 
 Taken: TypeAlias = "tuple[Sequence[Row], float | None]"
 """Rows that were taken; if there are none, the seconds until the next look is worthwhile (None: unknown)."""
+POLL = 1.0
+"""Seconds between looks at parents that were running or locked when the job that waits for them was put."""
 MOST_TOGETHER = 100
 """The largest number of jobs that concurrent callers take in one statement; a caller that wants this many jobs takes
 alone."""
@@ -153,7 +156,7 @@ def _take_on(
     finish = queue.retention
     if engine.security is not None:
         refuse_hidden(engine, finish)
-    return _take_plain(queue, s, n, finish, {"q_name": queue.name}, together=together)
+    return _take_plain(engine, queue, s, n, finish, {"q_name": queue.name}, together=together)
 
 
 async def _take_leased(
@@ -174,7 +177,14 @@ def refuse_hidden(engine: Engine, finish: Finish) -> None:
 
 
 async def _take_plain(
-    queue: QueueSettings, s: Session, n: int, finish: Finish, values: dict[str, object], *, together: bool = False
+    engine: Engine,
+    queue: QueueSettings,
+    s: Session,
+    n: int,
+    finish: Finish,
+    values: dict[str, object],
+    *,
+    together: bool = False,
 ) -> Taken:
     """Take rows without admission; without rows, return the seconds until one is due (None: unknown)."""
     bound = queue.bound
@@ -192,11 +202,14 @@ async def _take_plain(
         rows = await s.execute(query, query.bind(values))
     if not rows:
         if finish == "lease":
-            [[others, wake_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            [[others, wake_in, ended]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
         else:
             probe = s.sql.empty_get_probe
-            [[something_out, wake_in, waits]] = await s.execute(probe, probe.bind(values))
+            [[something_out, wake_in, ended, waits]] = await s.execute(probe, probe.bind(values))
             others = something_out or waits
+        if ended:  # a parent of jobs that wait
+            others |= await operations.dependencies.settle(engine, queue, s)
+            wake_in = POLL if wake_in is None else min(wake_in, POLL)
         if others:
             for query in (fetch("merged", finish, n), fetch("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))
@@ -293,9 +306,12 @@ async def _take_lease_once(
         if lanes.is_narrow:
             continue
         if not await admission.find_lanes(queue, s, idle=True) or not left:
-            [[_, due_in]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            [[_, due_in, ended]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            if ended:
+                released = await operations.dependencies.settle(engine, queue, s)
+                return rows, 0.0 if released else POLL
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
-    rows, wake_in = await _take_plain(queue, s, n, "lease", values, together=together)
+    rows, wake_in = await _take_plain(engine, queue, s, n, "lease", values, together=together)
     if any_headers(has_lane, rows):
         rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
     elif not rows:

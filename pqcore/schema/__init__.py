@@ -378,7 +378,7 @@ async def drop(session: Session, names: TableName) -> None:
     tables = [found[1] for version in migrations() for each in version if (found := made.match(each))]
     for place in reversed(tables):
         await session.execute(plain("drop_table", f"DROP TABLE IF EXISTS {places[place]}", rows=False))
-    for name, arguments in (("notify", "()"), ("put_function", PUT_ARGUMENTS)):
+    for name, arguments in (("notify", "()"), ("ended", "()"), ("put_function", PUT_ARGUMENTS)):
         await session.execute(plain(f"drop_{name}", f"DROP FUNCTION IF EXISTS {places[name]}{arguments}", rows=False))
     await forget(session, names)
 

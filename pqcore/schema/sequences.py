@@ -27,6 +27,8 @@ HOLDERS: dict[str, tuple[tuple[str, str], ...]] = {
         ("slots", "job_id"),
         ("dedup", "job_id"),
         ("attempts", "job_id"),
+        ("blocked", "job_id"),
+        ("dependencies", "job_id"),
     ),
     "batches": (("batches", "id"),),
 }

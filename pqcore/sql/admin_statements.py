@@ -184,7 +184,8 @@ def _picked(kind: str, columns: str = "id") -> str:
     return (
         f"SELECT {columns} FROM {{table}} AS job WHERE {OF_QUEUE} AND {condition}{last} AND NOT EXISTS ("
         "SELECT FROM {table} AS other WHERE other.q_name = :target::text AND other.dedup_key = job.dedup_key"
-        f" AND other.dequeued_at IS NULL) ORDER BY {order} LIMIT :n::bigint"
+        f" AND other.dequeued_at IS NULL) AND job.awaited IS NOT TRUE AND job.schedule_at IS DISTINCT FROM 'infinity'"
+        f" ORDER BY {order} LIMIT :n::bigint"
     )
 
 

@@ -110,6 +110,7 @@ class Citus(Dialect):
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "Citus distributes the table over shards, which take the place of partitions",
         "group commit": "its statement numbers rows, which was not tested on Citus",
+        "after": "a distributed table has no triggers, which tell that a job has ended",
         "put function": "a function that writes to a distributed table was not tested on Citus: use INSERT",
         "shared looks": "a statement is sent to the node of one queue",
         "move": "the table is distributed by queue, so a row cannot change its queue",

@@ -43,7 +43,7 @@ SELECT NULL::text, NULL::int, false, NULL::float8, NULL::text WHERE false AND :k
 SELECT q_name, count(*) FILTER (WHERE due), count(*) FILTER (WHERE NOT due AND NOT held AND NOT on_lane),
   count(*) FILTER (WHERE held),
   (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at) FILTER (WHERE due)))::float8,
-  count(*) FILTER (WHERE on_lane)
+  count(*) FILTER (WHERE on_lane), count(*) FILTER (WHERE due_at = 'infinity' AND NOT on_lane AND NOT held)
 FROM (
   SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at,
     coalesce(coalesce(leased_until, schedule_at) = 'infinity' AND parked_on IS NOT NULL, false) AS on_lane,

@@ -56,7 +56,8 @@ def _without_quota(template: str) -> str:
 
 
 _LEFT_OUT = re.compile(
-    r"ALTER TABLE \{(table|keys)\} SET \(|DO \$do\$|(INSERT INTO|DELETE FROM) \{(table|keys)\} |DROP TRIGGER"
+    r"ALTER TABLE \{(table|keys|dependencies)\} SET \(|DO \$do\$"
+    r"|(INSERT INTO|DELETE FROM) \{(table|keys|dependencies)\} |DROP TRIGGER"
     r"|CREATE TRIGGER|CREATE OR REPLACE FUNCTION"
 )
 
@@ -72,6 +73,7 @@ class CockroachDB(Dialect):
     unsupported: ClassVar[Mapping[str, str]] = {
         "partitions": "CockroachDB divides tables into ranges by itself",
         "end and take": "a statement can change a table only once",
+        "after": "the trigger that tells that a job has ended was not tested on CockroachDB",
         "put function": "a function in PL/pgSQL was not tested on CockroachDB: use INSERT",
         "group commit": "its statement numbers rows, which was not tested on CockroachDB",
     }

@@ -17,6 +17,7 @@ from pqcore.errors import PluginError
 from pqcore.sql.admin_statements import AdminStatements
 from pqcore.sql.admission_statements import end_and_take_template, take_lanes_template
 from pqcore.sql.attempt_statements import AttemptStatements
+from pqcore.sql.dependency_statements import DependencyStatements
 from pqcore.sql.encoding_statements import EncodingStatements
 from pqcore.sql.explain_statements import ExplainStatements
 from pqcore.sql.fetch_statements import SIZES, Finish, Pick, fetch_template, peek_template, plain_template
@@ -48,10 +49,11 @@ class Dialect(QueueStatements, SessionStatements):
         name: The name that users write: ``PQ(dsn, dialect="citus")``.
         missing: Reasons why the engine lacks abilities that a driver may have; by `pqcore.backend.Capability`.
         unsupported: Reasons why the engine cannot do other things. ``move``: moving jobs. ``partitions``: a partitioned
-            table. ``put function``: the function that puts jobs from SQL. ``shared looks``: one statement that looks at
-            many queues; without it, each waiter without notifications polls. ``group commit``: one statement for
-            several callers; without it, each call has its own. ``end and take``: one statement that ends jobs under
-            limits and leases other jobs in their places; without it, there are two.
+            table. ``after``: jobs that wait for other jobs, which need a trigger. ``put function``: the function that
+            puts jobs from SQL. ``shared looks``: one statement that looks at many queues; without it, each waiter
+            without notifications polls. ``group commit``: one statement for several callers; without it, each call has
+            its own. ``end and take``: one statement that ends jobs under limits and leases other jobs in their places;
+            without it, there are two.
         rewrites: For the name of a statement, the template in its place, or a function that makes that template from
             the original.
         unknown_words: Words that the engine does not know, such as ``pg_notify``. A statement that has such a word
@@ -150,6 +152,11 @@ class Dialect(QueueStatements, SessionStatements):
         """The statements of schedules."""
         return ScheduleStatements(self._compile_template)
 
+    @cached_property
+    def dependencies(self) -> DependencyStatements:
+        """The statements of jobs that wait for other jobs."""
+        return DependencyStatements(self._compile_template)
+
     def peek(self, n: int) -> Query:
         """Return the statement that reads the next ``n`` due rows without locking them."""
         return self._compile_template(f"peek_{n}", peek_template(n))
@@ -203,6 +210,7 @@ class Dialect(QueueStatements, SessionStatements):
             AttemptStatements,
             SampleStatements,
             ScheduleStatements,
+            DependencyStatements,
         ):
             yield from statements.names()
         yield from read_statements(SCHEMA_STATEMENTS)

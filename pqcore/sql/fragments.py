@@ -199,18 +199,16 @@ LEASED = (
     f" parked_on = CASE WHEN {_ADOPTED} THEN '{UNNAMED}' END"
 )
 # Distances are numbers of seconds, because the length of an interval with days depends on clock changes.
-_SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
-TIMES = (
-    f"{_SCHEDULE},"
-    " coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
-)
+SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
+EXPECTED = "coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
+TIMES = f"{SCHEDULE}, {EXPECTED}"
 # Rows that one statement puts carry their numbers as microseconds of `enqueued_at`, by which ids are matched to items
 # whatever triggers and sequences do. Inserting a row takes more than a microsecond, so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
 # A job with a lane waits on it from the start. If it is put for later, a take for a lease finds it when it is due, and
 # parks it then. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
-_WAITS = f"CASE WHEN {_SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
+_WAITS = f"CASE WHEN {SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
 LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"
 
 # A lease is held by the consumer that knows the number of attempts at the time of the lease: the fencing token. Every
@@ -244,3 +242,10 @@ VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
 # The first row in order, rather than any row, so that the planner has no reason to choose a sequential scan.
 FIRST_WAITING = f"SELECT id FROM {{table}} WHERE {QUEUE_WAITING} ORDER BY {WAITING_ORDER} LIMIT 1"
 FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"
+# Whether other jobs wait for the job.
+AWAITED = "awaited"
+# Whether a parent of a job that waits has ended, or may have; see `pqcore.operations.dependencies`.
+ENDED_PARENT = (
+    f"coalesce((SELECT true FROM {{dependencies}} WHERE {OF_QUEUE} AND (outcome IS NOT NULL OR polled)"
+    " ORDER BY q_name LIMIT 1), false)"
+)

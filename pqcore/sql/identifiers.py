@@ -25,6 +25,9 @@ PUT_ARGUMENTS = (
 )
 """The types of the arguments of the function that puts jobs from SQL, which identify the function."""
 
+_NAMED = ("archive", "blocked", "dead", "dependencies")
+"""The tables that a function finds in the schema of the queue's table."""
+
 _SUFFIX = re.compile(r"(?s)(.*)(?<!\\)/([^/]*)")
 
 
@@ -166,9 +169,14 @@ class TableName:
             "attempts": self.related("_attempts"),
             "samples": self.related("_samples"),
             "schedules": self.related("_schedules"),
+            "blocked": self.related("_blocked"),
+            "dependencies": self.related("_dependencies"),
             "migrations": self.qualified("pqcore_migrations"),
             "notify": self.related("_notify"),
             "notify_trigger": quote(fit(self.table + "_notify")),
+            "ended": self.related("_ended"),
+            **{f"{place}_name": quote(fit(f"{self.table}_{place}")) for place in _NAMED},
+            "ended_name": quote(fit(self.table + "_ended")),
             "put_function": self.qualified(self.put_function),
             "put_name": quote(self.put_function),
             "ready_index": quote(fit(self.table + "_ready")),
@@ -182,6 +190,9 @@ class TableName:
             "slots_job_index": quote(fit(self.table + "_slots_job")),
             "dead_index": quote(fit(self.table + "_dead_age")),
             "results_index": quote(fit(self.table + "_results_age")),
+            "dependencies_parent_index": quote(fit(self.table + "_dependencies_parent")),
+            "dependencies_open_index": quote(fit(self.table + "_dependencies_open")),
+            "dependencies_ended_index": quote(fit(self.table + "_dependencies_ended")),
             "data_check": quote(fit(self.table + "_has_data")),
         }
 

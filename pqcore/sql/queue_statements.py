@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pqcore.sql.fragments import (
     AFTER_WAY,
+    AWAITED,
     COLUMNS,
     COMES_OUT,
     DUE_AT,
+    ENDED_PARENT,
     EXPRESSIBLE,
     FIRST_DEFERRED,
     FIRST_WAITING,
@@ -105,13 +107,14 @@ _IDS_BY_NUMBER = (
 )
 
 
-_PROBE = f"""
+def _probe() -> str:
+    return f"""
 SELECT coalesce(({FIRST_DEFERRED}) <= statement_timestamp(), false), (extract(epoch FROM least(
   (SELECT {DUE_AT} FROM {{table}} WHERE {QUEUE_READY} AND {DUE_AT} > statement_timestamp()
-   ORDER BY {DUE_AT}, id LIMIT 1),
+     AND {DUE_AT} < {WAITING_UNTIL} ORDER BY {DUE_AT}, id LIMIT 1),
   (SELECT {VISIBLE_AT} FROM {{table}} WHERE {QUEUE_DEFERRED} AND {VISIBLE_AT} > statement_timestamp()
      AND {VISIBLE_AT} < {WAITING_UNTIL} ORDER BY {VISIBLE_AT}, id LIMIT 1)
-)) - extract(epoch FROM statement_timestamp()))::float8"""
+)) - extract(epoch FROM statement_timestamp()))::float8, {ENDED_PARENT}"""
 
 
 def _put_many(stored: str, items: str) -> str:
@@ -147,10 +150,22 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
     )
 
 
+def tell_deleted(source: str) -> str:
+    """Return a CTE that tells the jobs that wait for deleted jobs that these were deleted.
+
+    Args:
+        source: The CTE with the deleted rows.
+    """
+    return f""", told AS (
+  UPDATE {{dependencies}} SET outcome = 'deleted' WHERE outcome IS NULL
+    AND parent_id = ANY (ARRAY(SELECT id FROM {source} WHERE awaited AND dequeued_at IS NULL))
+)"""
+
+
 def _stats(which: str, queue: str) -> str:
     # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
-    # have a lease that ends at infinity; another job has that time only if it is scheduled for infinity. Only a standby
-    # returns the row without a name, which has the age of the other rows.
+    # have a lease that ends at infinity; another job has that time only if it is scheduled for infinity, as jobs are
+    # that wait for other jobs. Only a standby returns the row without a name, which has the age of the other rows.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
@@ -160,14 +175,17 @@ def _stats(which: str, queue: str) -> str:
     )
     return f"""
 SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint,
-  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint,
+  sum(blocked)::bigint
 FROM (
   SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due AND NOT held) AS scheduled,
-    count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+    count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked,
+    count(*) FILTER (WHERE due_at = {WAITING_UNTIL} AND NOT held) AS blocked
   FROM ({classes}) AS plain GROUP BY q_name
   UNION ALL
   SELECT q_name, next.number, CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
-    CASE WHEN next.number > 0 THEN due_at END, CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+    CASE WHEN next.number > 0 THEN due_at END, CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END
   FROM (
     SELECT q_name, parked_on, count(*) AS number, min({DUE_AT}) AS due_at, min(group_key) AS group_key
     FROM {{table}} WHERE {IS_DEFERRED} AND {VISIBLE_AT} = {WAITING_UNTIL}{which} GROUP BY q_name, parked_on
@@ -178,7 +196,7 @@ FROM (
     ) THEN {lane_room("lane.parked_on", queue)} ELSE 0 END) END AS number
   ) AS next
 ) AS classes GROUP BY q_name
-UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0 WHERE pg_is_in_recovery()
+UNION ALL SELECT NULL, 0, 0, 0, {_STALE}, 0, 0 WHERE pg_is_in_recovery()
 ORDER BY q_name"""
 
 
@@ -289,9 +307,9 @@ class QueueStatements(StatementSet):
     def next_due_probe(self) -> str:
         """Return why a fetch found nothing, and the seconds until the next look. This statement only reads.
 
-        It shows whether a hidden job came out.
+        It shows whether a hidden job came out, and whether a parent of a job that waits may have ended.
         """
-        return _PROBE
+        return _probe()
 
     @composed(hot=True)
     def empty_get_probe(self) -> str:
@@ -299,7 +317,7 @@ class QueueStatements(StatementSet):
 
         A lease does not ask this: under an old snapshot, the question reads past all jobs that were admitted since.
         """
-        return f"{_PROBE}, ({FIRST_WAITING}) IS NOT NULL"
+        return f"{_probe()}, ({FIRST_WAITING}) IS NOT NULL"
 
     @composed()
     def ready_queues(self) -> str:
@@ -321,6 +339,7 @@ class QueueStatements(StatementSet):
             f" ORDER BY {order} LIMIT 1)"
             for condition, order in classes
         )
+        probes += f", {ENDED_PARENT.replace(OF_QUEUE, 'q_name = waited.name')}"
         return f"SELECT name FROM unnest(:names::text[]) AS waited (name) WHERE coalesce({probes}, false)"
 
     # Jobs under a lease, and jobs that were taken with `get`.
@@ -400,12 +419,23 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
             "DELETE FROM {table} WHERE q_name = :q_name::text AND id = (SELECT id FROM {table}"
             " WHERE id = :id::bigint AND q_name = :q_name::text AND dequeued_at IS NULL"
             " AND (leased_until IS NULL OR leased_until <= statement_timestamp() OR parked_on IS NOT NULL)"
-            f" FOR UPDATE SKIP LOCKED) RETURNING id, headers::text, {EXPRESSIBLE.format('enqueued_at')}"
+            f" FOR UPDATE SKIP LOCKED) RETURNING id, headers::text, {EXPRESSIBLE.format('enqueued_at')}, {AWAITED}"
         )
 
     # All jobs of a queue.
 
-    clear = from_file()
+    @composed()
+    def clear(self) -> str:
+        """Delete all jobs, and return the headers of jobs that belong to a batch.
+
+        The statement waits for rows that other sessions have locked. The jobs that wait for the deleted ones are told
+        so before the trigger would tell them that these are done.
+        """
+        return f"""
+WITH gone AS (
+  DELETE FROM {{table}} WHERE {OF_QUEUE} RETURNING id, headers, dequeued_at, {AWAITED} AS awaited
+){tell_deleted("gone")}
+SELECT headers::text FROM gone WHERE dequeued_at IS NULL AND headers::text LIKE '%"batch"%'"""
 
     @composed()
     def count(self) -> str:

@@ -7,14 +7,6 @@
 UPDATE {table} SET data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text
 WHERE id = :id::bigint AND q_name = :q_name::text RETURNING id;
 
--- name: clear
--- Delete all jobs, and return the headers of jobs that belong to a batch. The statement waits for rows that other
--- sessions have locked.
-WITH gone AS (
-  DELETE FROM {table} WHERE q_name = :q_name::text RETURNING headers, dequeued_at
-)
-SELECT headers::text FROM gone WHERE dequeued_at IS NULL AND headers::text LIKE '%"batch"%';
-
 -- name: purge_kept
 -- Delete finished jobs in one slice of ids, so that no statement runs long or locks many rows, however large the table
 -- is. Other statements change a finished row only to run it again or to delete it, and both lock it first.

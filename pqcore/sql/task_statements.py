@@ -11,7 +11,9 @@ from pqcore.sql.attempt_statements import LATER, give_up, keep_attempt
 from pqcore.sql.fragments import (
     AFTER_WAY,
     ATTEMPTS,
+    AWAITED,
     COLUMNS,
+    EXPRESSIBLE,
     FREE_ANYWHERE,
     HELD_ANYWHERE,
     HELD_ONE,
@@ -52,7 +54,7 @@ _WRITTEN = f"greatest({_NOW}, :put_at::timestamptz)"
 _TOLD = "RETURNING id, pg_notify(:channel::text, '')::text"
 
 
-def _buried(gone: str) -> str:
+def buried(gone: str) -> str:
     """Return a statement that makes a dead letter of a row, and returns its id.
 
     If a job has not failed, it was buried before it ran, so its lease does not count as an attempt.
@@ -136,13 +138,13 @@ class TaskStatements(AdmissionStatements, PutStatements):
     @composed()
     def drop(self) -> str:
         """Delete a leased job."""
-        return f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id"
+        return f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING id, {AWAITED}"
 
     @composed()
     def find_headers(self) -> str:
-        """Return the headers of an unfinished job. This statement only reads."""
+        """Return the headers of an unfinished job, and whether it is awaited. This statement only reads."""
         return (
-            "SELECT headers::text FROM {table} WHERE id = :id::bigint AND q_name = :q_name::text"
+            f"SELECT headers::text, {AWAITED} FROM {{table}} WHERE id = :id::bigint AND q_name = :q_name::text"
             f" AND num_nulls(dequeued_at) = 1 AND {OF_PUT}"
         )
 
@@ -154,7 +156,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
     @composed()
     def bury(self) -> str:
         """Make a dead letter of a leased job: the row moves in one statement, if the lease is held (`LEASE_HELD`)."""
-        return _buried(f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *")
+        return buried(f"DELETE FROM {{table}} WHERE {HELD_ONE} RETURNING *")
 
     @family("bury_taken_{}", RETENTIONS)
     def bury_taken(self, retention: Retention) -> str:
@@ -165,11 +167,11 @@ class TaskStatements(AdmissionStatements, PutStatements):
         belongs to no other job.
         """
         if retention == "delete":
-            return _buried(_TAKEN)
+            return buried(_TAKEN)
         taken = f"id = :id::bigint AND attempts = :token::int AND {OF_QUEUE}"
         if retention == "archive":
-            return _buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")
-        return _buried(f"DELETE FROM {{table}} WHERE {taken} AND num_nulls(dequeued_at) = 0 RETURNING *")
+            return buried(f"DELETE FROM {{archive}} WHERE {taken} RETURNING *")
+        return buried(f"DELETE FROM {{table}} WHERE {taken} AND num_nulls(dequeued_at) = 0 RETURNING *")
 
     @composed()
     def dead_letters(self) -> str:
@@ -248,7 +250,10 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
     @composed()
     def find_job(self) -> str:
         """Return where a job is. This statement only reads; at most one of the three tables has the job unfinished."""
-        times = "enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'"
+        times = ", ".join(
+            f"CASE WHEN {column} IS NOT NULL THEN {EXPRESSIBLE.format(column)} END"
+            for column in ("enqueued_at", "schedule_at", "expected_at")
+        )
         found = f"error::text, {ATTEMPTS}, headers::text, coalesce(failures, 0), {times}"
         wanted = f"WHERE id = :id::bigint AND q_name = :q_name::text AND {OF_PUT}"
         return f"""

@@ -20,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pqcore.put_options import Dedup
+    from pqcore.put_options import After, Dedup
     from pqcore.tasks.async_queue import AsyncEnqueuer
     from pqcore.tasks.context import JobCancelled, JobContext, JobTimeout, current
     from pqcore.tasks.declaring import Call, Task, TaskOptions
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PQ",
+    "After",
     "AsyncEnqueuer",
     "AsyncHandle",
     "AsyncPQ",
@@ -62,6 +63,7 @@ __all__ = [
 # Names are imported on first use: `pqcore.queue` imports modules of this package, and `pqcore.tasks.pq` imports
 # `pqcore.queue`.
 _HOMES = {
+    "After": "pqcore.put_options",
     "Dedup": "pqcore.put_options",
     "AsyncEnqueuer": "pqcore.tasks.async_queue",
     "JobCancelled": "pqcore.tasks.context",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from pqcore.argument_hints import nearest
 from pqcore.errors import ConfigurationError, InvalidCall
+from pqcore.put_options import parents_of
 from pqcore.tasks.conventions import BY_CONVENTION
 from pqcore.tasks.declaring import Call, Key, Limits, Task, TaskOptions
 from pqcore.tasks.retry import Fixed, RetryPolicy
@@ -19,7 +20,7 @@ from pqcore.times import TimeSpec
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pqcore.put_options import Dedup
+    from pqcore.put_options import Dedup, Parents
     from pqcore.settings import QueueSettings
 
 P = ParamSpec("P")
@@ -28,7 +29,11 @@ R = TypeVar("R")
 _OPTIONS = {field.name for field in dataclasses.fields(TaskOptions)}
 # The worker reads these options from the declaration, because a function or class cannot be stored with the job.
 _DECLARED_ONLY = {"retry_on", "discard_on", "max_crashes", "run_in", "keep_errors", "limit"}
-_OF_CALLS = _OPTIONS - _DECLARED_ONLY | {"connection"}
+_CALLS_ONLY = {"connection", "after"}
+"""Options that a declaration cannot have."""
+_OF_CALLS = _OPTIONS - _DECLARED_ONLY | _CALLS_ONLY
+_RESEMBLED = _OF_CALLS - {"after"}
+"""Options that a misspelled one is compared with: too many names of arguments resemble the shortest of them."""
 _OTHER_WAYS = {
     **dict.fromkeys(("delay", "defer", "send", "enqueue"), "call it: {name}(...)"),
     **dict.fromkeys(("apply_async", "configure", "send_with_options"), "write {name}.options(schedule_at=...)(...)"),
@@ -79,6 +84,7 @@ class BaseEnqueuer(Generic[P, R]):
         tenant: Key = BY_CONVENTION,
         priority: int = BY_CONVENTION,
         connection: Any = BY_CONVENTION,
+        after: Parents = BY_CONVENTION,
     ) -> Self:
         """Return the same task with options for its calls: ``ship.options(schedule_at="1h", priority=5)(42)``.
 
@@ -100,6 +106,7 @@ class BaseEnqueuer(Generic[P, R]):
             tenant: The share that the job belongs to.
             priority: Jobs with higher numbers are taken first.
             connection: A connection whose open transaction writes the job; see `Queue.put`.
+            after: Jobs that the job waits for: an id, or a list of ids and `After`; see `Queue.put`.
 
         Raises:
             ConfigurationError, InvalidTimeSpec: An option has an invalid value.
@@ -120,9 +127,11 @@ class BaseEnqueuer(Generic[P, R]):
             "tenant": tenant,
             "priority": priority,
             "connection": connection,
+            "after": after,
         }
         chosen = {**self._chosen, **{name: value for name, value in given.items() if value is not BY_CONVENTION}}
-        with_options(self.task.options, {name: value for name, value in chosen.items() if name != "connection"})
+        with_options(self.task.options, {name: value for name, value in chosen.items() if name not in _CALLS_ONLY})
+        parents_of(chosen.get("after"))
         return type(self)(self.queue, self.task, chosen)
 
     if not TYPE_CHECKING:  # otherwise a type checker would accept any name as an attribute
@@ -160,23 +169,23 @@ def call_of(
         task: The task to call.
         args: The positional arguments.
         kwargs: The keyword arguments; options are removed from them.
-        chosen: More options, without an underscore, and ``connection``.
+        chosen: More options, without an underscore, and ``connection`` and ``after``.
 
     Raises:
         ConfigurationError: The call has an option that only a declaration can have.
         InvalidCall: The function does not accept these arguments, or an option is misspelled.
     """
     own = dict(chosen or ())
-    for name in [name for name in kwargs if (name[:1] == "_" and name[1:] in _OPTIONS) or name == "_connection"]:
+    for name in [name for name in kwargs if name[:1] == "_" and name[1:] in _OPTIONS | _CALLS_ONLY]:
         value = kwargs.pop(name)
         if name[1:] in _DECLARED_ONLY:
             msg = f"{name} is not an option of a call: give {name[1:]} where the task is declared"
             raise ConfigurationError(msg)
         if value is not None or name not in ("_schedule_at", "_expected_at"):  # in pq, None does not override
             own[name[1:]] = value
-    connection = own.pop("connection", None)
+    connection, after = own.pop("connection", None), own.pop("after", None)
     check_arguments(task, args, kwargs)
-    return Call(queue, task, args, kwargs, with_options(task.options, own), connection)
+    return Call(queue, task, args, kwargs, with_options(task.options, own), connection, after)
 
 
 def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -220,6 +229,6 @@ def _hints(kwargs: Mapping[str, Any]) -> str:
     for name in kwargs:
         if name in _OF_CALLS:
             told.append(f"{name} is an option of the call: write _{name}=..., or options({name}=...)(...)")
-        elif name[:1] == "_" and (near := nearest(name[1:], _OF_CALLS)):
+        elif name[:1] == "_" and (near := nearest(name[1:], _RESEMBLED)):
             told.append(f"{name} is not an option: did you mean _{near}?")
     return "".join(f"; {hint}" for hint in told)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from pqcore import operations
 from pqcore.db import interrupts
 from pqcore.db.runtime import run_sync
 from pqcore.errors import OutcomeUnknown, PQError, SerializationError
@@ -17,6 +18,7 @@ from pqcore.operations.lease import lease_lost
 from pqcore.serializers import json_encode
 
 if TYPE_CHECKING:
+    import pqcore.operations.parent_results  # noqa: F401 - with this, the type checker knows the name in `operations`
     from pqcore.job import BaseJob
     from pqcore.settings import QueueSettings
 
@@ -70,6 +72,19 @@ class JobContext:
         """
         stored = self.job.headers.get("previous")
         return None if stored is None else StoredPut.read_previous(self.queue, self.job.id, stored)
+
+    def results_of_parents(self) -> Any:
+        """Return the results of the jobs that the job waited for (``after``), by id.
+
+        Jobs without a kept result are left out: give them ``keep_result``. On an asynchronous queue, await this method.
+
+        Raises:
+            DeserializationError: The queue cannot decode a result.
+            PayloadTooLarge: The results have more than 16 MB in all.
+        """
+        engine = self.queue.engine  # type: ignore[attr-defined]
+        work = operations.parent_results.read_parent_results(engine, self.queue, self.job)
+        return work if engine.runtime.suspends else run_sync(work)
 
     @property
     def cancelled(self) -> bool:

@@ -220,6 +220,7 @@ class Call:
         kwargs: The keyword arguments.
         options: The options with which the call is put.
         connection: A connection whose open transaction writes the job.
+        after: The jobs that the job waits for.
     """
 
     queue: QueueSettings
@@ -228,6 +229,7 @@ class Call:
     kwargs: dict[str, Any]
     options: TaskOptions
     connection: Any = None
+    after: Any = None
 
     def __repr__(self) -> str:
         given = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
@@ -265,6 +267,7 @@ class Call:
             "tenant": self._value(options.tenant),
             "priority": self._value(options.priority),
             "task": self.task.path,
+            "after": self.after,
         }
 
     def stored(self) -> StoredPut:
@@ -281,15 +284,22 @@ class Call:
         if isinstance(when, datetime) or self.options.expected_at is not None:
             msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
             raise ConfigurationError(msg)
+        self._refuse_after("a chain or batch")
         headers = _headers_of(checked_options(options))
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
 
     def direct(self) -> DirectPut:
         """Return the call in the form for putting it now, together with others."""
+        self._refuse_after("put_calls")
         chosen = checked_options(self.put_options())
         times = times_of(self.options.schedule_at, self.options.expected_at) or NO_TIMES
         encoded = DirectPut.encode(self.queue, self.data(), _headers_of(chosen))
         return replace(encoded, times=times, dedup=chosen.dedup)
+
+    def _refuse_after(self, where: str) -> None:
+        if self.after is not None:
+            msg = f"{self.task.path}: a call of {where} cannot have after; put the call by itself, in one transaction"
+            raise ConfigurationError(msg)
 
     def _value(self, option: Any) -> Any:
         return option(*self.args, **self.kwargs) if callable(option) else option

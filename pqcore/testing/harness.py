@@ -56,6 +56,8 @@ SIDE_TABLES = (
     "_attempts",
     "_samples",
     "_schedules",
+    "_blocked",
+    "_dependencies",
 )
 """The suffixes of the tables that belong to a queue's table."""
 INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_parked", "_waiting")

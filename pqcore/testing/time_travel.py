@@ -42,8 +42,9 @@ def compiled(session: Session, name: str, template: str, *, rows: bool = True) -
 
 async def set_back(session: Session, names: TableName, distance: timedelta) -> None:
     """Move all times in the tables of a queue back, and delete what has expired."""
-    no_tables = ("migrations", "put_function", "put_name")
-    others = [name for key, name in names.substitutions().items() if key not in no_tables]
+    no_tables = ("migrations", "put_function", "ended")
+    places = names.substitutions()
+    others = [name for key, name in places.items() if key not in no_tables and not key.endswith("_name")]
     by = {"by": distance.total_seconds()}
     joined = session.in_transaction()
     async with atomic(session):

@@ -21,6 +21,7 @@ from pqcore.hook_dispatch import call_hook
 from pqcore.operations import admission, batch_counts
 from pqcore.operations.attempts import AttemptSweep
 from pqcore.operations.deferred_put import StoredPut
+from pqcore.operations.dependencies import release
 from pqcore.operations.expiry import Sweep
 from pqcore.operations.periodic import tick_window
 from pqcore.operations.samples import Sampling
@@ -35,6 +36,9 @@ logger = logging.getLogger("pqcore.tasks")
 
 SWEEP_INTERVAL = 30.0
 """Seconds between sweeps, on average; the longest that a job waits for a slot whose release was not notified."""
+RELEASE_INTERVAL = 5.0
+"""Seconds between looks for jobs that wait for no other job any more, on average. A take that finds no job looks, too.
+"""
 LONGEST_SLEEP = 60.0
 """Seconds between two looks at the server's clock, at most, while a tick is awaited."""
 NEARLY_FULL = 0.5
@@ -58,13 +62,17 @@ class Maintenance:
         first = next(each for each in queue_states if each.bridge is queue_state.bridge)
         if first is queue_state or "shared looks" in queue_state.bridge.engine.dialect.unsupported:
             self._chores.append(AttemptSweep(name))
+        self._released: dict[str, QueueState] = {}
         if first is queue_state:
             self._chores.append(Sampling())
+            if "after" not in queue_state.bridge.engine.dialect.unsupported:
+                same = [each for each in queue_states if each.bridge is queue_state.bridge]
+                self._released = {each.queue.name: each for each in same}
 
     async def run(self) -> None:
         """Do the maintenance until cancelled."""
         periodics = [self._tick(periodic) for periodic in self._queue_state.queue.periodics]
-        await asyncio.gather(self._sweep(), Schedules(self._queue_state).run(), *periodics)
+        await asyncio.gather(self._sweep(), self._release(), Schedules(self._queue_state).run(), *periodics)
 
     async def _sweep(self) -> None:
         turn = 0
@@ -78,6 +86,20 @@ class Maintenance:
             except PQError as exc:
                 logger.warning("%r: cannot run maintenance: %s", self._queue_state.queue.name, exc)
             turn += 1
+
+    async def _release(self) -> None:
+        """Release jobs that wait for no other job any more, on queues that always have jobs to take."""
+        bridge = self._queue_state.bridge
+        while self._released:
+            await asyncio.sleep(RELEASE_INTERVAL * (0.5 + random.random()))  # noqa: S311 - see `_sweep`
+            try:
+                values = {"names": list(self._released)}
+                for (name,) in await bridge.run(
+                    bridge.engine.execute, "dependencies.queues_with_ended_parents", values
+                ):
+                    await bridge.call(release, self._released[name].queue)
+            except PQError as exc:
+                logger.warning("%r: cannot release jobs: %s", self._queue_state.queue.name, exc)
 
     async def _sweep_once(self, old: bool) -> None:
         queue, engine = self._queue_state.queue, self._queue_state.bridge.engine

@@ -23,9 +23,10 @@ from pqcore.operations.schedules import FoundTimetable
 from pqcore.operations.worker_registry import RunningWorker
 from pqcore.schema import scripts
 from pqcore.settings import QueueSettings
-from pqcore.sql import attempt_statements, task_statements
+from pqcore.sql import attempt_statements, queue_statements, task_statements
 from pqcore.worker import Worker, heartbeat
 from pqcore.worker import schedules as worker_schedules
+from pqcore.worker.maintenance import Maintenance
 
 RECORD_BEFORE_6 = (
     "CREATE TABLE IF NOT EXISTS {migrations} (table_name text, version integer,"
@@ -54,7 +55,16 @@ def knowing(version: int) -> Iterator[None]:
             patch.setattr(Sampling, "run", _keep_no_sample)
         if version < 13:  # it put no jobs of schedules
             patch.setattr(worker_schedules, "find_timetables", _no_timetables)
+        if version < 15:  # it had no jobs that wait for other jobs
+            patch.setattr(queue_statements, "ENDED_PARENT", "false")
+            patch.setattr(queue_statements, "tell_deleted", lambda _: "")
+            for module in (queue_statements, task_statements):
+                patch.setattr(module, "AWAITED", "false")
+            patch.setattr(Maintenance, "_release", _release_nothing)
         yield
+
+
+async def _release_nothing(*_: object) -> None: ...
 
 
 async def _no_timetables(engine: Engine, queue: QueueSettings) -> list[FoundTimetable]:

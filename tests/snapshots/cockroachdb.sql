@@ -298,6 +298,40 @@ CREATE TABLE IF NOT EXISTS "queue_schedules" (
   PRIMARY KEY (q_name, name)
 );
 
+-- migration 15
+ALTER TABLE "queue" ADD COLUMN IF NOT EXISTS awaited boolean;
+
+-- migration 15
+CREATE TABLE IF NOT EXISTS "queue_blocked" (
+  job_id      bigint      PRIMARY KEY,
+  q_name      text        NOT NULL,
+  put_at      timestamptz NOT NULL,
+  schedule_at timestamptz
+);
+
+-- migration 15
+CREATE TABLE IF NOT EXISTS "queue_dependencies" (
+  job_id        bigint      NOT NULL,
+  parent_id     bigint      NOT NULL,
+  q_name        text        NOT NULL,
+  parent_put_at timestamptz,
+  on_failure    text        NOT NULL,
+  polled        boolean     NOT NULL,
+  gone          text        NOT NULL,
+  outcome       text,
+  PRIMARY KEY (job_id, parent_id)
+);
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_parent" ON "queue_dependencies" (parent_id);
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_open" ON "queue_dependencies" (job_id, parent_id) WHERE outcome IS NULL;
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_ended" ON "queue_dependencies" (q_name, job_id)
+  WHERE outcome IS NOT NULL OR polled;
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -810,6 +844,23 @@ PREPARE "archive_kept" AS WITH slice AS (SELECT id
     FROM gone)
   FROM slice;
 
+-- await_parents $1 ids
+PREPARE "await_parents" AS WITH free AS (SELECT job.id
+    FROM unnest($1::text::bigint[]) AS wanted (id)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = wanted.id
+      AND num_nulls(dequeued_at) = 1
+      AND (leased_until IS NULL
+        OR parked_on IS NOT NULL)
+      FOR NO KEY
+      UPDATE SKIP LOCKED) AS job)
+  UPDATE "queue"
+  SET awaited = true
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
 -- batch_progress $1 done, $2 failed, $3 id, $4 token
 PREPARE "batch_progress" AS
   UPDATE "queue_batches"
@@ -829,6 +880,23 @@ PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($4::text::json, headers), least(coalesce(failures, 0), 2147483646) + $5::int, least(coalesce(excused, 0), 2147483646) + 1 - $5::int, $6::text::json, $7::text
     FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
     SELECT id, mod($2::int, 20), $3::text, enqueued_at, $2::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
+    FROM gone
+    WHERE $9::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
+  SELECT id
+  FROM gone;
+
+-- bury_blocked $1 id, $2 q_name, $3 headers, $4 failed, $5 error, $6 reason, $7 token, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
+PREPARE "bury_blocked" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at, leased_until) = 2
+    AND schedule_at = 'infinity'
+    RETURNING *), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($3::text::json, headers), least(coalesce(failures, 0), 2147483646) + $4::int, least(coalesce(excused, 0), 2147483646) + 1 - $4::int, $5::text::json, $6::text
+    FROM gone), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($7::int, 20), $2::text, enqueued_at, $7::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
     FROM gone
     WHERE $9::text IS NOT NULL
     ON CONFLICT (job_id, place) DO UPDATE
@@ -911,7 +979,7 @@ PREPARE "cancel" AS
       OR leased_until <= statement_timestamp()
       OR parked_on IS NOT NULL)
     FOR UPDATE SKIP LOCKED)
-  RETURNING id, headers::text, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999');
+  RETURNING id, headers::text, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), awaited;
 
 -- claim_key $1 q_name, $2 dedup_key, $3 period
 PREPARE "claim_key" AS
@@ -943,7 +1011,13 @@ PREPARE "claim_sample" AS
 -- clear $1 q_name
 PREPARE "clear" AS WITH gone AS (DELETE FROM "queue"
     WHERE q_name = $1::text
-    RETURNING headers, dequeued_at)
+    RETURNING id, headers, dequeued_at, awaited AS awaited), told AS (UPDATE "queue_dependencies"
+    SET outcome = 'deleted'
+    WHERE outcome IS NULL
+    AND parent_id = ANY (ARRAY(SELECT id
+        FROM gone
+        WHERE awaited
+        AND dequeued_at IS NULL)))
   SELECT headers::text
   FROM gone
   WHERE dequeued_at IS NULL
@@ -984,6 +1058,15 @@ PREPARE "close_batch" AS
     AND num_nulls(dequeued_at) <> 0
     AND coalesce(leased_until > statement_timestamp()
       AND leased_until < 'infinity', false)::int <> 1);
+
+-- count_blocked $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "count_blocked" AS
+  SELECT q_name, count(*)
+  FROM "queue_blocked"
+  WHERE $1::text IS NULL
+  OR q_name = $1::text
+  GROUP BY q_name
+  ORDER BY q_name;
 
 -- count_by_task $1 q_name, $2 n
 /*NO LOAD BALANCE*/ PREPARE "count_by_task" AS
@@ -1486,7 +1569,7 @@ PREPARE "drop" AS
   AND leased_until IS NOT NULL
   AND num_nulls(dequeued_at, parked_on) = 2
   AND q_name = $3::text
-  RETURNING id;
+  RETURNING id, awaited;
 
 -- empty_get_probe [hot] $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "empty_get_probe" AS
@@ -1505,6 +1588,7 @@ PREPARE "drop" AS
           AND leased_until IS NULL
           AND expected_at IS NULL
           AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          AND coalesce(schedule_at, enqueued_at) < 'infinity'
           ORDER BY coalesce(schedule_at, enqueued_at), id
           LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
           FROM "queue"
@@ -1516,7 +1600,13 @@ PREPARE "drop" AS
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
           AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = $1::text
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false), (SELECT id
     FROM "queue"
     WHERE q_name = $1::text
     AND parked_on IS NOT NULL
@@ -1903,6 +1993,31 @@ PREPARE "extend_group" AS
       LIMIT 1), false)
   ORDER BY ended_at, token;
 
+-- find_blocked $1 id, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_blocked" AS
+  SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
+  FROM "queue"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND num_nulls(dequeued_at, leased_until) = 2
+  AND schedule_at = 'infinity';
+
+-- find_candidates $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_candidates" AS
+  SELECT DISTINCT job_id
+  FROM (SELECT job_id
+    FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND outcome IS NOT NULL
+    ORDER BY q_name, job_id
+    LIMIT 10000) AS ended
+  ORDER BY job_id
+  LIMIT 500;
+
 -- find_duplicate $1 q_name, $2 dedup_key
 /*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
   SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
@@ -1920,9 +2035,20 @@ PREPARE "extend_group" AS
   AND dedup_key IS NOT NULL
   AND dequeued_at IS NULL;
 
+-- find_failed_parents $1 q_name, $2 ids
+/*NO LOAD BALANCE*/ PREPARE "find_failed_parents" AS
+  SELECT DISTINCT ON (job_id) job_id, parent_id, outcome, on_failure
+  FROM "queue_dependencies"
+  WHERE q_name = $1::text
+  AND job_id = ANY ($2::text::bigint[])
+  AND outcome IS NOT NULL
+  AND NOT (outcome = 'done'
+    OR on_failure = 'run')
+  ORDER BY job_id, on_failure DESC, parent_id;
+
 -- find_headers $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_headers" AS
-  SELECT headers::text
+  SELECT headers::text, awaited
   FROM "queue"
   WHERE id = $1::bigint
   AND q_name = $2::text
@@ -2026,21 +2152,30 @@ PREPARE "extend_group" AS
       ORDER BY version DESC
       LIMIT 1) AS row
     ON true) > 0 END THEN 'ready' ELSE
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue" AS job
   WHERE id = $2::bigint
   AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue_dead"
   WHERE id = $2::bigint
   AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue_archive"
   WHERE id = $2::bigint
   AND q_name = $1::text
@@ -2119,6 +2254,32 @@ PREPARE "extend_group" AS
   WHERE id = ANY ($1::text::bigint[])
   AND q_name = $2::text;
 
+-- find_parents $1 ids
+/*NO LOAD BALANCE*/ PREPARE "find_parents" AS
+  SELECT wanted.id, coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+      FROM "queue" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT 'dead'
+      FROM "queue_dead" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT 'done'
+      FROM "queue_archive" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT state
+      FROM "queue_results" AS job
+      WHERE job.job_id = wanted.id
+      AND true
+      AND state <> 'running')), coalesce((SELECT max(date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')))
+      FROM "queue"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_dead"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_archive"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(put_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_results"
+      WHERE job_id = wanted.id))
+  FROM unnest($1::text::bigint[]) AS wanted (id);
+
 -- find_progress $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "find_progress" AS
   SELECT job.id, kept.progress::text
@@ -2162,6 +2323,17 @@ PREPARE "extend_group" AS
       WHERE id = $1::bigint
       AND q_name = $2::text
       AND enqueued_at > kept.updated_at));
+
+-- find_results $1 ids, $2 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_results" AS
+  SELECT job_id, data::text, payload, serializer
+  FROM "queue_results"
+  WHERE job_id = ANY ($1::text::bigint[])
+  AND state = 'done'
+  AND error IS NULL
+  AND (put_at IS NULL
+    OR put_at <= $2::timestamptz)
+  ORDER BY job_id;
 
 -- find_row $1 most, $2 id, $3 q_name, $4 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_row" AS
@@ -2408,6 +2580,40 @@ PREPARE "find_unnamed" AS
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT 1000
   FOR UPDATE SKIP LOCKED;
+
+-- forget_orphans $1 q_name, $2 ids
+PREPARE "forget_orphans" AS WITH gone AS (DELETE FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND (job_id, parent_id) IN (SELECT job_id, parent_id
+      FROM "queue_dependencies" AS edge
+      WHERE q_name = $1::text
+      AND job_id = ANY ($2::text::bigint[])
+      AND NOT EXISTS (SELECT
+        FROM "queue" AS job
+        WHERE job.id = edge.job_id
+        AND job.q_name = $1::text
+        AND num_nulls(dequeued_at, leased_until) = 2
+        AND schedule_at = 'infinity')
+      FOR UPDATE SKIP LOCKED)
+    RETURNING job_id), freed AS (DELETE FROM "queue_blocked"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND job_id IN (SELECT job_id
+      FROM "queue_blocked" AS waits
+      WHERE q_name = $1::text
+      AND job_id = ANY ($2::text::bigint[])
+      AND NOT EXISTS (SELECT
+        FROM "queue" AS job
+        WHERE job.id = waits.job_id
+        AND job.q_name = $1::text
+        AND num_nulls(dequeued_at, leased_until) = 2
+        AND schedule_at = 'infinity')
+      FOR UPDATE SKIP LOCKED)
+    RETURNING job_id)
+  SELECT (SELECT count(*)
+    FROM gone) + (SELECT count(*)
+    FROM freed);
 
 -- headers_of_archive $1 after, $2 last
 /*NO LOAD BALANCE*/ PREPARE "headers_of_archive" AS
@@ -3626,6 +3832,17 @@ PREPARE "leave_lanes" AS
       AND headers::text LIKE '%"batch"%') AS unfinished) AS found
   WHERE found.number = ANY ($1::text::bigint[]);
 
+-- lock_blocked $1 ids, $2 q_name
+PREPARE "lock_blocked" AS
+  SELECT id
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  AND num_nulls(dequeued_at, leased_until) = 2
+  AND schedule_at = 'infinity'
+  ORDER BY id
+  FOR UPDATE SKIP LOCKED;
+
 -- lock_held $1 ids, $2 tokens, $3 q_name
 PREPARE "lock_held" AS
   SELECT id, attempts
@@ -3646,6 +3863,78 @@ PREPARE "lock_held" AS
 /*NO LOAD BALANCE*/ PREPARE "lock_schema" AS
   SELECT true;
 
+-- lost_parents $1 n
+/*NO LOAD BALANCE*/ PREPARE "lost_parents" AS
+  SELECT job_id, parent_id
+  FROM (SELECT job_id, parent_id, parent_put_at
+    FROM "queue_dependencies"
+    WHERE outcome IS NULL
+    AND NOT polled
+    LIMIT 10000) AS edge
+  WHERE coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+      FROM "queue" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT 'dead'
+      FROM "queue_dead" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT 'done'
+      FROM "queue_archive" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT state
+      FROM "queue_results" AS job
+      WHERE job.job_id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.put_at = edge.parent_put_at)
+      AND state <> 'running')) IS DISTINCT FROM 'open'
+  LIMIT $1::bigint;
+
+-- mark_deleted $1 outcome, $2 id
+PREPARE "mark_deleted" AS
+  UPDATE "queue_dependencies"
+  SET outcome = $1::text
+  WHERE parent_id = $2::bigint
+  AND outcome = 'done'
+  RETURNING job_id;
+
+-- mark_polled $1 q_name
+PREPARE "mark_polled" AS WITH looked AS (SELECT job_id, parent_id
+    FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND polled
+    AND outcome IS NULL
+    LIMIT 10000
+    FOR UPDATE SKIP LOCKED), found AS (SELECT edge.job_id, edge.parent_id, coalesce(coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+          FROM "queue" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT 'dead'
+          FROM "queue_dead" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT 'done'
+          FROM "queue_archive" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT state
+          FROM "queue_results" AS job
+          WHERE job.job_id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.put_at = edge.parent_put_at)
+          AND state <> 'running')), edge.gone) AS outcome
+    FROM looked
+    JOIN "queue_dependencies" AS edge USING (job_id, parent_id))
+  UPDATE "queue_dependencies" AS edge
+  SET outcome = found.outcome
+  FROM found
+  WHERE edge.job_id = found.job_id
+  AND edge.parent_id = found.parent_id
+  AND edge.q_name = $1::text
+  AND found.outcome <> 'open'
+  RETURNING edge.job_id;
+
 -- move_hidden $1 q_name, $2 last, $3 target, $4 n
 PREPARE "move_hidden" AS WITH picked AS (SELECT id
     FROM "queue" AS job
@@ -3663,6 +3952,8 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -3698,6 +3989,8 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -3730,6 +4023,8 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -3763,6 +4058,8 @@ PREPARE "move_ready" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -3797,6 +4094,8 @@ PREPARE "move_urgent" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY expected_at, enqueued_at, id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -3861,6 +4160,7 @@ PREPARE "nack_group" AS
           AND leased_until IS NULL
           AND expected_at IS NULL
           AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          AND coalesce(schedule_at, enqueued_at) < 'infinity'
           ORDER BY coalesce(schedule_at, enqueued_at), id
           LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
           FROM "queue"
@@ -3872,7 +4172,13 @@ PREPARE "nack_group" AS
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
           AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = $1::text
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false);
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
@@ -3902,6 +4208,15 @@ PREPARE "open_batch" AS
   AND pending > 0
   ORDER BY id
   LIMIT 1000;
+
+-- open_parents $1 id, $2 n
+/*NO LOAD BALANCE*/ PREPARE "open_parents" AS
+  SELECT parent_id, count(*) OVER ()
+  FROM "queue_dependencies"
+  WHERE job_id = $1::bigint
+  AND outcome IS NULL
+  ORDER BY parent_id
+  LIMIT $2::bigint;
 
 -- partitions
 /*NO LOAD BALANCE*/ PREPARE "partitions" AS
@@ -4046,6 +4361,23 @@ PREPARE "put" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id;
+
+-- put_blocked $1 q_name, $2 data, $3 payload, $4 serializer, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 dedup_key, $10 priority, $11 schedule_at, $12 schedule_in, $13 gone, $14 parents
+PREPARE "put_blocked" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+    VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), 'infinity'::timestamptz, coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text, $9::text, NULL, NULL, $10::int)
+    ON CONFLICT (q_name, dedup_key)
+    WHERE dedup_key IS NOT NULL
+    AND dequeued_at IS NULL DO NOTHING
+    RETURNING id, enqueued_at), waits AS (INSERT INTO "queue_blocked" (job_id, q_name, put_at, schedule_at)
+    SELECT id, $1::text, enqueued_at, coalesce($11::timestamptz, statement_timestamp() + $12::float8 * interval '1 second')
+    FROM put), needs AS (INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+    SELECT put.id, item.id, $1::text, (SELECT max(enqueued_at)
+      FROM "queue"
+      WHERE id = item.id), item.on_failure, item.polled, $13::text, item.outcome
+    FROM put
+    CROSS JOIN json_to_recordset($14::text::json) AS item (id bigint, on_failure text, polled boolean, outcome text))
+  SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+  FROM put;
 
 -- put_call [hot] $1 q_name, $2 data, $3 payload, $4 serializer
 PREPARE "put_call" AS
@@ -4248,6 +4580,18 @@ PREPARE "put_timed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
   RETURNING id;
 
+-- queues_with_ended_parents $1 names
+/*NO LOAD BALANCE*/ PREPARE "queues_with_ended_parents" AS
+  SELECT name
+  FROM unnest($1::text[]) AS listed (name)
+  WHERE coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = listed.name
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false);
+
 -- read_encoded_archive $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "read_encoded_archive" AS
   SELECT id, serializer, data::text, payload, headers::text, false
@@ -4321,7 +4665,13 @@ PREPARE "put_timed" AS
       AND parked_on IS NOT NULL
       AND num_nulls(dequeued_at) <> 0
       ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 1), false);
+      LIMIT 1), coalesce((SELECT true
+        FROM "queue_dependencies"
+        WHERE q_name = waited.name
+        AND (outcome IS NOT NULL
+          OR polled)
+        ORDER BY q_name
+        LIMIT 1), false), false);
 
 -- recent_completions
 /*NO LOAD BALANCE*/ PREPARE "recent_completions" AS WITH slice AS ((SELECT q_name, dequeued_at, schedule_at, enqueued_at
@@ -4386,6 +4736,34 @@ PREPARE "release" AS
       FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
   AND q_name = $3::text
   RETURNING id;
+
+-- release_blocked $1 q_name, $2 ids
+PREPARE "release_blocked" AS WITH passed AS (DELETE FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND outcome IS NOT NULL
+    AND (outcome = 'done'
+      OR on_failure = 'run')), free AS (DELETE FROM "queue_blocked" AS waits
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND NOT EXISTS (SELECT
+      FROM "queue_dependencies" AS left_over
+      WHERE left_over.job_id = waits.job_id
+      AND (left_over.outcome IS NULL
+        OR NOT (outcome = 'done'
+          OR on_failure = 'run')))
+    RETURNING job_id, schedule_at), released AS (UPDATE "queue" AS job
+    SET schedule_at = greatest(free.schedule_at, statement_timestamp())
+    FROM free
+    WHERE job.id = ANY (ARRAY(SELECT job_id
+        FROM free))
+    AND job.id = free.job_id
+    AND job.q_name = $1::text
+    AND num_nulls(job.dequeued_at, job.leased_until) = 2
+    AND job.schedule_at = 'infinity'
+    RETURNING job.id)
+  SELECT id
+  FROM released;
 
 -- remove_rule $1 q_name, $2 kind, $3 name
 PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
@@ -4854,6 +5232,16 @@ PREPARE "set_tick_back" AS
   AND tick = $4::timestamptz
   RETURNING name;
 
+-- size_of_results $1 ids, $2 put_at
+/*NO LOAD BALANCE*/ PREPARE "size_of_results" AS
+  SELECT coalesce(sum(coalesce(octet_length(data::text), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
+  FROM "queue_results"
+  WHERE job_id = ANY ($1::text::bigint[])
+  AND state = 'done'
+  AND error IS NULL
+  AND (put_at IS NULL
+    OR put_at <= $2::timestamptz);
+
 -- snooze $1 delay, $2 id, $3 token, $4 q_name, $5 attempt, $6 outcome, $7 worker, $8 error_type, $9 message, $10 traceback
 PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
@@ -4873,9 +5261,10 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
 
 -- stats $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "stats" AS
-  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint, sum(blocked)::bigint
   FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
-      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked, count(*) FILTER (WHERE due_at = 'infinity'
+      AND NOT held) AS blocked
     FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND coalesce(leased_until <= statement_timestamp(), true) AS due
       FROM "queue"
@@ -4907,7 +5296,8 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SELECT q_name, next.number,
     CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
     CASE WHEN next.number > 0 THEN due_at END,
-    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
       WHERE dequeued_at IS NULL
@@ -4960,9 +5350,10 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
 
 -- stats_all
 /*NO LOAD BALANCE*/ PREPARE "stats_all" AS
-  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint, sum(blocked)::bigint
   FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
-      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked, count(*) FILTER (WHERE due_at = 'infinity'
+      AND NOT held) AS blocked
     FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND coalesce(leased_until <= statement_timestamp(), true) AS due
       FROM "queue"
@@ -4991,7 +5382,8 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SELECT q_name, next.number,
     CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
     CASE WHEN next.number > 0 THEN due_at END,
-    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
       WHERE dequeued_at IS NULL

@@ -734,6 +734,128 @@ BEGIN
   END LOOP;
 END $do$;
 
+-- migration 15
+ALTER TABLE "queue" ADD COLUMN IF NOT EXISTS awaited boolean;
+
+-- migration 15
+CREATE TABLE IF NOT EXISTS "queue_blocked" (
+  job_id      bigint      PRIMARY KEY,
+  q_name      text        NOT NULL,
+  put_at      timestamptz NOT NULL,
+  schedule_at timestamptz
+);
+
+-- migration 15
+CREATE TABLE IF NOT EXISTS "queue_dependencies" (
+  job_id        bigint      NOT NULL,
+  parent_id     bigint      NOT NULL,
+  q_name        text        NOT NULL,
+  parent_put_at timestamptz,
+  on_failure    text        NOT NULL,
+  polled        boolean     NOT NULL,
+  gone          text        NOT NULL,
+  outcome       text,
+  PRIMARY KEY (job_id, parent_id)
+);
+
+-- migration 15
+ALTER TABLE "queue_dependencies" SET (
+  vacuum_index_cleanup = on,
+  vacuum_truncate = off,
+  autovacuum_vacuum_scale_factor = 0.01,
+  autovacuum_vacuum_threshold = 1000,
+  autovacuum_vacuum_cost_delay = 0,
+  autovacuum_analyze_scale_factor = 0.05
+);
+
+-- migration 15
+INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, on_failure, polled, gone)
+SELECT -number, -number, '-', repeat('-', 1900), false, '-' FROM generate_series(1, 128) AS number;
+
+-- migration 15
+DELETE FROM "queue_dependencies" WHERE q_name = '-' AND job_id < 0 AND gone = '-';
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_parent" ON "queue_dependencies" (parent_id);
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_open" ON "queue_dependencies" (job_id, parent_id) WHERE outcome IS NULL;
+
+-- migration 15
+CREATE INDEX IF NOT EXISTS "queue_dependencies_ended" ON "queue_dependencies" (q_name, job_id)
+  WHERE outcome IS NOT NULL OR polled;
+
+-- migration 15
+CREATE OR REPLACE FUNCTION "queue_ended"() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $function$
+DECLARE
+  how text := 'done';
+  queue text;
+BEGIN
+  PERFORM set_config('search_path', 'pg_catalog, ' || quote_ident(TG_TABLE_SCHEMA) || ', pg_temp', true);
+  IF TG_OP = 'UPDATE' AND NEW.dequeued_at IS NULL THEN
+    RETURN NULL;
+  END IF;
+  IF OLD.awaited THEN
+    IF TG_OP = 'DELETE' THEN
+      how := CASE
+        WHEN EXISTS (SELECT FROM "queue_dead" WHERE id = OLD.id AND enqueued_at = OLD.enqueued_at) THEN 'dead'
+        WHEN EXISTS (SELECT FROM "queue_archive" WHERE id = OLD.id AND enqueued_at = OLD.enqueued_at) THEN 'done'
+        WHEN OLD.leased_until IS NOT NULL AND OLD.parked_on IS NULL THEN 'done'
+        WHEN coalesce(OLD.schedule_at, OLD.enqueued_at) <= statement_timestamp() THEN 'done'
+        ELSE 'deleted' END;
+    END IF;
+    UPDATE "queue_dependencies" SET outcome = how
+    WHERE parent_id = OLD.id AND parent_put_at = OLD.enqueued_at AND outcome IS NULL;
+    FOR queue IN
+      SELECT DISTINCT q_name FROM "queue_dependencies" AS mine
+      WHERE parent_id = OLD.id AND (how <> 'done' OR (
+        SELECT count(*) FROM (
+          SELECT FROM "queue_dependencies" AS other WHERE other.job_id = mine.job_id AND other.outcome IS NULL
+          ORDER BY parent_id DESC LIMIT 20
+        ) AS few) < 20)
+    LOOP
+      PERFORM pg_notify(CASE WHEN octet_length(convert_to(queue, 'UTF8')) > 63
+        THEN 'pq_' || md5(convert_to(queue, 'UTF8')) ELSE queue END, '');
+    END LOOP;
+  END IF;
+  IF OLD.schedule_at = 'infinity' THEN
+    DELETE FROM "queue_dependencies" WHERE job_id = OLD.id AND parent_id = ANY (ARRAY(
+      SELECT parent_id FROM "queue_dependencies" WHERE job_id = OLD.id FOR UPDATE SKIP LOCKED));
+    DELETE FROM "queue_blocked" WHERE job_id = OLD.id AND put_at = OLD.enqueued_at;
+  END IF;
+  RETURN NULL;
+END $function$;
+
+-- migration 15
+DROP TRIGGER IF EXISTS "queue_ended" ON "queue";
+
+-- migration 15
+CREATE TRIGGER "queue_ended" AFTER UPDATE OF dequeued_at OR DELETE ON "queue" FOR EACH ROW
+  WHEN (OLD.dequeued_at IS NULL AND (OLD.awaited OR OLD.schedule_at = 'infinity'))
+  EXECUTE FUNCTION "queue_ended"();
+
+-- migration 15
+DO $do$ DECLARE missing record; BEGIN
+  FOR missing IN
+    SELECT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END AS role
+    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+    WHERE c.oid = to_regclass($name$"queue"$name$) AND granted.grantee <> c.relowner
+      AND granted.privilege_type IN ('UPDATE', 'DELETE')
+    UNION
+    SELECT CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
+    FROM pg_attribute AS a CROSS JOIN LATERAL aclexplode(a.attacl) AS granted
+    WHERE a.attrelid = to_regclass($name$"queue"$name$) AND a.attname IN ('dequeued_at', 'leased_until')
+      AND granted.privilege_type = 'UPDATE'
+  LOOP
+    EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE ON ' || $name$"queue_dependencies"$name$ || ', ' || $name$"queue_blocked"$name$
+      || ' TO ' || missing.role;
+    EXECUTE 'GRANT UPDATE (awaited) ON ' || $name$"queue"$name$ || ' TO ' || missing.role;
+    EXECUTE 'GRANT SELECT (id, enqueued_at) ON ' || $name$"queue_archive"$name$ || ', ' || $name$"queue_dead"$name$
+      || ' TO ' || missing.role;
+  END LOOP;
+END $do$;
+
 -- ack_and_tell_archive [hot] $1 ids, $2 tokens, $3 q_name, $4 channel
 PREPARE "ack_and_tell_archive" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
@@ -1392,6 +1514,23 @@ PREPARE "archive_kept" AS WITH slice AS (SELECT id
     FROM gone)
   FROM slice;
 
+-- await_parents $1 ids
+PREPARE "await_parents" AS WITH free AS (SELECT job.id
+    FROM unnest($1::text::bigint[]) AS wanted (id)
+    CROSS JOIN LATERAL (SELECT id
+      FROM "queue"
+      WHERE id = wanted.id
+      AND num_nulls(dequeued_at) = 1
+      AND (leased_until IS NULL
+        OR parked_on IS NOT NULL)
+      FOR NO KEY
+      UPDATE SKIP LOCKED) AS job)
+  UPDATE "queue"
+  SET awaited = true
+  WHERE id = ANY (ARRAY(SELECT id
+      FROM free))
+  RETURNING id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'));
+
 -- batch_progress $1 done, $2 failed, $3 id, $4 token
 PREPARE "batch_progress" AS
   UPDATE "queue_batches"
@@ -1417,6 +1556,29 @@ PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     WHERE (SELECT count(*)
       FROM made_way) IS NOT NULL), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
     SELECT id, mod($2::int, 20), $3::text, enqueued_at, $2::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
+    FROM gone
+    WHERE $9::text IS NOT NULL
+    ON CONFLICT (job_id, place) DO UPDATE
+    SET q_name = excluded.q_name, put_at = excluded.put_at, token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at, worker = excluded.worker, error_type = excluded.error_type, message = excluded.message, traceback = excluded.traceback)
+  SELECT id
+  FROM gone;
+
+-- bury_blocked $1 id, $2 q_name, $3 headers, $4 failed, $5 error, $6 reason, $7 token, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
+PREPARE "bury_blocked" AS WITH gone AS (DELETE FROM "queue"
+    WHERE id = $1::bigint
+    AND q_name = $2::text
+    AND num_nulls(dequeued_at, leased_until) = 2
+    AND schedule_at = 'infinity'
+    RETURNING *), made_way AS (UPDATE "queue_dead"
+    SET id = -1 - (random() * 9007199254740990)::bigint
+    WHERE id = ANY (ARRAY(SELECT id
+        FROM gone))
+    RETURNING id), buried AS (INSERT INTO "queue_dead" (id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, headers, failures, excused, error, reason)
+    SELECT id, q_name, enqueued_at, expected_at, schedule_at, data, attempts, serializer, payload, coalesce($3::text::json, headers), least(coalesce(failures, 0), 2147483646) + $4::int, least(coalesce(excused, 0), 2147483646) + 1 - $4::int, $5::text::json, $6::text
+    FROM gone
+    WHERE (SELECT count(*)
+      FROM made_way) IS NOT NULL), noted AS (INSERT INTO "queue_attempts" (job_id, place, q_name, put_at, token, attempt, outcome, ended_at, worker, error_type, message, traceback)
+    SELECT id, mod($7::int, 20), $2::text, enqueued_at, $7::int, $8::int, $9::text, statement_timestamp(), $10::text, $11::text, $12::text, $13::text
     FROM gone
     WHERE $9::text IS NOT NULL
     ON CONFLICT (job_id, place) DO UPDATE
@@ -1517,7 +1679,7 @@ PREPARE "cancel" AS
       OR leased_until <= statement_timestamp()
       OR parked_on IS NOT NULL)
     FOR UPDATE SKIP LOCKED)
-  RETURNING id, headers::text, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999');
+  RETURNING id, headers::text, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'), awaited;
 
 -- claim_key $1 q_name, $2 dedup_key, $3 period
 PREPARE "claim_key" AS
@@ -1549,7 +1711,13 @@ PREPARE "claim_sample" AS
 -- clear $1 q_name
 PREPARE "clear" AS WITH gone AS (DELETE FROM "queue"
     WHERE q_name = $1::text
-    RETURNING headers, dequeued_at)
+    RETURNING id, headers, dequeued_at, awaited AS awaited), told AS (UPDATE "queue_dependencies"
+    SET outcome = 'deleted'
+    WHERE outcome IS NULL
+    AND parent_id = ANY (ARRAY(SELECT id
+        FROM gone
+        WHERE awaited
+        AND dequeued_at IS NULL)))
   SELECT headers::text
   FROM gone
   WHERE dequeued_at IS NULL
@@ -1590,6 +1758,15 @@ PREPARE "close_batch" AS
     AND num_nulls(dequeued_at) <> 0
     AND coalesce(leased_until > statement_timestamp()
       AND leased_until < 'infinity', false)::int <> 1);
+
+-- count_blocked $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "count_blocked" AS
+  SELECT q_name, count(*)
+  FROM "queue_blocked"
+  WHERE $1::text IS NULL
+  OR q_name = $1::text
+  GROUP BY q_name
+  ORDER BY q_name;
 
 -- count_by_task $1 q_name, $2 n
 /*NO LOAD BALANCE*/ PREPARE "count_by_task" AS
@@ -2174,7 +2351,7 @@ PREPARE "drop" AS
   AND leased_until IS NOT NULL
   AND num_nulls(dequeued_at, parked_on) = 2
   AND q_name = $3::text
-  RETURNING id;
+  RETURNING id, awaited;
 
 -- empty_get_probe [hot] $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "empty_get_probe" AS
@@ -2193,6 +2370,7 @@ PREPARE "drop" AS
           AND leased_until IS NULL
           AND expected_at IS NULL
           AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          AND coalesce(schedule_at, enqueued_at) < 'infinity'
           ORDER BY coalesce(schedule_at, enqueued_at), id
           LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
           FROM "queue"
@@ -2204,7 +2382,13 @@ PREPARE "drop" AS
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
           AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, (SELECT id
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = $1::text
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false), (SELECT id
     FROM "queue"
     WHERE q_name = $1::text
     AND parked_on IS NOT NULL
@@ -3569,6 +3753,31 @@ PREPARE "extend_group" AS
       LIMIT 1), false)
   ORDER BY ended_at, token;
 
+-- find_blocked $1 id, $2 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_blocked" AS
+  SELECT id, data::text, payload, serializer, attempts, least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'),
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END, headers::text,
+  CASE WHEN failures IS NOT NULL
+  OR excused IS NOT NULL THEN coalesce(failures, 0)::bigint * 4294967296 + greatest(coalesce(excused, 0), 0) END
+  FROM "queue"
+  WHERE id = $1::bigint
+  AND q_name = $2::text
+  AND num_nulls(dequeued_at, leased_until) = 2
+  AND schedule_at = 'infinity';
+
+-- find_candidates $1 q_name
+/*NO LOAD BALANCE*/ PREPARE "find_candidates" AS
+  SELECT DISTINCT job_id
+  FROM (SELECT job_id
+    FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND outcome IS NOT NULL
+    ORDER BY q_name, job_id
+    LIMIT 10000) AS ended
+  ORDER BY job_id
+  LIMIT 500;
+
 -- find_duplicate $1 q_name, $2 dedup_key
 /*NO LOAD BALANCE*/ PREPARE "find_duplicate" AS
   SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
@@ -3586,9 +3795,20 @@ PREPARE "extend_group" AS
   AND dedup_key IS NOT NULL
   AND dequeued_at IS NULL;
 
+-- find_failed_parents $1 q_name, $2 ids
+/*NO LOAD BALANCE*/ PREPARE "find_failed_parents" AS
+  SELECT DISTINCT ON (job_id) job_id, parent_id, outcome, on_failure
+  FROM "queue_dependencies"
+  WHERE q_name = $1::text
+  AND job_id = ANY ($2::text::bigint[])
+  AND outcome IS NOT NULL
+  AND NOT (outcome = 'done'
+    OR on_failure = 'run')
+  ORDER BY job_id, on_failure DESC, parent_id;
+
 -- find_headers $1 id, $2 q_name, $3 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_headers" AS
-  SELECT headers::text
+  SELECT headers::text, awaited
   FROM "queue"
   WHERE id = $1::bigint
   AND q_name = $2::text
@@ -3692,21 +3912,30 @@ PREPARE "extend_group" AS
       ORDER BY version DESC
       LIMIT 1) AS row
     ON true) > 0 END THEN 'ready' ELSE
-  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked' WHEN leased_until > statement_timestamp() THEN 'leased' WHEN coalesce(schedule_at, enqueued_at) > statement_timestamp() THEN 'scheduled' ELSE 'ready' END END, error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue" AS job
   WHERE id = $2::bigint
   AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'dead', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue_dead"
   WHERE id = $2::bigint
   AND q_name = $1::text
   AND ($3::timestamptz IS NULL
     OR least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') = $3::timestamptz AT TIME ZONE 'UTC')
   UNION ALL
-  SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0), enqueued_at AT TIME ZONE 'UTC', schedule_at AT TIME ZONE 'UTC', expected_at AT TIME ZONE 'UTC'
+  SELECT 'done', error::text, greatest(attempts - coalesce(excused, 0), 0), headers::text, coalesce(failures, 0),
+  CASE WHEN enqueued_at IS NOT NULL THEN least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN schedule_at IS NOT NULL THEN least(greatest(schedule_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END,
+  CASE WHEN expected_at IS NOT NULL THEN least(greatest(expected_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999') END
   FROM "queue_archive"
   WHERE id = $2::bigint
   AND q_name = $1::text
@@ -3785,6 +4014,32 @@ PREPARE "extend_group" AS
   WHERE id = ANY ($1::text::bigint[])
   AND q_name = $2::text;
 
+-- find_parents $1 ids
+/*NO LOAD BALANCE*/ PREPARE "find_parents" AS
+  SELECT wanted.id, coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+      FROM "queue" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT 'dead'
+      FROM "queue_dead" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT 'done'
+      FROM "queue_archive" AS job
+      WHERE job.id = wanted.id
+      AND true), (SELECT state
+      FROM "queue_results" AS job
+      WHERE job.job_id = wanted.id
+      AND true
+      AND state <> 'running')), coalesce((SELECT max(date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')))
+      FROM "queue"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_dead"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_archive"
+      WHERE id = wanted.id), (SELECT date_part('epoch', least(greatest(put_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+      FROM "queue_results"
+      WHERE job_id = wanted.id))
+  FROM unnest($1::text::bigint[]) AS wanted (id);
+
 -- find_progress $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "find_progress" AS
   SELECT job.id, kept.progress::text
@@ -3828,6 +4083,17 @@ PREPARE "extend_group" AS
       WHERE id = $1::bigint
       AND q_name = $2::text
       AND enqueued_at > kept.updated_at));
+
+-- find_results $1 ids, $2 put_at
+/*NO LOAD BALANCE*/ PREPARE "find_results" AS
+  SELECT job_id, data::text, payload, serializer
+  FROM "queue_results"
+  WHERE job_id = ANY ($1::text::bigint[])
+  AND state = 'done'
+  AND error IS NULL
+  AND (put_at IS NULL
+    OR put_at <= $2::timestamptz)
+  ORDER BY job_id;
 
 -- find_row $1 most, $2 id, $3 q_name, $4 put_at
 /*NO LOAD BALANCE*/ PREPARE "find_row" AS
@@ -4074,6 +4340,40 @@ PREPARE "find_unnamed" AS
   ORDER BY expected_at, coalesce(schedule_at, enqueued_at), id
   LIMIT 1000
   FOR UPDATE SKIP LOCKED;
+
+-- forget_orphans $1 q_name, $2 ids
+PREPARE "forget_orphans" AS WITH gone AS (DELETE FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND (job_id, parent_id) IN (SELECT job_id, parent_id
+      FROM "queue_dependencies" AS edge
+      WHERE q_name = $1::text
+      AND job_id = ANY ($2::text::bigint[])
+      AND NOT EXISTS (SELECT
+        FROM "queue" AS job
+        WHERE job.id = edge.job_id
+        AND job.q_name = $1::text
+        AND num_nulls(dequeued_at, leased_until) = 2
+        AND schedule_at = 'infinity')
+      FOR UPDATE SKIP LOCKED)
+    RETURNING job_id), freed AS (DELETE FROM "queue_blocked"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND job_id IN (SELECT job_id
+      FROM "queue_blocked" AS waits
+      WHERE q_name = $1::text
+      AND job_id = ANY ($2::text::bigint[])
+      AND NOT EXISTS (SELECT
+        FROM "queue" AS job
+        WHERE job.id = waits.job_id
+        AND job.q_name = $1::text
+        AND num_nulls(dequeued_at, leased_until) = 2
+        AND schedule_at = 'infinity')
+      FOR UPDATE SKIP LOCKED)
+    RETURNING job_id)
+  SELECT (SELECT count(*)
+    FROM gone) + (SELECT count(*)
+    FROM freed);
 
 -- headers_of_archive $1 after, $2 last
 /*NO LOAD BALANCE*/ PREPARE "headers_of_archive" AS
@@ -5455,6 +5755,17 @@ PREPARE "leave_lanes" AS
       AND headers::text LIKE '%"batch"%') AS unfinished) AS found
   WHERE found.number = ANY ($1::text::bigint[]);
 
+-- lock_blocked $1 ids, $2 q_name
+PREPARE "lock_blocked" AS
+  SELECT id
+  FROM "queue"
+  WHERE id = ANY ($1::text::bigint[])
+  AND q_name = $2::text
+  AND num_nulls(dequeued_at, leased_until) = 2
+  AND schedule_at = 'infinity'
+  ORDER BY id
+  FOR UPDATE SKIP LOCKED;
+
 -- lock_held $1 ids, $2 tokens, $3 q_name
 PREPARE "lock_held" AS
   SELECT id, attempts
@@ -5475,6 +5786,78 @@ PREPARE "lock_held" AS
 /*NO LOAD BALANCE*/ PREPARE "lock_schema" AS
   SELECT pg_advisory_xact_lock(hashtextextended('pqcore "queue"', 0)) IS NULL;
 
+-- lost_parents $1 n
+/*NO LOAD BALANCE*/ PREPARE "lost_parents" AS
+  SELECT job_id, parent_id
+  FROM (SELECT job_id, parent_id, parent_put_at
+    FROM "queue_dependencies"
+    WHERE outcome IS NULL
+    AND NOT polled
+    LIMIT 10000) AS edge
+  WHERE coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+      FROM "queue" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT 'dead'
+      FROM "queue_dead" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT 'done'
+      FROM "queue_archive" AS job
+      WHERE job.id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.enqueued_at = edge.parent_put_at)), (SELECT state
+      FROM "queue_results" AS job
+      WHERE job.job_id = edge.parent_id
+      AND (edge.parent_put_at IS NULL
+        OR job.put_at = edge.parent_put_at)
+      AND state <> 'running')) IS DISTINCT FROM 'open'
+  LIMIT $1::bigint;
+
+-- mark_deleted $1 outcome, $2 id
+PREPARE "mark_deleted" AS
+  UPDATE "queue_dependencies"
+  SET outcome = $1::text
+  WHERE parent_id = $2::bigint
+  AND outcome = 'done'
+  RETURNING job_id;
+
+-- mark_polled $1 q_name
+PREPARE "mark_polled" AS WITH looked AS (SELECT job_id, parent_id
+    FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND polled
+    AND outcome IS NULL
+    LIMIT 10000
+    FOR UPDATE SKIP LOCKED), found AS (SELECT edge.job_id, edge.parent_id, coalesce(coalesce((SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END)
+          FROM "queue" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT 'dead'
+          FROM "queue_dead" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT 'done'
+          FROM "queue_archive" AS job
+          WHERE job.id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.enqueued_at = edge.parent_put_at)), (SELECT state
+          FROM "queue_results" AS job
+          WHERE job.job_id = edge.parent_id
+          AND (edge.parent_put_at IS NULL
+            OR job.put_at = edge.parent_put_at)
+          AND state <> 'running')), edge.gone) AS outcome
+    FROM looked
+    JOIN "queue_dependencies" AS edge USING (job_id, parent_id))
+  UPDATE "queue_dependencies" AS edge
+  SET outcome = found.outcome
+  FROM found
+  WHERE edge.job_id = found.job_id
+  AND edge.parent_id = found.parent_id
+  AND edge.q_name = $1::text
+  AND found.outcome <> 'open'
+  RETURNING edge.job_id;
+
 -- move_hidden $1 q_name, $2 last, $3 target, $4 n, $5 channel
 PREPARE "move_hidden" AS WITH picked AS (SELECT id
     FROM "queue" AS job
@@ -5492,6 +5875,8 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -5527,6 +5912,8 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -5559,6 +5946,8 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -5592,6 +5981,8 @@ PREPARE "move_ready" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -5626,6 +6017,8 @@ PREPARE "move_urgent" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
+    AND job.awaited IS NOT TRUE
+    AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY expected_at, enqueued_at, id
     LIMIT $4::bigint
     FOR UPDATE SKIP LOCKED), moved AS (UPDATE "queue"
@@ -5690,6 +6083,7 @@ PREPARE "nack_group" AS
           AND leased_until IS NULL
           AND expected_at IS NULL
           AND coalesce(schedule_at, enqueued_at) > statement_timestamp()
+          AND coalesce(schedule_at, enqueued_at) < 'infinity'
           ORDER BY coalesce(schedule_at, enqueued_at), id
           LIMIT 1), (SELECT coalesce(leased_until, schedule_at)
           FROM "queue"
@@ -5701,7 +6095,13 @@ PREPARE "nack_group" AS
           AND coalesce(leased_until, schedule_at) > statement_timestamp()
           AND coalesce(leased_until, schedule_at) < 'infinity'
           ORDER BY coalesce(leased_until, schedule_at), id
-          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8;
+          LIMIT 1))) - extract(epoch FROM statement_timestamp()))::float8, coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = $1::text
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false);
 
 -- notification_usage
 /*NO LOAD BALANCE*/ PREPARE "notification_usage" AS
@@ -5732,6 +6132,15 @@ PREPARE "open_batch" AS
   AND pending > 0
   ORDER BY id
   LIMIT 1000;
+
+-- open_parents $1 id, $2 n
+/*NO LOAD BALANCE*/ PREPARE "open_parents" AS
+  SELECT parent_id, count(*) OVER ()
+  FROM "queue_dependencies"
+  WHERE job_id = $1::bigint
+  AND outcome IS NULL
+  ORDER BY parent_id
+  LIMIT $2::bigint;
 
 -- partitions
 /*NO LOAD BALANCE*/ PREPARE "partitions" AS
@@ -5883,6 +6292,23 @@ PREPARE "put" AS
   INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at)
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp())
   RETURNING id;
+
+-- put_blocked $1 q_name, $2 data, $3 payload, $4 serializer, $5 expected_at, $6 expected_in, $7 headers, $8 group_key, $9 dedup_key, $10 priority, $11 schedule_at, $12 schedule_in, $13 gone, $14 parents
+PREPARE "put_blocked" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key, parked_on, leased_until, priority)
+    VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), 'infinity'::timestamptz, coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), $7::text::json, $8::text, $9::text, NULL, NULL, $10::int)
+    ON CONFLICT (q_name, dedup_key)
+    WHERE dedup_key IS NOT NULL
+    AND dequeued_at IS NULL DO NOTHING
+    RETURNING id, enqueued_at), waits AS (INSERT INTO "queue_blocked" (job_id, q_name, put_at, schedule_at)
+    SELECT id, $1::text, enqueued_at, coalesce($11::timestamptz, statement_timestamp() + $12::float8 * interval '1 second')
+    FROM put), needs AS (INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+    SELECT put.id, item.id, $1::text, (SELECT max(enqueued_at)
+      FROM "queue"
+      WHERE id = item.id), item.on_failure, item.polled, $13::text, item.outcome
+    FROM put
+    CROSS JOIN json_to_recordset($14::text::json) AS item (id bigint, on_failure text, polled boolean, outcome text))
+  SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
+  FROM put;
 
 -- put_call [hot] $1 q_name, $2 data, $3 payload, $4 serializer
 PREPARE "put_call" AS
@@ -6085,6 +6511,18 @@ PREPARE "put_timed" AS
   VALUES ($1::text, $2::text::json, $3::bytea, $4::text, statement_timestamp(), coalesce($5::timestamptz, statement_timestamp() + $6::float8 * interval '1 second'), coalesce($7::timestamptz, statement_timestamp() + $8::float8 * interval '1 second'))
   RETURNING id;
 
+-- queues_with_ended_parents $1 names
+/*NO LOAD BALANCE*/ PREPARE "queues_with_ended_parents" AS
+  SELECT name
+  FROM unnest($1::text[]) AS listed (name)
+  WHERE coalesce((SELECT true
+      FROM "queue_dependencies"
+      WHERE q_name = listed.name
+      AND (outcome IS NOT NULL
+        OR polled)
+      ORDER BY q_name
+      LIMIT 1), false);
+
 -- read_encoded_archive $1 ids, $2 q_name
 /*NO LOAD BALANCE*/ PREPARE "read_encoded_archive" AS
   SELECT id, serializer, data::text, payload, headers::text, false
@@ -6158,7 +6596,13 @@ PREPARE "put_timed" AS
       AND parked_on IS NOT NULL
       AND num_nulls(dequeued_at) <> 0
       ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
-      LIMIT 1), false);
+      LIMIT 1), coalesce((SELECT true
+        FROM "queue_dependencies"
+        WHERE q_name = waited.name
+        AND (outcome IS NOT NULL
+          OR polled)
+        ORDER BY q_name
+        LIMIT 1), false), false);
 
 -- recent_completions
 /*NO LOAD BALANCE*/ PREPARE "recent_completions" AS WITH slice AS ((SELECT q_name, dequeued_at, schedule_at, enqueued_at
@@ -6224,6 +6668,34 @@ PREPARE "release" AS
       FROM unnest($1::text::bigint[], $2::text::int[]) AS held (job, token))) IS TRUE
   AND q_name = $3::text
   RETURNING id, pg_notify($4::text, '')::text;
+
+-- release_blocked $1 q_name, $2 ids, $3 channel
+PREPARE "release_blocked" AS WITH passed AS (DELETE FROM "queue_dependencies"
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND outcome IS NOT NULL
+    AND (outcome = 'done'
+      OR on_failure = 'run')), free AS (DELETE FROM "queue_blocked" AS waits
+    WHERE q_name = $1::text
+    AND job_id = ANY ($2::text::bigint[])
+    AND NOT EXISTS (SELECT
+      FROM "queue_dependencies" AS left_over
+      WHERE left_over.job_id = waits.job_id
+      AND (left_over.outcome IS NULL
+        OR NOT (outcome = 'done'
+          OR on_failure = 'run')))
+    RETURNING job_id, schedule_at), released AS (UPDATE "queue" AS job
+    SET schedule_at = greatest(free.schedule_at, statement_timestamp())
+    FROM free
+    WHERE job.id = ANY (ARRAY(SELECT job_id
+        FROM free))
+    AND job.id = free.job_id
+    AND job.q_name = $1::text
+    AND num_nulls(job.dequeued_at, job.leased_until) = 2
+    AND job.schedule_at = 'infinity'
+    RETURNING job.id)
+  SELECT id, pg_notify($3::text, '')::text
+  FROM released;
 
 -- remove_rule $1 q_name, $2 kind, $3 name, $4 channel, $5 control
 PREPARE "remove_rule" AS WITH gone AS (DELETE FROM "queue_rules"
@@ -6712,6 +7184,16 @@ PREPARE "set_tick_back" AS
   AND tick = $4::timestamptz
   RETURNING name;
 
+-- size_of_results $1 ids, $2 put_at
+/*NO LOAD BALANCE*/ PREPARE "size_of_results" AS
+  SELECT coalesce(sum(coalesce(octet_length(data::text), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
+  FROM "queue_results"
+  WHERE job_id = ANY ($1::text::bigint[])
+  AND state = 'done'
+  AND error IS NULL
+  AND (put_at IS NULL
+    OR put_at <= $2::timestamptz);
+
 -- snooze $1 delay, $2 id, $3 token, $4 q_name, $5 attempt, $6 outcome, $7 worker, $8 error_type, $9 message, $10 traceback, $11 channel
 PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SET leased_until = NULL, excused = least(coalesce(excused, 0), 2147483646) + 1, schedule_at = coalesce(statement_timestamp() + $1::float8 * interval '1 second', schedule_at)
@@ -6731,9 +7213,10 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
 
 -- stats $1 q_name
 /*NO LOAD BALANCE*/ PREPARE "stats" AS
-  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint, sum(blocked)::bigint
   FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
-      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked, count(*) FILTER (WHERE due_at = 'infinity'
+      AND NOT held) AS blocked
     FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND coalesce(leased_until <= statement_timestamp(), true) AS due
       FROM "queue"
@@ -6765,7 +7248,8 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SELECT q_name, next.number,
     CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
     CASE WHEN next.number > 0 THEN due_at END,
-    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
       WHERE dequeued_at IS NULL
@@ -6816,15 +7300,16 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
-          FROM pg_control_checkpoint()))), 0)::float8, 0
+          FROM pg_control_checkpoint()))), 0)::float8, 0, 0
   WHERE pg_is_in_recovery()
   ORDER BY q_name;
 
 -- stats_all
 /*NO LOAD BALANCE*/ PREPARE "stats_all" AS
-  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint
+  SELECT q_name, sum(due)::bigint, sum(scheduled)::bigint, sum(held)::bigint, (extract(epoch FROM statement_timestamp()) - extract(epoch FROM min(due_at)))::float8, sum(parked)::bigint, sum(blocked)::bigint
   FROM (SELECT q_name, count(*) FILTER (WHERE due) AS due, count(*) FILTER (WHERE NOT due
-      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked
+      AND NOT held) AS scheduled, count(*) FILTER (WHERE held) AS held, min(due_at) FILTER (WHERE due) AS due_at, 0 AS parked, count(*) FILTER (WHERE due_at = 'infinity'
+      AND NOT held) AS blocked
     FROM (SELECT q_name, coalesce(schedule_at, enqueued_at) AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held, coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND coalesce(leased_until <= statement_timestamp(), true) AS due
       FROM "queue"
@@ -6853,7 +7338,8 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
     SELECT q_name, next.number,
     CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END, 0,
     CASE WHEN next.number > 0 THEN due_at END,
-    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END
+    CASE WHEN parked_on IS NULL THEN 0 ELSE lane.number - next.number END,
+    CASE WHEN parked_on IS NULL THEN lane.number ELSE 0 END
     FROM (SELECT q_name, parked_on, count(*) AS number, min(coalesce(schedule_at, enqueued_at)) AS due_at, min(group_key) AS group_key
       FROM "queue"
       WHERE dequeued_at IS NULL
@@ -6903,7 +7389,7 @@ PREPARE "snooze" AS WITH ended AS (UPDATE "queue"
   GROUP BY q_name
   UNION ALL
   SELECT NULL, 0, 0, 0, greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time
-          FROM pg_control_checkpoint()))), 0)::float8, 0
+          FROM pg_control_checkpoint()))), 0)::float8, 0, 0
   WHERE pg_is_in_recovery()
   ORDER BY q_name;
 

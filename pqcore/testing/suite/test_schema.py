@@ -116,16 +116,16 @@ def catalogue(harness: Harness, table: str = "queue", within: str | None = None)
         f" JOIN pg_class AS c ON c.oid = i.indexrelid WHERE i.indrelid = {found}"
     )
     triggers = harness.sql(
-        "SELECT t.tgname::text, (t.tgtype & 1) = 0, t.oid::bigint FROM pg_trigger AS t"
-        f" WHERE t.tgrelid = {found} AND NOT t.tgisinternal"
+        "SELECT t.tgname::text, (t.tgtype & 1) = 0 OR right(t.tgname::text, 6) = '_ended', t.oid::bigint"
+        f" FROM pg_trigger AS t WHERE t.tgrelid = {found} AND NOT t.tgisinternal"
     )
     return {name: rest for name, *rest in indexes + triggers}
 
 
 def complete(harness: Harness, table: str = "queue", within: str | None = None) -> bool:
-    """Check that a table has its valid indexes, only its own statement-level trigger, and its related tables."""
+    """Check that a table has its valid indexes, only its own triggers, and its related tables."""
     found = catalogue(harness, table, within)
-    ours = {table + suffix for suffix in (*INDEXES, "_notify")}
+    ours = {table + suffix for suffix in (*INDEXES, "_notify", "_ended")}
     return (
         ours == found.keys() - {"priority_idx_", "priority_idx_no_"}
         and all(sound for sound, _ in found.values())

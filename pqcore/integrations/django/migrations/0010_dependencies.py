@@ -1,0 +1,15 @@
+"""The migration that adds jobs that wait for other jobs."""
+
+from __future__ import annotations
+
+from django.db import migrations
+
+from pqcore.integrations.django.operations import MigrateTables
+
+
+class Migration(migrations.Migration):
+    """A non-atomic migration; see 0001_table."""
+
+    atomic = False
+    dependencies = [("pqcore", "0009_put_function")]
+    operations = [MigrateTables(version=15)]

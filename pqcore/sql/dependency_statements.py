@@ -1,0 +1,267 @@
+"""The statements of jobs that wait for other jobs: finding parents, putting a job behind them, and releasing it.
+
+A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the ends
+of parents change only their own rows; `pqcore.operations.dependencies` then decides, with these statements, which jobs
+no longer wait. It locks the row of a job that waits before it changes anything that belongs to the job.
+"""
+
+from __future__ import annotations
+
+from pqcore.rows import JOB
+from pqcore.sql.fragments import (
+    ENDED_PARENT,
+    EXPECTED,
+    IDENTITY,
+    LANE,
+    OF_QUEUE,
+    PUT_AT,
+    SCHEDULE,
+    TIMES,
+)
+from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS, PUT_VALUES
+from pqcore.sql.statement_set import StatementSet, composed
+from pqcore.sql.task_statements import buried
+
+SLICE = 500
+"""The largest number of jobs that one transaction releases."""
+_NOW = "statement_timestamp()"
+_VALUES = PUT_VALUES.replace(TIMES, f"'infinity'::timestamptz, {EXPECTED}").replace(LANE, "NULL, NULL, :priority::int")
+_WAITS = "num_nulls(dequeued_at, leased_until) = 2 AND schedule_at = 'infinity'"
+# Results of parents, which were put before the job.
+_DONE = (
+    "job_id = ANY (:ids::bigint[]) AND state = 'done' AND error IS NULL"
+    " AND (put_at IS NULL OR put_at <= :put_at::timestamptz)"
+)
+# Whether a parent's end lets the job run.
+_PASSES = "(outcome = 'done' OR on_failure = 'run')"
+
+
+def _state_of(row: str, put_at: str = "true") -> str:
+    """Return an SQL expression: where a job is; NULL if no table has it.
+
+    Args:
+        row: An SQL expression for the id.
+        put_at: A condition on the time of the put, of columns ``enqueued_at`` or ``put_at``.
+    """
+    return f"""coalesce(
+    (SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END) FROM {{table}} AS job
+     WHERE job.id = {row} AND {put_at.format("job.enqueued_at")}),
+    (SELECT 'dead' FROM {{dead}} AS job WHERE job.id = {row} AND {put_at.format("job.enqueued_at")}),
+    (SELECT 'done' FROM {{archive}} AS job WHERE job.id = {row} AND {put_at.format("job.enqueued_at")}),
+    (SELECT state FROM {{results}} AS job WHERE job.job_id = {row} AND {put_at.format("job.put_at")}
+       AND state <> 'running')
+  )"""
+
+
+class DependencyStatements(StatementSet):
+    """The statements of jobs that wait for other jobs."""
+
+    @composed()
+    def await_parents(self) -> str:
+        """Mark waiting jobs as awaited, until the transaction ends.
+
+        Running jobs are left out, because the lock would keep their workers from ending them. Locked rows are skipped
+        (SKIP LOCKED), so a put waits for nobody. A row that is locked here cannot end before the transaction of the put
+        ends, and the trigger then sees the mark on the locked row.
+        """
+        return f"""
+WITH free AS (
+  SELECT job.id FROM unnest(:ids::bigint[]) AS wanted (id) CROSS JOIN LATERAL (
+    SELECT id FROM {{table}} WHERE id = wanted.id AND num_nulls(dequeued_at) = 1
+      AND (leased_until IS NULL OR parked_on IS NOT NULL)
+    FOR NO KEY UPDATE SKIP LOCKED
+  ) AS job
+)
+UPDATE {{table}} SET awaited = true WHERE id = ANY (ARRAY(SELECT id FROM free)) RETURNING {IDENTITY}"""
+
+    @composed()
+    def find_parents(self) -> str:
+        """Return where jobs are that could not be marked as awaited. This statement only reads."""
+        return f"""
+SELECT wanted.id, {_state_of("wanted.id")}, coalesce(
+    (SELECT max({PUT_AT}) FROM {{table}} WHERE id = wanted.id),
+    (SELECT {PUT_AT} FROM {{dead}} WHERE id = wanted.id),
+    (SELECT {PUT_AT} FROM {{archive}} WHERE id = wanted.id),
+    (SELECT {PUT_AT.replace("enqueued_at", "put_at")} FROM {{results}} WHERE job_id = wanted.id))
+FROM unnest(:ids::bigint[]) AS wanted (id)"""
+
+    @composed()
+    def put_blocked(self) -> str:
+        """Insert a job that waits for other jobs, and what it waits for; if its dedup key is taken, nothing.
+
+        See `PutStatements.put`. The rows of parents were locked or read before, in the same transaction.
+        """
+        return f"""
+WITH put AS (
+  INSERT INTO {{table}} ({PUT_COLUMNS}) VALUES ({_VALUES}) {CONFLICT} DO NOTHING RETURNING id, enqueued_at
+), waits AS (
+  INSERT INTO {{blocked}} (job_id, q_name, put_at, schedule_at) SELECT id, :q_name::text, enqueued_at, {SCHEDULE}
+  FROM put
+), needs AS (
+  INSERT INTO {{dependencies}} (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+  SELECT put.id, item.id, :q_name::text, (SELECT max(enqueued_at) FROM {{table}} WHERE id = item.id),
+    item.on_failure, item.polled, :gone::text, item.outcome
+  FROM put CROSS JOIN json_to_recordset(:parents::text::json)
+    AS item (id bigint, on_failure text, polled boolean, outcome text)
+)
+SELECT {IDENTITY} FROM put"""
+
+    # Releasing jobs.
+
+    @composed()
+    def mark_polled(self) -> str:
+        """Mark how parents ended that could not be marked as awaited.
+
+        Rows that another session has locked are skipped. An ended job does not change its table again unless it is put
+        again; then the mark is right for the end before that.
+        """
+        same = "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)"
+        return f"""
+WITH looked AS (
+  SELECT job_id, parent_id FROM {{dependencies}} WHERE {OF_QUEUE} AND polled AND outcome IS NULL
+  LIMIT 10000 FOR UPDATE SKIP LOCKED
+), found AS (
+  SELECT edge.job_id, edge.parent_id, coalesce({_state_of("edge.parent_id", same)}, edge.gone) AS outcome
+  FROM looked JOIN {{dependencies}} AS edge USING (job_id, parent_id)
+)
+UPDATE {{dependencies}} AS edge SET outcome = found.outcome FROM found
+WHERE edge.job_id = found.job_id AND edge.parent_id = found.parent_id AND edge.q_name = :q_name::text
+  AND found.outcome <> 'open'
+RETURNING edge.job_id"""
+
+    @composed()
+    def find_candidates(self) -> str:
+        """Return jobs of which a parent has ended. This statement only reads: see `lock_blocked`."""
+        return f"""
+SELECT DISTINCT job_id FROM (
+  SELECT job_id FROM {{dependencies}} WHERE {OF_QUEUE} AND outcome IS NOT NULL ORDER BY q_name, job_id LIMIT 10000
+) AS ended ORDER BY job_id LIMIT {SLICE}"""
+
+    @composed()
+    def lock_blocked(self) -> str:
+        """Lock jobs that wait; a job that another session has locked is skipped.
+
+        That session releases the job, or deletes it; or a later look finds the job again.
+        """
+        return f"""
+SELECT id FROM {{table}} WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} AND {_WAITS}
+ORDER BY id FOR UPDATE SKIP LOCKED"""
+
+    @composed()
+    def find_failed_parents(self) -> str:
+        """Return, for each of the locked jobs, a parent whose failure ends the job. This statement only reads."""
+        return f"""
+SELECT DISTINCT ON (job_id) job_id, parent_id, outcome, on_failure FROM {{dependencies}}
+WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[]) AND outcome IS NOT NULL AND NOT {_PASSES}
+ORDER BY job_id, on_failure DESC, parent_id"""
+
+    @composed()
+    def release_blocked(self) -> str:
+        """Forget the parents that no longer hold up the locked jobs, and let jobs run that wait for no parent.
+
+        Only a session that has locked the job's row deletes its parents, so the last of them is deleted here, together
+        with the release. The snapshot is later than the lock. The job is due from now on, so it comes behind the jobs
+        that are due, as if it were put now.
+        """
+        return f"""
+WITH passed AS (
+  DELETE FROM {{dependencies}} WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[]) AND outcome IS NOT NULL AND {_PASSES}
+), free AS (
+  DELETE FROM {{blocked}} AS waits WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[]) AND NOT EXISTS (
+    SELECT FROM {{dependencies}} AS left_over WHERE left_over.job_id = waits.job_id
+      AND (left_over.outcome IS NULL OR NOT {_PASSES}))
+  RETURNING job_id, schedule_at
+), released AS (
+  UPDATE {{table}} AS job SET schedule_at = greatest(free.schedule_at, {_NOW}) FROM free
+  WHERE job.id = ANY (ARRAY(SELECT job_id FROM free)) AND job.id = free.job_id AND job.q_name = :q_name::text
+    AND num_nulls(job.dequeued_at, job.leased_until) = 2 AND job.schedule_at = 'infinity'
+  RETURNING job.id
+)
+SELECT id, pg_notify(:channel::text, '')::text FROM released"""
+
+    @composed()
+    def forget_orphans(self) -> str:
+        """Delete what belongs to jobs that wait no longer, because they were deleted or changed.
+
+        Rows that another session has locked are skipped.
+        """
+        waiting = (
+            "EXISTS (SELECT FROM {table} AS job WHERE job.id = {row}.job_id AND job.q_name = :q_name::text"
+            f" AND {_WAITS})"
+        )
+        return f"""
+WITH gone AS (
+  DELETE FROM {{dependencies}} WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[]) AND (job_id, parent_id) IN (
+    SELECT job_id, parent_id FROM {{dependencies}} AS edge WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[])
+      AND NOT {waiting.replace("{row}", "edge")} FOR UPDATE SKIP LOCKED)
+  RETURNING job_id
+), freed AS (
+  DELETE FROM {{blocked}} WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[]) AND job_id IN (
+    SELECT job_id FROM {{blocked}} AS waits WHERE {OF_QUEUE} AND job_id = ANY (:ids::bigint[])
+      AND NOT {waiting.replace("{row}", "waits")} FOR UPDATE SKIP LOCKED)
+  RETURNING job_id
+)
+SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
+
+    @composed()
+    def find_blocked(self) -> str:
+        """Return a locked job that waits."""
+        return f"SELECT {JOB} FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITS}"
+
+    @composed()
+    def bury_blocked(self) -> str:
+        """Make a dead letter of a locked job that waits."""
+        return buried(f"DELETE FROM {{table}} WHERE id = :id::bigint AND {OF_QUEUE} AND {_WAITS} RETURNING *")
+
+    @composed()
+    def mark_deleted(self) -> str:
+        """Mark how an awaited job ended that this transaction has deleted; the trigger cannot see that."""
+        return (
+            "UPDATE {dependencies} SET outcome = :outcome::text WHERE parent_id = :id::bigint AND outcome = 'done'"
+            " RETURNING job_id"
+        )
+
+    @composed()
+    def queues_with_ended_parents(self) -> str:
+        """Return the queues of a list in which jobs may no longer wait. This statement only reads."""
+        probe = ENDED_PARENT.replace(OF_QUEUE, "q_name = listed.name")
+        return f"SELECT name FROM unnest(:names::text[]) AS listed (name) WHERE {probe}"
+
+    # Results of parents.
+
+    @composed()
+    def size_of_results(self) -> str:
+        """Return how many bytes the results of some jobs have. This statement only reads."""
+        size = "coalesce(octet_length(data::text), 0) + coalesce(octet_length(payload), 0)"
+        return f"SELECT coalesce(sum({size}), 0)::bigint FROM {{results}} WHERE {_DONE}"
+
+    @composed()
+    def find_results(self) -> str:
+        """Return the results of some jobs. This statement only reads."""
+        return f"SELECT job_id, data::text, payload, serializer FROM {{results}} WHERE {_DONE} ORDER BY job_id"
+
+    # For people who look at a job or a table.
+
+    @composed()
+    def open_parents(self) -> str:
+        """Return the first parents that a job waits for, and the number of all. This statement only reads."""
+        return """
+SELECT parent_id, count(*) OVER () FROM {dependencies} WHERE job_id = :id::bigint AND outcome IS NULL
+ORDER BY parent_id LIMIT :n::bigint"""
+
+    @composed()
+    def count_blocked(self) -> str:
+        """Count the jobs that wait for other jobs, by queue. This statement only reads."""
+        return (
+            "SELECT q_name, count(*) FROM {blocked} WHERE :q_name::text IS NULL OR q_name = :q_name::text"
+            " GROUP BY q_name ORDER BY q_name"
+        )
+
+    @composed()
+    def lost_parents(self) -> str:
+        """Return jobs that wait for parents without a row, the first of them. This statement only reads."""
+        state = _state_of("edge.parent_id", "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)")
+        return f"""
+SELECT job_id, parent_id FROM (
+  SELECT job_id, parent_id, parent_put_at FROM {{dependencies}} WHERE outcome IS NULL AND NOT polled LIMIT 10000
+) AS edge WHERE {state} IS DISTINCT FROM 'open' LIMIT :n::bigint"""

@@ -1,0 +1,410 @@
+"""Jobs that wait for other jobs: when they run, and what happens to them if a job that they wait for fails."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from pqcore import After, Dedup
+from pqcore.db.session import Session
+from pqcore.errors import ConfigurationError, DuplicateJob, JobNotFound
+from pqcore.sql.identifiers import TableName
+from pqcore.tasks import current
+from pqcore.testing.harness import Harness
+
+RETENTIONS = ("keep", "delete", "archive")
+
+
+def left(harness: Harness) -> tuple[int, int]:
+    """Return how many jobs wait for others, and for how many parents, as stored."""
+    names = TableName("queue", harness.schema)
+    [[jobs, parents]] = harness.sql(
+        f"SELECT (SELECT count(*) FROM {names.related('_blocked')}),"
+        f" (SELECT count(*) FROM {names.related('_dependencies')})"
+    )
+    return int(jobs), int(parents)
+
+
+def finish(queue: Any) -> Any:
+    """Lease the next job and acknowledge it; return its data."""
+    job = queue.lease(timeout=0, duration=60)
+    if job is None:
+        return None
+    queue.ack(job)
+    return job.data
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_job_runs_after_all_parents_are_done(harness: Harness, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    a, b = queue.put("a"), queue.put("b")
+    child = queue.put("child", after=[a, b])
+    assert queue.status(child) == "scheduled"
+    assert (queue.stats().scheduled, queue.stats().blocked, queue.stats().ready) == (1, 1, 2)
+    [cause] = [cause for cause in queue.explain(child).causes if cause.code == "waits_for_jobs"]
+    assert (cause.text, cause.jobs) == (f"It waits for jobs {a}, {b}.", (a, b))
+    assert finish(queue) == "a"
+    assert queue.explain(child).text.startswith(f"It waits for job {b}.")
+    job = queue.lease(timeout=0, duration=60)
+    assert (job.data, queue.get(block=False), len(queue)) == ("b", None, 0)
+    queue.ack(job)
+    assert (finish(queue), finish(queue), left(harness)) == ("child", None, (0, 0))
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_get_of_the_last_parent_releases_the_job(harness: Harness, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    child = queue.put("child", after=queue.put("a"))
+    assert [queue.get(block=False).data for _ in range(2)] == ["a", "child"]
+    assert (queue.get(block=False), left(harness), child > 0) == (None, (0, 0), True)
+
+
+def test_grandchild_runs_after_the_child(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    b = queue.put("b", after=[a])
+    queue.put("c", after=[a, b])
+    assert [finish(queue) for _ in range(4)] == ["a", "b", "c", None]
+
+
+def test_job_waits_for_jobs_of_other_queues(harness: Harness) -> None:
+    pq = harness.pq()
+    ones, others = pq["ones"], pq["others"]
+    others.put("child", after=[ones.put("a"), ones.put("b")])
+    assert (finish(others), finish(ones), finish(others), finish(ones)) == (None, "a", None, "b")
+    assert finish(others) == "child"
+
+
+def test_waiting_consumer_is_woken_when_the_last_parent_ends(harness: Harness) -> None:
+    pq = harness.pq()
+    ones, others = pq["ones"], pq["others"]
+    others.put("child", after=ones.put("a"))
+    with harness.thread(lambda: others.get(timeout=30)) as join:
+        harness.eventually(lambda: harness.waiting() or not harness.bounded(others))
+        assert finish(ones) == "a"
+        assert join().data == "child"
+
+
+def test_job_whose_parents_are_done_is_put_as_usual(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    assert finish(queue) == "a"
+    child = queue.put("child", after=[a])
+    assert (queue.status(child), left(harness), finish(queue)) == ("ready", (0, 0), "child")
+
+
+def test_empty_list_of_parents_is_no_parent(harness: Harness) -> None:
+    queue = harness.queue()
+    assert queue.status(queue.put("child", after=[])) == "ready"
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "state"), [("dead", "dead"), ("run", "ready"), ("cancel", None)], ids=["dead", "run", "cancel"]
+)
+@pytest.mark.parametrize("end", ["bury", "cancel", "clear", "bury before the put"])
+def test_failure_of_a_parent_has_the_chosen_effect(
+    harness: Harness, on_failure: Any, state: str | None, end: str
+) -> None:
+    pq = harness.pq()
+    ones, others = pq["ones"], pq["others"]
+    a = ones.put("a")
+    job: Any = ones.lease(timeout=0, duration=60) if "bury" in end else None
+    if end == "bury before the put":
+        job.bury("no luck")
+    child = others.put("child", after=[After(a, on_failure), others.put("b")])
+    if end == "bury":
+        job.bury("no luck")
+    elif end == "cancel":
+        assert ones.cancel(a)
+    elif end == "clear":
+        ones.clear()
+    assert finish(others) == "b"
+    assert finish(others) == ("child" if on_failure == "run" else None)
+    if on_failure == "dead":
+        letter = others.dead.get(child)
+        what = {"cancel": "was cancelled", "clear": "was deleted before it was done"}.get(end, "is a dead letter")
+        assert letter.reason == "parent"
+        assert letter.error["message"] == f"job {a}, which this job waited for, {what}"
+        assert others.explain(child).causes[0].code == "dead_parent"
+        assert others.dead.retry(child) == 1
+        assert finish(others) == "child"
+    elif on_failure == "cancel":
+        with pytest.raises(JobNotFound):
+            others.status(child)
+    assert left(harness) == (0, 0)
+
+
+def test_failure_passes_on_to_the_grandchild(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    b = queue.put("b", after=[a])
+    c = queue.put("c", after=[b])
+    queue.lease(timeout=0, duration=60).bury("no luck")
+    assert [finish(queue) for _ in range(3)] == [None, None, None]
+    assert [queue.dead.get(job).error["message"].partition(",")[0] for job in (b, c)] == [f"job {a}", f"job {b}"]
+
+
+def test_parent_that_is_retried_is_still_waited_for(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("child", after=[queue.put("a")])
+    queue.lease(timeout=0, duration=60).nack()
+    assert [finish(queue) for _ in range(3)] == ["a", "child", None]
+
+
+def test_running_parent_is_waited_for_and_can_be_ended_meanwhile(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("a")
+    job = queue.lease(timeout=0, duration=60)
+    with queue:
+        queue.put("child", after=[job.id])
+        other = harness.pq(create=False)["q"]
+        held = other.put("held")
+        assert held > 0
+        queue_two = harness.pq(create=False)["q"]
+        queue_two.ack(job)  # waits for nothing
+    assert sorted([finish(queue), finish(queue)]) == ["child", "held"]
+    assert left(harness) == (0, 0)
+
+
+def test_missing_parent_is_refused(harness: Harness) -> None:
+    queue = harness.queue()
+    with pytest.raises(JobNotFound, match="would wait for job 4711"):
+        queue.put("child", after=[queue.put("a"), 4711])
+    assert queue.status(queue.put("child", after=[After(4711, "run")])) == "ready"
+    assert [finish(queue) for _ in range(3)] == ["a", "child", None]
+
+
+@pytest.mark.parametrize("after", ["7", {"a": 1}, [1.5], [None], [True], 1.5])
+def test_value_that_is_no_id_is_refused(harness: Harness, after: Any) -> None:
+    queue = harness.queue()
+    with pytest.raises(ConfigurationError):
+        queue.put("child", after=after)
+    assert len(queue) == 0
+
+
+def test_parent_with_two_policies_is_refused(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    with pytest.raises(ConfigurationError, match="name each job once"):
+        queue.put("child", after=[a, After(a, "run")])
+    with pytest.raises(ConfigurationError, match="on_failure is 'bury'"):
+        After(a, "bury")  # type: ignore[arg-type]
+    queue.put("child", after=[a, a])
+    assert [finish(queue), finish(queue)] == ["a", "child"]
+
+
+def test_parent_of_another_table_is_refused(harness: Harness) -> None:
+    queue = harness.task_queue()
+    other = harness.tasks(table="others")["q"]
+
+    @other.task()
+    def work(job_id: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="cannot wait for it"):
+        queue.put("child", after=[work()])
+
+
+def test_dedup_key_that_is_taken_leaves_its_holder_as_it_is(harness: Harness) -> None:
+    queue = harness.queue()
+    a, holder = queue.put("a"), queue.put("holder", dedup="key")
+    assert queue.put("child", after=[a], dedup="key") == holder
+    with pytest.raises(DuplicateJob):
+        queue.put("child", after=[a], dedup=Dedup("key", on_conflict="error"))
+    with pytest.raises(ConfigurationError, match="on_conflict='replace'"):
+        queue.put("child", after=[a], dedup=Dedup("key", on_conflict="replace"))
+    child = queue.put("child", after=[holder], dedup=Dedup("other", until=60))
+    assert left(harness) == (1, 1)
+    assert queue.put("again", dedup=Dedup("other", until=60)) == child
+    assert [finish(queue) for _ in range(4)] == ["a", "holder", "child", None]
+
+
+def test_replaced_job_waits_no_longer(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    child = queue.put("child", after=[a], dedup="key")
+    assert queue.put("new", dedup=Dedup("key", on_conflict="replace")) == child
+    assert sorted([finish(queue), finish(queue)]) == ["a", "new"]
+    assert (finish(queue), left(harness)) == (None, (0, 0))
+
+
+def test_parents_and_child_are_put_in_one_transaction(harness: Harness) -> None:
+    queue = harness.queue()
+    with queue:
+        child = queue.put("child", after=[queue.put("a"), queue.put("b")])
+    assert [finish(queue) for _ in range(4)] == ["a", "b", "child", None]
+    with pytest.raises(JobNotFound), queue:
+        queue.put("lost", after=[queue.put("child", after=[queue.put("a")]), 4711])
+    assert (left(harness), finish(queue), child > 0) == ((0, 0), None, True)
+
+
+def test_rollback_of_the_put_leaves_the_parent_as_it_was(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    connection = harness.connect()
+    connection.begin()
+    queue.put("child", after=[a], connection=connection.raw)
+    connection.rollback()
+    assert [finish(queue), finish(queue), left(harness)] == ["a", None, (0, 0)]
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_put_does_not_wait_for_a_parent_that_a_transaction_has_taken(harness: Harness, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    a = queue.put("a")
+    other = harness.pq(create=False).queue("q", retention=retention)
+    with queue:
+        assert queue.get(block=False).data == "a"
+        other.put("child", after=[a])
+        assert finish(other) is None
+    assert (finish(other), other.dead.count(), left(harness)) == ("child", 0, (0, 0))
+
+
+def test_parent_whose_transaction_rolls_back_is_still_waited_for(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    other = harness.pq(create=False)["q"]
+
+    def fail() -> None:
+        other.put("child", after=[queue.get(block=False).id])
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), queue:
+        fail()
+    assert (finish(other), finish(other), finish(other), a > 0) == ("a", "child", None, True)
+
+
+def test_cancelled_child_leaves_nothing(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    child = queue.put("child", after=[a])
+    assert queue.cancel(child)
+    assert (left(harness), finish(queue), finish(queue)) == ((0, 0), "a", None)
+
+
+def test_last_parents_that_end_together_release_the_job_once(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("child", after=[queue.put(n) for n in range(8)])
+    jobs = queue.lease_many(8, 60, timeout=0)
+    ones = [harness.pq(create=False)["q"] for _ in jobs]
+    harness.at_once(*[lambda one=one, job=job: one.ack(job) for one, job in zip(ones, jobs, strict=True)])
+    assert (finish(queue), finish(queue), left(harness)) == ("child", None, (0, 0))
+
+
+def test_last_parents_in_open_transactions_release_the_job(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put("child", after=[queue.put("a"), queue.put("b")])
+    one, other = queue.lease_many(2, 60, timeout=0)
+    first, second = harness.connect(), harness.connect()
+    for connection, job in ((first, one), (second, other)):
+        connection.begin()
+        queue.ack(job, connection=connection.raw)  # neither sees the end of the other
+    assert finish(queue) is None
+    first.commit()
+    assert finish(queue) is None
+    second.commit()
+    assert (finish(queue), finish(queue)) == ("child", None)
+
+
+def test_times_limits_and_groups_of_the_child_hold_after_its_release(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    late = queue.put("late", schedule_at="1h", after=[a])
+    queue.put("limited", limits={"key": 1}, priority=5, expected_at="1h", after=[a])
+    assert finish(queue) == "a"
+    assert (finish(queue), finish(queue), queue.status(late)) == ("limited", None, "scheduled")
+
+
+def test_jobs_that_wait_and_awaited_jobs_stay_when_others_are_moved(harness: Harness) -> None:
+    pq = harness.pq()
+    ones, others = pq["ones"], pq["others"]
+    a = ones.put("a")
+    ones.put("child", after=[a])
+    ones.put("free")
+    assert ones.move(others) == 1
+    assert (finish(others), finish(ones), finish(ones)) == ("free", "a", "child")
+
+
+def test_function_reads_the_results_of_the_parents(harness: Harness) -> None:
+    queue = harness.task_queue()
+    heard: list[dict[int, Any]] = []
+
+    async def read(job_id: int) -> None:
+        found = current().results_of_parents()
+        heard.append(await found if inspect.isawaitable(found) else found)
+
+    def returned(job_id: int, number: int) -> list[int]:
+        return [number]
+
+    work, last = queue.task(keep_result="1h")(returned), queue.task()(read)
+    a, b, c = work(1), work(2), work(3, _keep_result=None)
+    last(_after=[a, b, c])
+    last()
+    harness.drain(queue)
+    assert sorted(heard, key=len) == [{}, {a: [1], b: [2]}]
+
+
+def test_job_waits_for_ten_thousand_parents(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = harness.queue()
+    parents = queue.put_many(range(10_000))
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
+        names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(Session, "execute", noted)
+    queue.put("child", after=parents)
+    assert [name for name in names if name not in ("begin", "commit")] == ["await_parents", "put_blocked"]
+    names.clear()
+    while jobs := [job for job in queue.lease_many(1000, 60, timeout=0) if job.data != "child"]:
+        assert queue.ack_many(jobs) == []
+    assert left(harness) == (0, 0)
+    assert names.count("ack_keep") == 10
+    assert len(names) < 100
+    with pytest.raises(ConfigurationError, match="more than 10,000 jobs"):
+        queue.put("child", after=range(1, 10_002))
+
+
+def test_put_and_end_of_other_jobs_send_no_further_statement(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = harness.queue()
+    queue.put("first")
+    assert finish(queue) == "first"
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
+        names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(Session, "execute", noted)
+    queue.put("a")
+    job = queue.lease(timeout=0, duration=60)
+    queue.ack(job)
+    kinds = [name.partition("_")[0] for name in names if name != "find_lanes"]  # which is due from time to time
+    assert kinds == ["put", "lease", "ack"]
+
+
+def test_worker_runs_tasks_after_their_parents(harness: Harness) -> None:
+    queue = harness.task_queue()
+    done: list[str] = []
+
+    @queue.task()
+    def work(job_id: int, name: str) -> None:
+        if name == "bad":
+            raise ValueError(name)
+        done.append(name)
+
+    a, b = work("a"), work("bad")
+    c = queue.put_call(work.options(after=[a]).call("c"))
+    d = work("d", _after=[After(b, "run"), c])
+    e = queue.put_call(work.options(after=[b]).call("e"))
+    harness.drain(queue)
+    assert done == ["a", "c", "d"]
+    assert ([queue.status(job) for job in (a, b, c, d, e)]) == ["done", "dead", "done", "done", "dead"]
+    with pytest.raises(ConfigurationError, match="cannot have after"):
+        queue.chain(work.options(after=[a]).call("f"))
+    with pytest.raises(ConfigurationError, match="cannot have after"):
+        queue.put_calls(work.options(after=[a]).call("f"))
