@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pqcore_backends.embedded import EmbeddedServer
 
-from .processes import unpack
+from .processes import revision, unpack
 from .run import Report, Upgrade, from_older, from_pq
 
 COMMIT = "a8d5c0c"
@@ -63,7 +63,7 @@ def main(rows: int, seconds: float, most: float, commit: str, start: str, dsn: s
             show(console, reports[-1], rows)
     if file is not None:
         about = {"rows": rows, "seconds": seconds, "at": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}"}
-        about |= {"cores": os.cpu_count() or 0, "load": os.getloadavg()[1]}
+        about |= {"commit": revision(), "cores": os.cpu_count() or 0, "load": os.getloadavg()[1]}
         file.write_text(json.dumps({**about, "reports": [asdict(report) for report in reports]}, indent=1), "utf-8")
     if any(report.wrong for report in reports):
         raise SystemExit(1)
@@ -82,6 +82,7 @@ def show(console: Console, report: Report, rows: int) -> None:
     console.print(table)
     for name, length in report.steps.items():
         console.print(f"{name}: {length} s")
+    console.print(f"jobs that ran more than once: {report.again}")
     console.print(f"outcomes that workers stored again, because a row was locked: {report.locked}")
     for number, wrong in enumerate(report.wrong):
         if number == 20:

@@ -80,6 +80,14 @@ def unpack(commit: str, folder: Path) -> Build:
     return Build(f"build {commit}", folder)
 
 
+def revision() -> str:
+    """Return the commit of this build; empty if it is no clone."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, check=False
+    )
+    return found.stdout.decode().strip()
+
+
 @dataclass
 class Client:
     """A process that puts or takes jobs; see `client`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Report:
         waits: The longest waits, by phase.
         wrong: What was lost, and what failed; empty if nothing.
         steps: The lengths of the steps, such as the migration, in seconds.
+        again: The number of jobs that ran more than once.
         locked: How often a worker had to store an outcome again, because another one had locked the job's row.
         facts: The size of the table, and the server's version.
     """
@@ -41,6 +43,7 @@ class Report:
     waits: list[Waits] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     steps: dict[str, float] = field(default_factory=dict)
+    again: int = 0
     locked: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -134,6 +137,7 @@ class Upgrade:
         report = self.report
         report.waits = waits(self._phases, events)
         report.wrong += losses(events, tables.jobs_of_run(self.owner, self.rows, dead=True))
+        report.again = sum(number > 1 for number in Counter(e.job for e in events if e.what == "ran").values())
         taken = {event.job for event in events if event.what == "got" and event.job.startswith("row-")}
         finished = tables.finished_rows(self.owner, self.rows)
         if taken != finished:
