@@ -337,6 +337,24 @@ class Harness:
             self.left_out("SESSIONS")
             pytest.skip("not offered: SESSIONS: a pooler in between shares the server's sessions")
 
+    def needs_options(self, dsn: str, setting: str, value: str) -> None:
+        """Skip a scenario whose connections need a setting of the DSN's options, if a pooler in between drops it.
+
+        Only a pooler may do so: ``PQCORE_TEST_PREPARED=yes`` says that there is one, which shares no session.
+        """
+        if os.environ.get("PQCORE_TEST_PREPARED") != "yes":
+            return
+        connection = self._open(dsn)
+        try:
+            [[found]] = connection.sql(f"SELECT current_setting('{setting}')")
+        finally:
+            connection.close()
+        if found != value:
+            import pytest
+
+            self.left_out("OPTIONS")
+            pytest.skip(f"not offered: OPTIONS: a pooler in between drops {setting} from the options of a DSN")
+
     def needs_utf8(self) -> None:
         """Skip a scenario that stores text of several alphabets, if the database's encoding lacks some of them."""
         [[encoding]] = self.sql("SELECT current_setting('server_encoding')")

@@ -42,7 +42,9 @@ def dsn(harness: Harness, level: str) -> str:
 def raised(harness: Harness, level: str) -> str:
     """Return the test's DSN, with a default isolation level."""
     harness.needs_sessions()
-    return with_isolation(harness.dsn, level)
+    dsn = with_isolation(harness.dsn, level)
+    harness.needs_options(dsn, "default_transaction_isolation", level)
+    return dsn
 
 
 def targets(harness: Harness, dsn: str, level: str) -> Iterator[Callable[[], Any]]:
