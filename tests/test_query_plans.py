@@ -100,7 +100,7 @@ def cases() -> Iterator[Case]:
     for n, pages in ((1, 60), (100, 2_700)):  # a probe of each index for each name
         yield Case(SQL.ready_queues, pages, values=(("names", ["jobs", *map("queue {}".format, range(n - 1))]),))
     yield Case(SQL.put, 60)
-    for query in (SQL.put_timed, SQL.put_call, SQL.put_call_timed):
+    for query in (SQL.put_json, SQL.put_timed, SQL.put_call, SQL.put_call_json, SQL.put_call_timed):
         yield Case(query, 60)
     yield Case(SQL.put_many, 2_500, values=(("items", json.dumps([{}] * 100)), ("number", 100), ("fails", True)))
     strings = json.dumps(["{}"] * 100)
