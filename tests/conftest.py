@@ -20,6 +20,7 @@ from pqcore import PQ
 from pqcore.backend_registry import importable
 from pqcore.db.dsn import with_database
 from pqcore.testing.commands import MARK, left_over
+from pqcore.testing.plugin import spare_collected_tests
 
 # Django 5 has no tasks of its own; django-tasks is a package.
 collect_ignore = [] if importable("django.tasks") or importable("django_tasks") else ["test_django_tasks.py"]
@@ -29,6 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SOON = 5.0
 """Seconds within which processes end that the last test told to end."""
 _numbers = itertools.count(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    spare_collected_tests(session)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -497,7 +497,14 @@ class Crew:
         """Wait until each thread has put and taken a number of further jobs."""
         kept = [self.put, *self.got.values()]
         before = [len(jobs) for jobs in kept]
-        eventually(lambda: all(len(jobs) >= than + more for jobs, than in zip(kept, before, strict=True)))
+
+        def found() -> bool:
+            for each in self._working:
+                if each.done():
+                    each.result()  # raises what ended the thread
+            return all(len(jobs) >= than + more for jobs, than in zip(kept, before, strict=True))
+
+        eventually(found)
 
     def taken(self) -> list[str]:
         return [job for jobs in self.got.values() for job in jobs]

@@ -205,6 +205,7 @@ def test_create_says_that_the_role_may_make_no_function(dsn: str, owner: psycopg
     with PQ(dsn) as pq:
         pq.create()
     owner.execute("DELETE FROM pqcore_migrations WHERE version >= 14; DROP FUNCTION pqcore_put")
+    owner.execute("DROP FUNCTION queue_ended CASCADE")
     owner.execute("CREATE ROLE builder LOGIN")
     try:
         tables = owner.execute("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'").fetchall()

@@ -123,55 +123,66 @@ async def _put(
         msg = f"put takes the data of one job, and was given {data!r}; give NewJob objects to put_many"
         raise InvalidCall(msg)
     encoded = queue.encode_row(data)
-    text, payload = encoded
-    own_json = queue.serializer is None and queue.serializer_name == "json"
-    values: dict[str, object] = {
-        "q_name": queue.name,
-        "serializer": queue.serializer_name,
-        "data": text,
-        "payload": payload,
-    }
-    chosen = None if options is None else checked_options(options)
-    if options is not None and options.get("after") is not None:
-        return await _put_after(read, engine, queue, {**values, **(times or {})}, connection, options)
-    if times is not None:
-        values.update(times)
-
-    async def plain(s: Session) -> T:
-        if times is not None:
-            query = s.sql.put_timed if read is read_id else s.sql.put_call_timed
-        elif own_json:
-            query = s.sql.put_json if read is read_id else s.sql.put_call_json
-        else:
-            query = s.sql.put if read is read_id else s.sql.put_call
-        rows = await s.execute(query, query.bind(values))
-        if not rows:
-            raise await not_stored(engine, s, "put")
-        return read(rows[0])
-
-    work, headers, travels = plain, None, times is None
-    if chosen is not None and chosen != _NO_OPTIONS:
-        row, dedup = {**NO_TIMES, **values, **chosen.values()}, chosen.dedup
-
-        async def full(s: Session) -> T:
-            return read(await insert(engine, s, row, dedup))
-
-        work, headers = full, chosen.headers
-        travels = travels and dedup is None and chosen.group is None and chosen.lane is None
-        travels = travels and len(headers or "") < LARGE
-    if travels and connection is None and engine.groups() and len(text or payload or "") < LARGE:
+    work, headers, travels = partial(_insert_plain, read, engine, queue, encoded, times), None, times is None
+    if options is not None:
+        chosen = checked_options(options)
+        if options.get("after") is not None:
+            row = {**_values(queue, encoded), **(times or {})}
+            return await _put_after(read, engine, queue, row, connection, options)
+        if chosen != _NO_OPTIONS:
+            row = {**NO_TIMES, **_values(queue, encoded), **(times or {}), **chosen.values()}
+            work, headers = partial(_insert_chosen, read, engine, row, chosen.dedup), chosen.headers
+            travels = travels and chosen.dedup is None and chosen.group is None and chosen.lane is None
+            travels = travels and len(headers or "") < LARGE
+    if travels and connection is None and engine.groups() and len(encoded.data or encoded.payload or "") < LARGE:
         key = read if headers is None else (read, "headers")
         line = queue.lines.get(key)
         if line is None or not line.is_here():
             line = engine.line(queue.lines, key, Together(partial(_put_together, read, queue, headers is not None)))
         if not line.since:
             return await engine.run_alone(work, line)
-        element = text if queue.writes_json else as_element(encoded)
+        element = encoded.data if queue.writes_json else as_element(encoded)
         answer = await line.join(element if headers is None else f"[{element},{headers}]")
         if answer is _DROPPED:
             raise await engine.run_alone(lambda s: not_stored(engine, s, "put"))
         return await engine.run_alone(work) if answer is ALONE else answer
     return await engine.run(work, connection=connection)
+
+
+async def _insert_plain(
+    read: Callable[[Row], T],
+    engine: Engine,
+    queue: QueueSettings,
+    encoded: Encoded,
+    times: Times | None,
+    s: Session,
+) -> T:
+    """Insert a row without options."""
+    if times is not None:
+        query = s.sql.put_timed if read is read_id else s.sql.put_call_timed
+        values = {**_values(queue, encoded), **times}
+    elif queue.serializer is None and queue.serializer_name == "json":
+        query = s.sql.put_json if read is read_id else s.sql.put_call_json
+        values = {"q_name": queue.name, "data": encoded.data}
+    else:
+        query = s.sql.put if read is read_id else s.sql.put_call
+        values = _values(queue, encoded)
+    rows = await s.execute(query, query.bind(values))
+    if not rows:
+        raise await not_stored(engine, s, "put")
+    return read(rows[0])
+
+
+async def _insert_chosen(
+    read: Callable[[Row], T], engine: Engine, row: dict[str, object], dedup: Dedup | None, s: Session
+) -> T:
+    """Insert a row with options."""
+    return read(await insert(engine, s, row, dedup))
+
+
+def _values(queue: QueueSettings, encoded: Encoded) -> dict[str, object]:
+    text, payload = encoded
+    return {"q_name": queue.name, "serializer": queue.serializer_name, "data": text, "payload": payload}
 
 
 async def _put_after(

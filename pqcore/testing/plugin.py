@@ -6,8 +6,11 @@ test of the suite is collected.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +30,8 @@ pytest.register_assert_rewrite(
 SUITE = "pqcore.testing.suite."
 LONGEST = 180
 """Seconds after which a test of the suite fails, unless pytest-timeout was given another limit."""
+MANY = 200
+"""The number of tests of a run from which on the garbage collector spares them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -183,6 +188,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     if any(_standard(item) for item in session.items):
         _report(session.config).collected([item for item in session.items if _standard(item)])
+        spare_collected_tests(session)
+
+
+def spare_collected_tests(session: pytest.Session) -> None:
+    """Keep the garbage collector from looking at hundreds of tests and their sources each time that it runs."""
+    if len(session.items) >= MANY:
+        with suppress(ImportError):
+            importlib.import_module("hypothesis")  # which looks at the referrers of objects when it is imported
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

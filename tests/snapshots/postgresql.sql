@@ -5875,7 +5875,7 @@ PREPARE "move_hidden" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
-    AND job.awaited IS NOT TRUE
+    AND num_nulls(job.awaited) <> 0
     AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(leased_until, schedule_at), id
     LIMIT $4::bigint
@@ -5912,7 +5912,7 @@ PREPARE "move_ids" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
-    AND job.awaited IS NOT TRUE
+    AND num_nulls(job.awaited) <> 0
     AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY id
     LIMIT $4::bigint
@@ -5946,7 +5946,7 @@ PREPARE "move_parked" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
-    AND job.awaited IS NOT TRUE
+    AND num_nulls(job.awaited) <> 0
     AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY parked_on, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
@@ -5981,7 +5981,7 @@ PREPARE "move_ready" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
-    AND job.awaited IS NOT TRUE
+    AND num_nulls(job.awaited) <> 0
     AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY coalesce(schedule_at, enqueued_at), id
     LIMIT $4::bigint
@@ -6017,7 +6017,7 @@ PREPARE "move_urgent" AS WITH picked AS (SELECT id
       WHERE other.q_name = $3::text
       AND other.dedup_key = job.dedup_key
       AND other.dequeued_at IS NULL)
-    AND job.awaited IS NOT TRUE
+    AND num_nulls(job.awaited) <> 0
     AND job.schedule_at IS DISTINCT FROM 'infinity'
     ORDER BY expected_at, enqueued_at, id
     LIMIT $4::bigint
