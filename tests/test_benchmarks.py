@@ -419,11 +419,11 @@ def test_bench_compares_a_backend_without_a_bare_loop_with_pgbench(
 
 
 def test_bench_judges_a_ratio_by_the_backends_own_targets(pqcore_server: str, register: Callable[..., None]) -> None:
-    register("foreign", PSYCOPG2, ForeignBackend, targets={"put": 7.5})
+    register("foreign", PSYCOPG2, ForeignBackend, targets={"put": 750.0})
     report = measured(pqcore_server, ["foreign"], ["targets:put"])
     [short] = verdicts.failures(report, verdicts.Rules(floors=False))
     assert str(short).startswith("foreign, put FALLS SHORT: ")
-    assert "target 7.5" in str(short)
+    assert "target 750" in str(short)
 
 
 @pytest.mark.parametrize("own", [{"puts": 0.8}, {"put": "fast"}, {"put": 0}, 0.8], ids=repr)
@@ -580,22 +580,19 @@ def test_bench_fails_a_backend_with_one_round_trip_more_at_every_operation(
 
     report = measured(pqcore_server, ["talkative", "psycopg"], ["targets"])
     rules = verdicts.Rules(floors=False)
-    passed = set()
+    passed, round_trips = set(), {}
     for row in report["targets"]:
-        if row["backend"] == "talkative":
+        round_trips[row["backend"], row["operation"]] = row["wire"]["round_trips"]
+        if row["backend"].startswith("talkative"):
             assert short(row), row
             assert verdicts.verdict(row, rules) == "FALLS SHORT"
         elif not short(row):
             passed.add((row["backend"], row["operation"]))
     # On a busy machine, the jobs of a worker end in smaller groups, which takes more statements.
-    wanted = {(label, name) for label in ("psycopg", "psycopg-async") for name in bounds.TARGETS}
-    for _ in range(10):
-        if passed == wanted:
-            break
-        assert {name for _, name in wanted - passed} == {"worker"}
-        again = measured(pqcore_server, ["psycopg"], ["targets:worker"])["targets"]
-        passed |= {(row["backend"], "worker") for row in again if not short(row)}
-    assert passed == wanted
+    assert passed >= {
+        (each, name) for each in ("psycopg", "psycopg-async") for name in bounds.TARGETS if name != "worker"
+    }
+    assert round_trips["talkative", "worker"] > round_trips["psycopg", "worker"]
 
 
 def test_bench_exit_code_says_that_a_target_is_undecided(
@@ -1432,7 +1429,7 @@ def test_bench_pgbench_runs_the_statements_of_pqcore(pqcore_server: str) -> None
     script = pgbench.SCRIPTS["get"].text(made)
     assert script == made.get.sql.replace("$1", ":q_name") + ";\n"
     assert pgbench.SCRIPTS["transactional_get"].text(made) == f"BEGIN;\n{script}COMMIT;\n"
-    assert "NULL::bytea" in pgbench.SCRIPTS["put"].text(made)
+    assert ":data::text" in pgbench.SCRIPTS["put"].text(made)
     assert ":items::text" in pgbench.SCRIPTS["put_many"].text(made)
     lease, ack = pgbench.SCRIPTS["lease_ack"].text(made).split("\\gset\n")
     assert made.lease.sql.replace("$1", ":q_name").replace("$2", ":lease") in lease
