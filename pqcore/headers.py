@@ -127,7 +127,7 @@ def _check_token(token: Any) -> None:
 
 def _check_chain(links: Any) -> None:
     if not isinstance(links, list):
-        raise TypeError("no list")
+        raise TypeError("it is not a list")
     for link in links:
         check_link(link)
 

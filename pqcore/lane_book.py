@@ -2,8 +2,8 @@
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
-time, so that it cannot save up turns, but for a few: jobs of which the end is not stored yet may hold all places under
-its limit for a moment. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on
+time, so that it cannot save up turns. It keeps a few turns for a moment: jobs whose ends are not stored yet may hold
+all places under its limit. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on
 Networking, 1997).
 """
 

@@ -309,7 +309,7 @@ class QueueSettings:
                 loads = self.converters[written_by][1]
                 return lambda raw: loads(self.decode(raw))
             return self.decode if written_by == "json" else _installed(written_by).loads
-        for each in self.accept:  # or a serializer with another name that reads the same format
+        for each in self.accept:  # an accepted serializer with another name may read the same format
             if isinstance(each, str) and each not in self.converters:
                 with suppress(Unreadable):
                     found = _installed(each)

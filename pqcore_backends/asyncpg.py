@@ -58,11 +58,11 @@ class AsyncpgSession:
     def usable(self) -> bool:
         try:
             return not self.connection.is_closed()
-        except asyncpg.InterfaceError:  # a pool takes its proxy away from a lost connection
+        except asyncpg.InterfaceError:  # the pool has detached its proxy from a lost connection
             return False
 
     async def alive(self) -> bool:
-        return self.usable()  # `execute` notices what the event loop has not noticed yet
+        return self.usable()  # `execute` notices a loss that the event loop has not noticed yet
 
     async def _answer(self, send: Callable[..., Awaitable[T]], *arguments: Any, again: bool = False) -> T:
         """Await the answer to the call of a method.
@@ -229,7 +229,7 @@ class AsyncpgBackend:
         return AsyncpgSession(connection)
 
     def pool_size(self, pool: Any) -> int:
-        # Preparing and executing are two round trips, even if nothing is cached.
+        # asyncpg prepares and executes in two round trips: in a shared session, another client may come in between.
         return int(bare(pool).get_max_size())
 
     async def acquire(self, pool: Any) -> AsyncpgSession:

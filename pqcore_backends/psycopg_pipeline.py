@@ -99,7 +99,7 @@ def drain(pgconn: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     with suppress(psycopg.OperationalError):
         if pgconn.pipeline_status:
-            pgconn.pipeline_sync()  # the interrupt may have come before the first one; a second one is harmless
+            pgconn.pipeline_sync()  # the interrupt may have come before the first Sync; a second Sync is harmless
         while (left := deadline - time.monotonic()) > 0:
             pgconn.flush()
             pgconn.consume_input()

@@ -43,11 +43,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 @click.option(
     "--list", "listing", is_flag=True, help="Show scenarios, backends and their targets, and measure nothing."
 )
-@click.option("--quick", "scale", flag_value="quick", help="Take about two minutes.")
-@click.option("--full", "scale", flag_value="full", help="Take hours, with more rounds and larger tables.")
-@click.option(
-    "--rounds", metavar="N", type=click.IntRange(min=1), help="Turns that each contender gets in each workload."
-)
+@click.option("--quick", "scale", flag_value="quick", help="Run for about two minutes.")
+@click.option("--full", "scale", flag_value="full", help="Run for hours, with more rounds and larger tables.")
+@click.option("--rounds", metavar="N", type=click.IntRange(min=1), help="How often each contender runs each workload.")
 @click.option(
     "--concurrency",
     metavar="N,M",
@@ -80,7 +78,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail if a ratio is below this: to a bare loop, or with --compare or --against, to the older build.",
+    help="Fail if a ratio to a bare loop is below this; with --compare or --against, a ratio to the older build.",
 )
 @click.option(
     "--json",

@@ -148,8 +148,8 @@ _ids = click.argument("job_ids", type=job_id_type, nargs=-1, metavar="[ID]...")
 
 @dead.command(cls=IdCommand)
 @_ids
-@click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
-@click.option("--reason", type=click.Choice(dead_letters.REASONS), help="Take all dead letters with this reason.")
+@click.option("--all", "everything", is_flag=True, help="Retry all dead letters of the queue.")
+@click.option("--reason", type=click.Choice(dead_letters.REASONS), help="Retry all dead letters with this reason.")
 @chosen_queue_option
 @yes_option
 @json_option
@@ -178,7 +178,7 @@ def retry(
 
 @dead.command(cls=IdCommand)
 @_ids
-@click.option("--all", "everything", is_flag=True, help="Take all dead letters of the queue.")
+@click.option("--all", "everything", is_flag=True, help="Delete all dead letters of the queue.")
 @click.option(
     "--older-than",
     metavar="TIME",

@@ -41,20 +41,20 @@ ANSWER_TIMEOUT = 30.0
 @targets_argument
 @queues_option
 @modules_option
-@port_option("Serve the page on this port of 127.0.0.1; 0 for any that is free.")
+@port_option("Serve the page on this port of 127.0.0.1; 0 picks a free one.")
 @click.option(
     "--data",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the server's data in this folder; without it, they are gone at the end.",
+    help="Keep the server's data in this folder; without it, the data is deleted at the end.",
 )
 def dev(
     targets: tuple[str, ...], queues: tuple[str, ...], modules: tuple[str, ...], port: int, data: Path | None
 ) -> None:
     """Try an application, with a server, a worker and the page.
 
-    An embedded PostgreSQL is started, and PQCORE_DSN and DATABASE_URL lead to it when the modules of the targets are
-    imported. The table is made, a worker runs the jobs of the queues, and the web page shows them. Ctrl-C ends
+    The command starts an embedded PostgreSQL, and sets PQCORE_DSN and DATABASE_URL to its address before it imports the
+    modules of the targets. It makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends
     everything. This is for trials: everybody on this machine can use the server and the page.
     """
     from pqcore.cli.targets import load_queues, look_here  # imports tasks, as the worker does

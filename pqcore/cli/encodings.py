@@ -38,7 +38,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     show_default=True,
     help="Rows in one transaction, at most.",
 )
-@click.option("--all", "every", is_flag=True, help="Also re-encode data that is already as its queue writes it.")
+@click.option("--all", "every", is_flag=True, help="Also re-encode data that already has its queue's encoding.")
 @click.option(
     "--wait",
     metavar="TIME",

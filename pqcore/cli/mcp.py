@@ -52,7 +52,7 @@ def mcp(
 ) -> None:
     """Serve the Model Context Protocol, over stdin and stdout.
 
-    Its tools read queues.
+    The server offers tools that read queues.
 
     Without --allow-changes, no tool changes anything.
     """

@@ -130,7 +130,7 @@ chosen_queue_option = click.option(
     "--queue", metavar="NAME", help="The queue of the dead letters; required, unless IDs are given."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, one object per line.")
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 
 
 import_option = click.option(

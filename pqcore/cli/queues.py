@@ -83,7 +83,12 @@ def _input() -> Any:
 @click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
 @click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")
 @click.option(
-    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="At most N jobs run concurrently."
+    "--limit",
+    "limits",
+    metavar="NAME=N",
+    multiple=True,
+    callback=_numbers,
+    help="At most N jobs under limit NAME run concurrently.",
 )
 @click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="A header; repeatable.")
 @json_option
@@ -319,7 +324,7 @@ def list_(
 @json_option
 @with_database
 def purge(database: Database, queue: str, older_than: float, yes: bool, as_json: bool) -> None:
-    """Delete finished rows. This covers the table and the archive."""
+    """Delete finished rows from the table and the archive."""
     settings = database.queue(queue)
     which = f"that were finished over {older_than:g} seconds ago" if older_than else "that are finished"
     confirm(f"Delete all rows of {printable(queue)!r} {which}, for good?", yes=yes)

@@ -26,12 +26,12 @@ NONE = "none"
 def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for the object of a pause."""
     for option in (
-        click.option("--group", metavar="NAME", help="Pause only jobs of this group, for workers and leases."),
-        click.option("--limit", metavar="NAME", help="Pause only jobs under this limit, for workers and leases."),
+        click.option("--group", metavar="NAME", help="Only jobs of this group; pqcore get ignores this pause."),
+        click.option("--limit", metavar="NAME", help="Only jobs under this limit; pqcore get ignores this pause."),
         click.option(
             "--task",
             metavar="PATH",
-            help="Pause only calls of this task, as in app.tasks.send, for workers and leases.",
+            help="Only calls of this task, as in app.tasks.send; pqcore get ignores this pause.",
         ),
     ):
         function = option(function)
@@ -49,7 +49,7 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @click.command()
 @queue_option
 @_what_options
-@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: at pqcore resume]")
+@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: until pqcore resume]")
 @json_option
 @with_database
 def pause(
@@ -120,7 +120,7 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
     """Set how many jobs under a limit run concurrently.
 
-    NAME is the limit. The number overrides the numbers of the puts.
+    NAME is the limit. N overrides the numbers that puts give.
     """
     _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
 

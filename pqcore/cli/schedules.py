@@ -69,7 +69,7 @@ def _arguments(ctx: click.Context, param: click.Parameter, text: str) -> Any:
     type=click.Choice(["latest", "all", "skip"]),
     default="latest",
     show_default=True,
-    help="Ticks that are put later if no worker ran.",
+    help="Which ticks put their jobs later, if no worker ran when they were due.",
 )
 @click.option("--priority", metavar="N", type=int, default=0, help="The priority of the jobs.")
 @json_option

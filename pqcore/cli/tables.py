@@ -121,7 +121,7 @@ def _kept(text: str | float | None) -> float | None:
     "--roles", is_flag=True, help="Also make database roles with the rights of producers, consumers and admins."
 )
 @click.option(
-    "--role-prefix", metavar="NAME", help="With --roles: begin their names with this, not with the table's name."
+    "--role-prefix", metavar="NAME", help="With --roles: begin the roles' names with NAME, not the table's name."
 )
 @click.option("--partitions", metavar="N", type=int, help="Split a new table into N partitions, by the queue's name.")
 @click.option(
@@ -191,7 +191,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
     if as_sql and check:
         raise click.UsageError("give --sql or --check, not both")
     if check and set_sequences:
-        raise click.UsageError("give --check or --set-sequences, not both: pqcore doctor checks sequences")
+        raise click.UsageError("--check cannot go with --set-sequences: pqcore doctor checks sequences")
     table = database.table
     found = database.call(schema_info.version)
     if check:
@@ -262,7 +262,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 @click.option(
     "--queue",
     metavar="NAME",
-    help="Set the times for this queue; without it, for all queues without a setting.",
+    help="Set the times for this queue; without it, for all queues without times of their own.",
 )
 @click.option("--finished", metavar="TIME", help="How long to keep finished rows, as in 7d; 'none' keeps all.")
 @click.option("--dead", metavar="TIME", help="How long to keep dead letters, as in 90d; 'none' keeps all.")

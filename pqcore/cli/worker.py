@@ -107,7 +107,7 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="2s",
     show_default=True,
-    help="Time between two looks of an idle worker, if no notification wakes it.",
+    help="Time after which an idle worker looks for jobs, even without a notification.",
 )
 @click.option(
     "--prefetch",
@@ -115,7 +115,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=1_000,
     show_default=True,
-    help="Jobs to fetch ahead from each queue, at most, while jobs are short.",
+    help="Jobs to fetch ahead from each queue, at most, if jobs run fast.",
 )
 @click.option(
     "--prefetch-bytes",
@@ -138,14 +138,14 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="20s",
     show_default=True,
-    help="Close a connection after this time without an answer.",
+    help="Close a connection that leaves a statement unanswered for this time.",
 )
 @click.option(
     "--keep-errors",
     type=click.Choice(["all", "type", "none"]),
     default="all",
     show_default=True,
-    help="What is stored of exceptions: 'type' if messages may contain personal data. A task's own option wins.",
+    help="What to store of exceptions; 'type' leaves out messages and tracebacks. A task's own option overrides it.",
 )
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(

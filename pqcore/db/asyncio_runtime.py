@@ -155,7 +155,7 @@ class AsyncioRuntime:
         return kept
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with suppress(RuntimeError):  # no loop runs any more, and open connections end with it
+        with suppress(RuntimeError):  # no event loop runs any more, and open connections end with their loop
             task = asyncio.get_running_loop().create_task(work())
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)

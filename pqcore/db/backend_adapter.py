@@ -91,7 +91,7 @@ class BackendAdapter:
             return self.call_blocking(method, *arguments)
         try:
             return await getattr(self.backend, method)(*arguments)
-        except PQError:  # a PQError may be an OSError, too
+        except PQError:  # not translated again: some PQErrors are OSErrors, which `errors` may include
             raise
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc
@@ -144,7 +144,7 @@ class BackendAdapter:
 
     async def direct(self, session: Session) -> bool:
         """Return whether the server's session belongs to this connection alone; else later sessions prepare nothing."""
-        if Capability.PREPARED in self.sql.missing:  # another engine, which may not know the functions of the check
+        if Capability.PREPARED in self.sql.missing:  # an engine that may lack the check's functions
             return True
         if await session.direct():
             return True
@@ -154,7 +154,7 @@ class BackendAdapter:
                 logger.warning(SHARED if session.shares_session else POOLED)
             self.shares_session = session.shares_session
         if self.prepared is None:
-            # set first, because another thread that sees the change uses this one
+            # set before `prepared`, because a thread that sees `prepared` changed uses this backend
             self.backend = self._make(prepared=False)
             self.prepared = False
         return False

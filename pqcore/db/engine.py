@@ -3,8 +3,8 @@
 One engine serves one `PQ` or `AsyncPQ`. The engine never commits a transaction that it did not begin:
 
 * on an idle connection, an operation is one statement that commits by itself;
-* within ``with queue``, and on a caller's connection with an open transaction, an operation joins, and a failure is
-  rolled back to a savepoint;
+* within ``with queue``, and on a caller's connection with an open transaction, an operation runs in that
+  transaction; if the operation fails, the engine rolls back to a savepoint;
 * with ``connection=``, an operation is only a statement in the caller's transaction.
 """
 
@@ -138,7 +138,7 @@ class Engine(Grouping):
                 if is_pool
                 else AdoptedConnection(opener, given, runtime, pool_timeout)
             )
-        # If servers change between transactions, LISTEN and a waiter's lock would stay with one of them.
+        # Behind a pooler, each transaction may use another session; LISTEN and a waiter's lock would stay in one.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
         self._listeners = self._listen(lambda: listens and not opener.alternates)
         self._group(group_commit)
@@ -255,7 +255,7 @@ class Engine(Grouping):
             return await work
         if not transaction.is_of(self.runtime.task()):
             return await self.runtime.shield(work, undo, transaction.session.abort)
-        try:  # within its own block, the result is rolled back with the block, which is cheaper if nobody is cancelled
+        try:  # a cancellation aborts the task's own block, which is cheaper than a shield
             return await work
         except BaseException as exc:
             if not isinstance(exc, Exception):

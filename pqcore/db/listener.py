@@ -10,7 +10,7 @@ look notifies the waiter if its INSERT saw the lock:
 
 * if the INSERT ran while the lock was held, the waiter hears of it, whenever it commits;
 * if the INSERT ran earlier, and commits after the look, the waiter does not hear of it. A put that commits by itself
-  takes milliseconds between the two. So a waiter that drew its ticket within `SETTLE` seconds of the registration looks
+  commits after milliseconds. So a waiter that drew its ticket within `SETTLE` seconds of the registration looks
   once more. If the transaction is longer, polling finds the job.
 
 The lock is released after nobody has waited for `LINGER` seconds. The release counts as a notification, and so voids

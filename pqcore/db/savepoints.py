@@ -83,7 +83,6 @@ async def undo(session: Session, savepoint: str | None) -> None:
     """
     try:  # the user's exception is propagating, and must not be replaced by another
         if savepoint is None:
-            session.owed = None
             await session.rollback()
         else:
             await session.execute(savepoint_query("ROLLBACK TO", savepoint))

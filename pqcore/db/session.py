@@ -125,8 +125,6 @@ class Session:
         self.lasting = False
         # The former default isolation level, after pqcore has lowered it to READ COMMITTED.
         self.lowered: str | None = None
-        # Functions to call after the open transaction, a block of pqcore's, has committed; None for other transactions.
-        self.owed: list[Callable[[Session], Awaitable[None]]] | None = None
         # Whether the open transaction keeps its first snapshot, whatever is committed meanwhile.
         self.late = False
         # The SAVEPOINT to send with the next statement; None if there is none.
@@ -526,7 +524,7 @@ class Session:
             result: Any = method(*arguments)
             if self.suspends:
                 result = await (bounded(result, self) if self._bounds else result)
-        except PQError:  # a PQError may be an OSError, too
+        except PQError:  # not translated again: some PQErrors are OSErrors, which the driver's errors may include
             raise
         except self._errors as exc:
             raise self._told(exc, doing, commits=doing == "commit") from exc

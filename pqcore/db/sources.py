@@ -125,7 +125,7 @@ class AdoptedPool(SessionSource):
     """
 
     may_have_open_transaction = True
-    seeks_primary = False  # unknown
+    seeks_primary = False  # whether the pool's connections seek a primary is unknown
 
     def __init__(self, opener: BackendAdapter, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener

@@ -1,7 +1,7 @@
 """The transaction blocks of threads and tasks. pqcore never commits a transaction that it did not begin.
 
-Within ``with queue``, and on a caller's connection with an open transaction, an operation joins, and a failure is
-rolled back to a savepoint.
+Within ``with queue``, and on a caller's connection with an open transaction, an operation runs in that transaction.
+If the operation fails, pqcore rolls back to a savepoint.
 """
 
 from __future__ import annotations
@@ -255,7 +255,6 @@ class Transactions(ABC):
                 return "pq_0"
             loan.idle = True
             await session.begin()
-            session.owed = []
         except BaseException as exc:
             await self._failed(loan, exc)
             raise
@@ -286,7 +285,6 @@ class Transactions(ABC):
                     except TransientError as exc:
                         await make_room(transaction.session, exc)
                         raise
-                    await self._pay(transaction.session)
                 else:
                     await transaction.session.execute(savepoint_query("RELEASE", block.savepoint))
             finally:
@@ -301,15 +299,6 @@ class Transactions(ABC):
             raise
         if undone and not failed:
             raise TransactionAborted(SPOILT)
-
-    async def _pay(self, session: Session) -> None:
-        """Run the functions that a block postponed until after its commit."""
-        owed, session.owed = session.owed or (), None
-        for work in owed:
-            try:
-                await work(session)
-            except PQError as exc:  # the block is committed, and no error may hide that
-                logger.warning("a place under a limit stays free until the next sweep: %s", exc)
 
     async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
         """Run the operations that a block has for its end."""

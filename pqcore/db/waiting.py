@@ -45,7 +45,7 @@ class Waiting(Transactions):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
-        self._blind = 0  # the number of waiters that nothing can wake
+        self._blind = 0  # the number of waiters that no notification can wake
 
     @abstractmethod
     def run(

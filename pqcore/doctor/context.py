@@ -13,7 +13,7 @@ from pqcore.doctor.findings import Finding
 from pqcore.operations.activity import STORED
 from pqcore.operations.schema_info import ask
 
-# For partitions, the sums; the options are those of the partition that has the fewest.
+# The figures of partitions are added up; the storage options are those of the partition with the fewest options.
 _FIGURES = f"""
 WITH stored AS (
   SELECT c.oid, c.reloptions, c.relpages FROM pg_class AS c WHERE c.oid IN {STORED}

@@ -26,7 +26,7 @@ async def check_privileges(context: CheckContext) -> list[Finding]:
         schema=names.schema,
     )
     missing, unread = [], []
-    if not may_look:  # the privileges on its tables cannot be asked for by their names
+    if not may_look:  # without USAGE, the server cannot look the tables up by their names
         missing.append(f"GRANT USAGE ON SCHEMA {quote(names.schema or '')} TO {role}")
     places = names.substitutions()
     wanted = {places[place]: _ALL for place in TABLES_OF_JOBS} | {places["migrations"]: _ALL[:1]}

@@ -121,7 +121,7 @@ class Sentry:
 
     @hookimpl
     def pqcore_job_dropped(self, event: JobEvent) -> None:
-        if event.reason == "failed":  # taken with `get`, and not to be retried
+        if event.reason == "failed":  # a job taken with `get`, which is not retried
             _capture(event)
 
 

@@ -340,7 +340,7 @@ class _Attempt:
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""
-        if not self._over:  # if that changes now, the ticket is void, and the call returns immediately
+        if not self._over:  # if `_over` is set after this check, the ticket is void, and the call returns immediately
             await self._engine.wait_for_jobs(queue, ticket, seconds, poll_interval)
         if self._over:
             raise _BrokenOffError

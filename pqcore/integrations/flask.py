@@ -187,7 +187,7 @@ class _InContext:
     "pqcore",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    short_help="Work on the queues of the application.",
+    short_help="Run any pqcore command on the application's queues.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

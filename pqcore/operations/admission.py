@@ -340,7 +340,7 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
         except PQError as exc:
             if in_transaction:
                 raise
-            logger.warning("%r: cannot reserve the limits of a job under several limits: %s", queue.name, exc)
+            logger.warning("%r: cannot reserve places for a job under several limits: %s", queue.name, exc)
             return  # the take is committed, so the caller gets the leased jobs
 
 

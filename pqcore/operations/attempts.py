@@ -134,11 +134,11 @@ class AttemptSweep:
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
-        self._rests = 0  # the sweeps to leave out
+        self._rests = 0  # how many of the next sweeps to skip
         self._begin()
 
     def _begin(self) -> None:
-        self._after = -1  # the id of the last job of the pass
+        self._after = -1  # the id of the last job that this pass has checked
         self._sweeps = self._seen = self._removed = 0
 
     async def run(self, engine: Engine) -> int:

@@ -298,7 +298,7 @@ async def _complete_batch(
     async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
             for outcome in outcomes:
-                buried.pop(id(outcome), None)  # stored by an attempt that was rolled back
+                buried.pop(id(outcome), None)  # an earlier try, which was rolled back, may have added it
             found = await _lock_free(s, queue, outcomes) if free else outcomes
             ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])

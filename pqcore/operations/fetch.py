@@ -83,7 +83,7 @@ async def get(
         if rows:
             break
         woken = False
-        if wake_in == 0.0:  # the jobs that were found may not run, but jobs behind them may
+        if wake_in == 0.0:  # the jobs that were found cannot run yet, but jobs behind them might
             continue
         if not block:
             return rows
@@ -143,7 +143,7 @@ async def look(
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
     """Return the seconds until the next scheduled job is due; None if no job is scheduled."""
     [[_, wake_in, ended]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
-    if ended:  # a parent of jobs that wait, or it may end without a notification
+    if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
         return POLL if wake_in is None else min(float(wake_in), POLL)
     return None if wake_in is None else float(wake_in)
 

@@ -1,6 +1,6 @@
-"""The limits and groups of a queue in use.
+"""The limits and groups that jobs of a queue use.
 
-Their numbers, the jobs that run under them, and the number of waiting jobs.
+For each: how many jobs may run, which jobs run, and how many jobs wait.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class _Putting(Generic[T]):
         inserted in the order of their keys. Rolling back to the savepoint releases the locks on keys.
         """
         sent: list[Chunk] = []
-        reading = False  # the error is one of the caller's iterator, which is at its end now
+        reading = False  # whether an error comes from the caller's iterator, which then cannot be read again
 
         async def attempt(_: Session) -> list[T]:
             nonlocal reading

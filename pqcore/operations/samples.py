@@ -2,8 +2,8 @@
 
 One worker of a table claims a minute, reads the figures, and keeps them. It reads waiting jobs with the statement of
 `stats`, class by class through the partial indexes, so finished jobs cost nothing. It counts finished jobs among the
-last 10,000, as the web page does. Nobody waits for this reading. If a look takes long, as with millions of waiting
-jobs, the next samples are rarer.
+last 10,000, as the web page does. No caller waits for this reading. If a reading takes long, as with millions of
+waiting jobs, more time passes before the next sample.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MOST_QUEUES = 100
 SHORTEST = 60.0
 """The shortest time between two samples, in seconds."""
 REST = 100.0
-"""The shortest time between two samples, as a multiple of the time that a look took: looks take a hundredth of a
-server's time."""
+"""The shortest time between two samples, as a multiple of the time that a reading took: readings take at most a
+hundredth of the time."""
 KEPT = 86_400.0
 """How long samples are kept, in seconds."""
 _COUNTS = ("ready", "scheduled", "leased", "parked", "dead", "finished")
@@ -109,7 +109,7 @@ class Sampling:
         if engine.security is not None:
             return 0  # the figures would lack the jobs that row-level security hides
         [[at, age, took]] = await engine.execute("samples.last_sample", {})
-        # A sample from the future was kept when the server's clock was ahead, and delays no other.
+        # A sample far in the future, kept while the server's clock was ahead, does not delay the next sample.
         if age is not None and -SHORTEST < age < max(SHORTEST, REST * (took or 0.0)):
             return 0
         if not await engine.execute("samples.claim_sample", {"at": at}):

@@ -174,7 +174,7 @@ class _Recorder:
 
     async def commit(self) -> None:
         if self.statements[-2:-1] == ["BEGIN"] and self.statements[-1].startswith("SET LOCAL"):
-            del self.statements[-2:]  # the block only read
+            del self.statements[-2:]  # the block only read, and reads are not recorded
         else:
             self.statements.append("COMMIT")
 
@@ -185,7 +185,7 @@ class _Recorder:
         return False
 
     async def direct(self) -> bool:
-        return True  # psql runs the recorded statements
+        return True  # psql, which runs the recorded statements, is assumed to connect without a pooler
 
     def usable(self) -> bool:
         return self._session.usable()

@@ -207,7 +207,7 @@ async def _take_plain(
             probe = s.sql.empty_get_probe
             [[something_out, wake_in, ended, waits]] = await s.execute(probe, probe.bind(values))
             others = something_out or waits
-        if ended:  # a parent of jobs that wait
+        if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
             others |= await operations.dependencies.settle(engine, queue, s)
             wake_in = POLL if wake_in is None else min(wake_in, POLL)
         if others:
@@ -271,7 +271,8 @@ async def _take_lease(
         except PQError as exc:
             if in_transaction:
                 raise
-            logger.warning("%r: not all due jobs could be leased: %s", queue.name, exc)  # those rows are the caller's
+            # The rows that are leased already are committed, so the caller gets them.
+            logger.warning("%r: not all due jobs could be leased: %s", queue.name, exc)
             break
         if more:
             rows = sorted((*rows, *more), key=_order)

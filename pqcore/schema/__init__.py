@@ -184,8 +184,8 @@ async def create(
     if not await session.direct():  # behind a pooler, a session-level lock may stay with another client's session
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return found
-    # A session-level advisory lock, because concurrent index builds span transactions. The lock is tried repeatedly
-    # instead of waited for: an index build waits for all running statements, and so for one that waits here.
+    # A session-level advisory lock, because concurrent index builds span transactions. The lock is tried repeatedly,
+    # because CREATE INDEX CONCURRENTLY waits for running statements, and so for a statement that waits for this lock.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
     while True:
@@ -335,7 +335,7 @@ async def _apply(session: Session, names: TableName, number: int, partitions: Pa
 async def _build_indexes(session: Session, names: TableName, number: int) -> None:
     """Build the indexes of a version without blocking users of the table."""
     await _drop_invalid(session, names, number, "CONCURRENTLY")
-    alone = not (await _partitions(session, names)).names  # otherwise the server locks the table meanwhile
+    alone = not (await _partitions(session, names)).names  # CREATE INDEX CONCURRENTLY refuses a partitioned table
     for statement in migrations()[number - 1]:
         await session.execute(_query(names, f"migration {number}", statement, rows=False, concurrently=alone))
     await _record(session, names, number)

@@ -86,7 +86,7 @@ def declared_tables(names: TableName) -> list[DeclaredTable]:
     places = names.substitutions()
     tables: dict[str, DeclaredTable] = {}
     made = [each for version in migrations() for each in version]
-    # which includes the columns that were added to it
+    # `RECORD` declares all columns of the table of migrations, so the other statements about that table are left out.
     for statement in [*(each for each in made if "{migrations}" not in each), RECORD]:
         if found := _TABLE.fullmatch(statement):
             tables[found[1]] = _table(_bare(names, places[found[1]]), _parts(found[2]))

@@ -3,7 +3,8 @@
 All rows of a queue are in one partition, with its own indexes and its own VACUUM.
 
 The migrations are written for a table without partitions. This module rewrites what PostgreSQL does not accept for a
-partitioned table. Its primary key includes the partition column, and each partition has its own storage parameters.
+partitioned table. There, the primary key must include the partition column, and each partition has its own storage
+parameters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sequences from which ids are drawn, compared with the existing ids.
 
-Neither logical replication nor a restore of rows alone carries a sequence, and ``TRUNCATE ... RESTART IDENTITY`` sets
-it back. Then ids repeat.
+Neither logical replication nor a restore of rows alone copies a sequence's value, and ``TRUNCATE ... RESTART IDENTITY``
+resets it. Then the sequence gives ids again that other jobs have or had.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Names inside of statements that would hide a queue's table.
+"""Names inside statements that would hide a queue's table.
 
-In SQL, the name of a WITH query or of an alias precedes the table of the same name, unless the table has its
-schema in front. A queue's table may have any name, so a statement gives another name to its part.
+In SQL, the name of a WITH query or of an alias hides a table of the same name, unless the table is written with its
+schema. A queue's table may have any name, so this module renames a WITH query or an alias with the same name.
 """
 
 from __future__ import annotations

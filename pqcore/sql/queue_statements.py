@@ -52,7 +52,7 @@ from pqcore.sql.statement_set import StatementSet, composed, family, from_file
 _PUT_COLUMNS = "q_name, data, payload, serializer, enqueued_at"
 _PUT_VALUES = ":q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp()"
 _PUT = f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) RETURNING"
-# pqcore's own encoder needs two parameters less: drivers take some microseconds for each.
+# With pqcore's own encoder, a put needs two parameters fewer: a driver takes some microseconds for each parameter.
 _PUT_JSON = _PUT.replace(", payload", "").replace(" :payload::bytea,", "").replace(":serializer::text", "'json'")
 _PUT_TIMED = (
     f"INSERT INTO {{table}} ({_PUT_COLUMNS}, schedule_at, expected_at) VALUES ({_PUT_VALUES}, {TIMES}) RETURNING"
@@ -164,8 +164,8 @@ def tell_deleted(source: str) -> str:
 
 def _stats(which: str, queue: str) -> str:
     # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
-    # have a lease that ends at infinity; another job has that time only if it is scheduled for infinity, as jobs are
-    # that wait for other jobs. Only a standby returns the row without a name, which has the age of the other rows.
+    # have a lease that ends at infinity; other jobs have that time only if they are scheduled for infinity, such as
+    # jobs that wait for other jobs. Only a standby returns the row without a name, with the age of the other rows.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"

@@ -36,7 +36,7 @@ from pqcore.sql.tick_fragments import COUNT_AGAIN, put_of_tick
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
-# A job that was fetched and deleted, from the copy that its fetcher has.
+# A job whose row was deleted when it was fetched, built from the values that its fetcher has.
 _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::timestamptz AS enqueued_at,
     :expected_at::timestamptz AS expected_at, :schedule_at::timestamptz AS schedule_at, :data::text::json AS data,
     :token::int AS attempts, :serializer::text AS serializer, :payload::bytea AS payload,

@@ -90,7 +90,7 @@ class PoppedJobs:
 def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
     """Return the jobs of a queue that are given up when it begins to work in this thread.
 
-    None if it performs no jobs.
+    The list is empty if the queue performs no jobs.
     """
     found: Any = vars(queue).get("popped")  # not created here, because a queue in its initial state may be forgotten
     return found.given_up(queue, begins=True) if isinstance(found, PoppedJobs) else []

@@ -314,7 +314,7 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
 
 def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
     """Log that the list of a job's attempts lacks a crash."""
-    logger.warning("a crash of job %d of %r is not kept: %s", job.id, job.settings.name, error)
+    logger.warning("cannot store a crash of job %d of %r among its attempts: %s", job.id, job.settings.name, error)
 
 
 def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:

@@ -38,7 +38,7 @@ from pqcore.web.changes import (
 _AGE = Field("older_than", "Only if older than", "as in 30s, 2h or 14d; 0s for all", "14d")
 _WHAT = (
     Field("what", "What", "", "queue", choices=PAUSED),
-    Field("name", "Its name", "of a task, as in app.emails.send; none for the queue", required=False),
+    Field("name", "Its name", "for a task its path, as in app.emails.send; empty for the queue", required=False),
 )
 _GROUP = tuple(Field(name, name.capitalize(), required=False, fixed=True) for name in ("task", "error", "reason"))
 _WORKER = Field("worker", "Worker", fixed=True)
@@ -48,7 +48,7 @@ ACTIONS: dict[str, Action] = {
     "retry": Action(
         "Retry",
         "Run job {id} of {queue} again?",
-        "It is due immediately, with the same id. A dead or done job begins with a clean record.",
+        "The job is due immediately, and keeps its id. A dead or done job starts again with no failures.",
         "The job is due now.",
         retry_job,
         then="job",
@@ -65,7 +65,7 @@ ACTIONS: dict[str, Action] = {
     "purge": Action(
         "Purge",
         "Delete dead letter {id} of {queue} for good?",
-        "The table keeps nothing of it.",
+        "It cannot be restored.",
         "The dead letter is deleted.",
         purge_letter,
         dangerous=True,
@@ -74,7 +74,7 @@ ACTIONS: dict[str, Action] = {
     "retry-dead": Action(
         "Retry all dead letters",
         "Run all {count} of {queue} again?",
-        "Each is due immediately, with the same id and a clean record.",
+        "Each is due immediately, keeps its id, and starts with no failures.",
         "Dead letters that are due now: {n}.",
         retry_dead,
         of_job=False,
@@ -84,8 +84,8 @@ ACTIONS: dict[str, Action] = {
     "retry-group": Action(
         "Retry the group",
         "Run {count} of {queue} again?",
-        "These are the dead letters of {task} with {error} ({reason}). Each is due immediately, with the same id and a"
-        " clean record.",
+        "These are the dead letters of {task} with {error} ({reason}). Each is due immediately, keeps its id, and"
+        " starts with no failures.",
         "Dead letters that are due now: {n}.",
         retry_group,
         of_job=False,
@@ -95,8 +95,8 @@ ACTIONS: dict[str, Action] = {
     ),
     "retry-unreadable": Action(
         "Retry unreadable ones",
-        "Run the {count} of {queue} again that no worker could read?",
-        "Each is due immediately, with the same id and a clean record. Deploy workers that can read them first.",
+        "Run again the {count} of {queue} that no worker could read?",
+        "Each is due immediately, keeps its id, and starts with no failures. Deploy workers that can read them first.",
         "Dead letters that are due now: {n}.",
         retry_unreadable,
         of_job=False,
@@ -106,7 +106,7 @@ ACTIONS: dict[str, Action] = {
     "purge-dead": Action(
         "Purge dead letters",
         "Delete {count} of {queue} for good?",
-        "These are the dead letters that died {older_than} ago, or earlier. The table keeps nothing of them.",
+        "These are the dead letters that died {older_than} ago, or earlier. They cannot be restored.",
         "Dead letters that are deleted: {n}.",
         purge_dead,
         of_job=False,
@@ -130,7 +130,7 @@ ACTIONS: dict[str, Action] = {
         "Move jobs",
         "Move {count} of {queue} to another queue?",
         "The other queue: {to}. The jobs keep their ids and times. Leased jobs stay, and so do jobs whose dedup keys"
-        " are taken there.",
+        " exist in that queue.",
         "Jobs that are moved: {n}.",
         move_jobs,
         of_job=False,
@@ -140,7 +140,7 @@ ACTIONS: dict[str, Action] = {
     "pause": Action(
         "Pause",
         "Pause {queue}, or a part of it?",
-        "Within a second, its jobs stop starting. Running jobs go on, and jobs can be put.",
+        "Within a second, no more of its jobs start. Running jobs go on, and jobs can still be put.",
         "The pause is set.",
         pause,
         of_job=False,
@@ -161,7 +161,7 @@ ACTIONS: dict[str, Action] = {
     "limit": Action(
         "Set a limit",
         "Set a limit of {queue}?",
-        "At most this many jobs run concurrently under the limit. This overrides the numbers of the puts.",
+        "At most this many jobs under the limit run concurrently. The number overrides those that puts give.",
         "The limit is changed.",
         set_limit,
         of_job=False,
@@ -191,7 +191,7 @@ ACTIONS: dict[str, Action] = {
     "expiry": Action(
         "Set how long rows are kept",
         "How long does {queue} keep rows?",
-        "Workers delete what is older, in small steps. An empty time stays as it is; 'none' keeps all rows.",
+        "Workers delete older rows, in small steps. A time that you leave empty is not changed; 'none' keeps all rows.",
         "The times are changed.",
         set_expiry,
         of_job=False,
@@ -204,9 +204,9 @@ ACTIONS: dict[str, Action] = {
     "run-now": Action(
         "Run now",
         "Run the periodic task {name} of {queue} now?",
-        "A worker that declares the task puts its job within a minute, as for the last time at which it was due. For a"
-        " task with missed='skip', no job is put. The job of a schedule that is a row is put immediately.",
-        "The job is put now, or by a worker within a minute.",
+        "Within a minute, a worker that declares the task puts the job for the last time that the task was due. For a"
+        " task with missed='skip', no job is put. If the task is a schedule, its job is put immediately.",
+        "The job was put, or a worker puts it within a minute.",
         run_now,
         of_job=False,
         fields=(Field("name", "Task", fixed=True),),
@@ -215,7 +215,7 @@ ACTIONS: dict[str, Action] = {
     "pause-schedule": Action(
         "Pause",
         "Pause the schedule {name} of {queue}?",
-        "Workers put no job for its ticks until it is resumed. Jobs that it has put stay.",
+        "Until you resume the schedule, its ticks put no jobs. Jobs that it has already put stay.",
         "The schedule is paused.",
         pause_schedule,
         of_job=False,
@@ -225,7 +225,7 @@ ACTIONS: dict[str, Action] = {
     "resume-schedule": Action(
         "Resume",
         "Resume the schedule {name} of {queue}?",
-        "Its ticks count from now on. No job is put for the ticks of the pause.",
+        "Its ticks put jobs again from now on. Ticks during the pause put no jobs.",
         "The schedule is resumed.",
         resume_schedule,
         of_job=False,
@@ -235,7 +235,7 @@ ACTIONS: dict[str, Action] = {
     "quiet-worker": Action(
         "Quiet",
         "Tell worker {worker} to take no more jobs?",
-        "It finishes the jobs that it runs, and does not stop. It reads this at its next renewal, within 10 s.",
+        "The worker finishes its running jobs, and does not stop. It obeys at its next renewal, within 10 s.",
         "The worker takes no more jobs from its next renewal on.",
         quiet_worker,
         of_job=False,
@@ -245,7 +245,7 @@ ACTIONS: dict[str, Action] = {
     "wake-worker": Action(
         "Take jobs again",
         "Let worker {worker} take jobs again?",
-        "It reads this at its next renewal, within 10 s.",
+        "The worker obeys at its next renewal, within 10 s.",
         "The worker takes jobs again from its next renewal on.",
         wake_worker,
         of_job=False,

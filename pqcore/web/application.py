@@ -198,7 +198,7 @@ class Site:
         """Make a change that was confirmed."""
         form = await _form(request)
         if not security.ours(request, form.get("key", "")):
-            raise HTTPException(403, "This does not come from a form of this page: go back, reload, and try again.")
+            raise HTTPException(403, "The request is not from a form of this page: go back, reload, and try again.")
         name, wanted = self._wanted(form)
         try:
             number = await ACTIONS[name].do(self._target, wanted)
@@ -271,7 +271,7 @@ class Site:
         """Give a session to a visitor who sends the token."""
         form = await _form(request)
         if not security.ours(request, form.get("key", "")):
-            return self._login(request, "Your browser does not keep cookies, or this form is not of this page.", 403)
+            return self._login(request, "Your browser does not keep cookies, or this form is from another page.", 403)
         if self._token is None or not self._token.matches(form.get("token", "")):
             return self._login(request, "The token is wrong.", 403)
         found = RedirectResponse(rendering.link(security.root_of(request.scope), ""), 303)

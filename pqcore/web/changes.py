@@ -291,7 +291,7 @@ async def run_now(target: Target, wanted: ActionRequest) -> int:
     if moment is None:
         raise ConfigurationError(f"{name[:40]!r} was not due within five years; put a job of it instead")
     if not await target.call(periodic.repeat_tick, wanted.queue, name, moment):
-        raise ConfigurationError(f"a worker has just put a job of {name[:40]!r}; look at the page of workers")
+        raise ConfigurationError(f"a worker has just put a job of {name[:40]!r}; see the page Workers")
     return 1
 
 
@@ -312,4 +312,4 @@ def _number(text: str, kind: type[int | float]) -> Any:
     try:
         return kind(text) if text else None
     except ValueError:
-        raise ConfigurationError(f"{text[:40]!r} is not a number; write one, or nothing to remove the rule") from None
+        raise ConfigurationError(f"{text[:40]!r} is not a number; to remove the rule, leave it empty") from None

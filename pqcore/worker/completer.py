@@ -62,7 +62,7 @@ class Completer:
         self._lease = lease
         self._prefetch = prefetch
         self._awaits_until: float | None = None
-        self._is_limited = False  # whether keys let fewer jobs run than there are slots for
+        self._is_limited = False  # whether the last statement that also took jobs leased fewer than asked
 
     async def run(self) -> None:
         """Store outcomes until cancelled; if called again, continue with the outcomes that are left."""
@@ -112,7 +112,7 @@ class Completer:
             return None
         try:
             await queue_state.bridge.call(give_back, queue_state.queue, [active.key for active in jobs])
-        except BaseException as exc:  # a cancellation, too
+        except BaseException as exc:  # even a cancellation must not lose the jobs
             queue_state.unstarted = jobs + queue_state.unstarted
             if not isinstance(exc, PQError):
                 raise
@@ -138,7 +138,7 @@ class Completer:
                 endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
                 if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
                     queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # waiting jobs may get the places
-        except BaseException:  # a cancellation: the outcomes may be stored, or not
+        except BaseException:  # after a cancellation, it is unknown whether the outcomes are stored
             queue_state.is_ending = False
             self._store_again(outcomes)
             raise
@@ -170,7 +170,7 @@ class Completer:
             except PQError:
                 return None  # storing the outcomes shows whether the server is at fault
         if queue.rule_cache.rules.paused or queue.rule_cache.rules.paused_tasks:
-            return None  # a fetch obeys pauses
+            return None  # the fetcher takes the next jobs, and obeys the pauses
         queue_state.ends_take = queue.rate is None and not queue_state.quiet
         free = worker_state.slots_for(queue_state)
         n = queue_state.fetch_size(free, self._prefetch)
@@ -227,7 +227,7 @@ class Completer:
         if times == 1:
             return n, times
         missing = max(times * sum(places.number for places in queue_state.places.values()) - own, 0)
-        # Jobs that run very fast fill any number of free slots; other jobs could hold up those of other keys.
+        # Several very fast jobs are leased for each free slot; slower jobs could hold up jobs under other keys.
         wanted = free * times if queue_state.longest < GATHER_SECONDS else free + missing
         most = min(wanted, free + ahead, MOST_TOGETHER)
         return max(n, *(size for size in SIZES if size <= most), 0), times

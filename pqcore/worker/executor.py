@@ -194,7 +194,7 @@ class Executor(Runner[ActiveJob]):
 
     def _start(self, active: ActiveJob) -> None:
         active.queue_state.started += 1
-        has_crashed = active.job.token > 1 and active.job.crashes > 0  # if so, `run_job` first stores that attempt
+        has_crashed = active.job.token > 1 and active.job.crashes > 0  # then `run_job` first stores the crashed attempt
         if not has_crashed and self._reads_quickly(active):
             run = self._prepare(active)
             if isinstance(run, Outcome):
@@ -364,7 +364,7 @@ class Executor(Runner[ActiveJob]):
         assert active.context is not None  # noqa: S101 - for the type checker
         active.cancellable = True
         async with self._processes.slot() as process:
-            self._start_clock(active, run)  # the job waited for the process, too
+            self._start_clock(active, run)  # only now: the timeout does not include the wait for a process
             with self.events.around(active):
                 return await process.run(run, active.context)
 

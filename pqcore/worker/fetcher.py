@@ -96,7 +96,7 @@ class Fetcher:
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
             if queue_state.quiet and self._stop is not None and not worker_state.draining.is_set():
-                self._stop()  # a burst worker does not wait until it may take jobs again
+                self._stop()  # a burst worker does not wait until an operator lets it take jobs again
             queue_state.wants_slot = not queue_state.quiet and queue_state.next_job() is None
             worker_state.wake_fetchers.clear()
             pause = 2 * PLACE_SECONDS if queue_state.shares_places else None

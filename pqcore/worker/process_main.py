@@ -95,7 +95,7 @@ def serve(pipe: Connection, first: Sequence[str] = (), max_memory: int | None = 
         # SIG_IGN would not do: a job's child processes would inherit it.
         signal.signal(number, lambda *_: None)
     if (worker := multiprocessing.parent_process()) is not None:
-        end_with_parent(worker.sentinel)  # otherwise a job that goes on would run twice concurrently
+        end_with_parent(worker.sentinel)  # otherwise the job would go on while another worker runs it again
     while True:
         try:
             request = pipe.recv_bytes()

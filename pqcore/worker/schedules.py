@@ -81,7 +81,8 @@ class Schedules:
     def __init__(self, queue_state: QueueState) -> None:
         self._queue_state = queue_state
         self._planned: dict[str, _Planned] = {}
-        self._refused: dict[str, datetime] = {}  # the versions of schedules that cannot be read, or have another's name
+        # Versions of schedules that cannot be read, or have the name of a periodic task in code.
+        self._refused: dict[str, datetime] = {}
 
     async def run(self) -> None:
         """Put the jobs of ticks until cancelled."""
@@ -111,7 +112,7 @@ class Schedules:
         plan = self._plan(found) if len(found) <= FEW else await asyncio.to_thread(self._plan, found)
         if not plan.due:
             return plan.pause
-        random.shuffle(plan.due)  # several workers begin with different ones
+        random.shuffle(plan.due)  # so that several workers begin with different schedules
         some = plan.due[:MOST_DUE]
         calls = await bridge.call(find_calls, queue, [planned.found.name for planned in some])
         numbers = [await self._tick(planned, calls.get(planned.found.name)) for planned in some]
@@ -153,7 +154,7 @@ class Schedules:
         last, timetable = planned.found.last, planned.timetable
         now = last.now
         if last.tick is None or last.line != timetable.line or last.is_ahead():
-            plan.due.append(planned)  # `tick_window` decides
+            plan.due.append(planned)  # `tick_window` decides which ticks to put
             return
         coming = planned.coming
         if coming is not None and coming <= now:

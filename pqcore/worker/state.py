@@ -223,7 +223,7 @@ class QueueState:
         ahead = min(self.most_ahead(prefetch), int(self.throughput * seconds))
         most = max(STATEMENT_SIZE / self.job_size, 1) if self.job_size else math.inf
         waiting = len(self.buffer)
-        if waiting and not self.buffer[0].may_start:  # other jobs need not wait for jobs that wait for a place
+        if waiting and not self.buffer[0].may_start:  # jobs that wait for a place must not delay other jobs
             waiting = sum(active.may_start for active in self.buffer)
         if free <= 0 and waiting > ahead // 2:
             return 0

@@ -190,7 +190,7 @@ class Supervisor:
         child = _Child(number, process, ours)
         self._children.add(child)
         logger.info("worker %d is process %d", number, process.pid)
-        if self._stopping.is_set():  # meanwhile
+        if self._stopping.is_set():  # a stop signal came while the process started
             child.send(_DRAIN)
         if self._stopping_now.is_set():
             child.send(_STOP_NOW)

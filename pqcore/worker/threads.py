@@ -149,7 +149,7 @@ class Threads:
             return None
         if self._idle:
             self._wakes.put(True)
-            self._coming = True  # only now, because Ctrl-C may come between any two lines
+            self._coming = True  # set after the wake-up, so that Ctrl-C before it announces no thread
             self._idle -= 1
             return None
         if len(self._threads) >= self._number or self._closed:
@@ -200,7 +200,7 @@ class Threads:
                 self._idle += 1
             elif self._waiting:
                 new = self._call_thread()
-            # A thread that wakes up reports these outcomes soon: while it waits for the GIL, the event loop would, too.
+            # A thread that wakes up reports these outcomes soon: until it gets the GIL, the event loop would wait, too.
             # A new thread may fail to start.
             is_told_of = self._told or (call is not None and self._coming and new is None)
             must_tell = bool(self._made) and not is_told_of

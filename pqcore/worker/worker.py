@@ -138,7 +138,7 @@ class Worker:
         self._health: Health | None = None
         self._log_jobs = log_jobs
         self._keep_errors: KeepErrors = keep_errors
-        # So a lease that a stalled connection could not extend can still be extended over another connection.
+        # At most a third of the lease: if a connection stalls, another connection can still extend the lease in time.
         self._stall_timeout = min(seconds(stall_timeout), self._lease / 3)
         self._queues: Sequence[Any] = queues
         self._loop: asyncio.AbstractEventLoop | None = None
