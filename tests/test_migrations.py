@@ -430,6 +430,12 @@ def test_migration_builds_indexes_of_a_large_table_while_pq_works(
 # Side by side
 
 
+async def compile_statements(session: Session) -> None:
+    """Compile statements that `starts.knowing` changes, because it may end before the first use of some of them."""
+    for each in (session.sql, session.sql.tasks, session.sql.attempts):
+        list(each.queries())
+
+
 class Crew:
     """Threads that put and take, and record what they did.
 
@@ -463,6 +469,7 @@ class Crew:
 
     def _work(self, work: Callable[[Any], None]) -> None:
         with self._place.pq() as pq:
+            run_sync(pq["q"].engine.run(compile_statements))
             work(pq["q"])
 
     def _produce(self, queue: Any) -> None:
