@@ -1,8 +1,7 @@
 """Statements of operators, composed of fragments: listing jobs, running them again, moving them.
 
 `admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
-concurrency. A statement that lists jobs takes no lock. A statement that changes jobs changes a slice of rows, and skips
-rows that another session has locked for its own work.
+concurrency. A statement that lists jobs takes no lock. One that changes jobs skips rows that other sessions have locked.
 """
 
 from __future__ import annotations
@@ -181,12 +180,12 @@ KINDS = ("ready", "urgent", "hidden", "parked")
 def _picked(kind: str, columns: str = "id") -> str:
     condition, order = _MOVABLE[kind]
     # Without statistics, the planner expects IS NOT TRUE of half the rows, and <> of nearly all.
-    independent = "num_nulls(job.awaited) <> 0 AND job.schedule_at IS DISTINCT FROM 'infinity'"
+    single = "num_nulls(job.awaited) <> 0 AND job.schedule_at IS DISTINCT FROM 'infinity'"
     last = "" if kind == "ids" else " AND id <= :last::bigint"
     return (
         f"SELECT {columns} FROM {{table}} AS job WHERE {OF_QUEUE} AND {condition}{last} AND NOT EXISTS ("
         "SELECT FROM {table} AS other WHERE other.q_name = :target::text AND other.dedup_key = job.dedup_key"
-        f" AND other.dequeued_at IS NULL) AND {independent} ORDER BY {order} LIMIT :n::bigint"
+        f" AND other.dequeued_at IS NULL) AND {single} ORDER BY {order} LIMIT :n::bigint"
     )
 
 
