@@ -1,7 +1,7 @@
 """Statements of operators, composed of fragments: listing jobs, running them again, moving them.
 
 `admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
-concurrency. A statement that lists jobs takes no lock. One that changes jobs skips rows that other sessions have locked.
+concurrency. A statement that lists jobs takes no lock. One that changes jobs skips rows that others have locked.
 """
 
 from __future__ import annotations
