@@ -83,12 +83,7 @@ def _input() -> Any:
 @click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
 @click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")
 @click.option(
-    "--limit",
-    "limits",
-    metavar="NAME=N",
-    multiple=True,
-    callback=_numbers,
-    help="At most N jobs under limit NAME run concurrently.",
+    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="At most N jobs run concurrently."
 )
 @click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="A header; repeatable.")
 @json_option
