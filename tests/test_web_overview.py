@@ -127,7 +127,7 @@ def test_web_question_before_a_mass_action_has_the_count(dsn: str, pq: PQ) -> No
     with visiting(web_app(pq, changes=True)) as client:
         for do, fields, said in (
             ("retry-dead", {}, "Run all 3 dead letters of 'a' again?"),
-            ("retry-unreadable", {}, "Run the 0 dead letters of 'a' again"),
+            ("retry-unreadable", {}, "Run again the 0 dead letters of 'a'"),
             ("purge-dead", {}, "Delete 1 dead letter of 'a' for good?"),
             ("purge-dead", {"older_than": "0s"}, "Delete 3 dead letters of 'a' for good?"),
             ("purge-done", {}, "Delete the rows of 0 finished jobs of 'a'"),
