@@ -35,7 +35,25 @@ KEYED: tuple[dict[str, Any], ...] = ({}, {"group": "a"}, {"limits": {"many": 40}
 MODERN: tuple[dict[str, Any], ...] = ({"priority": 1}, {"tenant": "t"})
 """Options that older builds do not have."""
 
-ending = threading.Event()
+
+class Ending:
+    """Whether the process was told to end. An event will not do: SIGTERM may come while the event's lock is held."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def set(self) -> None:
+        self._told = True
+
+    def is_set(self) -> bool:
+        return self._told
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return self._told
+
+
+ending = Ending()
 
 
 class Log:
