@@ -23,7 +23,7 @@ from pqcore.operations.job_outcome import done_by_hand
 from pqcore.operations.lease import give_back
 from pqcore.operations.rate_limit import draw, refund
 from pqcore.operations.read_rules import read_current_rules
-from pqcore.operations.take import POLL, any_headers, refuse_hidden, restore, take, take_with_others, take_woken
+from pqcore.operations.take import any_headers, poll_within, refuse_hidden, restore, take, take_with_others, take_woken
 from pqcore.rows import headers_of, job_rows
 from pqcore.settings import QueueSettings
 from pqcore.times import seconds
@@ -144,7 +144,7 @@ async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
     """Return the seconds until the next scheduled job is due; None if no job is scheduled."""
     [[_, wake_in, ended]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
     if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
-        return POLL if wake_in is None else min(float(wake_in), POLL)
+        return poll_within(wake_in)
     return None if wake_in is None else float(wake_in)
 
 

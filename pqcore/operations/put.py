@@ -123,17 +123,15 @@ async def _put(
         msg = f"put takes the data of one job, and was given {data!r}; give NewJob objects to put_many"
         raise InvalidCall(msg)
     encoded = queue.encode_row(data)
+    if options is not None and options.get("after") is not None:
+        row = {**_values(queue, encoded), **(times or {})}
+        return await _put_after(read, engine, queue, row, connection, options)
     work, headers, travels = partial(_insert_plain, read, engine, queue, encoded, times), None, times is None
-    if options is not None:
-        chosen = checked_options(options)
-        if options.get("after") is not None:
-            row = {**_values(queue, encoded), **(times or {})}
-            return await _put_after(read, engine, queue, row, connection, options)
-        if chosen != _NO_OPTIONS:
-            row = {**NO_TIMES, **_values(queue, encoded), **(times or {}), **chosen.values()}
-            work, headers = partial(_insert_chosen, read, engine, row, chosen.dedup), chosen.headers
-            travels = travels and chosen.dedup is None and chosen.group is None and chosen.lane is None
-            travels = travels and len(headers or "") < LARGE
+    if options is not None and (chosen := checked_options(options)) != _NO_OPTIONS:
+        row = {**NO_TIMES, **_values(queue, encoded), **(times or {}), **chosen.values()}
+        work, headers = partial(_insert_chosen, read, engine, row, chosen.dedup), chosen.headers
+        travels = travels and chosen.dedup is None and chosen.group is None and chosen.lane is None
+        travels = travels and len(headers or "") < LARGE
     if travels and connection is None and engine.groups() and len(encoded.data or encoded.payload or "") < LARGE:
         key = read if headers is None else (read, "headers")
         line = queue.lines.get(key)

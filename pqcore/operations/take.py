@@ -176,6 +176,11 @@ def refuse_hidden(engine: Engine, finish: Finish) -> None:
         engine.refuse_hidden("UPDATE", *(("DELETE",) if finish in ("delete", "archive") else ()))
 
 
+def poll_within(wake_in: float | None) -> float:
+    """Return the seconds until the next look, if the end of a parent may come without a notification."""
+    return POLL if wake_in is None else min(float(wake_in), POLL)
+
+
 async def _take_plain(
     engine: Engine,
     queue: QueueSettings,
@@ -209,7 +214,7 @@ async def _take_plain(
             others = something_out or waits
         if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
             others |= await operations.dependencies.settle(engine, queue, s)
-            wake_in = POLL if wake_in is None else min(wake_in, POLL)
+            wake_in = poll_within(wake_in)
         if others:
             for query in (fetch("merged", finish, n), fetch("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))
