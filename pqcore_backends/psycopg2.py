@@ -79,34 +79,6 @@ _CASTS: dict[str, Sequence[type]] = {
 """The types of the parameters that statements cast to a type of the server."""
 
 
-class _Adapters(NamedTuple):
-    """The adapters that a statement's parameters need.
-
-    Attributes:
-        registered: A function that reads them from `extensions.adapters`, of which a process has one.
-        own: What it returns if each is psycopg2's own.
-    """
-
-    registered: Callable[[Any], Any]
-    own: Any
-
-    @classmethod
-    def of(cls, kinds: Iterable[type]) -> _Adapters:
-        registered = itemgetter(*[(kind, extensions.ISQLQuote) for kind in kinds])
-        return cls(registered, registered({(kind, extensions.ISQLQuote): own for kind, own in _ADAPTERS.items()}))
-
-
-_ALL = _Adapters.of(_ADAPTERS)
-
-
-def _adapters(query: Query) -> _Adapters:
-    """Return the adapters that a statement needs; fewer are compared faster."""
-    casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
-    if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
-        return _ALL
-    return _Adapters.of(dict.fromkeys(kind for cast in casts.values() for kind in _CASTS[cast]))
-
-
 def _adapted(value: Any) -> Any:
     """Return a parameter wrapped in psycopg2's own adapter, so that psycopg2 looks up no other adapter."""
     if isinstance(value, list):
@@ -116,15 +88,36 @@ def _adapted(value: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """The call of a prepared statement.
+    """How a statement is called.
 
     Attributes:
-        sql: The EXECUTE statement.
-        adapters: The adapters that its parameters need.
+        sql: The EXECUTE statement; None if the statement is not prepared.
+        registered: A function that reads from `_registered` the adapters that the parameters need; fewer are compared
+            faster.
+        own: The result of this function if each adapter is psycopg2's own.
     """
 
-    sql: str
-    adapters: _Adapters
+    sql: str | None
+    registered: Callable[[Any], Any]
+    own: Any
+
+    @classmethod
+    def of(cls, sql: str | None, kinds: Iterable[type]) -> _Call:
+        registered = itemgetter(*[(kind, extensions.ISQLQuote) for kind in kinds])
+        return cls(sql, registered, registered({(kind, extensions.ISQLQuote): own for kind, own in _ADAPTERS.items()}))
+
+
+_NOT_PREPARED = _Call.of(None, _ADAPTERS)
+_registered = extensions.adapters
+"""The adapters of the process; an application may add to them at any time."""
+
+
+def _kinds_of(query: Query) -> Iterable[type]:
+    """Return the types that a statement's parameters may have, as far as it casts each of them."""
+    casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
+    if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
+        return _ADAPTERS
+    return dict.fromkeys(kind for cast in casts.values() for kind in _CASTS[cast])
 
 
 class _Aborted(InFailedSqlTransaction):
@@ -184,17 +177,17 @@ class Psycopg2Session(AutocommitSession):
     def execute(self, query: Query, parameters: Sequence[object], before: str = "") -> Sequence[Row]:
         cursor = self._cursor
         call = self._calls.get(query.sql)
-        if call is None and query.hot and self._prepares:
-            call = self._prepare(query)
-        registered, own = _ALL if call is None else call.adapters
-        if parameters and registered(extensions.adapters) != own:
-            parameters = [_adapted(value) for value in parameters]
         if call is None:
+            call = (self._prepare(query) if query.hot and self._prepares else None) or _NOT_PREPARED
+        sql, registered, own = call
+        if parameters and registered(_registered) != own:
+            parameters = [_adapted(value) for value in parameters]
+        if sql is None:
             cursor.execute(before + query.sql, parameters or None)
         else:
             try:
                 given = parameters if query.distinct else query.pick(parameters)
-                cursor.execute(before + call.sql if before else call.sql, given)
+                cursor.execute(before + sql if before else sql, given)
             except (InvalidSqlStatementName, FeatureNotSupported):
                 # The statement was deallocated by other code (DISCARD ALL, a pooler), or its result types have changed,
                 # as by ALTER TABLE ("cached plan must not change result type"). It had no effect, so it is repeated,
@@ -210,7 +203,7 @@ class Psycopg2Session(AutocommitSession):
         if query.sql in self._calls:  # preparing is worthwhile from the second call on
             name = f"pqcore_{next(_names)}"
             self._cursor.execute(query.prepare(name))
-            call = _Call(f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})", _adapters(query))
+            call = _Call.of(f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})", _kinds_of(query))
         self._calls[query.sql] = call  # stored only after it exists on the server
         return call
 

@@ -248,6 +248,28 @@ def test_chaos_checker_excuses_no_run_whose_lease_held() -> None:
     assert made.losses() == ["more jobs at the same time than their limit admits: one, 1 places: [1, 2] at 6"]
 
 
+def _losses_with_a_lease_given_back(left: bytes, *, heard: bool) -> list[str]:
+    """Return the losses of a run in which one more lease ends, as after a nack that no client called."""
+    run = Forger(left)
+    nacked = run.told("nack", "ok")
+    run.unsay("nack", nacked["tokens"][0])
+    if not heard:
+        lease = nacked["tokens"], nacked["attempt"]
+        run.history = [e for e in run.history if e["act"] != "leased" or (e["tokens"], e["attempt"]) != lease]
+        run.history.append({"act": "lease", "outcome": "begun", "who": "interrupted", "n": 1, "t": 0.0, "log": "x"})
+        run.history.append({"act": "lease", "outcome": "unknown", "who": "interrupted", "n": 1, "t": 0.0, "log": "x"})
+    return check(run.history, run.tables).losses
+
+
+def test_chaos_checker_excuses_a_lease_given_back_for_an_interrupted_caller(left: bytes) -> None:
+    assert _losses_with_a_lease_given_back(left, heard=False) == []
+
+
+def test_chaos_checker_excuses_no_lease_given_back_that_a_caller_got(left: bytes) -> None:
+    losses = _losses_with_a_lease_given_back(left, heard=True)
+    assert [loss.partition(":")[0] for loss in losses] == ["the end of a lease, done, and nobody asked for it"]
+
+
 Forgery: TypeAlias = Callable[[Forger], Any]
 FORGERIES: dict[str, Forgery] = {}
 """The changes that put a loss into a run, by the name of the loss."""
