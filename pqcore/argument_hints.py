@@ -58,7 +58,7 @@ def instead_of_target(given: object) -> str:
         return "give text: dsn.decode()"
     if isinstance(given, PurePath):
         return (
-            "a path has lost a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
+            "a Path drops a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
         )
     if isinstance(given, Mapping) and "ENGINE" in given:
         return f"give the URL that the settings were made from, or, in a Django project, {_DJANGO}"

@@ -17,7 +17,7 @@ from pqcore.errors import PluginError
 
 PLUGINS = "pqcore.plugins"
 """The entry point group of plugins that bring no backend, serializer or dialect."""
-_UNINSTALL = "uninstall one of the two, or name another"
+_UNINSTALL = "uninstall one of the two, or choose another name"
 
 
 class HookManager(pluggy.PluginManager):

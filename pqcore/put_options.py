@@ -110,7 +110,7 @@ def parents_of(after: Any) -> dict[int, After]:
             msg = f"after has job {int(parent.job_id)} with on_failure={other.on_failure!r} and {parent.on_failure!r}"
             raise ConfigurationError(f"{msg}: name each job once")
         if len(found) > MOST_PARENTS:
-            msg = f"after has more than {MOST_PARENTS:,} jobs: let another job wait for some, and this one for it"
+            msg = f"after has more than {MOST_PARENTS:,} jobs: let another job wait for some, and name that job here"
             raise ConfigurationError(msg)
     return found
 

@@ -207,7 +207,7 @@ def test_doctor_names_periodic_tasks_that_are_late(dsn: str, pq: PQ) -> None:
     execute(dsn, insert.format("nightly", "1 hour", "* * * * *"), insert.format("it''s", "2 hours", "* * * * *"))
     [found] = findings(dsn)["ticks"]
     assert found["level"] == "warning"
-    assert "2 periodic tasks are late, the most \"it's\" of queue 'q', by 7" in found["message"]
+    assert "2 periodic tasks are late; the latest is \"it's\" of queue 'q', by 7" in found["message"]
     assert [each["name"] for each in found["details"]["late"]] == ["it's", "nightly"]
     program, *command = shlex.split(found["advice"].partition("no more: ")[2])
     assert program == "pqcore"

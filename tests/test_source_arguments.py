@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "sessionmaker": (lambda: sessionmaker(ENGINE), "put in its transaction with"),
     "async_sessionmaker": (lambda: async_sessionmaker(ASYNC_ENGINE), "put in its transaction with"),
     "bytes": (NOWHERE.encode, "give text: dsn.decode()"),
-    "path": (lambda: Path(NOWHERE), "a path has lost a slash of the URL: give text"),
+    "path": (lambda: Path(NOWHERE), "a Path drops a slash of the URL: give text"),
     "arguments": (lambda: {"host": "127.0.0.1", "password": PASSWORD}, "psycopg.conninfo.make_conninfo(**options)"),
     "dj-database-url": (
         lambda: {"ENGINE": "django.db.backends.postgresql", "PASSWORD": PASSWORD},

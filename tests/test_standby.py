@@ -146,7 +146,7 @@ def test_commands_report_a_standby(dsns: tuple[str, str]) -> None:
     with PQ(dsns[0]) as primary:
         primary["told"].put(1)
     done = invoke("stats", "--queue", "told", "--dsn", dsns[1])
-    assert "a standby: the last commit that it knows is " in done.stdout, done.stderr
+    assert "the server is a standby: the last commit that it knows is " in done.stdout, done.stderr
     assert json.loads(invoke("stats", "--queue", "told", "--json", "--dsn", dsns[1]).stdout)["stale"] >= 0
     assert "a standby" not in invoke("stats", "--dsn", dsns[0]).stdout
     done = invoke("put", "--queue", "told", "1", "--dsn", dsns[1])

@@ -142,7 +142,7 @@ def test_web_pages_show_jobs_in_every_state(dsn: str, pq: PQ, backend: str) -> N
         page = client.get("/").text
         expected = {"Ready": "2", "Scheduled": "1", "Leased": "1", "Parked": "2", "Dead": "1"}
         assert tiles(page).items() >= expected.items()
-        assert (tiles(page)["Done, minute"], tiles(page)["Done, hour"]) == ("1", "2")
+        assert (tiles(page)["Done, last minute"], tiles(page)["Done, last hour"]) == ("1", "2")
         assert "apples" in page
         assert "pears" in page
 

@@ -53,7 +53,7 @@ def _cells(queue: dict[str, Any]) -> tuple[Any, ...]:
 
 def _mark(stale: float | None) -> None:
     if stale is not None:
-        write(f"a standby: the last commit that it knows is {_age(stale)} old")
+        write(f"the server is a standby: the last commit that it knows is {_age(stale)} old")
 
 
 @click.command()

@@ -70,7 +70,8 @@ async def check_dependencies(context: CheckContext) -> list[Finding]:
     job, parent = lost[0]
     number = f"{len(lost)}{' or more' if len(lost) == MOST_LOST else ''}"
     message = (
-        f"{number} jobs wait for jobs that have ended without a sign, or are gone; first job {job} for job {parent}"
+        f"{number} jobs wait for jobs whose end was not recorded, or that are gone; the first is job {job}, which"
+        f" waits for job {parent}"
     )
     return [Finding("dependencies", "warning", message, f"pqcore retry {job}, or pqcore cancel {job}", details)]
 
@@ -119,7 +120,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
     what = f"queue {queue!r}" if kind == "queue" else f"{kind} {part!r} of queue {queue!r}"
     end = "until it is resumed" if remaining is None else f"for {remaining:.0f} s more"
     number = counted(len(rows), "pause", ("is", "are"))
-    message = f"{number} in force, the first since {age:.0f} s ago: no job of {what} begins, {end}"
+    message = f"{number} in force; the first began {age:.0f} s ago: no job of {what} starts {end}"
     option = "" if kind == "queue" else f" --{kind} {part}"
     advice = f"if it is no longer wanted: pqcore resume --queue {queue}{option}"
     return [Finding("pauses", "warning", message, advice, details)]
@@ -139,7 +140,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
     queue, name, seconds = rows[0]
     message = (
         f"the last tick of {name!r} in queue {queue!r} is {seconds:.0f} seconds ahead of the server's clock,"
-        " which was wrong when the tick was put"
+        " which was ahead when the tick was put"
     )
     advice = "set the server's clock; a worker that knows the task then puts ticks again, from the present time on"
     return [Finding("ticks", "warning", message, advice, details)]
@@ -159,10 +160,10 @@ async def _late_ticks(context: CheckContext) -> list[Finding]:
         message = "no periodic task is late, and no last tick is ahead of the server's clock"
         return [Finding("ticks", "ok", message, details=details)]
     age, tick = late[0]
-    some = "1 periodic task is late," if len(late) == 1 else f"{len(late)} periodic tasks are late, the most"
+    some = "1 periodic task is late:" if len(late) == 1 else f"{len(late)} periodic tasks are late; the latest is"
     message = f"{some} {tick.name!r} of queue {tick.queue!r}, by {age:.0f} s"
     advice = (
-        "run a worker of the queue that knows the task; if it is wanted no more:"
+        "run a worker of the queue that knows the task; if the task is no longer wanted:"
         f" pqcore schedule remove --queue {quote(tick.queue)} {quote(tick.name)}"
     )
     return [Finding("ticks", "warning", message, advice, details)]
@@ -179,7 +180,7 @@ async def check_encodings(context: CheckContext) -> list[Finding]:
         number, queues = sum(one.number for one in some), sorted({one.queue for one in some})
         details = {"serializer": name, "key": key, "number": number, "queues": queues}
         names = ", ".join(map(repr, queues[:QUEUES_NAMED])) + " and others" * (len(queues) > QUEUES_NAMED)
-        where = f"{number} data of {names}"
+        where = f"{number} stored values of {names}"
         serializer = serializers.get(name)
         if isinstance(serializer, PQError):
             message = f"{where} are stored as {name!r}, which this process cannot read: {serializer}"

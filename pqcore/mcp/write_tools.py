@@ -45,7 +45,7 @@ class WriteTools:
         queue: QueueName,
         data: Annotated[str, Field(description='The data, as JSON text: \'{"to": "ann"}\'.')],
         schedule_at: Annotated[
-            Time | None, Field(description="Run it no earlier than this: '5m' from now, or ISO 8601.")
+            Time | None, Field(description="Run the job no earlier than this: '5m' from now, or ISO 8601.")
         ] = None,
         expected_at: Annotated[
             Time | None,

@@ -55,15 +55,15 @@ def done(job_id: int, place: str) -> Cause:
 
 
 _DIED = {
-    "failed": ("failed for good: it had no retries left", "Mend what failed"),
-    "crashed": ("was lost too often, because its worker died", "Mend what kills the worker"),
+    "failed": ("failed for good: it had no retries left", "Fix what failed"),
+    "crashed": ("was lost too often, because its worker died", "Fix what kills the worker"),
     "expired": ("was not started before its deadline", "If it is still wanted"),
     "invalid": (
         "has data that are not a call of a function",
-        "Mend the data with update() after the retry, or the worker",
+        "Fix the data with update() after the retry, or fix the worker",
     ),
     "unreadable": ("could not be read: no worker had its serializer or key", "Give the workers the serializer or key"),
-    "parent": ("waited for a job that failed", "Mend what failed, and retry that job"),
+    "parent": ("waited for a job that failed", "Fix what failed, and retry that job"),
     "unknown": ("names a function that no worker knew", "Run a worker that declares the function"),
 }
 
@@ -76,7 +76,7 @@ def _in_brackets(error: dict[str, str]) -> str:
 
 def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
     """Return the cause of a dead letter."""
-    text, first = _DIED.get(reason or "", (f"is a dead letter, of reason {reason!r}", "Mend that"))
+    text, first = _DIED.get(reason or "", (f"is a dead letter with the reason {reason!r}", "Fix that"))
     said = _in_brackets(error)
     code = f"dead_{reason}" if reason in _DIED else "dead"
     return Cause(code, f"Job {job_id} {text}{said}.", f"{first}, then call retry({job_id}).")
@@ -142,29 +142,29 @@ def running(
 def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error: dict[str, str]) -> Cause:
     """Return the cause of a job that is not due."""
     when, kind = shown_time(due), error.get("type", "")
-    now = f"retry({job_id}) makes it due now."
+    now = f"To make it due now: retry({job_id})."
     if kind == "unknown":
         return Cause(
             "unknown_task",
             f"Its last worker has no such function: {error.get('message', '')}. The next try is at {when}.",
-            f"Run a worker that declares the function; {now}",
+            f"Run a worker that declares the function. {now}",
             until=due,
         )
     if kind == "unreadable":
         return Cause(
             "unreadable",
             f"Its last worker cannot read its data: {error.get('message', '')}. The next try is at {when}.",
-            f"Give the workers the serializer or key; {now}",
+            f"Give the workers the serializer or key. {now}",
             until=due,
         )
     if failures:
         said = _in_brackets(error)
         return Cause(
-            "retry", f"It failed {_times(failures)}{said}, and is tried again at {when}.", f"Wait, or {now}", until=due
+            "retry", f"It failed {_times(failures)}{said}, and is tried again at {when}.", f"Wait. {now}", until=due
         )
     if attempts or error:
-        return Cause("put_off", f"It was taken before, and given back until {when}.", f"Wait, or {now}", until=due)
-    return Cause("scheduled", f"It is scheduled for {when}.", f"Wait, or {now}", until=due)
+        return Cause("put_off", f"It was taken before, and given back until {when}.", f"Wait. {now}", until=due)
+    return Cause("scheduled", f"It is scheduled for {when}.", f"Wait. {now}", until=due)
 
 
 def waits_for_jobs(job_id: int, parents: Sequence[int], number: int) -> Cause:
@@ -177,7 +177,7 @@ def waits_for_jobs(job_id: int, parents: Sequence[int], number: int) -> Cause:
     """
     more = f" and {number - len(parents):,} more" if number > len(parents) else ""
     text = f"It waits for {'job' if number == 1 else 'jobs'} {', '.join(map(str, parents))}{more}."
-    action = f"Wait, or look at explain({parents[0]}); retry({job_id}) makes it due now."
+    action = f"Wait, or look at explain({parents[0]}). To make it due now: retry({job_id})."
     return Cause("waits_for_jobs", text, action, jobs=tuple(parents))
 
 

@@ -372,7 +372,7 @@ def _is_left(one: Encoding, writer: _Writer | None, old: frozenset[str]) -> bool
 
 async def _refuse_transaction(s: Session) -> None:
     if s.in_transaction():
-        raise ConfigurationError("the connection has a transaction open; commit it before data are re-encoded")
+        raise ConfigurationError("the connection has a transaction open; commit it before you call reencode")
 
 
 def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) -> dict[str, _Writer]:

@@ -218,7 +218,7 @@ class Dialect(QueueStatements, SessionStatements):
     def _refuse_unknown_words(self, what: str, text: str) -> None:
         for word in self.unknown_words:
             if word in text:
-                msg = f"dialect {self.name!r} leaves {word!r} in the {what}, which the engine does not know: {text}"
+                msg = f"dialect {self.name!r} leaves {word!r} in the {what}, but its engine does not know it: {text}"
                 raise PluginError(msg)
 
     def _fetch(self, pick: Pick, finish: Finish, n: int, *, most: bool = False) -> Query:

@@ -96,7 +96,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
         if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
-            return crashed(job, MEMORY_PAUSE, "the data of the job do not fit into memory")
+            return crashed(job, MEMORY_PAUSE, "the job's data does not fit into memory")
         fault = InvalidCall(f"the data has no {exc}, so it is not a call") if isinstance(exc, KeyError) else exc
         job_logger.error("job %d of %r is not a call of a function: %s", job.id, queue.name, fault)  # noqa: TRY400
         return Outcome(job, "dead", error=describe_error(fault), reason="invalid")

@@ -310,8 +310,8 @@ class Views:
                 gap,
                 [
                     ("oldest ready", "ready", lambda each: each.oldest),
-                    ("median, due to done", "done", lambda each: each.median),
-                    ("95 of 100", "scheduled", lambda each: each.slow),
+                    ("median time from due to done", "done", lambda each: each.median),
+                    ("95th percentile", "scheduled", lambda each: each.slow),
                 ],
             ),
         ]
