@@ -201,8 +201,8 @@ END: dict[str, Any] = {"end": True}
 async def produce(client: Client, go: Go, *, seconds: float, rate: float) -> ClientReport:
     """Put jobs at a fixed rate, or with rate 0 as fast as possible; the last job is marked as the last.
 
-    Each job holds the time of its put. If the put was late because the previous one took too long, it holds the time at
-    which the put was due.
+    Each job holds the time of its put. If the put was late because the previous one took too long, the job
+    holds the time at which the put was due.
     """
     queue, done = client.queue(), ClientReport()
     await go()

@@ -317,7 +317,7 @@ STARTS = 4
 
 async def _busy(load: Load, number: int, end: float) -> None:
     """Wait until a number of jobs have started, or until a time."""
-    while len(load.taken) < number and clock() < end:  # noqa: ASYNC110 - jobs tell nobody
+    while len(load.taken) < number and clock() < end:  # noqa: ASYNC110 - jobs set no event
         await asyncio.sleep(0.01)
 
 

@@ -379,7 +379,7 @@ class Shares(Common):
 
 @contextmanager
 def _fresh(bench: Bench, contender: Contender) -> Iterator[Table]:
-    """Make a table, and drop it at the end, because another table's keys would remember jobs that are gone."""
+    """Make a table, and drop it at the end: in a table that is emptied, keys would still list jobs that are gone."""
     table = bench.table(contender)
     try:
         yield table
@@ -404,7 +404,7 @@ def _over(
 
 
 def _together(turns: Sequence[Measurement], values: dict[str, float]) -> Measurement:
-    """Return one turn made of several: with the given values, all losses, and the rest of the last turn."""
+    """Return one turn for several: with the given values, the losses of all, and all else from the last turn."""
     return replace(
         turns[-1],
         values=values,

@@ -1,8 +1,9 @@
 """Bare loops: the code of a skilled user of a driver who runs the statements without pqcore.
 
-Each starts with the same Python data as pqcore's caller, and ends with the decoded data. It uses the same table, the
-same SQL texts, prepared, and the same connection, because the core on which a server process runs matters much.
-``put_many`` uses the driver's fastest way, which is determined at the start of a run, and returns no ids.
+Each starts with the same Python data as pqcore's caller, and ends with the decoded data. It uses the same table,
+the same SQL texts, prepared, and the same connection, because it matters much on which core the connection's server
+process runs. ``put_many`` uses the driver's fastest way, which is determined at the start of a run, and returns no
+ids.
 
 A backend names its bare loop in its spec (`pqcore.backend.BackendSpec.bare_loop`).
 """

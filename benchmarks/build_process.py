@@ -130,7 +130,7 @@ class BuildProcess:
         return {}
 
     def turn(self, crowd: int, seconds: float, *, timed: bool) -> dict[str, Any]:
-        """Let the callers that were gathered as number ``crowd`` call for some seconds.
+        """Let one group of callers, number ``crowd`` in the order of `gather`, call for some seconds.
 
         Returns:
             The number of calls that returned in that time, and of the jobs that were put or taken.

@@ -63,7 +63,7 @@ class Change:
         return "worse" if self.high < 1 else "the same"
 
     def verdict(self, least: float) -> Verdict:
-        """Return whether the figure has become worse than ``least`` times as good: its whole interval is below."""
+        """Return whether the figure has become worse than ``least`` times as good: its whole interval is below it."""
         if not self.yardstick:
             return "not judged"
         if self.rounds < FEWEST:

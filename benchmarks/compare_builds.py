@@ -41,7 +41,7 @@ WORKER_CALLS = 25
 LIMITED_TURNS = 2
 """Turns of each build in a round of jobs under a limit."""
 LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
-"""The number of jobs in such a turn, by scale."""
+"""The number of jobs in a turn of jobs under a limit, by scale."""
 MEMORY_ROUNDS = 3
 """The largest number of rounds for figures in MB, which hardly vary."""
 

@@ -1,6 +1,6 @@
 """Callers that call one operation concurrently over one `PQ`.
 
-Threads of a blocking backend, tasks of an asynchronous one.
+They are threads for a blocking backend, and tasks for an asynchronous one.
 
 Other builds of pqcore run this module for `compare_builds`, so it imports only public names of pqcore.
 """

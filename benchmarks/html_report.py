@@ -37,7 +37,7 @@ def html_page(report: Mapping[str, Any], rules: Rules) -> str:
     if any("error" in row for row in report["backends"]):
         parts.append(_grid(text_tables.backends(report)))
     if report["doubts"]:
-        parts.append(_list("These figures are not to be relied on:", report["doubts"]))
+        parts.append(_list("These figures are not reliable:", report["doubts"]))
     if wrong := failures(report, rules):
         parts.append(_list("What is wrong:", [str(failure) for failure in wrong]))
     if report["targets"]:

@@ -107,7 +107,7 @@ class Table:
         )
 
     def forget(self, which: str) -> None:
-        """Remove some rows, and their remains."""
+        """Remove some rows, and the dead rows that remain of them."""
         self.server_observer.do(f"DELETE FROM {self.name} WHERE {which}", f"VACUUM ANALYZE {self.name}")
 
     def sizes(self) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ SIZE = 100_000
 BATCH = 10_000
 """The number of jobs that one call of ``get_many`` takes."""
 WAITED_AT_ONCE = 0.001
-"""Seconds that are added to the wait for a job for each waiting queue, because each queue is looked at first."""
+"""Seconds added to the wait for a job for each queue that is waited on: all queues are looked at first."""
 
 
 _STATUS = Path("/proc/self/status")
@@ -110,7 +110,10 @@ async def _work(contender: Contender, pq: Any, number: int) -> int:
         nonlocal done
         done += 1
 
-    count.__module__, count.__qualname__ = noop.__module__, noop.__qualname__  # the path of the jobs
+    count.__module__, count.__qualname__ = (
+        noop.__module__,
+        noop.__qualname__,
+    )  # so that the worker finds it by the path in the jobs
     queue.task()(count)
     await Worker(queue, burst=True).run()
     return done

@@ -69,4 +69,4 @@ def values(query: Query, **more: Any) -> tuple[Any, ...]:
 
 def expect(query: Query, *given: str) -> None:
     """Check that a statement takes the parameters of bare code, in this order."""
-    assert names(query) == list(given), f"{query.name} takes {names(query)} by now: change the bare loop too"
+    assert names(query) == list(given), f"{query.name} takes {names(query)} now: change the bare loop, too"

@@ -96,7 +96,7 @@ class Terminal:
     def warn(self, doubts: Sequence[str]) -> None:
         """Show prominently what makes the figures less reliable."""
         if doubts:
-            text = Text("\n".join(["These figures are not to be relied on:", *doubts]))
+            text = Text("\n".join(["These figures are not reliable:", *doubts]))
             self.console.print(Panel(text, title="NOT DURABLE", border_style="bold red", style="red"))
 
     def conclude(self, report: dict[str, Any], failures: Sequence[Failure]) -> None:

@@ -54,6 +54,6 @@ def per_job(done: ClientReport, places: int) -> float:
 
     Args:
         done: The result of `drain`, with more jobs than places.
-        places: The number of jobs that begin together, so that the first ones have no time.
+        places: The number of jobs that begin together, so that no job precedes the first ones.
     """
     return (done.times[-1] - done.times[0]) / (len(done.times) - places)

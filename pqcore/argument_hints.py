@@ -57,9 +57,7 @@ def instead_of_target(given: object) -> str:
     if isinstance(given, (bytes, bytearray)):
         return "give text: dsn.decode()"
     if isinstance(given, PurePath):
-        return (
-            "a Path drops a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
-        )
+        return "a Path drops a slash of the URL: give text; a socket's folder is written postgresql:///app?host=/folder"
     if isinstance(given, Mapping) and "ENGINE" in given:
         return f"give the URL that the settings were made from, or, in a Django project, {_DJANGO}"
     if isinstance(given, Mapping):

@@ -213,7 +213,7 @@ def test_doctor_names_periodic_tasks_that_are_late(dsn: str, pq: PQ) -> None:
     assert program == "pqcore"
     done = CliRunner().invoke(app, command, env={"PQCORE_DSN": dsn})
     assert done.exit_code == 0, done.output
-    assert "1 periodic task is late, 'nightly' of queue 'q'" in findings(dsn)["ticks"][0]["message"]
+    assert "1 periodic task is late: 'nightly' of queue 'q'" in findings(dsn)["ticks"][0]["message"]
 
 
 def test_doctor_names_ticks_ahead_of_the_clock(dsn: str, pq: PQ) -> None:

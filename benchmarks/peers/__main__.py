@@ -35,17 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare pqcore with its peers, on the same server, in alternation.",
     )
     parser.add_argument("--dsn", help="a server, on which databases are made and dropped (default: an embedded one)")
-    parser.add_argument("--rounds", type=int, help="how often each is measured (default: 3, or 1 if quick)")
-    parser.add_argument("--quick", action="store_true", help="less of everything, in under a minute")
-    parser.add_argument("--only", action="append", metavar="NAME", help="systems whose name has this in it, and pqcore")
+    parser.add_argument("--rounds", type=int, help="how often each workload is measured (default: 3, or 1 if quick)")
+    parser.add_argument("--quick", action="store_true", help="measure less of everything, in under a minute")
+    parser.add_argument("--only", action="append", metavar="NAME", help="systems whose name contains NAME, and pqcore")
     parser.add_argument(
         "--workload",
         action="append",
         choices=[*keys, "concurrent"],
-        help="only this (may be repeated); 'concurrent' is all of concurrent callers",
+        help="only this workload (may be repeated); 'concurrent' means all with concurrent callers",
     )
     parser.add_argument(
-        "--dead", type=int, metavar="N", help="jobs taken before, under an old snapshot (default: 2,000)"
+        "--dead", type=int, metavar="N", help="jobs to take before a workload under an old snapshot (default: 2,000)"
     )
     parser.add_argument("--how", action="store_true", help="say what each system does for each workload")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report, with all rounds")
@@ -53,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--markdown",
         type=Path,
         metavar="PATH",
-        help="put it between the marks in a document, or in all documents of a folder",
+        help="put the report between the marks in a document, or in all documents of a folder",
     )
     parser.add_argument("--show", type=Path, metavar="PATH", help="print such a report again, and measure nothing")
     parser.add_argument(
-        "--cache", type=Path, default=cache_folder(), help=f"where environments are (default: %(default)s; {VARIABLE})"
+        "--cache",
+        type=Path,
+        default=cache_folder(),
+        help=f"the folder of the environments (default: %(default)s; {VARIABLE})",
     )
     options = parser.parse_args(arguments)
     if options.show is not None:

@@ -85,8 +85,8 @@ def reencode(
         left = sum(one.number for one in done.left)
         raise CommandFailed(
             f"{left} stored values are not encoded as their queue writes them, or have an old key and belong to a queue"
-            f" that was not named ({done.in_use} rows are in use, {done.failed} values cannot be read or encoded): run the"
-            " command again after the jobs in use have ended"
+            f" that was not named ({done.in_use} rows are in use, {done.failed} values cannot be read or encoded): run"
+            " the command again after the jobs in use have ended"
         )
 
 
