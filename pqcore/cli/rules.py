@@ -1,6 +1,6 @@
 """The commands ``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``.
 
-Rules, set while workers run.
+They set and show rules, also while workers run.
 """
 
 from __future__ import annotations

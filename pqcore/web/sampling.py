@@ -197,7 +197,7 @@ class Sampler:
         return taking.result()
 
     async def shown(self) -> Sample:
-        """Return the latest sample, or the one before while the database does not answer.
+        """Return the latest sample, or the previous one if the database does not answer.
 
         Raises:
             NoAnswer: The database does not answer, and there is no earlier sample.

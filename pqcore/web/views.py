@@ -147,7 +147,7 @@ class Views:
     async def _tasks_of(self, name: str) -> Sequence[TaskFigures]:
         """Return the figures of each task of a queue, which are at most `TASKS_RENEWED` seconds old.
 
-        Empty if counting takes long, or if the role or the engine cannot count them.
+        The result is empty if counting takes long, or if the role or the engine cannot count the jobs.
         """
         known = self._tasks.get(name)
         if known is None or time.monotonic() > known[0] + TASKS_RENEWED:
