@@ -189,13 +189,13 @@ def test_doctor_names_pauses_in_force(dsn: str, pq: PQ) -> None:
     pq["q"].pause("1h", task="app.send")
     [found] = findings(dsn)["pauses"]
     assert found["level"] == "warning"
-    assert "no job of task 'app.send' of queue 'q' begins, for 3" in found["message"]
+    assert "no job of task 'app.send' of queue 'q' starts for 3" in found["message"]
     assert "pqcore resume --queue q --task app.send" in found["advice"]
     execute(dsn, "UPDATE queue_rules SET until = now()")
     assert findings(dsn)["pauses"][0]["level"] == "ok"
     pq["q"].pause()
     [found] = findings(dsn)["pauses"]
-    assert "no job of queue 'q' begins, until it is resumed" in found["message"]
+    assert "no job of queue 'q' starts until it is resumed" in found["message"]
     assert [pause["name"] for pause in found["details"]["pauses"]] == ["queue"]
 
 
@@ -209,7 +209,7 @@ def test_doctor_names_periodic_tasks_that_are_late(dsn: str, pq: PQ) -> None:
     assert found["level"] == "warning"
     assert "2 periodic tasks are late; the latest is \"it's\" of queue 'q', by 7" in found["message"]
     assert [each["name"] for each in found["details"]["late"]] == ["it's", "nightly"]
-    program, *command = shlex.split(found["advice"].partition("no more: ")[2])
+    program, *command = shlex.split(found["advice"].partition("no longer wanted: ")[2])
     assert program == "pqcore"
     done = CliRunner().invoke(app, command, env={"PQCORE_DSN": dsn})
     assert done.exit_code == 0, done.output
