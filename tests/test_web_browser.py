@@ -203,7 +203,7 @@ def test_web_page_retries_a_dead_letter_after_confirmation(dsn: str, pq: PQ, vis
     expect(page.get_by_text("Traceback of it")).to_be_visible()
     page.get_by_role("link", name=f"Retry {job_id}").click()
     expect(page.get_by_role("heading")).to_have_text(f"Run job {job_id} of 'apples' again?")
-    page.get_by_role("link", name="Go back").click()
+    page.get_by_role("link", name="Leave it").click()
     assert pq["apples"].dead.count() == 1
     page.get_by_role("link", name="Retry").click()
     page.get_by_role("button", name="Retry").click()
@@ -255,7 +255,7 @@ def test_web_page_fits_a_phone(dsn: str, pq: PQ, visit: Visit) -> None:
 def test_web_page_works_without_javascript(dsn: str, pq: PQ, visit: Visit) -> None:
     pages = full(dsn, pq)
     page = visit(pages[0], java_script_enabled=False)
-    expect(page.get_by_text("reload the page for newer figures")).to_be_visible()
+    expect(page.get_by_text("reload for more")).to_be_visible()
     for where in pages:
         page.goto(where)
         expect(page.get_by_role("heading", level=1)).to_be_visible()
