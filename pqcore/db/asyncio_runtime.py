@@ -30,7 +30,7 @@ NO_LOOP = (
 
 class _LoopLock:
     def __init__(self) -> None:
-        lock = asyncio.Lock()  # no task awaits anything within its own operation
+        lock = asyncio.Lock()  # not reentrant: a task in an operation never begins a second operation
         self._lock = lock
         self.enter = lock.acquire
         self.leave = lock.release
@@ -68,7 +68,7 @@ _KEPT = "_pqcore_kept"
 """The attribute of an event loop that holds pqcore's values for the loop; a global mapping would keep the loop alive.
 """
 _parents: list[object] = []
-"""The parent's event loops in a forked child; they are kept, because ending them would disturb the parent."""
+"""The event loops of the parent process, in a forked child: kept, because finalizing them would disturb the parent."""
 
 
 class _OfLoop(Generic[T]):
@@ -186,7 +186,7 @@ class AsyncioRuntime:
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()
-        over = loop.create_future()  # done immediately; a waiter for a task would be woken one turn of the loop later
+        over = loop.create_future()  # a waiter for a task would be woken one turn of the loop later
 
         async def finish() -> T:
             try:
@@ -220,7 +220,7 @@ def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asy
     """Return a task that starts immediately if Python supports that, and otherwise with the next turn of the loop."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
-    return asyncio.Task(work, loop=loop)  # like the loop's own method, in half the time
+    return asyncio.Task(work, loop=loop)  # the same as loop.create_task(work), in half the time
 
 
 class _Guard:

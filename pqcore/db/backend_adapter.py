@@ -25,9 +25,9 @@ from pqcore.sql.statement import Paramstyle
 logger = logging.getLogger("pqcore")
 
 LATELY = 6
-"""Multiples of a call's limit for which a closed connection counts as recent."""
+"""A closed connection counts as recent for this many times the limit of a call."""
 FEW = 10
-"""Recently closed connections from which on the next connection is opened only after a pause."""
+"""If this many connections were closed recently, the next connection is opened only after a pause."""
 LONGEST_PAUSE = 5.0
 """The longest pause before another connection is opened, in seconds."""
 CLOSED = "the connection is closed: give an open one; or give a DSN or a pool, with which lost connections are replaced"
@@ -143,8 +143,11 @@ class BackendAdapter:
         return self.prepared is False
 
     async def direct(self, session: Session) -> bool:
-        """Return whether the server's session belongs to this connection alone; else later sessions prepare nothing."""
-        if Capability.PREPARED in self.sql.missing:  # an engine that may lack the check's functions
+        """Return whether the server's session belongs to this connection alone.
+
+        If not, later sessions prepare no statements.
+        """
+        if Capability.PREPARED in self.sql.missing:  # the server may also lack the functions that the check calls
             return True
         if await session.direct():
             return True
@@ -160,7 +163,9 @@ class BackendAdapter:
         return False
 
     def refuse_large(self, pool: object) -> None:
-        """Raise if a caller's pool may open several clients of one session, and the driver does not support them.
+        """Raise if a caller's pool is too large for a server whose clients share one session.
+
+        Some drivers support only one connection to such a server.
 
         Args:
             pool: The caller's pool.

@@ -25,7 +25,7 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     loan: Loan
-    lock: Lock | None  # for tasks that share the transaction; a thread does not share it
+    lock: Lock | None  # taken by tasks that share the transaction; threads share none
     # the task that began it, if tasks are used; a weak reference, because a task keeps the traceback of its error
     task: ref[object] | None
     blocks: list[Block] = field(default_factory=list)

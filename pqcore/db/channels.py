@@ -20,7 +20,8 @@ meanwhile."""
 REFUSED = 15.0
 """Seconds until the next attempt after LISTEN failed although the connection was not lost."""
 SETTLE = 0.05
-"""Seconds within which a put that did not see a new waiter's lock is committed, if it commits by itself."""
+"""Seconds for which a registered channel counts as new. A put that began before the registration, and that commits by
+itself, is committed by then."""
 LINGER = 5.0
 """Seconds for which a channel stays registered after a wait, so that a repeated waiter registers only once."""
 MOST = 4_000

@@ -102,6 +102,6 @@ def _first(reason: str) -> str:
 def is_refusal(error: DatabaseError) -> bool:
     """Return whether the server refused a statement and keeps the connection.
 
-    It has not announced an end of the connection.
+    That is so unless the error announces that the server ends the connection.
     """
     return error.sqlstate is not None and not error.sqlstate.startswith("57P")

@@ -47,7 +47,7 @@ def dsn_text(given: Any) -> str | None:
     """
     if isinstance(given, str):
         return str.__str__(given).strip()
-    with suppress(Exception):  # the function may be anything
+    with suppress(Exception):  # the object may be of any class, and its methods may raise anything
         if callable(reveal := getattr(given, "get_secret_value", None)):
             return dsn_text(reveal())
         text = _written(given)
@@ -65,7 +65,7 @@ def _written(given: Any) -> object:
 
 
 def seeks_primary(dsn: str) -> bool:
-    """Return whether a connection must lead to a server that takes writes, for a DSN that names several servers.
+    """Return whether a DSN or the environment asks for a server that takes writes, by ``target_session_attrs``.
 
     Args:
         dsn: The DSN.

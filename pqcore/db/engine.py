@@ -333,7 +333,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does, if no block is open here, as after `groups` has returned True.
+        """Run an operation as `run` does. No block may be open here: the caller has called `groups`, which checks that.
 
         Args:
             operation: See `run`.

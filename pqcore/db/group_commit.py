@@ -32,20 +32,20 @@ MOST_CALLS = 100
 MOST_SIZE = 2**20
 """The largest number of characters in the calls of a group."""
 LARGE = 2**16
-"""Characters from which on a call runs by itself, so that other calls do not wait for it."""
+"""A call with this many characters or more runs by itself, so that other calls do not wait for it."""
 
 NOT_YET = float("inf")
-"""A start time for a statement that still waits for a connection: the callers' patience does not end meanwhile."""
+"""The start time of a statement that still waits for a connection: meanwhile, `PATIENCE` does not run out."""
 CROWDED = 1e-9
-"""A start time for a line without a running statement, whose last statement served several calls.
+"""The start time that marks a line without a running statement whose last statement served several calls.
 
 These callers are about to call again, in this line or another: the first of them also takes the calls that are ready to
 run.
 """
 REFUSED = 3
-"""Refused groups in succession, after which the calls of a line run by themselves."""
+"""After this many refused groups in succession, the calls of a line run by themselves for `RESTING` seconds."""
 RESTING = 10.0
-"""Seconds for which calls then run by themselves."""
+"""Seconds for which the calls of a line run by themselves after `REFUSED` refused groups."""
 KEPT_LINES = 100
 """The largest number of lines that a queue keeps; leases of many lengths, for example, each have a line."""
 
@@ -147,7 +147,8 @@ class Lines:
 class Rest:
     """A switch that makes the calls of a line run by themselves for a while, after several groups were refused.
 
-    A trigger or a rule may refuse every group, and a refused group is work done twice.
+    A trigger or a rule may refuse every group. After a refusal, each call of the group runs again by itself, so the
+    work is done twice.
     """
 
     __slots__ = ("_refused", "_until")

@@ -128,7 +128,7 @@ def handle_kept() -> None:
 
 
 def leaves(error: BaseException) -> bool:
-    """Return whether an exception from a job's function ends the program, rather than being a failure of the job.
+    """Return whether an exception from a job's function must end the program, and is no failure of the job.
 
     In threads other than the main thread, only the function itself can have raised it. gevent also ends a greenlet by
     an exception.

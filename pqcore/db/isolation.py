@@ -33,7 +33,10 @@ class Defaults:
     isolation: str | None = None
 
     def learn(self, level: str) -> None:
-        """Remember the value of ``default_transaction_isolation``, which is lower after pqcore has lowered it."""
+        """Remember ``default_transaction_isolation`` if it is above READ COMMITTED.
+
+        A lower value may be one that pqcore has set.
+        """
         if level in ABOVE:
             self.isolation = level
 

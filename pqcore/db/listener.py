@@ -10,16 +10,16 @@ look notifies the waiter if its INSERT saw the lock:
 
 * if the INSERT ran while the lock was held, the waiter hears of it, whenever it commits;
 * if the INSERT ran earlier, and commits after the look, the waiter does not hear of it. A put that commits by itself
-  commits after milliseconds. So a waiter that drew its ticket within `SETTLE` seconds of the registration looks
-  once more. If the transaction is longer, polling finds the job.
+  commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first `SETTLE` seconds after the
+  registration looks once more. If the transaction is longer, polling finds the job.
 
 The lock is released after nobody has waited for `LINGER` seconds. The release counts as a notification, and so voids
 earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.
 
-No waiter runs a statement on the listening connection. A waiter asks for its channel, and waits for the registration no
-longer than for a job. One thread or task registers all requested channels. Another passes notifications on, unless a
-waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does not answer a call on that connection
-within `ANSWER` seconds, the connection counts as lost.
+No waiter runs a statement on the listening connection. A waiter asks for the registration of its channel, and waits for
+it at most as long as it would wait for a job. One thread or task registers all requested channels. Another passes
+notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does not answer a
+call on that connection within `ANSWER` seconds, the connection counts as lost.
 
 Results and cancellations notify whether or not somebody waits; their channels are registered in the same way, which
 costs one harmless lock.
@@ -143,7 +143,7 @@ class Listener(Waiters):
             # them.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
-            if session.usable():  # as when the server has too many locks: this session's locks are all released
+            if session.usable():  # for example, the lock table is full: all locks of this session are released
                 self._retry_at = time.monotonic() + channels.REFUSED
                 self._most = max((len(self._channels) + len(wanted)) // 2, 1)
             self._tell_loss(exc)
@@ -234,7 +234,8 @@ class Listener(Waiters):
             if isinstance(self._source, AdoptedPool):
                 self._log.warn_refused(ConfigurationError(UNLIKE))
             return False
-        # This may have been the first connection, and have found a pooler; or the listener was closed meanwhile.
+        # If this was the first connection, it may have shown that there is a pooler. Or the listener was closed
+        # meanwhile.
         if not self._able() or self._era is not era:
             await self._discard(session)
             return False

@@ -13,7 +13,8 @@ IDLE_SESSION = "57P05"
 
 
 REASONS = 5
-"""The largest number of reasons that are logged until the listener can listen: some drivers tell a number in each."""
+"""The largest number of reasons that are logged until the listener can listen: the messages of some drivers contain a
+number that differs each time."""
 
 
 class ListenerLog:
@@ -23,7 +24,7 @@ class ListenerLog:
         self._refused: set[str] = set()
 
     def forget(self) -> None:
-        """Log the same reasons again next time, because the listener could listen meanwhile."""
+        """Log the same reasons again next time, because the listener has listened in between."""
         self._refused.clear()
 
     def warn_refused(self, error: Exception) -> None:

@@ -38,7 +38,7 @@ FIRST_LOOK = 1.0
 """The largest number of seconds for which the first connection is the only one, until it has shown which server
 answers."""
 REOPEN = 2.0
-"""Seconds for which a server that takes one client may count a connection that was just closed."""
+"""Seconds for which a server that takes only one client may still count a connection that was just closed."""
 CLOSED_PQ = "this PQ has been closed"
 _NO_SETTING = ("42704", "22023")
 """The SQLSTATEs for a setting, or a value of a setting, that the server does not know."""

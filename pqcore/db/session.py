@@ -100,7 +100,7 @@ class Session:
         self.statement = ""
         # When the server last answered a statement.
         self.last_reply_at = self.planned_at
-        # Whether it is known that no pooler is in between, so that none must be searched for.
+        # Whether the connection is known to lead to the server without a pooler, so that no check is needed.
         self.known_direct = False
         # Whether all clients of the server share one session, as `direct` found.
         self.shares_session = False
@@ -334,7 +334,7 @@ class Session:
     async def direct(self) -> bool:
         """Return whether the server's session belongs to this connection alone.
 
-        It does not behind a pooler, according to the backend, or if all clients of the server share one session.
+        False if the backend finds a pooler, or if all clients of the server share one session.
         """
         if self.known_direct or not hasattr(self.driver, "direct"):
             return True
@@ -389,7 +389,10 @@ class Session:
         asyncio.get_running_loop().call_later(LEAVING, self._leave_call, since)
 
     def _leave_call(self, since: float) -> None:
-        """Leave the call that began at ``since``, if the driver did not end the call, as without a socket to shut."""
+        """Leave the call that began at ``since``, if the driver did not end it.
+
+        The driver does not end a call if it gives pqcore no socket to shut down.
+        """
         if self.busy_since == since and (cancel := getattr(self.waited_for, "cancel", None)) is not None:
             self.left_call = since
             cancel()
@@ -487,8 +490,8 @@ class Session:
         The cancel request may reach the next statement, so the connection is not used again.
 
         Raises:
-            OutcomeUnknown: The statement was a commit: if it waits for a replica when it is cancelled, the server
-                answers that it is done.
+            OutcomeUnknown: The statement was a commit. If a commit that waits for a replica is cancelled, the server
+                answers that the commit is done, although the replica may lack it.
         """
         self._asked = None
         self.state_unknown = True

@@ -32,8 +32,8 @@ class SharedConnectionListener(Channels):
     """A listener on the caller's only connection, which takes turns with everything else on the connection.
 
     Nothing runs in the background: the waiter polls the socket itself, and notifications are read whenever the
-    connection is given back. The trigger does not see the lock of its own session. So puts on this connection always
-    notify meanwhile, because another task may wait on it.
+    connection is given back. The trigger does not see the lock of its own session. So while a waiter waits, all puts on
+    this connection notify, because another task may put on it.
     """
 
     def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:

@@ -1,8 +1,8 @@
 """A look at the table that is shared by all waiters which no notification can wake.
 
 Waiters poll behind a pooler, and on queues beyond the largest number of registered channels. If each waiter polled, ten
-thousand waiters would load the server, and hear late. So one waiter leads: it asks for the queues of all in one
-statement, and wakes the waiters whose queues have a job. Each woken waiter then takes by itself.
+thousand waiters would load the server, and would find jobs late. So one waiter leads: it asks for the queues of all in
+one statement, and wakes the waiters whose queues have a job. Each woken waiter then takes by itself.
 
 The leader is not a separate thread or task. When it leaves, because it was woken, timed out or was cancelled, it stirs
 another waiter to lead. If a leader is cut off before it has stirred another, the next waiter that comes takes over.
@@ -36,7 +36,7 @@ LOOKING = 75.0
 """
 
 Look = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-"""A function that returns, of some names of queues, those of queues with a job."""
+"""A function that gets names of queues, and returns those whose queues have a job."""
 
 
 class Sharer:
@@ -147,8 +147,8 @@ class SharedLook:
                     woken += self._wake_all(waiting[name])
         except PQError:  # each waiter looks by itself, and gets the error
             woken = sum(map(self._wake_all, waiting.values()))
-        # A job that is found but cannot be taken is found again. So the pause is as long as the waiters' own looks may
-        # take.
+        # A look finds a job again for as long as no waiter can take it. So the pause is as long as the looks of the
+        # woken waiters may take.
         self._due = time.monotonic() + max(BLIND_POLL, len(names) / NAMES, woken / LOOKS)
 
     def _wake_all(self, sharers: Sequence[Sharer]) -> int:

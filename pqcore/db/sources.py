@@ -27,8 +27,8 @@ class Loan(list[Session]):
 
     An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step, with
     ``append(pop())``. Code that gives it back holds it in no variable, which a traceback would keep. If an interrupt
-    comes during a move, the session belongs to nobody: it is closed, and no longer counted. The loan itself is the
-    list, because each operation makes one.
+    comes during a move, the session belongs to nobody: it is closed, and no longer counted. A loan is a list itself,
+    because each operation makes a loan, and two objects would cost more.
 
     Attributes:
         idle: Whether the session is known to have been in no transaction when it was lent.
@@ -310,7 +310,7 @@ class ConnectionProvider(ABC):
     def lend(self, wrap: Callable[[object], Session]) -> Session:
         """Return the session of the running thread's connection.
 
-        ``callers`` is set on the session if its driver begins a transaction with the first statement.
+        `Session.caller_owned` is set if the session's driver begins a transaction with the first statement.
 
         Args:
             wrap: A function that makes the session of a driver's connection; one call for each connection is enough.
@@ -357,7 +357,7 @@ class ProvidedConnections(SessionSource):
 
 
 def _reached(exc: BaseException, pool: object) -> bool:
-    """Return whether an interrupt hit a pool's own code, and not the way to it."""
+    """Return whether an interrupt came while the pool's own code was running, rather than before or after that."""
     package, at = type(bare(pool)).__module__.partition(".")[0], exc.__traceback__
     while at is not None:
         if str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == package:

@@ -37,7 +37,7 @@ class TaskLine:
         runner: The function that runs a statement.
         together: The operation that the calls ask for.
         rest: The switch that makes calls run by themselves for a while.
-        claimed: The running calls, if the answers of callers that are gone are undone.
+        claimed: The running calls; empty if `Together.undo` is None.
         undone: The futures of callers that were cancelled while their calls were running.
     """
 
@@ -143,7 +143,7 @@ class TaskLine:
         task.add_done_callback(forget or self._travelling.discard)
 
     def _look(self) -> None:
-        """Open the line if a statement takes long while calls wait."""
+        """Send the waiting calls as another group if the running statement takes long."""
         self._timer = None
         if not self.is_waited_for():
             return
@@ -205,7 +205,7 @@ class _Group:
                 line.start(line.undo(gone, [found[future] for future in gone]))
         if line.since == self._began and len(self._futures) > 1:
             await asyncio.sleep(0)  # answered callers may call again, and then join, too
-        if line.since != self._began:  # the line was opened, and another task sends the waiting calls
+        if line.since != self._began:  # this statement took long, so another task sends the waiting calls
             return False
         if line.is_waited_for():
             line.since = NOT_YET

@@ -321,7 +321,7 @@ def is_interrupt(exc: BaseException) -> bool:
 
 
 async def make_room(session: Session, error: BaseException) -> None:
-    """Empty a full notification queue of entries that all sessions have read, which the server does on request."""
+    """Ask the server to remove, from its full notification queue, the entries that all sessions have read."""
     if not isinstance(error, TransientError) or error.sqlstate != NOTIFICATIONS_FULL:
         return
     if session.usable() and not session.in_transaction():

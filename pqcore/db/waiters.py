@@ -101,6 +101,6 @@ class Waiters(Channels):
             event.set()
 
     def wake(self, channel: str) -> None:
-        """Wake the waiters on a channel; if there are none, and it is not registered, wake the next waiter."""
+        """Wake the waiters on a channel; if an unregistered channel has none, the next waiter does not wait."""
         self._paused.setdefault(channel, time.monotonic())
         self.wake_waiters(channel)

@@ -83,7 +83,7 @@ class Waiting(Transactions):
             ticket: The value that `snapshot` returned before the last look.
             seconds: The largest number of seconds to wait.
             reads: Whether the waiter may read the listening socket. False suits a waiter that need not be the first to
-                hear.
+                hear of a notification.
         """
         if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
             await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block uses the only connection

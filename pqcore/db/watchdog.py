@@ -25,9 +25,9 @@ LOOK = 0.5
 LATE = 1.0
 """Seconds by which a check may be late. If it is later, the process was suspended, and answers may be unread."""
 ASKED_AT = 0.75
-"""The part of a session's limit after which the server is asked to cancel the statement."""
+"""After this part of a session's limit, the server is asked to cancel the statement."""
 LEISURE = 20
-"""Checks without any session after which the thread ends."""
+"""The thread ends after this many successive checks that found no session."""
 
 
 class Watched(Protocol):
