@@ -111,7 +111,7 @@ class AsyncpgSession:
     async def _replace(self) -> None:
         """Open another connection in place of an idle one that the server ended.
 
-        asyncpg has then read the server's goodbye, and refuses to send anything, so nothing was sent.
+        asyncpg has then read that the server ended the connection, and refuses to send anything, so nothing was sent.
         """
         within = self._transaction is not None or self.connection.is_in_transaction()
         self.connection.terminate()

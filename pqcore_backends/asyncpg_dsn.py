@@ -1,4 +1,4 @@
-"""libpq's DSNs for asyncpg, which reads only URLs, and takes unknown parameters in them for settings of the server."""
+"""Converting libpq's DSNs for asyncpg, which reads only URLs and takes unknown parameters for server settings."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def guard(roots: list[str], ending: int, identity: dict[str, Any]) -> None:
     """Be a server's parent, follow the commands on stdin, and clean up when stdin closes.
 
-    Its folders are removed then; the first one has the log.
+    The server's folders are removed when stdin closes; the first folder has the log.
 
     A new interpreter runs the source of this function, so it uses nothing outside itself.
     """

@@ -75,7 +75,7 @@ class UnpreparedAsyncCursor(AsyncCursor):
 CURSORS = {True: Cursor, False: UnpreparedCursor}
 """The kind of blocking cursor, by whether statements may be prepared."""
 ASYNC_CURSORS = {True: AsyncCursor, False: UnpreparedAsyncCursor}
-"""The kind of asynchronous cursor, by the same."""
+"""The kind of asynchronous cursor, by whether statements may be prepared."""
 
 
 class Common:
@@ -189,7 +189,7 @@ class Common:
     def _collect(self, channel: str) -> None:
         """Keep the notifications of a channel that arrive while statements run.
 
-        The others go to the caller's handlers.
+        Notifications of other channels go to the caller's handlers.
         """
         pgconn = self.connection.pgconn
         if self._inbox is None:

@@ -30,7 +30,7 @@ class _Statement:
         query: The text; psycopg's manager reads this attribute and the next one.
         types: The OIDs of the parameters' types.
         name: The name of the prepared statement whose rows the converters were chosen for.
-        formats: What psycopg calls the formats of the parameters: it chooses them.
+        formats: The formats of the parameters, as psycopg has chosen them.
         converters: psycopg's converters.
     """
 

@@ -92,8 +92,8 @@ class Tick:
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
         is_asked_for: Whether somebody asked for the job of a tick that has passed, and no worker has put it yet.
-        is_schedule: Whether it is a schedule, which is a row, and not a task that is declared in code.
-        paused: Whether it is a schedule that is paused, so that no tick comes.
+        is_schedule: Whether the periodic task is a schedule, which is a row, rather than a task declared in code.
+        paused: Whether the periodic task is a paused schedule, so that no tick comes.
     """
 
     queue: str

@@ -106,7 +106,7 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 
 
 async def clear(engine: Engine, queue: QueueSettings) -> None:
-    """Delete a queue's rows; the batches of unfinished jobs count these jobs as not done."""
+    """Delete a queue's rows; the batches of unfinished jobs count these jobs as failed."""
 
     async def work(s: Session) -> None:
         async with atomic(s):
@@ -186,12 +186,12 @@ async def create(
     Args:
         engine: The engine.
         partitions: The number of partitions of a new table.
-        set_sequences: Whether to set sequences that are behind the existing ids beyond these ids.
+        set_sequences: Whether to advance sequences that are behind the existing ids, beyond the highest id.
         keep_finished: How long finished rows are kept, if the table is new.
         keep_dead: How long dead letters are kept, if the table is new.
 
     Returns:
-        The sequences that were behind, as they were.
+        The sequences that were behind, as they were before the call.
     """
     for period in (keep_finished, keep_dead):
         if period is not None:

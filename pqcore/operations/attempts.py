@@ -101,7 +101,7 @@ def _error_of(row: _AttemptRow) -> dict[str, str]:
 
 
 async def keep_crash(engine: Engine, queue: QueueSettings, job: BaseJob) -> None:
-    """Keep that the lease before this one ended without an outcome, unless that crash is kept already.
+    """Record a crash if the lease before this one ended without an outcome, unless the crash is recorded already.
 
     Args:
         engine: The engine.

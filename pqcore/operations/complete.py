@@ -108,10 +108,10 @@ class Endings:
     """The results of storing the outcomes of several jobs. An outcome that is in none of the lists was stored.
 
     Attributes:
-        lost: The lease of the job was not held; the job is unchanged.
-        refused: The outcome was not stored, for this error. After `OutcomeUnknown`, it may have been stored.
-        buried: The outcome that was stored instead, by the `id` of the first outcome: a dead letter, or an end without
-            a result.
+        lost: Outcomes that were not stored, because the leases of the jobs were lost; these jobs are unchanged.
+        refused: Outcomes that were not stored, each with the error. After `OutcomeUnknown`, it may have been stored.
+        buried: Outcomes (a dead letter, or an end without a result) that were stored in place of others, by the others'
+            `id`.
         buries: Whether a done job with a refused value in its outcome becomes a dead letter.
         waits: Whether to wait for rows that other transactions have locked. Otherwise the outcomes of such jobs are
             refused, and the other outcomes are stored.
@@ -124,7 +124,7 @@ class Endings:
     waits: bool = False
 
     def stored(self, outcome: Outcome) -> Outcome:
-        """Return how a job ended whose outcome was stored."""
+        """Return the outcome that was stored for a job, which may be another than the given one."""
         return self.buried.get(id(outcome), outcome)
 
 
@@ -138,10 +138,11 @@ async def finish_each(engine: Engine, queue: QueueSettings, outcomes: Sequence[O
 async def find_already_stored(
     engine: Engine, queue: QueueSettings, doubtful: Sequence[tuple[Outcome, bool]]
 ) -> list[Outcome]:
-    """Return the outcomes that an earlier try stored without receiving the answer; now the leases are not held.
+    """Return the outcomes that an earlier try has stored, although the server's answer was lost.
 
-    The job's row shows this, independently of clocks. If the row was deleted, or the job was taken again, only the
-    clock can show it: until a lease runs out, only its holder ends it.
+    The leases of these jobs are not held now. The job's row shows whether the holder ended its lease, independently of
+    clocks. If the row was deleted, or the job was taken again, only the clock can show it: until a lease runs out, only
+    its holder ends it.
 
     Args:
         engine: The engine.
@@ -225,7 +226,7 @@ async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: En
     """
     try:
         held = await find_held(engine, [outcome.job for outcome in missing])
-    except PQError as exc:  # the others are stored, even if this error came after them
+    except PQError as exc:  # the other outcomes are stored, whatever this error is
         endings.refused += [(outcome, exc) for outcome in missing]
         return []
     lost: list[Outcome] = []

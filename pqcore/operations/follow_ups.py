@@ -61,7 +61,7 @@ async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome)
 async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> None:
     """Run the follow-ups of jobs that were taken with `get` and never performed; these jobs count as done.
 
-    If such a job waits again, the transaction that took it was rolled back.
+    If such a job is unfinished, the transaction that took it was rolled back, and nothing is done for it.
     """
 
     async def work(s: Session, job: BaseJob) -> None:

@@ -88,7 +88,7 @@ def done_by_hand(job: BaseJob) -> Outcome:
 
 
 def crashed(job: BaseJob, pause: float, message: str) -> Outcome:
-    """Return the outcome of an attempt that died without ending the program: the job is given back.
+    """Return the outcome of an attempt that crashed, although the worker did not: the job is given back.
 
     Args:
         job: The job.

@@ -113,7 +113,7 @@ async def _go(
         engine: The engine.
         queue: The queue of the job.
         key: The values that the calls have in common.
-        together: A function that returns what changes the rows of several callers.
+        together: A function that returns the operation for the rows of several callers.
         job: The job.
         alone: A function that changes the one row, and returns it if the lease was held.
     """
@@ -130,9 +130,9 @@ async def _go(
 
 
 def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]) -> Together:
-    """Return a function that changes the rows of several callers.
+    """Return the operation that changes the rows of several callers.
 
-    It returns True for each held lease, and `ALONE` for others.
+    Its answer is True for each held lease, and `ALONE` for others.
 
     A row that is not found may be locked. Its caller then waits for the row alone, and learns whether the lease is
     held.

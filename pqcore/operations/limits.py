@@ -23,7 +23,8 @@ class LimitUsage:
     Attributes:
         kind: ``limit`` or ``group``.
         name: The name that jobs were put with.
-        places: How many jobs may run concurrently, by the number that counts. None for a limit that only a rule names.
+        places: How many jobs may run concurrently: ``rule``, or else ``newest``, or else the highest number of a
+            waiting job. None if there is no such number.
         newest: The number of the newest put that a take has seen; None if no take has seen one.
         rule: The number that an operator has set, which takes precedence; None if none is set.
         rate: How many jobs may begin in a period by an operator's rule, such as ``"10/1s"``; None without a rule.

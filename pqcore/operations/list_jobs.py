@@ -138,9 +138,9 @@ async def list_by_state(
 ) -> list[StoredJob]:
     """Return up to ``n`` jobs of a queue, grouped by state.
 
-    Waiting jobs come in the order in which they are taken; scheduled and leased jobs come by the end of their wait.
-    Done and dead jobs come latest first (for rows kept in the table: the last put first). A filter that matches few
-    jobs makes the server read many rows.
+    Waiting jobs come in the order in which they are taken; scheduled jobs come in the order in which they become due,
+    and leased jobs in the order in which their leases end. Done and dead jobs come latest first (for rows kept in the
+    table: the last put first). A filter that matches few jobs makes the server read many rows.
 
     Args:
         engine: The engine.

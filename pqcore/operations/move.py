@@ -30,8 +30,9 @@ async def move(
     """Move waiting, scheduled and parked jobs to another queue of the same table.
 
     The jobs keep their ids, times and records; their limits and groups are those of the new queue from then on. Leased
-    jobs stay, as do jobs whose dedup keys are taken in the new queue. A key that is held for a time stays with the
-    queue that the job was put into. The operation ends even if other programs continue to put jobs: later jobs stay.
+    jobs stay, as do jobs whose dedup keys are taken in the new queue. A dedup key that is held for a fixed time stays
+    with the queue that the job was put into. The operation ends even if other programs continue to put jobs: later jobs
+    stay.
 
     Args:
         engine: The engine.

@@ -95,7 +95,7 @@ def _epoch(engine: Engine, parent: After) -> float | None:
 
 
 def _is_same(given: float | None, found: float | None) -> bool:
-    """Return whether a row can be that of the job that the caller means: ids repeat."""
+    """Return whether a row can be that of the job that the caller means, by the time of the put, because ids repeat."""
     return given is None or found is None or abs(given - found) < 1e-5
 
 

@@ -14,10 +14,10 @@ from pqcore.settings import QueueSettings
 logger = logging.getLogger("pqcore")
 
 AHEAD = timedelta(seconds=5)
-"""How far a last tick may be ahead of the server's clock and still count, as after a failover."""
+"""How far a last tick may be ahead of the server's clock and still count: after a failover, the clock may be behind."""
 
 BEFORE = timedelta(microseconds=1)
-"""By how much a last tick is set back behind a tick that somebody asked for."""
+"""How long before a tick that somebody asked for the last tick is set."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ async def tick_window(
 async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
     """Let a worker put the job of a tick again within a minute; return whether the task is known, and was not changed.
 
-    The last tick is set back to `BEFORE` that moment. A worker that declares the task with ``missed="skip"`` puts
-    no job for it, unless the moment has just passed.
+    The last tick is set to just before that tick. A worker that declares the task with ``missed="skip"`` puts no job
+    for it, unless the moment has just passed.
 
     Args:
         engine: The engine.

@@ -76,7 +76,7 @@ class NewRow(NamedTuple):
         return "" if self.dedup is None else self.dedup.on_conflict
 
     def merged(self, later: NewRow) -> NewRow:
-        """Return the row in place of itself and a later row of the same call, with the same key, that replaces it."""
+        """Return one row for this row and a later row of the same call that has the same key and replaces this row."""
         if self.dedup is None or self.on_conflict == "error":
             return self._replace(text=later.text)
         return self._replace(text=later.text, dedup=replace(self.dedup, on_conflict="replace"))
@@ -137,7 +137,7 @@ def _times_of(job: NewJob, times: Times) -> Times:
 
 
 def chunks_of(rows: Iterable[NewRow], most_rows: int, most_size: int) -> Iterator[Chunk]:
-    """Return rows in chunks, of which each is full with this many rows, or this many characters."""
+    """Return rows in chunks; a chunk is full with ``most_rows`` rows, or with ``most_size`` characters."""
     chunk: list[NewRow] = []
     size = 0
     for row in rows:
@@ -216,8 +216,9 @@ class _Putting(Generic[T]):
     async def _store_again(self, chunks: Iterator[Chunk]) -> list[T]:
         """Put chunks, and put them again after a deadlock, which is undone to a savepoint.
 
-        Two calls whose keys cross wait for each other's rows, because ids have the order of the items: rows cannot be
-        inserted in the order of their keys. Rolling back to the savepoint releases the locks on keys.
+        Two calls that put the same keys in different orders wait for each other's rows. Rows cannot be inserted in the
+        order of their keys, because ids must have the order of the items. Rolling back to the savepoint releases the
+        locks on keys.
         """
         sent: list[Chunk] = []
         reading = False  # whether an error comes from the caller's iterator, which then cannot be read again

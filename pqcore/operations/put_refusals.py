@@ -56,8 +56,8 @@ async def refused_rows(engine: Engine, s: Session, error: InvalidData, doing: st
     Args:
         engine: The engine.
         s: The session.
-        error: The server's error: a division by zero if rows were dropped, an impossible square root if the numbers
-            that the rows carry were changed.
+        error: The server's error: a division by zero if rows were dropped, the square root of a negative number if the
+            numbers that the rows carry were changed.
         doing: The name of the method that puts the rows.
     """
     if error.sqlstate == _DIVISION_BY_ZERO:

@@ -107,7 +107,7 @@ class _Writer:
         self.every = every or (authenticates(queue.serializer) and not self.keys)
 
     def is_current(self, serializer: str | None, marks: Sequence[str]) -> bool:
-        if serializer is None:  # pq wrote this row; a queue reads it as its own, unless the queue has a serializer
+        if serializer is None:  # pq wrote this row as JSON, the format of a queue without a serializer
             return self.queue.serializer is None
         return serializer == self.serializer and (not self.keys or tuple(marks) == self.keys)
 

@@ -191,7 +191,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
         if kept is not None and kept.state != "running":
             return await _read(engine, queue, job_id, kept)
         job = await _find_job(engine, queue, job_id)
-        # The job may have ended between the two looks: then a result exists, or none was to be kept.
+        # The job may have ended between the two looks. Then its result exists now, unless the job keeps none.
         if job is None or job.state in ("done", "dead") or '"keep"' not in (job.headers or ""):
             kept = await _find_result(engine, queue, job_id)
             if kept is not None and kept.state != "running":

@@ -75,9 +75,9 @@ class PastSample:
 
     Attributes:
         age: Seconds since that moment.
-        queues: The figures of each queue, of those that were asked for, that had jobs and is in the sample.
+        queues: The figures by queue. A queue is missing if it was not asked for, had no jobs, or is not in the sample.
         total: The sum of all queues; None if row-level security hides it.
-        complete: Whether all queues that had jobs are in the sample; otherwise, those with most jobs are.
+        complete: Whether all queues that had jobs are in the sample; if not, only the queues with most jobs are.
     """
 
     age: float

@@ -39,7 +39,7 @@ class Fernet(Wrapper):
 
     layer = "fernet"
     quick = True
-    safe = True  # because only the holder of a key can have written it
+    safe = True  # because only the holder of a key can have written the data
     authenticates = True
 
     def __init__(self, inner: Serializer | str | None = None, *, keys: Sequence[str | bytes] | None = None) -> None:

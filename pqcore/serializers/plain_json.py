@@ -12,15 +12,15 @@ from pqcore.serializers.storable import MOST_NESTED, fields_of, refuse_colliding
 
 _encoder = json.JSONEncoder(allow_nan=False)  # one encoder for all calls, because json.dumps would make one for each
 _make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-"""The function that makes the encoder of `json.JSONEncoder.iterencode`, without the functions defined in each call;
-None if Python has no C accelerator."""
+"""The C function with which `json.JSONEncoder.iterencode` makes an encoder; a direct call of it is faster. None if
+Python has no C accelerator."""
 _scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed knows it as a class of its own
 
 
 _find_key = re.compile(r'"(?:-?[0-9][^"]*|true|false|null)":').search
-"""Finds a key that may have been another type than a string."""
+"""Finds a key in JSON text that may have been of another type than a string before it was encoded."""
 _find_end_of_key = re.compile(r'":(?<=[0-9el]":)(?:(?<=[0-9]":)|(?<="true":)|(?<="null":)|(?<="false":))').search
-"""Finds at least the end of each such key, in half the time, because the search is for two characters."""
+"""Finds the end of each such key, and of some other keys, in half the time, because it searches for two characters."""
 
 FEW_KEYS = 4
 """The largest number of keys that `json_encode` looks at one by one."""
@@ -73,7 +73,7 @@ def check_json(value: object, raw: str) -> None:
 
 
 def json_decode(text: str) -> Any:
-    """Decode JSON text like `json.loads`, which first looks for white space around it; stored text has none."""
+    """Decode JSON text as `json.loads` does, but without white space around it: stored text has none."""
     try:
         value, end = _scan(text, 0)
     except (StopIteration, TypeError):

@@ -10,12 +10,12 @@ class Serializer(Protocol):
 
     A serializer may have more attributes, which are read by name:
 
-    ``stored_as``: The mark of its rows, if it is not the name: the format, if several serializers read the same format.
-    ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key; the
-    queue then refuses plain JSON, too, unless told otherwise. ``valid_json``: True if `dumps` always returns one JSON
-    value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys, the first of which writes; `dumps`
-    must then begin with a mark of that key (`Wrapper` does so itself). ``rekey``: A function that takes stored data,
-    and returns the same data under the first key. ``quick``: True if it handles some kilobytes as fast as JSON; a
+    ``stored_as``: The mark of its rows, if that is not its name: serializers that read the same format have the same
+    mark. ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key;
+    the queue then refuses plain JSON, too, unless told otherwise. ``valid_json``: True if `dumps` always returns one
+    JSON value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys, the first of which writes;
+    `dumps` must then begin with a mark of that key (`Wrapper` does so itself). ``rekey``: A function that takes stored
+    data, and returns the same data under the first key. ``quick``: True if it handles some kilobytes as fast as JSON; a
     worker then calls it in its event loop, and otherwise in threads. A subclass must state ``quick`` again.
 
     Attributes:

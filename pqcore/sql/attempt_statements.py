@@ -89,13 +89,14 @@ ORDER BY ended_at, token"""
 
     @composed(rows=False)
     def keep_crash(self) -> str:
-        """Keep that the lease before this one ended without an outcome, unless that crash is kept already.
+        """Record a crash if the lease before this one ended without an outcome, unless the crash is recorded already.
 
-        The caller holds the lease, so no other session keeps attempts of the job; see `keep_attempt`. The lists of the
-        jobs that workers run name the worker.
+        The caller holds the lease, so no other session keeps attempts of the job; see `keep_attempt`. The worker's name
+        comes from the lists of the jobs that workers run.
 
-        After a retry of a dead letter, the numbers of attempts begin again. A crash counts as kept only if no later
-        attempt has its number or a smaller one, or a number that is still to come.
+        After a retry of a dead letter, the numbers of attempts begin again. So a recorded crash does not count if the
+        numbers have begun again since: if a later attempt has its number or a smaller one, or a number above the
+        present one.
         """
         return f"""
 WITH job AS MATERIALIZED (

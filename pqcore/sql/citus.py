@@ -84,7 +84,7 @@ def _drawn(template: str) -> str:
 
 
 def _of_queue(template: str) -> str:
-    # Assigned values are computed without functions: in the row that was to be inserted.
+    # The assignments contain no functions: their values come from the row proposed for insertion (``excluded``).
     template = replace(template, "ON CONFLICT (job_id)", "ON CONFLICT (job_id, q_name)")
     return replace(template, " q_name = excluded.q_name,", "")
 

@@ -112,8 +112,8 @@ SELECT {IDENTITY} FROM put"""
     def mark_polled(self) -> str:
         """Mark how parents ended that could not be marked as awaited.
 
-        Rows that another session has locked are skipped. An ended job does not change its table again unless it is put
-        again; then the mark is right for the end before that.
+        Rows that another session has locked are skipped. An ended job stays in its table unless it is put again; then
+        the mark describes the end before that put.
         """
         same = "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)"
         return f"""

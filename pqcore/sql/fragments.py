@@ -162,7 +162,7 @@ GROUP_AND_PRIORITY = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
 def come_back(source: str) -> str:
     """Return CTEs that put rows into the table again.
 
-    ``same`` under their ids, ``renumbered`` under new ids, if theirs are taken.
+    The CTE ``same`` puts rows under their own ids, and ``renumbered`` under new ids, if their own are taken.
 
     If two sessions take an id concurrently, ON CONFLICT makes one wait for the other, and then find the id taken.
 

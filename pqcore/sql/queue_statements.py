@@ -428,8 +428,8 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     def clear(self) -> str:
         """Delete all jobs, and return the headers of jobs that belong to a batch.
 
-        The statement waits for rows that other sessions have locked. The jobs that wait for the deleted ones are told
-        so before the trigger would tell them that these are done.
+        The statement waits for rows that other sessions have locked. It also tells the jobs that wait for deleted jobs
+        that these were deleted; otherwise the trigger would tell them that these are done.
         """
         return f"""
 WITH gone AS (

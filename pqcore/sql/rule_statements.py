@@ -20,8 +20,8 @@ from pqcore.sql.statement_set import StatementSet, composed, from_file
 SET_ASIDE = 5_000
 """The number of rows at the head of a queue that one statement checks for jobs of paused tasks."""
 EXPIRED, SLICE = 1_000, 2_000
-"""The largest number of rows that one statement deletes if an index leads to the oldest; and of ids that it checks
-otherwise."""
+"""The largest number of rows that one statement deletes, if an index leads to the oldest rows; and, if none does, the
+largest number of ids that one statement checks."""
 UNWRITTEN = 60
 """Seconds for which a job is scheduled if its lane is too long to be written; then a take looks at it again."""
 _OLD = "statement_timestamp() - :age::float8 * interval '1 second'"

@@ -78,7 +78,7 @@ FROM (
 
 -- name: set_expiry
 -- Set how long rows of one kind are kept. If two sessions set it concurrently, the second waits for the first (ON
--- CONFLICT). Citus computes the time only in the row that was to be inserted.
+-- CONFLICT). The time comes from the row proposed for insertion, because Citus allows no function in the assignment.
 INSERT INTO {rules} AS rule (q_name, kind, name, period, changed_at)
 VALUES (:q_name::text, 'expiry', :name::text, :period::float8, statement_timestamp())
 ON CONFLICT (q_name, kind, name) DO UPDATE SET changed_at = excluded.changed_at,

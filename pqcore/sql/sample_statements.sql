@@ -1,8 +1,8 @@
 -- Statements of the samples of figures that workers keep. A sample without a queue's name has the sum of all queues.
 
 -- name: last_sample
--- This statement only reads: two entries of an index. Return the present minute, and the age in seconds of the last
--- sample with the time that it took, which are NULL without a sample.
+-- This statement only reads two entries of an index. Return the present minute, and for the last sample its age and the
+-- time that it took, both in seconds; they are NULL without a sample.
 SELECT (floor(extract(epoch FROM statement_timestamp()) / 60) * 60)::float8, last.age, last.took
 FROM (SELECT 1) AS one LEFT JOIN (
   SELECT extract(epoch FROM statement_timestamp() - at)::float8 AS age, took FROM {samples} WHERE q_name = ''

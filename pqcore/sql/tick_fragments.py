@@ -21,7 +21,8 @@ UNCHANGED = """SELECT q_name, name, cron, tz FROM {schedules}
 
 FOR SHARE keeps the schedule from being changed or removed before the statement ends, so that a removed schedule leaves
 no tick. A schedule that an open transaction has changed is skipped (SKIP LOCKED): the worker looks again later, and
-waits for no transaction of a program. Changes of a schedule lock its row before that of its tick, as this does.
+waits for no transaction of a program. This lock comes before the lock of the tick's row, in the same order as in
+statements that change a schedule.
 """
 
 
@@ -29,8 +30,8 @@ def put_of_tick(free: str | None = None) -> str:
     """Return a statement that puts the job of a tick, and returns its id.
 
     One worker moves the tick's row forward; other workers find it moved. A tick ahead of the server's clock is not put:
-    the worker read a clock that was set back meanwhile. The row is also set back, after which another such worker would
-    put the same tick.
+    the worker read the clock before it was set back. Otherwise two such workers could put the same tick, because
+    workers also set the tick's row back.
 
     Args:
         free: A SELECT that returns a row if the job may be put; None if it always may.

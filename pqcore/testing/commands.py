@@ -20,7 +20,7 @@ from pqcore.testing.harness import PATIENCE
 def environment(dsn: str | None, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables for a command's process.
 
-    Those of this process and the given ones, without any that would choose a database.
+    These are the variables of this process and the given ones, without any that would choose a database.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_"))}
     return {**kept, **({} if dsn is None else {"PQCORE_DSN": dsn}), **(variables or {})}

@@ -1,4 +1,4 @@
-"""Connections of the tested backend that are no queue's: those of a scenario, and those that look at the database."""
+"""Connections of the tested backend that belong to no queue: a scenario uses them, or looks at the database."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ SUITE = "pqcore.testing.suite."
 LONGEST = 180
 """Seconds after which a test of the suite fails, unless pytest-timeout was given another limit."""
 MANY = 200
-"""The number of tests of a run from which on the garbage collector spares them."""
+"""If a run has at least this number of tests, the garbage collector skips their objects."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,7 @@ Sql = Callable[..., list[tuple[Any, ...]]]
 """A function that runs a statement on the server, such as `Harness.sql`."""
 
 GROWTH = 2**20
-"""Bytes by which deleted rows may make the tables larger; then the schema is dropped."""
+"""The largest growth of the tables by deleted rows, in bytes; after more growth, the schema is dropped."""
 
 _CATALOGUES = {
     "pg_depend": "refclassid = 'pg_namespace'::regclass AND refobjid = {schema}",

@@ -29,7 +29,7 @@ def partitions() -> int | None:
 def server() -> Iterator[tuple[str, str]]:
     """Yield a running server.
 
-    In this order: the running server in ``PQCORE_TEST_DSN``; the image in ``PQCORE_TEST_CONTAINER``, such as
+    It is the first of these: the running server in ``PQCORE_TEST_DSN``; the image in ``PQCORE_TEST_CONTAINER``, such as
     ``postgres:15``, run by testcontainers; an embedded server, which is stopped at the end.
 
     Yields:

@@ -105,7 +105,7 @@ class WorkerPool:
     # Jobs
 
     def row(self, job_id: int) -> tuple[Any, ...]:
-        """Return whether the job is finished and leased, with its attempts and its excused attempts."""
+        """Return whether the job is finished, whether it is leased, its attempts and its excused attempts."""
         [found] = self._harness.sql(
             "SELECT dequeued_at IS NOT NULL, leased_until IS NOT NULL, attempts, coalesce(excused, 0)"
             f" FROM {{table}} WHERE id = {int(job_id)}"

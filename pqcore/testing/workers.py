@@ -227,7 +227,7 @@ def add(job_id: int, a: int, b: int) -> tuple[int, int]:
 
 
 def exit_at_once(job_id: int) -> None:
-    """End the process, too."""
+    """End the process that runs the job."""
     os._exit(3)
 
 

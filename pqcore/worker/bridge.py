@@ -23,7 +23,8 @@ from pqcore.worker.threads import Threads
 T = TypeVar("T")
 
 CONNECTIONS = 5
-"""The largest number of a worker's own connections: to take, finish and extend, and two spare. One more listens."""
+"""The largest number of a worker's own connections: one each to take jobs, to end jobs and to extend leases, and two
+spare ones. One more listens."""
 
 
 class Bridge(Runner):

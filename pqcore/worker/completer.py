@@ -151,10 +151,10 @@ class Completer:
         return await self._end_jobs(outcomes, endings) or server_error
 
     async def _end_and_take(self, outcomes: Sequence[Outcome]) -> Endings | None:
-        """End jobs that have places under keys, and lease other jobs for these places, which then start sooner.
+        """End jobs that have places under keys, and lease other jobs for these places in the same statement.
 
         Returns:
-            The results of the ends; None if nothing was done, because it is not possible now.
+            The results of the ends; None if this is not possible now, so that nothing was done.
         """
         queue_state, worker_state, leased_ahead = self._queue_state, self._worker_state, self._queue_state.jobs_ahead()
         queue, self._is_limited, queue_state.ends_take = queue_state.queue, False, False

@@ -55,7 +55,7 @@ class Executor(Runner[ActiveJob]):
     Args:
         worker_state: The state that the worker's parts share.
         job_events: Calls the hooks of plugins.
-        run_in: Where functions that are not coroutine functions run, unless their task says it.
+        run_in: Where functions that are not coroutine functions run, unless their tasks say otherwise.
         stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
         recycling: When a process that runs jobs is replaced.
         keep_errors: What is stored of exceptions, for tasks without an option of their own.
@@ -241,7 +241,7 @@ class Executor(Runner[ActiveJob]):
         except BaseException as exc:
             if self._worker_state.interruptible:
                 raise
-            # No signal raises here: the exception is the job's own.
+            # No signal handler raises an exception here: the exception is the job's own.
             return snooze_unrunnable(active.queue, active.job, exc, "unknown")
         finally:
             if began is not None:
@@ -272,7 +272,7 @@ class Executor(Runner[ActiveJob]):
         return run
 
     async def keep_crash(self, active: ActiveJob) -> None:
-        """Keep, over the worker's own connections, that an earlier lease of the job ended without an outcome."""
+        """Record a crash, over the worker's own connections, if an earlier lease ended without an outcome."""
         try:
             await active.queue_state.bridge.call(attempts.keep_crash, active.queue, active.job)
         except PQError as exc:
@@ -286,7 +286,7 @@ class Executor(Runner[ActiveJob]):
             with self.events.around(active):
                 return await run.task.call(run.job, run.args, run.kwargs)
         if active.context is not None:
-            active.context.leaves = _never  # no signal raises in another thread or process
+            active.context.leaves = _never  # signal handlers raise exceptions only in the main thread of this process
         if (run.task.options.run_in or self._run_in) == "process":
             return await self._call_in_process(active, run)
         self._start_clock(active, run)
@@ -343,7 +343,7 @@ class Executor(Runner[ActiveJob]):
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
         """Give the outcome to the completer, which stores it together with others, and call the outcome's hook."""
         if outcome is not None:
-            if not self.events.needs_ends:  # nothing needs these any more: less memory, and less garbage collection
+            if not self.events.needs_ends:  # no hook needs these values any more, so their memory is freed
                 active.run = active.context = None
                 active.job.forget_decoded()
             active.queue_state.complete(active, outcome)
@@ -355,7 +355,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.notify_if_idle()
 
     def leave(self, error: BaseException) -> None:
-        """Have the worker raise an error after it gave its jobs back: raised here, it would end the event loop."""
+        """Have the worker raise an error after it gave its jobs back; an error raised here would end the event loop."""
         self._worker_state.interrupt(error)
 
     async def _call_in_process(self, active: ActiveJob, run: Run) -> Any:

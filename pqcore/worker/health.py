@@ -35,7 +35,7 @@ CONNECTIONS = 32
 FRESH = 1.0
 """Seconds for which the answer of a look at the table is reused."""
 FIGURES_FRESH = 5.0
-"""Seconds for which the figures of queues are told again: counting takes longer."""
+"""Seconds for which the figures of queues are reused, which is longer than `FRESH`, because counting takes longer."""
 PATHS = "/live, /ready and /metrics"
 
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]]+)):(\d{1,5})")
@@ -45,7 +45,7 @@ class Address(NamedTuple):
     """The address where a worker serves its health.
 
     Attributes:
-        host: The name or number of a network interface of this machine.
+        host: The host name or IP address of a network interface of this machine.
         port: The TCP port; 0 for any free port.
     """
 

@@ -35,7 +35,8 @@ from pqcore.worker.ticks import due_ticks, put_ticks
 logger = logging.getLogger("pqcore.tasks")
 
 SWEEP_INTERVAL = 30.0
-"""Seconds between sweeps, on average; the longest that a job waits for a slot whose release was not notified."""
+"""Seconds between sweeps, on average. If a place becomes free without a notification, the next sweep finds the
+place."""
 RELEASE_INTERVAL = 5.0
 """Seconds between looks for jobs that wait for no other job any more, on average. A take that finds no job looks, too.
 """
@@ -158,7 +159,7 @@ class Maintenance:
                 failures = 0
             except asyncio.CancelledError:
                 raise
-            except BaseException as exc:  # users' functions: options of the call, a serializer
+            except BaseException as exc:  # from a user's function, such as a serializer
                 if is_from_outside(exc):
                     raise
                 failures += 1

@@ -88,7 +88,8 @@ def serve(pipe: Connection, first: Sequence[str] = (), max_memory: int | None = 
     Args:
         pipe: The connection to the worker.
         first: The first message, with the worker's `PRELOADED_MODULES`.
-        max_memory: Bytes of memory above which the worker is told before it gets the answer; None to tell it never.
+        max_memory: Bytes of memory above which this process says so to the worker before it sends an answer; None for
+            no limit.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal, or systemd, may send signals to all processes, but the worker alone decides when jobs stop.

@@ -60,7 +60,7 @@ class Registration:
             try:
                 await self._renew()
                 renewals += 1
-                if renewals % SWEEP_EVERY == 2:  # a worker that ends soon is not listed
+                if renewals % SWEEP_EVERY == 2:  # not in the first renewal, so that a short-lived worker never sweeps
                     await self._bridge.call(worker_registry.sweep)
             except PQError as exc:
                 self._listed = False

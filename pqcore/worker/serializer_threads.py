@@ -22,9 +22,10 @@ CPU_BOUND_SECONDS = 0.01
 FAST_SECONDS = 0.0002
 """Seconds of CPU time per call up to which decoding needs no thread: handing it over takes as long."""
 FAST_SIZE = 2**18
-"""Data up to this size (characters or bytes) is assumed to decode as fast as earlier data; an error costs some ms."""
+"""Data up to this size (characters or bytes) is assumed to decode as fast as earlier data; a wrong guess costs some
+ms."""
 DECAY = 0.8
-"""The factor by which a serializer's CPU time fades with each call: its data may be small and large."""
+"""The recorded CPU time of a serializer is multiplied by this factor with each call, because data differs in size."""
 
 
 class SerializerThreads:

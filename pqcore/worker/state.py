@@ -35,18 +35,19 @@ The statement that ends a job and leases another takes some milliseconds. Meanwh
 such statements take longer, more work is leased ahead.
 """
 LONGEST_AHEAD = 0.1
-"""Jobs that run for more seconds than this are not leased ahead for a place, and no more work than this."""
+"""Jobs that run longer than this number of seconds are not leased ahead for a place; of faster jobs, at most this
+number of seconds of work is leased ahead."""
 MOST_FOR_PLACE = 50
 """The largest number of jobs that are leased for one place."""
 LONGEST_FADES = 0.9
 """The factor by which the time of the longest job, or of the longest statement, shrinks with each later one."""
 
 STATEMENT_SIZE = 2 * 2**20
-"""Characters or bytes of data that one statement fetches, about. In a larger answer each job takes about twice as long,
-as the driver holds the whole answer, in memory that the kernel must give it.
+"""Characters or bytes of data that one statement fetches, about. In a larger answer, each job takes about twice as
+long, because the driver needs new memory from the kernel for the whole answer.
 """
 SIZE_DECAY = 0.8
-"""The factor by which the size of a queue's jobs fades with each fetch of smaller ones."""
+"""The recorded size of a queue's jobs is multiplied by this factor with each fetch of smaller jobs."""
 
 Key: TypeAlias = tuple[int, int]
 """A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
@@ -71,7 +72,8 @@ class Prefetch(NamedTuple):
     """The limits of what a worker fetches ahead from each queue.
 
     Attributes:
-        jobs: The largest number of jobs. size: The largest size of their data together, in characters (JSON) or bytes.
+        jobs: The largest number of jobs.
+        size: The largest size of the data of these jobs together, in characters (JSON) or bytes.
     """
 
     jobs: int
@@ -261,7 +263,7 @@ class QueueState:
     def jobs_ahead(self) -> list[ActiveJob]:
         """Return the jobs that were leased ahead for places, and whose ends are not being stored; forget other places.
 
-        To be called when outcomes are about to be stored, and were removed from `outcomes`.
+        Call this before outcomes are stored, after they were removed from `outcomes`.
         """
         jobs = [active for active in self.active_jobs.values() if active.places is not None]
         used = {id(active.places) for active in jobs}

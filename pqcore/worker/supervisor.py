@@ -215,7 +215,7 @@ def _described(code: int) -> str:
 
 
 class ParentPipe:
-    """A supervised process's end of the pipe: the process ends with its supervisor, and by its commands.
+    """A supervised process's end of the pipe: the process ends when its supervisor ends or tells it to.
 
     A SIGTERM or SIGINT that the process itself receives stops it in order, but only once. So it does not matter whether
     the process receives signals in addition to the supervisor's commands.

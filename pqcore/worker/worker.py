@@ -51,7 +51,7 @@ CANCEL_TIMEOUT = 5.0
 """Seconds that coroutines have to end, once cancelled after the grace period; then their jobs are given back."""
 
 PREFETCH_BYTES = 16 * 2**20
-"""Bytes of data that jobs hold that are fetched ahead, at most, unless told otherwise."""
+"""The default for the largest amount of data, in bytes, of the jobs that a worker fetches ahead."""
 
 DESCRIBE_TIMEOUT = 2.0
 """Seconds that a worker waits at its start for the name of its database, which it logs."""
@@ -68,7 +68,7 @@ class Worker:
         lease: How long a job is leased: seconds, ``'1m'`` or a timedelta. The worker extends its leases while it lives.
             If it dies, other workers run its jobs after their leases have run out.
         grace: The time that running jobs get to finish after a stop signal: seconds, ``'1m'`` or a timedelta. After
-            that they are given back.
+            that time, the jobs are given back.
         poll_interval: Seconds after which an idle worker tries to fetch jobs, even if no notification wakes it.
         prefetch: The largest number of jobs fetched ahead from each queue, if jobs run fast.
         prefetch_bytes: The largest amount of data that these jobs hold together: bytes, or characters of JSON. It is
