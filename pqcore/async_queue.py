@@ -59,7 +59,7 @@ class AsyncQueueIterator:
     """An endless iterator that takes one job after the other, and yields None at each timeout.
 
     Attributes:
-        timeout: Seconds to wait for each; None for the queue's ``timeout``.
+        timeout: Seconds to wait for each job; None for the queue's ``timeout``.
     """
 
     timeout: float | None = None
@@ -77,8 +77,8 @@ class AsyncQueueIterator:
 class AsyncQueue(AsyncTaskQueueMixin):
     """A transactional queue, awaited; see `pqcore.Queue`.
 
-    ``async with queue as cursor:`` opens a transaction in the running task. Tasks that it starts, and all queues of the
-    same `AsyncPQ`, take part in it.
+    ``async with queue as cursor:`` opens a transaction in the running task. Tasks that this task starts, and all queues
+    of the same `AsyncPQ`, take part in the transaction.
     """
 
     def __init__(

@@ -65,8 +65,8 @@ class BackendSpec:
         paramstyle: The style of the placeholders in statements.
         capabilities: The abilities that the backend has.
         missing: The reason why each other ability is missing.
-        missing_on_adopted: The reason why a connection that the caller opened lacks an ability, which connections of
-            `Backend.connect` have. Only LISTEN can be such an ability.
+        missing_on_adopted: For an ability that only connections of `Backend.connect` have: the reason why a connection
+            that the caller opened lacks it. Only LISTEN can be such an ability.
         connections: Dotted names of the connection classes that the backend accepts: the class's ``__module__``, a dot,
             and its ``__qualname__``. A compiled class may have another name than the one that users import.
         pools: Dotted names of the pool classes that the backend accepts.
@@ -229,11 +229,11 @@ class DriverSession(Protocol):
     def direct(self) -> bool:
         """Return whether the server itself, and no pooler, is at the other end.
 
-        Run `WHO`, whose process id must be the one given at connect. Keep the server's version, which is the other
-        column, in the attribute `server_version`.
+        Run `WHO`, and compare the process id with the one that the server sent when the connection was opened. Keep the
+        other column, the server's version, in the attribute `server_version`.
 
-        Prepare nothing on the server for this check. May be left out, for drivers that do not know the process
-        id given at connect.
+        Prepare nothing on the server for this check. May be left out, for drivers that do not know the process id from
+        the opening of the connection.
         """
 
     def close(self) -> None:
@@ -644,8 +644,8 @@ def shutdown_socket(fileno: int) -> None:
 def wait_readable(fileno: int, seconds: float = 0) -> bool:
     """Return whether a socket becomes readable within ``seconds``.
 
-    An idle connection is readable only if a notification, the server's goodbye, or the end of the stream has arrived.
-    poll(2) is used because select(2) fails for file descriptors from 1,024 on.
+    An idle connection is readable only if a notification, a message that the server ends the connection, or the end of
+    the stream has arrived. poll(2) is used because select(2) fails for file descriptors from 1,024 on.
     """
     if seconds == 0:  # runs before each use of a connection, so it must be cheap
         try:

@@ -81,8 +81,8 @@ class BackendRegistry(PluginLoader):
     def choose(self, mode: Mode, *, name: str | None = None, dsn: str | None = None) -> tuple[BackendSpec, str]:
         """Choose a backend for a DSN, and return the reason for the choice.
 
-        In this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the first name in PQCORE_BACKEND that has
-        this mode; `PREFERENCE`, and then all others, if the driver is installed and new enough.
+        These decide, in this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the first name in
+        PQCORE_BACKEND that has this mode; `PREFERENCE`, and then all others, if the driver is installed and new enough.
 
         Raises:
             UnknownBackend: No backend has this name, or none has this mode.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 KEPT = 0.5
 """The largest number of seconds for which rules are cached."""
 UNSETTLED = 60.0
-"""Seconds after a change in an open transaction during which rules read in a transaction are not cached."""
+"""For this number of seconds after a change in an open transaction, rules that are read in a transaction are not
+cached."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class QueueIterator:
     """An endless iterator that takes one job after the other, and yields None at each timeout.
 
     Attributes:
-        timeout: Seconds to wait for each; None for the queue's ``timeout``.
+        timeout: Seconds to wait for each job; None for the queue's ``timeout``.
     """
 
     timeout: float | None = None
@@ -197,8 +197,8 @@ class Queue(TaskQueueMixin):
 
         Outside a transaction, the job is delivered at most once. Within ``with queue``, the job returns to the queue if
         the block is rolled back. Jobs that follow in a chain or batch are put as if the job's function had returned
-        None. On a queue that has declared tasks, the following jobs wait for `perform`, or until nobody holds the
-        job any more.
+        None. On a queue that has declared tasks, the following jobs are put later: when `perform` has run the job, or
+        when the program has dropped the job object.
 
         Args:
             block: Whether to wait for a job.
@@ -516,7 +516,7 @@ class Queue(TaskQueueMixin):
             task: Pause only calls of this task: a path, such as ``"app.emails.send"``, or the declared function.
                 Workers and `lease` obey the pause; `get` does not.
             limit: Pause only jobs under this limit; only workers and `lease` obey the pause.
-            group: Pause only jobs of this group; only workers and `lease` heed the pause.
+            group: Pause only jobs of this group; only workers and `lease` obey the pause.
             connection: A connection whose open transaction writes the pause; see `put`.
 
         Raises:
@@ -689,8 +689,8 @@ class PQ(BasePQ[Queue]):
             and `create` has no limit.
         prepared: Whether pqcore may prepare statements on the server, and waiters may LISTEN. By default, pqcore checks
             whether a pooler such as PgBouncer answers. Behind a pooler, statements are not prepared, and waiters poll.
-            Give True for a pooler in session mode, and False for one in transaction mode; True skips the check, and
-            with False only the first connection is checked, for PGlite.
+            Give True for a pooler in session mode, and False for one in transaction mode; True skips the check. With
+            False, pqcore checks only the first connection, because the server may be PGlite.
         dialect: The server's kind, if the server resembles PostgreSQL but differs from it: ``"citus"``,
             ``"cockroachdb"``. The default is the value of PQCORE_DIALECT, or else PostgreSQL.
         group_commit: Whether concurrent calls of tasks or threads share one statement and one commit. None groups calls

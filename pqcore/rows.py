@@ -30,7 +30,7 @@ class JobRow(NamedTuple):
         enqueued_at: The time of the job's put, naive, in UTC.
         schedule_at: The earliest time at which the job may be taken, naive, in UTC.
         expected_at: The time by which the job is wanted, naive, in UTC.
-        headers: What travels with the data, as JSON text.
+        headers: The values stored with the data, as JSON text.
         counts: The columns ``failures`` and ``excused`` in one number, see `packed`; None if both are NULL. A driver
             takes a microsecond for each column.
     """

@@ -218,7 +218,7 @@ class QueueSettings:
             kind = f"{type(data).__module__}.{type(data).__qualname__}"
             msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {_text_of(exc)}"
             raise SerializationError(msg) from exc
-        if self.encode is json_encode and serializer is None and len(raw) <= self.max_size:  # it writes ASCII
+        if self.encode is json_encode and serializer is None and len(raw) <= self.max_size:  # ASCII: one byte each
             return _encoded((raw, None))
         if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
             msg = f"queue {self.name!r}: {self.serializer_name} returned a {type(raw).__name__} as the encoded data"

@@ -21,7 +21,7 @@ AT_EXIT = 5.0
 def leave(code: int) -> int:
     """End the process immediately if functions still run in threads; otherwise return the exit code.
 
-    The interpreter would wait for threads that are not daemons, and would shut down underneath those that are.
+    The interpreter would wait for threads that are not daemons, and would shut down while daemon threads still run.
     """
     names = _lingering()
     if not names:

@@ -78,7 +78,7 @@ def job_id_type(text: str | int) -> int:
 
 
 class IdCommand(click.Command):
-    """A command that takes ids of dead letters, which may be negative: a number is no option."""
+    """A command that takes ids of dead letters, which may be negative: a negative number is not taken for an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; see click."""

@@ -21,7 +21,7 @@ LONGEST_MESSAGE = 200
 
 @contextmanager
 def _to_stdout() -> Iterator[None]:
-    """Report a failed write as an error of one line; click handles a reader that has gone.
+    """Report a failed write as an error of one line; click handles a reader that has closed the pipe.
 
     Raises:
         CommandFailed: Not all of the output arrived.

@@ -119,7 +119,8 @@ def _import(module: str, where: str) -> Any:
 
 
 _NOT_THEIRS = ("<frozen", importlib.__file__, f"{Path(pqcore.__file__).parent}{os.sep}")
-"""The beginnings of the names of files that are not the user's: a wrong call of pqcore is shown where the call is."""
+"""The beginnings of the names of files that are not the user's. An error in such a file is shown at the user's line
+that led to it."""
 
 
 def _told(error: BaseException) -> str:

@@ -35,7 +35,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address.
 
     Raises:
-        CommandFailed: It cannot be listened on.
+        CommandFailed: The address is in use, or cannot be used.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -54,7 +54,7 @@ def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
 
     Args:
         app: The page, from `web_app`.
-        root_path: Where a proxy has put it.
+        root_path: The path under which a proxy serves the page.
 
     Raises:
         ConfigurationError: uvicorn is not installed.

@@ -91,7 +91,7 @@ class Site:
         token: The token that visitors must give; None for no token.
 
     Attributes:
-        sampler: The same.
+        sampler: The sampler.
     """
 
     def __init__(self, target: Target, sampler: Sampler, *, changes: bool, token: Token | None) -> None:
@@ -154,7 +154,7 @@ class Site:
                     f"{MOST_FOLLOWERS} pages already update themselves; close one, or reload this page to update it",
                 )
             query = dict(request.query_params)
-            follower = self.sampler.follow()  # no await between the check and this, so requests cannot pass it together
+            follower = self.sampler.follow()  # no await since the check, so two requests cannot pass the check together
 
             async def events() -> AsyncIterator[bytes]:
                 last = dict.fromkeys(views.parts_followed(LIVE[name], query), "")

@@ -17,7 +17,7 @@ MOST_SHOWN = 16_384
 MOST_TRACEBACK = 32_768
 """How many characters of a traceback are shown: the last ones, where the error is."""
 MOST_IN_LIST = 4_096
-"""The same, in a list."""
+"""How many characters of a traceback are shown in a list."""
 _BYTES = 1_024
 
 

@@ -35,7 +35,7 @@ REST = 10.0
 LONGEST_PAUSE = 30.0
 """The longest pause, in seconds."""
 YOUNG = 10.0
-"""The shortest time for which figures are young, in seconds."""
+"""The shortest time for which figures count as up to date, in seconds."""
 _NOTHING = QueueFigures(0, 0, 0, None)
 _NONE = Finished(0, 0, None, None)
 
@@ -212,7 +212,7 @@ class Sampler:
 
     @property
     def young(self) -> float:
-        """The number of seconds for which figures are young, so that a page may call itself live."""
+        """The number of seconds for which figures count as up to date, so that a page may call itself live."""
         return max(YOUNG, 1.5 * self.interval + ANSWER)
 
     def follow(self) -> Follower:

@@ -20,7 +20,7 @@ PAGE = 6.0
 STATEMENT = 20.0
 """The longest time of a statement that only reads for a page, in seconds."""
 SEARCH = 4.0
-"""The same, of a statement that searches jobs for a text."""
+"""The longest time of a statement that searches jobs for a text, in seconds."""
 _abandoned: set[asyncio.Future[Any]] = set()
 """Tasks that nobody waits for any more, until they end: asyncio itself holds only weak references to tasks."""
 
