@@ -36,9 +36,10 @@ def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
 def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer]], None]) -> None:
     """Call ``register(serializer)`` for each serializer of the plugin.
 
-    ``register`` also accepts a class, which is constructed at each choice: a construction that fails for want of a
-    library or key can be repeated. A `pqcore.serializers.Wrapper` is always registered as a class. This hook is called
-    once for each plugin, when the plugin is loaded. Do not import the library here.
+    ``register`` also accepts a class. The class is constructed each time a queue chooses the serializer, so that a
+    construction that failed because a library or key was missing can be repeated. A `pqcore.serializers.Wrapper` is
+    always registered as a class. This hook is called once for each plugin, when the plugin is loaded. Do not import the
+    library here.
     """
 
 

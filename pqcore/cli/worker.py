@@ -30,7 +30,7 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 MARGIN = 10.0
 """Seconds that a supervised worker gets to stop, in addition to the grace period and the time for an answer."""
 UNWIND = 1.0
-"""Seconds that coroutines get to end after they are cancelled at the end."""
+"""Seconds that the remaining coroutines get to end, when they are cancelled after the worker has ended."""
 
 
 def _instruments(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -73,7 +73,10 @@ async def refuse_read_only(session: Session) -> None:
 
 
 class Channels:
-    """The registered channels, each with a ticket that changes when the channel is notified."""
+    """The registered channels, each with a counter that changes when the channel is notified.
+
+    A ticket is a value of that counter, which `snapshot` returns.
+    """
 
     def _forget(self) -> None:
         self._channels: set[str] = set()
@@ -86,7 +89,7 @@ class Channels:
     def snapshot(self, channel: str) -> int | None:
         """Return the channel's ticket; None if the channel is not registered.
 
-        Draw the ticket before looking at the table, and then give it to `wait`.
+        Get the ticket before looking at the table for jobs, and then give the ticket to `wait`.
         """
         # read first: if the channel is dropped and registered again meanwhile, the count has changed
         count = self._counts.get(channel)
@@ -99,7 +102,7 @@ class Channels:
         self._channels.add(channel)
 
     def _settle(self, channel: str) -> None:
-        """If the channel is no longer new, void the tickets drawn while it was new; do so once."""
+        """If the channel is no longer new, make the tickets from the time when it was new invalid, once."""
         at = self._unsettled.get(channel)
         if at is not None and time.monotonic() >= at and self._unsettled.pop(channel, None) is not None:
             self.wake_waiters(channel)

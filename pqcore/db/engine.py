@@ -255,7 +255,7 @@ class Engine(Grouping):
             return await work
         if not transaction.is_of(self.runtime.task()):
             return await self.runtime.shield(work, undo, transaction.session.abort)
-        try:  # a cancellation aborts the task's own block, which is cheaper than a shield
+        try:  # a cancellation may abort the task's own block, so `Runtime.shield`, which costs more, is not needed
             return await work
         except BaseException as exc:
             if not isinstance(exc, Exception):

@@ -25,7 +25,7 @@ class _Deferral:
 
     Attributes:
         kept: The signals that arrived.
-        broken_through: Whether a signal was not deferred, because it was the second with its number.
+        broken_through: Whether a signal was handled immediately, because it was the second one with its number.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
-    """Return whether one of these functions raised an exception, as a SIGALRM time limit does."""
+    """Return whether one of these functions raised an exception, as the handler of a SIGALRM time limit does."""
     codes = {_code_of(function) for function in functions} - {None}
     trace = error.__traceback__
     while codes and trace is not None:

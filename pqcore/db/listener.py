@@ -192,7 +192,7 @@ class Listener(Waiters):
             registrar, self._registrar = self._registrar, None
             wishes, self._wishes = self._wishes, {}
         if registrar is not None:
-            registrar.stop()  # a thread sees that the era is over
+            registrar.stop()  # a thread ends, because `_era` has changed
         for event in itertools.chain.from_iterable(wishes.values()):
             event.set()
         session = self._session

@@ -135,7 +135,7 @@ class Pool(SessionSource):
         while True:
             waiter = Waiter(self._runtime.event())
             try:
-                sessions.waiting.append(waiter)  # before the check, so that a later session is handed over
+                sessions.waiting.append(waiter)  # first, so that a session that comes back later is handed over
                 opened = await self._wait(sessions, waiter, loan, deadline)
             except BaseException:
                 sessions.withdraw(waiter)

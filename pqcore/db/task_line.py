@@ -158,7 +158,7 @@ class TaskLine:
         self.start(self._travel(), self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        """Forget a task that sent groups; if it was cancelled, like all tasks of the loop, let another continue."""
+        """Forget a task that sent groups; if it was cancelled with all tasks of the loop, let another continue."""
         self._travelling.discard(task)
         if task.cancelled():
             self.pass_on()

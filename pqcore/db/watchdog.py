@@ -63,7 +63,7 @@ class Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        steady = looked = time.monotonic()  # since then, the process was not suspended
+        steady = looked = time.monotonic()  # the process was not suspended after the time `steady`
         pause, idle = LOOK, 0
         while True:
             time.sleep(pause)

@@ -1,7 +1,7 @@
 """The messages between the conductor and its workers, over one pipe for each worker.
 
 Each worker has its own pipe, so a worker that is killed affects no other. A worker notices that the conductor is gone,
-because its end of the pipe closes.
+because the conductor's end of the pipe closes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class DemoError(Exception):
 
 
 class Stopped(Exception):
-    """The worker must end, or its conductor is gone; the exception rolls back the transaction that it leaves."""
+    """The worker must end, or its conductor is gone; the exception makes an open transaction block roll back."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Put:
-    """A producer committed jobs: ids and paths; ``ordered`` if together with an order."""
+    """A producer committed jobs: their ids and paths, and whether they were put together with an order."""
 
     jobs: list[tuple[int, str]]
     ordered: bool

@@ -24,7 +24,7 @@ class Plan:
         dsn: The DSN of the database.
         schema: The schema of all tables.
         directory: The directory of the files.
-        paths: One for each job.
+        paths: The paths of the files, one for each job.
     """
 
     dsn: str

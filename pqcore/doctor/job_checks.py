@@ -20,7 +20,7 @@ from pqcore.tasks.periodic import NOTICED, seconds_late
 EXAMINED = 1_000_000
 """About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
 MOST_LOST = 100
-"""The largest number of jobs that wait for jobs which are gone."""
+"""The largest number of jobs, of those that wait for jobs which are gone, that are looked up."""
 MOST_TICKS = 500
 """The largest number of periodic tasks that are checked."""
 QUEUES_NAMED = 3
@@ -127,7 +127,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:
-    """Check for last ticks ahead of the server's clock, which was ahead when they were put; then for late ticks."""
+    """Check for ticks in the future, which were put while the server's clock was ahead, and then for late ticks."""
     rows = await context.ask(
         "ticks_ahead",
         "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"

@@ -13,7 +13,7 @@ from pqcore.doctor.findings import Finding, Level
 from pqcore.sql.statement import Query, plain
 
 FEW_PAGES = 32
-"""Pages of 8 kB; scanning a table of this size, which it has from the start, costs almost nothing."""
+"""Pages of 8 kB; a new table has this size, and scanning that many pages costs almost nothing."""
 FEW_ROWS = 100
 """Index entries; sorting this number costs almost nothing, so they need not be read in order."""
 QUEUES = 3

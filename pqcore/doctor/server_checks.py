@@ -19,15 +19,15 @@ from pqcore.sql.statement import plain
 OLDEST_SERVER = 130_000
 """The ``server_version_num`` of the oldest PostgreSQL that pqcore works with."""
 LONG, TOO_LONG = 60.0, 900.0
-"""Seconds after which a snapshot is a warning, and after which it is a problem."""
+"""The ages of a database snapshot, in seconds, above which the doctor reports a warning or a problem."""
 CLOCKS = 2.0
 """Seconds by which the clocks may differ."""
 HEADROOM, NO_HEADROOM = 0.8, 0.95
-"""The parts of the server's connections in use from which there is a warning, and a problem."""
+"""The parts of the server's connections that are in use, above which the doctor reports a warning or a problem."""
 LISTEN_PATIENCE = 10.0
 """Seconds within which a notification must arrive."""
 MUCH_UNREAD, TOO_MUCH_UNREAD = 0.1, 0.5
-"""The parts of the server's notification queue in use from which there is a warning, and a problem."""
+"""The parts of the notification queue that are in use, above which the doctor reports a warning or a problem."""
 
 
 async def check_server(context: CheckContext) -> list[Finding]:

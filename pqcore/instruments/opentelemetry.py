@@ -25,10 +25,11 @@ SCHEMA = "https://opentelemetry.io/schemas/1.33.0"
 class OpenTelemetry:
     """A producer span around each put, and a consumer span around each run.
 
-    Headers carry the context from one to the other.
+    The headers of a job carry the context from the put's span to the run's span.
 
     Args:
-        tracer_provider: The provider of the spans; by default the global one, which may be set before or after.
+        tracer_provider: The provider of the spans; by default the global one, which may be set before or after this
+            object is made.
         propagator: The propagator that writes the context into a job's headers and reads it; by default the global one.
         relation: The relation of a run's span to the put's span; a link between them exists in any case. ``"child"``:
             the run's span is a child, so that both are in one trace, unless a span around the worker is already the

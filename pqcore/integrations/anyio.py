@@ -5,8 +5,8 @@
     job = await pq["emails"].get()
 
 The asynchronous connections of psycopg and asyncpg need asyncio, and so does `pqcore.AsyncPQ`. Each call here calls the
-blocking face in a worker thread of anyio. A writing call finishes even if its task is cancelled. A call that waits for
-a job is aborted, and a job that it took at that moment is put back.
+blocking face in a worker thread of anyio. A writing call finishes even if its task is cancelled. If the task of a call
+that waits for a job is cancelled, the call is aborted, and a job that it took at that moment is put back.
 """
 
 # ruff: noqa: ASYNC109 - the arguments are those of the blocking face

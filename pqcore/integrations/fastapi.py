@@ -51,8 +51,8 @@ def lifespan(
         worker: A worker to run in the application's process and event loop, from start to end. At the end it takes no
             more jobs, and running jobs have its ``grace`` to finish.
         create: Whether to make or migrate the table when the application starts.
-        inner: Another lifespan to run inside this one: the worker can use what it opens. The value that it yields
-            becomes the application's state.
+        inner: Another lifespan to run inside this one. The worker can use what the inner lifespan opens. The value that
+            the inner lifespan yields becomes the application's state.
 
     Raises:
         Exception: (at the end) The error with which the worker ended early, such as a missing table. The error was

@@ -27,9 +27,9 @@ from pqcore.times import UtcDatetime
 SWEEP = 1.0
 """Seconds after which a sweep starts no further statement."""
 RESTS = 10
-"""The number of sweeps that are left out for each sweep of a pass that found little."""
+"""After a pass that found little, this many sweeps are left out for each sweep that the pass took."""
 LITTLE = 0.05
-"""The largest share of the attempts of a pass whose deletion counts as little."""
+"""A pass found little if it deleted at most this part of the attempts that it looked at."""
 _CRASH = {
     "error_type": "crash",
     "message": "the lease ended without an outcome: the worker died, lost its connection, or gave the job back",

@@ -142,8 +142,8 @@ class Watch:
     async def look(self, engine: Engine, queue: QueueSettings) -> int:
         """Look once, and end the batches that are lost; return their number.
 
-        Jobs are searched only if nothing was counted since the last look. While jobs are found, the searches become
-        rarer.
+        The jobs are searched for only if nothing was counted since the last look. While jobs are found, the searches
+        become rarer.
         """
         rows = await engine.execute("tasks.open_batches", {"q_name": queue.name}, protect=False)
         before, self._seen = self._seen, {}
@@ -179,8 +179,8 @@ class _Seen:
 
     Attributes:
         pending: How many jobs the batch waited for.
-        alive: Whether some of the jobs were found; None if they were not searched.
-        looks: The number of looks since the jobs were searched.
+        alive: Whether some of the jobs were found; None if they were not searched for.
+        looks: The number of looks since the jobs were searched for.
         pause: The number of looks for which the batch is skipped, after jobs were found.
     """
 
@@ -190,7 +190,7 @@ class _Seen:
     pause: int = 1
 
     def count_look(self) -> bool:
-        """Count a look; return whether to search the jobs in it."""
+        """Count a look; return whether to search for the jobs in it."""
         self.looks += 1
         return self.looks > 0 if self.alive is not True else self.looks >= self.pause
 

@@ -83,9 +83,8 @@ async def finish(
 async def finish_one(engine: Engine, queue: QueueSettings, outcome: Outcome) -> Outcome | None:
     """End a leased job, and return its outcome, or None if the lease was lost.
 
-    If the server refuses a follow-up, the outcome is a dead letter.
-
-    After a deadlock or another transient error, the operation tries again, up to `TRIES` attempts in all.
+    If the server refuses a follow-up, the outcome is a dead letter. After a deadlock or another transient error, the
+    operation tries again, up to `TRIES` attempts in all.
 
     Raises:
         PQError: The outcome is not stored.
@@ -110,8 +109,8 @@ class Endings:
     Attributes:
         lost: Outcomes that were not stored, because the leases of the jobs were lost; these jobs are unchanged.
         refused: Outcomes that were not stored, each with the error. After `OutcomeUnknown`, it may have been stored.
-        buried: Outcomes (a dead letter, or an end without a result) that were stored in place of others, by the others'
-            `id`.
+        buried: The outcome that was stored in place of another, by the `id` of the other outcome. It is a dead letter,
+            or an end without a result.
         buries: Whether a done job with a refused value in its outcome becomes a dead letter.
         waits: Whether to wait for rows that other transactions have locked. Otherwise the outcomes of such jobs are
             refused, and the other outcomes are stored.

@@ -58,7 +58,7 @@ def describe_error(error: BaseException) -> dict[str, str]:
 
 
 def check_keep_errors(value: object) -> None:
-    """Refuse what `KeepErrors` does not have.
+    """Raise unless a value is one of `KeepErrors`.
 
     Raises:
         ConfigurationError: The value is none of them.

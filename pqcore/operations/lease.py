@@ -241,8 +241,8 @@ async def beat(
     Wait for no row.
 
     Returns:
-        A dict of the extended leases, by id and token, with whether the job was asked to stop. Then the leases that are
-        held but were not extended, because their rows are locked.
+        Two values. The first is a dict of the extended leases, by id and token, with whether the job was asked to stop.
+        The second has the leases that are held but were not extended, because their rows are locked.
     """
     rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
     kept = {(job, token): bool(stops) for job, token, stops in rows}

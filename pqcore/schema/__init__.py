@@ -9,9 +9,9 @@ and get. Columns are added in a short transaction under a ``lock_timeout``, with
 CONCURRENTLY. The next `create` continues an interrupted migration: each statement may be run again.
 
 A file may begin with ``-- needs N``: code that knows version N can use the migrated table. So processes of the last
-release continue, and can be started. A version that only adds needs the version before it, or an older one. A version
-may only remove objects that no code since version N uses. The number is recorded with the version, so that older code,
-which lacks the file, can read it.
+release continue, and can be started. A version that only adds objects names the version before it, or an older one. A
+version may only remove objects that no code since version N uses. The number is recorded with the version, so that
+older code, which lacks the file, can read it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Row-level security: rows of a table that it hides, which the server does not report with an error."""
+"""Finding out whether row-level security hides rows of a table, because the server does not report that."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _CALLS_ONLY = {"connection", "after"}
 """Options that a declaration cannot have."""
 _OF_CALLS = _OPTIONS - _DECLARED_ONLY | _CALLS_ONLY
 _RESEMBLED = _OF_CALLS - {"after"}
-"""Options that a misspelled one is compared with: too many names of arguments resemble the shortest of them."""
+"""The options with which a misspelled option is compared: too many names of arguments resemble ``after``."""
 _OTHER_WAYS = {
     **dict.fromkeys(("delay", "defer", "send", "enqueue"), "call it: {name}(...)"),
     **dict.fromkeys(("apply_async", "configure", "send_with_options"), "write {name}.options(schedule_at=...)(...)"),

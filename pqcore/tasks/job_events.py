@@ -55,7 +55,7 @@ class JobEvents:
 
     Attributes:
         hooks: The hooks that any plugin implements.
-        logs_ends: The same.
+        logs_ends: Whether a worker logs a line for each attempt that has ended.
         needs_ends: Whether anything looks at an attempt after it has ended.
     """
 

@@ -38,8 +38,8 @@ from pqcore.times import seconds
 logger = logging.getLogger("pqcore.tasks")
 
 UNKNOWN_PAUSE = 60.0
-"""Seconds for which a job is snoozed if this worker does not know its function or cannot read its data; another worker
-may."""
+"""Seconds for which a job is snoozed if this worker does not know its function or cannot read its data, so that another
+worker can take the job."""
 SLOW_SERIALIZER = 2.0
 """Seconds of decoding or encoding after which the log names the serializer."""
 MEMORY_PAUSE = 1.0

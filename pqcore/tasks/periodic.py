@@ -189,8 +189,8 @@ def seconds_late(tick: Tick) -> float | None:
     """Return how late a periodic task is: seconds since its earliest tick that no worker has put; 0 if there is none.
 
     The server's clock decides, because the clock of this machine may be wrong.
-    None if the expression cannot be read: another version wrote it, or cronsim is missing. If somebody has asked for
-    the job of the last tick again, or it is a schedule that is paused, it is not late.
+    None if the expression cannot be read: another version wrote it, or cronsim is missing. A task is not late if
+    somebody has asked for the job of its last tick again, or if it is a paused schedule.
 
     Args:
         tick: The last tick that was put.

@@ -23,7 +23,7 @@ class Snooze(Verdict):
     """An exception that makes the job run again later, without counting a failure.
 
     Args:
-        delay: The time until then.
+        delay: The time until the job runs again.
     """
 
     def __init__(self, delay: Delay) -> None:
@@ -46,7 +46,7 @@ class Retry(Verdict):
     """An exception that counts as a failure, and sets the time of the next retry, if retries are left.
 
     Args:
-        delay: The time until then.
+        delay: The time until the retry.
     """
 
     def __init__(self, delay: Delay = None) -> None:

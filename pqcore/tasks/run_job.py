@@ -80,7 +80,7 @@ class Runner(Generic[A]):
         return run
 
     async def keep_crash(self, attempt: A) -> None:
-        """Keep that an earlier lease of the job ended without an outcome; the job runs even if that fails."""
+        """Record a crash, because an earlier lease ended without an outcome; the job runs even if this fails."""
         from pqcore.operations import attempts  # few jobs crash
 
         try:

@@ -1,4 +1,4 @@
-"""The completer stores outcomes of jobs: together, all outcomes that have gathered since the last time."""
+"""The completer stores the outcomes of jobs: each time, all outcomes that have gathered since the last time."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ _json = _module("django.utils.json" if _ROOT == "django.tasks" else "django_task
 KEEP_RESULT = "7d"
 """How long a result is kept, unless ``OPTIONS`` sets another time."""
 FIRST_EXPECTED = datetime(2000, 1, 1, tzinfo=timezone.utc)
-"""The ``expected_at`` of priority 0; each step of priority is one day. No job with a real expectation lies in between.
+"""The ``expected_at`` of priority 0; each step of priority is one day. These times are decades ago, so no other job has
+an ``expected_at`` among them.
 """
 _CALL_OPTIONS = ("keep_result", "max_retries", "retry_in", "timeout")
 _STATUS = {"leased": "RUNNING", "dead": "FAILED", "done": "SUCCESSFUL"}
