@@ -23,7 +23,7 @@ T = TypeVar("T")
 CONNECTIONS = 4
 """The largest number of connections of a `PQ` that this module opens."""
 UNWIND = 5.0
-"""Seconds that an interrupted operation may take to end in order."""
+"""Seconds that an interrupted operation may take to end by itself."""
 
 
 class InThread(Protocol):

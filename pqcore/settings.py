@@ -66,9 +66,10 @@ def _identity(value: Any) -> Any:
 
 
 QUICK_SIZE = 32_768
-"""Characters or bytes; decoding larger data takes longer than handing it to a thread."""
+"""A number of characters or bytes. Decoding larger data takes longer than handing the data to a thread."""
 QUICK_VALUES = 1_000
-"""Values, or strings of 32 characters; encoding more takes longer than handing the data to a thread."""
+"""A number of values, where 32 characters of text count as a value. Encoding more takes longer than handing the data to
+a thread."""
 KEEP_FINISHED, KEEP_DEAD = "7d", "90d"
 """How long a new table keeps finished rows and dead letters, by default."""
 AS_IT_IS: Any = object()

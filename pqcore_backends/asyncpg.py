@@ -62,7 +62,7 @@ class AsyncpgSession:
             return False
 
     async def alive(self) -> bool:
-        return self.usable()  # `execute` notices a loss that the event loop has not noticed yet
+        return self.usable()  # if the loop has not noticed a loss yet, `execute` notices it
 
     async def _answer(self, send: Callable[..., Awaitable[T]], *arguments: Any, again: bool = False) -> T:
         """Await the answer to the call of a method.

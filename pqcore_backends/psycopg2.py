@@ -92,8 +92,8 @@ class _Call(NamedTuple):
 
     Attributes:
         sql: The EXECUTE statement; None if the statement is not prepared.
-        registered: A function that reads from `_registered` the adapters that the parameters need; fewer are compared
-            faster.
+        registered: A function that reads from `_registered` only the adapters that the parameters need, because
+            comparing all adapters takes longer.
         own: The result of this function if each adapter is psycopg2's own.
     """
 

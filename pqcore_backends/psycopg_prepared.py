@@ -66,7 +66,7 @@ class PreparedStatements:
         pgconn = connection.pgconn
         # inlined from `pqcore_backends.psycopg_common.Common`, because each operation runs this
         if connection._pipeline is not None or (not connection._autocommit and pgconn.transaction_status == IDLE):
-            return None  # a caller's pipeline, or a connection on which psycopg would send BEGIN
+            return None  # a cursor is needed in a caller's pipeline, and where psycopg would send BEGIN
         encoding = pgconn.parameter_status(b"client_encoding")
         if encoding != self._encoding:  # a converter keeps the encoding that it was made for
             self._encoding = encoding

@@ -140,7 +140,7 @@ def web(
     server = page_server(app, root_path)
     database.call(Engine.execute, "ping", {})
     with bound_socket(host, port) as bound:
-        for number in (signal.SIGINT, signal.SIGTERM):  # these signals stop the server in order
+        for number in (signal.SIGINT, signal.SIGTERM):  # these signals stop the server gracefully
             signal.signal(number, lambda *_: None)
         click.echo(f"serving on {_where(host, bound.getsockname()[1])}; stop with Ctrl-C", err=True)
         server.run(sockets=[bound])

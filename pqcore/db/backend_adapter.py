@@ -55,8 +55,8 @@ class BackendAdapter:
         limit: Seconds that a call on a session may wait for the server's answer; None for no limit.
 
     Attributes:
-        prepared: The argument; after a check it is false if a pooler was found, or a server whose clients share one
-            session.
+        prepared: The argument ``prepared``. If it was None, it is false after a check that found a pooler, or a server
+            whose clients share one session.
         shares_session: Whether a check found that all clients of the server share one session.
     """
 

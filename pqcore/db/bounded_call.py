@@ -41,7 +41,7 @@ def still_cancelled() -> bool:
 
 
 def _left(session: CallingSession, since: float | None) -> bool:
-    """Return whether the session left the call that began at ``since``."""
+    """Return whether the session abandoned the call that began at ``since``."""
     return since is not None and session.left_call == since
 
 
@@ -53,7 +53,7 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
     The function yields everything that the call yields. A task for each call would cost more than a short statement.
 
     Raises:
-        ConnectionAbortedError: The session broke the connection off, and had to leave the call.
+        ConnectionAbortedError: The session broke the connection off, and had to abandon the call.
     """
     steps = call.__await__()
     cancelled: BaseException | None = None

@@ -71,7 +71,7 @@ class Engine(Grouping):
         prepared: Whether statements may be prepared on the server; None to check for a pooler.
         idle_limit: Seconds after which the server ends a connection of the engine that is idle in a transaction.
         answer_timeout: Seconds that a statement may wait for the server's answer; None for no limit.
-        dialect: The name of the dialect; None for that of PQCORE_DIALECT, or PostgreSQL's own.
+        dialect: The name of the dialect; None for the dialect in PQCORE_DIALECT, or for PostgreSQL's own.
         group_commit: Whether concurrent calls share statements; None to share only on the engine's own connections.
     """
 
@@ -165,8 +165,8 @@ class Engine(Grouping):
             max_connections: The largest number of the clone's own connections.
             limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
                 connection of the clone that is idle in a transaction. If this process stops or loses its connection,
-                other clients then wait no longer than that for its locks. Behind a pooler, the server's limit is not
-                set, because it would stay with the server's connection.
+                other clients wait for its locks at most for this time. Behind a pooler, the server's limit is not set,
+                because it would stay with the server's connection.
 
         Raises:
             ConfigurationError: This engine was given a single connection.

@@ -39,7 +39,7 @@ T = TypeVar("T")
 Errors: TypeAlias = tuple[type[BaseException], ...]
 
 LEAVING = 0.25
-"""Seconds that an asynchronous call may take to end after its connection was broken off; then the call is left."""
+"""Seconds that an asynchronous call may take to end after its connection was broken off; then it is abandoned."""
 UNLISTENED = 20
 """The largest number of channels that one call gives up."""
 ASKING = 5.0
@@ -91,7 +91,7 @@ class Session:
         # The start time of the call for which a cancel request was sent, and of the call whose connection was closed.
         self._asked: float | None = None
         self._broken_off: float | None = None
-        # What the running call of an asynchronous driver waits for, and the start time of the call that was left.
+        # What the running call of an asynchronous driver waits for, and the start time of the call that was abandoned.
         self.waited_for: Any = None
         self.left_call: float | None = None
         self.planned_at = monotonic()
@@ -389,7 +389,7 @@ class Session:
         asyncio.get_running_loop().call_later(LEAVING, self._leave_call, since)
 
     def _leave_call(self, since: float) -> None:
-        """Leave the call that began at ``since``, if the driver did not end it.
+        """Abandon the call that began at ``since``, if the driver did not end it.
 
         The driver does not end a call if it gives pqcore no socket to shut down.
         """
@@ -405,7 +405,7 @@ class Session:
         The session of an event loop is closed in that loop, after the loop had time to read what arrived.
 
         Returns:
-            Whether this is the first attempt for that call.
+            Whether this is the first attempt to break this call off.
         """
         if self._broken_off == since or self.busy_since != since:
             return False

@@ -301,7 +301,7 @@ class Transactions(ABC):
             raise TransactionAborted(SPOILT)
 
     async def _end_with(self, session: Session, block: Block, *, undone: bool) -> None:
-        """Run the operations that a block has for its end."""
+        """Call the functions in `Block.at_end`."""
         try:
             for operation in block.at_end:
                 await operation(None if undone else session)

@@ -65,7 +65,7 @@ class Waiters(Channels):
             channel: The queue's channel.
             queue: The queue's name.
             seconds: The largest number of seconds to wait.
-            look: The function that looks, if this waiter looks for all.
+            look: The function that looks for jobs, if this waiter does that for all waiters.
         """
         sharer = Sharer(queue, channel, self._runtime.event)
         await self._pause_on(channel, sharer, partial(self._shared.wait, sharer, seconds, look))

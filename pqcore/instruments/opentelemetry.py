@@ -32,9 +32,9 @@ class OpenTelemetry:
             object is made.
         propagator: The propagator that writes the context into a job's headers and reads it; by default the global one.
         relation: The relation of a run's span to the put's span; a link between them exists in any case. ``"child"``:
-            the run's span is a child, so that both are in one trace, unless a span around the worker is already the
-            parent. ``"link"``: only the link, with a separate trace for the run. The conventions allow ``"child"`` for
-            spans of a single message, as pqcore's spans always are.
+            the run's span is a child of the put's span, so that both are in one trace; if there is a span around the
+            worker, that span is the parent. ``"link"``: only the link, with a separate trace for the run. The
+            conventions allow ``"child"`` for spans of a single message, as pqcore's spans always are.
     """
 
     def __init__(

@@ -354,7 +354,7 @@ class _Attempt:
             return await run_sync(self._work, abandon_on_cancel=True, limiter=CapacityLimiter(1))
         except Exception:
             raise
-        except BaseException:  # a cancellation, also by asyncio's own means
+        except BaseException:  # a cancellation, by anyio or by asyncio itself
             if self._break_off():
                 with CancelScope(shield=True):
                     await run_sync(self._put_back, limiter=CapacityLimiter(1))

@@ -54,7 +54,7 @@ class _OnConnection:
         self._connection = connection.execution_options(no_parameters=True)  # so that a % is literal
         self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
         self._begun = False
-        # the dialect's words do not depend on a table
+        # only the dialect's rewriting is used, which does not depend on the table
         self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")
         self.defaults = Defaults()
 

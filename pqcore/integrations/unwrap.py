@@ -62,7 +62,7 @@ def _hand_over(connection: Any) -> None:
 
     SQLAlchemy begins a transaction before each of its statements, so that ``commit()`` and ``rollback()`` end it. A
     statement that bypasses SQLAlchemy needs the same. But SQLAlchemy refuses ``begin()`` in a transaction, and a caller
-    that has run nothing on the connection does not expect that.
+    that has run nothing on the connection does not expect this refusal.
     """
     # a weak reference, so that an unclosed connection is freed without a cycle
     connection.begin = partial(_begin, ref(connection))

@@ -71,8 +71,9 @@ class Reencoded:
         after: How all data of the table is encoded now.
         left: The data that is still not as its queue writes it. Of other queues, it has only data under an old key of
             the named queues.
-        in_use: The number of rows left because they are locked, or because a leased job continues a chain.
-        failed: The number of rows left because they cannot be read or re-encoded.
+        in_use: The number of rows that were not written, because they are locked, or because a leased job continues a
+            chain.
+        failed: The number of rows that were not written, because they cannot be read or re-encoded.
         errors: The error messages of the first `MOST_ERRORS` such rows.
     """
 

@@ -31,7 +31,7 @@ class _OnPaper:
 
     def __init__(self, execute: Callable[[str], None]) -> None:
         self._execute = execute
-        # the dialect's words do not depend on a table
+        # only the dialect's rewriting is used, which does not depend on the table
         self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")
         self.defaults = Defaults()
 

@@ -167,14 +167,15 @@ def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> 
 _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
-    # Jobs that wait for admission are excluded, because all of them would be read in vain.
+    # Jobs that wait for admission are excluded here: another class has them.
     "hidden": (f"{COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
     # num_nulls() replaces IS NULL here, because it matches no partial index: the planner must look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
 }
 KINDS = ("ready", "urgent", "hidden", "parked")
-"""The classes of jobs that can be moved, each through its own index; ``ids`` are the jobs that the caller names."""
+"""The classes of jobs that can be moved; each is read through its own index. ``ids`` are the jobs that the caller
+names."""
 
 
 def _picked(kind: str, columns: str = "id") -> str:

@@ -240,7 +240,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
         """Return the results of some jobs. This statement only reads."""
         return f"SELECT job_id, data::text, payload, serializer FROM {{results}} WHERE {_DONE} ORDER BY job_id"
 
-    # For people who look at a job or a table.
+    # Statements for people who look at a job or a table.
 
     @composed()
     def open_parents(self) -> str:

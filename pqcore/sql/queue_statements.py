@@ -93,7 +93,7 @@ _STALE = (
 
 # Each row carries its number (`ROW_TIME`). Usually the ids are consecutive, in the order of the numbers; then the
 # statement returns only the first id. Otherwise it returns all ids, sorted by the numbers, which takes longer. Ids are
-# compared without their part above a thousand million, so that times stay in the range of timestamps.
+# compared modulo a thousand million, so that the computed times stay in the range of timestamps.
 _STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
 _ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
 # If a trigger has changed times, it is unknown which job has which id: then the square root of -1 fails the statement.

@@ -1,4 +1,4 @@
-"""Jobs taken with `get` that `Queue.perform` may still perform; their follow-ups wait for that.
+"""Jobs taken with `get`, whose follow-ups wait because `Queue.perform` may still perform the jobs.
 
 `Queue.perform` knows what the function returned, so it runs the follow-ups. If nobody performs a job, its follow-ups
 run as soon as that is certain: the job's object is gone, its block ends, or the queue begins to work.

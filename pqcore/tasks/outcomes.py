@@ -318,7 +318,7 @@ def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
 
 
 def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:
-    """Return what is stored of the exceptions of a run: its task decides; without an option there, the caller."""
+    """Return what is stored of the exceptions of a run: the option of its task, or else the caller's value."""
     return otherwise if run is None else run.task.options.keep_errors or otherwise
 
 

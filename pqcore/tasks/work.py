@@ -102,7 +102,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
         If the server fails, this method waits, and tries again. In the main thread, KeyboardInterrupt and SystemExit
         end this method: the running job is given back, and the attempt does not count. A signal that arrives while a
-        job is being taken, or its outcome stored, is deferred until that step has ended; a second signal is not.
+        job is being taken, or its outcome stored, is deferred until that step has ended; a second signal is not
+        deferred.
 
         Raises:
             TableMissing, SchemaOutdated, SchemaTooNew: The table does not exist, or has another version.

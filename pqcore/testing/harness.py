@@ -221,7 +221,7 @@ class Harness:
 
     @contextmanager
     def working(self, *queues: Any, **options: Any) -> Iterator[Worker]:
-        """Run a worker, in a thread or the portal, for the length of a block; then stop it in order.
+        """Run a worker, in a thread or the portal, for the length of a block; then stop it gracefully.
 
         Args:
             *queues: The queues, made by `task_queue`.

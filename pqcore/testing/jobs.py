@@ -257,7 +257,7 @@ class Jobs:
     # Running jobs
 
     def drain(self, *queues: Any, raise_errors: bool = True, at_most: int = MOST_RUN) -> list[Ran]:
-        """Run the due jobs, and jobs that become due by that, inside the test, one at a time, in a worker's order.
+        """Run the due jobs, and jobs that become due meanwhile, inside the test, one at a time, in a worker's order.
 
         Coroutine functions run, too, each in a new event loop. Groups and limits apply; rates and timeouts do not.
 

@@ -35,8 +35,8 @@ def web_app(
         changes: Whether visitors can retry, cancel and purge jobs, and set rules; otherwise the routes for changes do
             not exist.
         token: The token that visitors must give, at least 16 characters; None for no token.
-        hosts: The host names, without ports, under which the page answers, so that no other site can pose as it; None
-            for any.
+        hosts: The host names, without ports, under which the page answers, so that no other site can reach the page
+            under its own name; None for any.
         interval: Seconds between two looks at the table, while a visitor has a page open.
         **options: With a DSN: ``backend``, ``table`` and ``schema``, as for `PQ`.
 

@@ -25,7 +25,7 @@ class Line:
         name: The name of the figure.
         kind: The way to draw the line: the end of a CSS class name.
         pieces: The points of each unbroken piece, in the form for an SVG polyline.
-        areas: The same pieces, closed along the base.
+        areas: The pieces as closed areas between the line and the base of the chart.
         now: The last value; None if the last sample has none.
     """
 

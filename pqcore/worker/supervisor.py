@@ -46,13 +46,13 @@ class _Child:
 class Supervisor:
     """Keeps processes running until told to stop by SIGTERM or SIGINT.
 
-    The first signal stops the processes in order, the second stops them immediately, and the third kills them.
+    The first signal stops the processes gracefully, the second stops them immediately, and the third kills them.
 
     Args:
         command: Returns the command of a process for its number, from 1. The supervisor adds ``--supervised`` and a
             descriptor for `ParentPipe`.
         processes: The number of processes.
-        stop_timeout: Seconds that processes have to stop in order; after that they are killed.
+        stop_timeout: Seconds that processes have to stop gracefully; after that they are killed.
         stop_now_timeout: Seconds that processes have to stop after the second signal.
         burst: Whether processes end by themselves when there is no job.
     """
@@ -79,7 +79,7 @@ class Supervisor:
         """Run the processes until they have stopped.
 
         Returns:
-            The exit code: 0 if the processes stopped in order, 1 if not, 2 if the arguments of a process are wrong.
+            The exit code: 0 if the processes stopped gracefully, 1 if not, 2 if the arguments of a process are wrong.
         """
         return asyncio.run(self._run())
 
@@ -115,7 +115,7 @@ class Supervisor:
             self._kill()
 
     def stop(self) -> None:
-        """Stop the processes in order. The second call stops them immediately, the third kills them."""
+        """Stop the processes gracefully. The second call stops them immediately, the third kills them."""
         self._signals += 1
         if self._signals == 1:
             self._stopping.set()
@@ -217,8 +217,8 @@ def _described(code: int) -> str:
 class ParentPipe:
     """A supervised process's end of the pipe: the process ends when its supervisor ends or tells it to.
 
-    A SIGTERM or SIGINT that the process itself receives stops it in order, but only once. So it does not matter whether
-    the process receives signals in addition to the supervisor's commands.
+    The first SIGTERM or SIGINT that the process itself receives stops it gracefully; later ones have no effect. So it
+    does not matter whether the process receives signals in addition to the supervisor's commands.
 
     Args:
         pipe: The descriptor that the supervisor gave.
@@ -238,7 +238,7 @@ class ParentPipe:
                 self._on_stop(self._level)
 
     def attach(self, on_stop: Callable[[int], None]) -> None:
-        """Have a function called, from any thread, with 1 to stop in order and with 2 to stop immediately.
+        """Have a function called, from any thread, with 1 to stop gracefully and with 2 to stop immediately.
 
         If a command has arrived already, the function is called for it.
         """
