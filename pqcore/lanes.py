@@ -50,7 +50,7 @@ class Lane(NamedTuple):
 
 
 def has_lane(headers: str | None) -> bool:
-    """Return whether a job with these headers may have a lane; statements decide by the same text."""
+    """Return whether a job with these headers may have a lane; statements search the headers for the same text."""
     return headers is not None and _MARK in headers
 
 

@@ -113,7 +113,7 @@ _registered = extensions.adapters
 
 
 def _kinds_of(query: Query) -> Iterable[type]:
-    """Return the types that a statement's parameters may have, as far as it casts each of them."""
+    """Return the types that a statement's parameters may have; if it does not cast each of them, all types."""
     casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
     if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
         return _ADAPTERS

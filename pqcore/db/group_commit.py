@@ -121,7 +121,7 @@ class Line(Protocol):
 
 
 class Lines:
-    """The lines of a queue, by what their calls have in common.
+    """The lines of a queue, each under a key: the values that its calls have in common.
 
     Only the most recent lines are kept, of all event loops.
 

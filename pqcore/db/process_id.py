@@ -42,8 +42,8 @@ def _wiped_page() -> mmap.mmap | bytes:
 
 current = _Current()
 unforked_page = _wiped_page()
-"""While the first byte is 1, ``current.id`` is the id of this process. Code in which every call counts checks both;
-other code calls `process_id`."""
+"""While the first byte is 1, ``current.id`` is the id of this process. Code that must be fast checks this byte itself,
+and then reads ``current.id``; other code calls `process_id`."""
 
 
 def process_id() -> int:

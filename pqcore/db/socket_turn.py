@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pqcore.db.session import Session
 
 GRACE = 1.0
-"""Seconds by which a waiter may be late before another takes the turn that it did not leave."""
+"""Seconds by which a waiter may exceed its time before another waiter takes the turn from it."""
 
 
 def turn_for(session: Session) -> SocketTurn | None:

@@ -330,7 +330,7 @@ async def make_room(session: Session, error: BaseException) -> None:
 
 
 async def keep_result(result: object) -> None:
-    """Undo nothing: other callers can use the result as well."""
+    """Undo nothing, because other callers can use the result, too."""
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:

@@ -141,7 +141,7 @@ class Waiting(Transactions):
         return [name for [name] in await self.run(work, protect=False, undo=keep_result)]
 
     def poll_interval(self, seconds: float) -> float:
-        """Return how long a waiter waits that polls every ``seconds``; the time is longer if very many waiters poll."""
+        """Return the poll interval of a waiter: ``seconds``, or a longer time if very many waiters poll."""
         return max(seconds, self.listener.crowd / LOOKS)
 
     def snapshot(self, channel: str) -> int | None:

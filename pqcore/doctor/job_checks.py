@@ -20,7 +20,7 @@ from pqcore.tasks.periodic import NOTICED, seconds_late
 EXAMINED = 1_000_000
 """About how many rows of each table are checked for their encoding; rows that were put first are chosen."""
 MOST_LOST = 100
-"""The largest number of jobs, of those that wait for jobs which are gone, that are looked up."""
+"""The largest number of jobs that a check for missing parents looks up."""
 MOST_TICKS = 500
 """The largest number of periodic tasks that are checked."""
 QUEUES_NAMED = 3

@@ -214,7 +214,7 @@ _PID = plain("pid", "SELECT pg_backend_pid()")
 
 
 async def _is_moved(s: Session, other: Session) -> bool:
-    """Return whether one connection's statements reach several server sessions, or two connections' the same one.
+    """Return whether statements of one connection reach several sessions, or those of two connections the same session.
 
     A pooler lends the session that was used last, or the next in turn, but none with an open transaction.
     """

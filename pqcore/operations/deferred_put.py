@@ -1,4 +1,4 @@
-"""A put of an encoded row: later, as the next job of a chain or after a batch, or now, together with others."""
+"""Puts of data that is encoded already: later, as the next job of a chain or after a batch; or now, with other puts."""
 
 from __future__ import annotations
 

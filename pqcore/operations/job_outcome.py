@@ -143,7 +143,7 @@ class Refusals:
 
     Attributes:
         number: The number of refusals.
-        since: When the first refusal came that the job may have caused, by the monotonic clock; None before one came.
+        since: The time of the first refusal that the job may have caused, by the monotonic clock; None before one.
     """
 
     number: int = 0

@@ -17,7 +17,7 @@ AHEAD = timedelta(seconds=5)
 """How far a last tick may be ahead of the server's clock and still count: after a failover, the clock may be behind."""
 
 BEFORE = timedelta(microseconds=1)
-"""How long before a tick that somebody asked for the last tick is set."""
+"""If somebody asks for a tick again, the last tick is set to this time before it."""
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ async def insert(
 
 
 def duplicate_job(q_name: object, key: str, holder: int) -> DuplicateJob:
-    """Return the error for a put whose key another job has."""
+    """Return the error for a put whose dedup key belongs to another job."""
     msg = f"job {holder} of queue {q_name!r} has the dedup key {key!r}; nothing was put"
     return DuplicateJob(msg, holder)
 

@@ -25,7 +25,7 @@ PQ_COLUMNS = {
 }
 """The columns of a table of pq 1.9.1."""
 ADMISSION = 8
-"""The first schema version in which a lease admits jobs under limits by other rows than before."""
+"""The first schema version in which leases count the jobs under limits in the table of keys."""
 COUNTED = 100_000
 """The largest number of rows of a table that are counted; beyond it, only "more" is reported."""
 

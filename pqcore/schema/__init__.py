@@ -158,7 +158,8 @@ async def create(
         session: The session.
         names: The table.
         sleep: The function that waits.
-        partitions: The number of partitions of a new table; None for a table without, or for an existing table.
+        partitions: The number of partitions of a new table; None for a table without partitions, or for an existing
+            table.
 
     Returns:
         The version that the table had; 0 for a table of pq, None if there was no table.

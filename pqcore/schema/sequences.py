@@ -108,8 +108,8 @@ async def advance(
 ) -> Sequence[IdSequence]:
     """Set the sequences that are behind, and return them as they were.
 
-    No session puts meanwhile: a statement that draws an id holds a lock on the table for which this one waits, in turn
-    with others.
+    No session puts meanwhile: a statement that draws an id locks the table, and this statement waits for all such
+    locks.
 
     Raises:
         TransientError: The table was in use for too long; call this again.

@@ -174,8 +174,7 @@ _MOVABLE: dict[str, tuple[str, str]] = {
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
 }
 KINDS = ("ready", "urgent", "hidden", "parked")
-"""The classes of jobs that can be moved; each is read through its own index. ``ids`` are the jobs that the caller
-names."""
+"""The classes of jobs that can be moved, each read through its own index; ``ids`` are jobs that the caller names."""
 
 
 def _picked(kind: str, columns: str = "id") -> str:

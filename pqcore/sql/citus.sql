@@ -13,7 +13,7 @@ FROM (SELECT count(*) FROM gone) AS done
 ON CONFLICT (q_name, dedup_key) DO NOTHING RETURNING job_id;
 
 -- name: claim_keys
--- Claim keys for a time; return those that no other job holds. See claim_key.
+-- Claim keys for a time; return the keys that no other job holds. See claim_key.
 WITH gone AS (
   DELETE FROM {dedup} WHERE q_name = :q_name::text AND until <= statement_timestamp() AND dedup_key = ANY (ARRAY(
     SELECT item.dedup_key FROM json_to_recordset(:items::text::json) AS item (dedup_key text)))

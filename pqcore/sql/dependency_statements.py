@@ -76,7 +76,7 @@ UPDATE {{table}} SET awaited = true WHERE id = ANY (ARRAY(SELECT id FROM free)) 
 
     @composed()
     def find_parents(self) -> str:
-        """Return where jobs are that could not be marked as awaited. This statement only reads."""
+        """Return in which table each parent is, for parents that could not be marked as awaited. This only reads."""
         return f"""
 SELECT wanted.id, {_state_of("wanted.id")}, coalesce(
     (SELECT max({PUT_AT}) FROM {{table}} WHERE id = wanted.id),
@@ -110,7 +110,7 @@ SELECT {IDENTITY} FROM put"""
 
     @composed()
     def mark_polled(self) -> str:
-        """Mark how parents ended that could not be marked as awaited.
+        """Record the outcomes of parents that could not be marked as awaited.
 
         Rows that another session has locked are skipped. An ended job stays in its table unless it is put again; then
         the mark describes the end before that put.
@@ -157,11 +157,11 @@ ORDER BY job_id, on_failure DESC, parent_id"""
 
     @composed()
     def release_blocked(self) -> str:
-        """Forget the parents that no longer hold up the locked jobs, and let jobs run that wait for no parent.
+        """Forget the parents that no longer hold up the locked jobs; jobs that then wait for no parent may run.
 
-        Only a session that has locked the job's row deletes its parents, so the last of them is deleted here, together
-        with the release. The snapshot is later than the lock. The job is due from now on, so it comes behind the jobs
-        that are due, as if it were put now.
+        Only a session that has locked the row of a job deletes the records of the job's parents. So the last record is
+        deleted here, together with the release. The statement's snapshot is later than the lock. The job is due from
+        now on, so it comes behind the jobs that are due, as if it were put now.
         """
         return f"""
 WITH passed AS (
@@ -215,7 +215,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
 
     @composed()
     def mark_deleted(self) -> str:
-        """Mark how an awaited job ended that this transaction has deleted; the trigger cannot see that."""
+        """Record the outcome of an awaited job that this transaction has deleted; the trigger cannot know it."""
         return (
             "UPDATE {dependencies} SET outcome = :outcome::text WHERE parent_id = :id::bigint AND outcome = 'done'"
             " RETURNING job_id"

@@ -21,7 +21,7 @@ UPDATE {dedup} SET job_id = :id::bigint WHERE q_name = :q_name::text AND dedup_k
 DELETE FROM {dedup} WHERE q_name = :q_name::text AND until <= statement_timestamp();
 
 -- name: claim_keys
--- Claim keys for a time; return those that no other job holds. See `claim_key`. Keys are inserted in their order, so
+-- Claim keys for a time; return the keys that no other job holds. See `claim_key`. Keys are inserted in their order, so
 -- that two such statements do not deadlock.
 INSERT INTO {dedup} AS held (q_name, dedup_key, job_id, until)
 SELECT :q_name::text, item.dedup_key, 0, clock_timestamp() + item.period * interval '1 second'

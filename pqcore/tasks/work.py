@@ -144,7 +144,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
                     self.perform(job)
 
     def _is_done(self) -> bool:
-        """Return whether no job is left that `work` may still perform; end batches whose jobs are gone."""
+        """Return whether `work` has no job left to perform; end batches whose jobs are gone."""
         return not self.lanes.aside_for(time.monotonic()) and not run_sync(batch_counts.end_lost(self.engine, self))
 
     @contextmanager

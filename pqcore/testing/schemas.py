@@ -1,4 +1,4 @@
-"""Schemas with a queue's empty tables, which one test after another gets.
+"""Schemas with a queue's empty tables: one test after another gets the same schema.
 
 Making the tables takes 79 statements, and dropping them takes the server as long again. Emptying them is one statement.
 The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing of the rows that were

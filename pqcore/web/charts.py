@@ -98,7 +98,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _rounded_up(value: float) -> float:
-    """Return the next number of 1, 2, 5, 10, 20, ..."""
+    """Return the smallest of the numbers 1, 2, 5, 10, 20, ... that is not below a value."""
     if value <= 0:
         return 1.0
     size = 10.0 ** math.floor(math.log10(value))

@@ -132,7 +132,7 @@ class Heartbeat:
     def _extend_alone(self, active: ActiveJob) -> None:
         """Wait for a row that another transaction has locked, and extend its lease; the next beat does other rows.
 
-        Only one row at a time, because each wait uses a connection of the worker.
+        This happens for one row at a time, because each wait uses a connection of the worker.
         """
         if self._alone is None or self._alone.done():
             self._alone = asyncio.create_task(self._wait_and_extend(active))

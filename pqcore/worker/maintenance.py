@@ -114,7 +114,7 @@ class Maintenance:
         await engine.run(work)
 
     async def _run_chores(self) -> None:
-        """Delete expired rows and attempts of jobs that are gone, and keep samples, as far as the role may."""
+        """Delete expired rows and attempts of jobs that are gone, and keep samples, if the role may do so."""
         for chore in list(self._chores):
             try:
                 await self._queue_state.bridge.run(chore.run, self._queue_state.bridge.engine)
