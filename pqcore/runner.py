@@ -131,7 +131,7 @@ class PQRunner(Runner):
 
 
 class BlockingRunner:
-    """A runner that blocks until an operation ends; an asynchronous engine gets an event loop for that.
+    """A runner that blocks until an operation ends; for an asynchronous engine, it runs an event loop.
 
     Args:
         engine: The engine.

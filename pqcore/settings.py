@@ -43,7 +43,7 @@ from pqcore.times import parse_rate
 logger = getLogger("pqcore")
 
 SHORTEST_POLL = 0.01
-"""Seconds; a waiter that polls more often than this would load the server."""
+"""The shortest poll interval, in seconds: a waiter that polled more often would load the server."""
 
 
 class Encoded(NamedTuple):

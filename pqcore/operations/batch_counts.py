@@ -36,7 +36,7 @@ LONGEST_PAUSE = 16
 
 @dataclass(frozen=True, order=True)
 class Membership:
-    """The proof with which a job is counted by its batch.
+    """The proof that a job belongs to a batch; without it, the batch does not count the job.
 
     Attributes:
         batch: The number of the batch.

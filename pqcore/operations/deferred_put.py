@@ -110,7 +110,7 @@ class StoredPut:
 
 @dataclass(frozen=True)
 class DirectPut(StoredPut):
-    """An encoded row that is put now, together with others; no JSON holds it.
+    """An encoded row that is put now, together with others; it is never stored as JSON for a later put.
 
     Attributes:
         times: The times, in the form for the statements.

@@ -1,4 +1,4 @@
-"""The jobs that a new job waits for: where they are when it is put."""
+"""Finding the jobs that a new job waits for, at the time when the new job is put."""
 
 from __future__ import annotations
 

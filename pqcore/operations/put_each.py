@@ -158,7 +158,7 @@ async def put_rows(
     Args:
         engine: The engine.
         s: The session.
-        chunks: The rows; they are made while others are sent.
+        chunks: The rows, in chunks; later chunks are made while earlier ones are sent.
         read: A function that reads from an identity what the caller needs of each job.
         doing: The name of the method that puts them, for errors.
 

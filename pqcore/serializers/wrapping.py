@@ -59,7 +59,7 @@ class Wrapper:
         return self.inner.loads(inner if self.inner.binary else inner.decode())
 
     def rekey(self, raw: bytes) -> bytes:
-        """Return the same data under the keys that write now, without decoding the inner data.
+        """Return the same data under the keys that now write, the first of each layer; do not decode the inner data.
 
         Args:
             raw: The result of `dumps`, under any key.

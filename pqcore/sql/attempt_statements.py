@@ -55,7 +55,7 @@ SELECT id, pg_notify(:channel::text, '')::text FROM ended"""
 
 
 def _job_of(attempt: str) -> str:
-    """Return an SQL expression: whether one of the tables has the job of an attempt.
+    """Return an SQL expression that says whether one of the tables has the job of an attempt.
 
     The planner turns EXISTS into joins with whole tables; each of these scalar subqueries looks up one id.
 

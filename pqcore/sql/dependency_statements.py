@@ -37,7 +37,7 @@ _PASSES = "(outcome = 'done' OR on_failure = 'run')"
 
 
 def _state_of(row: str, put_at: str = "true") -> str:
-    """Return an SQL expression: where a job is; NULL if no table has it.
+    """Return an SQL expression that says where a job is; NULL if no table has it.
 
     Args:
         row: An SQL expression for the id.

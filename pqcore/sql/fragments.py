@@ -44,7 +44,7 @@ This form matches no other partial index, and makes the planner expect that near
 
 
 def lane_room(lane: str, queue: str) -> str:
-    """Return an SQL expression: how many jobs of a lane may be admitted now, according to its keys.
+    """Return an SQL expression for how many jobs of a lane may be admitted now, according to its keys.
 
     Args:
         lane: An SQL expression for the lane.
@@ -70,7 +70,7 @@ def lane_room(lane: str, queue: str) -> str:
 
 
 def is_next(queue: str) -> str:
-    """Return an SQL expression: whether a waiting job could be admitted now.
+    """Return an SQL expression that says whether a waiting job could be admitted now.
 
     The queue's table must have the alias ``job``.
 
@@ -100,7 +100,7 @@ STORED_STATE = (
 
 
 def job_state(queue: str) -> str:
-    """Return an SQL expression: the state of a job; see `is_next`."""
+    """Return an SQL expression for the state of a job; see `is_next`."""
     return (
         f"CASE WHEN dequeued_at IS NULL AND parked_on IS NOT NULL AND {is_next(queue)} THEN 'ready'"
         f" ELSE {STORED_STATE} END"

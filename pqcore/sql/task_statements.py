@@ -47,7 +47,7 @@ _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::ti
 
 
 # Whether the row of results belongs to another job: ids repeat (see MADE_WAY), so the time of the put distinguishes
-# jobs with the same id. Older code leaves that time NULL; then a row from before the put is another job's.
+# jobs with the same id. Older code leaves that time NULL; then a row that is older than the put belongs to another job.
 _OF_ANOTHER = "coalesce(kept.put_at <> excluded.put_at, kept.updated_at < excluded.put_at)"
 # A time that is never before the job's put, even if the server's clock was set back.
 _WRITTEN = f"greatest({_NOW}, :put_at::timestamptz)"

@@ -7,10 +7,10 @@ overlapping operations, either may have been first, and neither order is a viola
 The instants are of ``CLOCK_MONOTONIC``, which all processes of one machine share. So the histories of several processes
 can be merged (`History.merged`), but not those of several machines.
 
-An empty result proves three things about the *recorded* operations. None lost, invented or doubled a job; none finished
-a job with an older token; and jobs of one key were first taken in the order of their puts. The result proves nothing
-about operations that were not recorded. The history of a killed process is lost. So jobs that it popped appear lost,
-and jobs that it took first appear out of order. Let such a process take leases, or give its jobs no key.
+An empty result proves three things about the *recorded* operations. No operation lost, invented or doubled a job. No
+operation finished a job with an older token. Jobs of one key were first taken in the order of their puts. The result
+proves nothing about operations that were not recorded. The history of a killed process is lost. So jobs that it popped
+appear lost, and jobs that it took first appear out of order. Let such a process take leases, or give its jobs no key.
 """
 
 from __future__ import annotations

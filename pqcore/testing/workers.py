@@ -100,13 +100,13 @@ async def _released(job_id: int) -> bool:
 
 
 def run(job_id: int) -> None:
-    """Record the run, and take a moment."""
+    """Record the run, which takes `MOMENT` seconds."""
     run_sync(_begin(job_id))
     time.sleep(MOMENT)
 
 
 async def run_async(job_id: int) -> None:
-    """Record the run, and take a moment."""
+    """Record the run, which takes `MOMENT` seconds."""
     await _begin(job_id)
     await asyncio.sleep(MOMENT)
 
