@@ -311,7 +311,7 @@ class EmbeddedServer:
         return self.log.read_bytes()[begin:][-3000:].decode(errors="replace").strip()
 
     def _ask(self, *request: Any) -> Any:
-        """Make the guard do something, and return its answer."""
+        """Send the guard a command, and return its answer."""
         if self._guard is None or self._guard.stdin is None or self._guard.stdout is None:
             raise EmbeddedServerError("the embedded server is not started in this process")
         try:

@@ -119,7 +119,7 @@ class ThreadLine:
                     if call.claimed or call.settled:
                         continue
                     now = monotonic()
-                    if not rung and self.since + group_commit.PATIENCE > now:  # another statement runs, or will
+                    if not rung and self.since + group_commit.PATIENCE > now:  # another statement runs, or will run
                         if self.since != NOT_YET or now - came < LOOK_AGAIN:
                             continue
                         # the appointed leader waits for a connection, or was interrupted and will never lead

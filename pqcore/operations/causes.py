@@ -11,7 +11,7 @@ from pqcore.times import UtcDatetime
 
 
 def not_found(job_id: int, queue: str | None) -> Cause:
-    """Return the cause of a job for which no row is found."""
+    """Return the `Cause` for a job for which no row is found."""
     where = "The table" if queue is None else f"Queue {queue!r}"
     return Cause(
         "unknown_id",
@@ -21,7 +21,7 @@ def not_found(job_id: int, queue: str | None) -> Cause:
 
 
 def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
-    """Return the cause of a job that belongs to another queue than the caller named."""
+    """Return the `Cause` for a job that belongs to another queue than the caller named."""
     return Cause(
         "other_queue",
         f"Job {job_id} is of queue {queue!r}, not of {named_queue!r}.",
@@ -30,7 +30,7 @@ def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
 
 
 def ended(job_id: int, state: str) -> Cause:
-    """Return the cause of a job that ended with its result kept, but not its row."""
+    """Return the `Cause` for a job that ended with its result kept, but not its row."""
     said = {
         "done": "ended well",
         "failed": "failed for good",
@@ -45,7 +45,7 @@ def ended(job_id: int, state: str) -> Cause:
 
 
 def done(job_id: int, place: str) -> Cause:
-    """Return the cause of a job that is done."""
+    """Return the `Cause` for a job that is done."""
     archived = place == "archive"
     return Cause(
         "archived" if archived else "done",
@@ -86,7 +86,7 @@ def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
 
 
 def locked(pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
-    """Return the cause of a job whose row is locked or changed by an open transaction."""
+    """Return the `Cause` for a job whose row is locked or changed by an open transaction."""
     if own:
         return Cause(
             "locked_here",
@@ -109,7 +109,7 @@ def running(
     workers: tuple[str, ...],
     where: tuple[str, UtcDatetime] | None = None,
 ) -> Cause:
-    """Return the cause of a job under a lease; ``where`` is the worker that runs it, and since when, if known."""
+    """Return the `Cause` for a job under a lease; ``where`` is the worker that runs it, and since when, if known."""
     if stops:
         return Cause(
             "stopping",
@@ -140,7 +140,7 @@ def running(
 
 
 def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error: dict[str, str]) -> Cause:
-    """Return the cause of a job that is not due."""
+    """Return the `Cause` for a job that is not due."""
     when, kind = shown_time(due), error.get("type", "")
     now = f"To make it due now: retry({job_id})."
     if kind == "unknown":
@@ -168,7 +168,7 @@ def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error
 
 
 def waits_for_jobs(job_id: int, parents: Sequence[int], number: int) -> Cause:
-    """Return the cause of a job that waits for other jobs.
+    """Return the `Cause` for a job that waits for other jobs.
 
     Args:
         job_id: The job.
@@ -186,7 +186,7 @@ def _times(number: int) -> str:
 
 
 def expired(job_id: int, deadline: UtcDatetime) -> Cause:
-    """Return the cause of a job whose deadline has passed."""
+    """Return the `Cause` for a job whose deadline has passed."""
     return Cause(
         "expired",
         f"Its deadline was {shown_time(deadline)}: the worker that takes the job will turn it into a dead letter.",
@@ -198,7 +198,7 @@ def expired(job_id: int, deadline: UtcDatetime) -> Cause:
 
 
 def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tuple[str, ...], *, ruled: bool) -> Cause:
-    """Return the cause of a job whose limit has no free place.
+    """Return the `Cause` for a job whose limit has no free place.
 
     Args:
         key: The key of the limit.
@@ -228,7 +228,7 @@ def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tu
 
 
 def limit_reserved(key: str, job: int) -> Cause:
-    """Return the cause of a job whose key is reserved for a job under several keys."""
+    """Return the `Cause` for a job whose key is reserved for a job under several keys."""
     return Cause(
         "limit_reserved",
         f"{_called(key)} is reserved for job {job}, which needs several limits and has waited for a long time.",
@@ -239,7 +239,7 @@ def limit_reserved(key: str, job: int) -> Cause:
 
 
 def rate_of_key(key: str, until: UtcDatetime) -> Cause:
-    """Return the cause of a job whose key has used up its rate."""
+    """Return the `Cause` for a job whose key has used up its rate."""
     return Cause(
         "rate_of_key",
         f"The rate of {_called(key, 'limit')} is used up until {shown_time(until)}.",
@@ -250,7 +250,7 @@ def rate_of_key(key: str, until: UtcDatetime) -> Cause:
 
 
 def key_locked(key: str, pid: int | None, seconds: float | None, application: str | None, *, own: bool) -> Cause:
-    """Return the cause of a job that waits because an open transaction has leased another job under the same key."""
+    """Return the `Cause` for a job that waits because an open transaction has leased another job under the same key."""
     cause = locked(pid, seconds, application, own=own)
     who = "this transaction" if own else cause.text.removeprefix("Its row is locked or changed by ").rstrip(".")
     return Cause(
@@ -270,7 +270,7 @@ def _called(key: str, kind: str | None = None) -> str:
 
 
 def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None, *, failed: bool) -> Cause:
-    """Return the cause of a job that is not yet the next of its group.
+    """Return the `Cause` for a job that is not yet the next of its group.
 
     Args:
         group: The group.
@@ -312,7 +312,7 @@ def behind_in_group(group: str, head: int, state: str, until: UtcDatetime | None
 
 
 def behind(jobs: Sequence[int], most: int) -> Cause:
-    """Return the cause of a job that has other jobs before it."""
+    """Return the `Cause` for a job that has other jobs before it."""
     number = (
         f"{most:,} or more jobs are" if len(jobs) >= most else "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
     )
@@ -328,7 +328,7 @@ def behind(jobs: Sequence[int], most: int) -> Cause:
 
 
 def rate_of_queue(rate: str, until: UtcDatetime) -> Cause:
-    """Return the cause of a job whose queue has used up its rate."""
+    """Return the `Cause` for a job whose queue has used up its rate."""
     return Cause(
         "rate_of_queue",
         f"The rate of its queue, {rate}, is used up until {shown_time(until)}.",
@@ -338,7 +338,7 @@ def rate_of_queue(rate: str, until: UtcDatetime) -> Cause:
 
 
 def paused(queue: str, name: str, until: UtcDatetime | None) -> Cause:
-    """Return the cause of a job whose queue, task or key is paused.
+    """Return the `Cause` for a job whose queue, task or key is paused.
 
     Args:
         queue: The name of the queue.
@@ -358,22 +358,22 @@ def paused(queue: str, name: str, until: UtcDatetime | None) -> Cause:
 
 
 def no_table(text: str) -> Cause:
-    """Return the cause of a job whose table is missing."""
+    """Return the `Cause` for a job whose table is missing."""
     return Cause("table_missing", f"{text}.", "Make the table: pqcore create, or pq.create().")
 
 
 def outdated(text: str) -> Cause:
-    """Return the cause of a job whose table is older than this pqcore."""
+    """Return the `Cause` for a job whose table is older than this pqcore."""
     return Cause("schema_outdated", f"{text}.", "Migrate the table: pqcore migrate, or pq.create().")
 
 
 def too_new(text: str) -> Cause:
-    """Return the cause of a job whose table is newer than this pqcore."""
+    """Return the `Cause` for a job whose table is newer than this pqcore."""
     return Cause("schema_too_new", f"{text}.", "Upgrade pqcore here, and in the workers.")
 
 
 def hidden(text: str) -> Cause:
-    """Return the cause of a job that row-level security may hide."""
+    """Return the `Cause` for a job that row-level security may hide."""
     return Cause(
         "hidden",
         f"{text[:1].upper()}{text[1:]}.",

@@ -324,5 +324,5 @@ def _due_now(call: StoredPut, deadline_in: float | None) -> StoredPut:
 
 
 def _moment(value: datetime) -> UtcDatetime:
-    """Return a time that each row has."""
+    """Return the time in a column that is never NULL."""
     return cast("UtcDatetime", UtcDatetime.of(value))

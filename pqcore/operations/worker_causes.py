@@ -8,7 +8,7 @@ from pqcore.operations.explanation import SHOWN, Cause, named
 
 
 def no_worker(queue: str) -> Cause:
-    """Return the cause of a job whose queue has no worker that is alive."""
+    """Return the `Cause` for a job whose queue has no worker that is alive."""
     return Cause(
         "no_worker",
         f"No worker of queue {queue!r} has been seen within the last minute.",
@@ -17,7 +17,7 @@ def no_worker(queue: str) -> Cause:
 
 
 def no_worker_of_task(queue: str, task: str, workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job whose function is unknown to all workers that are alive."""
+    """Return the `Cause` for a job whose function is unknown to all workers that are alive."""
     return Cause(
         "no_worker_of_task",
         f"None of the {len(workers)} workers of queue {queue!r} knows the function {task!r}.",
@@ -27,7 +27,7 @@ def no_worker_of_task(queue: str, task: str, workers: tuple[str, ...]) -> Cause:
 
 
 def workers_quiet(queue: str, workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job whose workers were all told to take no more jobs."""
+    """Return the `Cause` for a job whose workers were all told to take no more jobs."""
     return Cause(
         "workers_quiet",
         f"All workers of queue {queue!r} that know its function were told to take no more jobs.",
@@ -37,7 +37,7 @@ def workers_quiet(queue: str, workers: tuple[str, ...]) -> Cause:
 
 
 def workers_busy(slots: int, jobs: Sequence[int], workers: tuple[str, ...]) -> Cause:
-    """Return the cause of a job for which no worker has a free slot."""
+    """Return the `Cause` for a job for which no worker has a free slot."""
     return Cause(
         "workers_busy",
         f"The workers that know its function have {slots} slots, and {named(jobs)} have a lease.",

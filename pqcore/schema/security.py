@@ -63,7 +63,7 @@ class Security:
 
 
 def binds(session: Session, table: str) -> str:
-    """Return the SQL expression that says whether row-level security applies to the connected role, on an existing table."""
+    """Return the SQL expression that says whether row-level security applies to the role, on an existing table."""
     return "false" if session.sql.name in UNSUPPORTED else f"row_security_active(to_regclass({literal(table)})::oid)"
 
 

@@ -149,7 +149,7 @@ _NEXT_OF_LANES = _of_lanes(f"""
   ) AS job WHERE true{_FILTERS_OF_TABLE} LIMIT {_AS_MANY})
   UNION ALL
   ({_OF_LANE} AND id = of_lane.head AND of_lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
-# In the order of lanes, so that the first rows are enough.
+# The rows come in the order of lanes, so the first rows are enough.
 _BEHIND_THESE = _of_lanes(f"""
   SELECT * FROM (
     {_OF_LANE} AND of_lane.number < {NO_END} ORDER BY {ORDER}
