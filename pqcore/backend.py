@@ -355,7 +355,7 @@ class Backend(Protocol):
     def acquire(self, pool: Any) -> DriverSession:
         """Borrow a connection of the caller's pool (capability POOL).
 
-        Wait as the pool does for its users: for its own time, or not at all. pqcore repeats the call after a
+        Wait as long as the pool makes its own users wait, which may be no time at all. pqcore repeats the call after a
         `PoolTimeout`, until the ``pool_timeout`` of the `PQ` is over.
 
         Raises:

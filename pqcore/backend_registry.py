@@ -210,7 +210,7 @@ class BackendRegistry(PluginLoader):
         raise UnknownBackend(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
-        """Return the backend that accepts an object, or an object in its proxies, and whether it is a pool.
+        """Return the backend that accepts an object or the object inside its proxies, and whether that is a pool.
 
         None if none does.
 

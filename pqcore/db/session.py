@@ -125,7 +125,7 @@ class Session:
         self.lasting = False
         # The former default isolation level, after pqcore has lowered it to READ COMMITTED.
         self.lowered: str | None = None
-        # Whether the open transaction keeps its first snapshot, whatever is committed meanwhile.
+        # Whether the open transaction keeps its first snapshot: it is at REPEATABLE READ or SERIALIZABLE.
         self.late = False
         # The SAVEPOINT to send with the next statement; None if there is none.
         self.ahead: Query | None = None

@@ -28,7 +28,7 @@ NAMES = 15_000.0
 OWN_LOOK = 15.0
 """Seconds after which a waiter that shares the look also looks by itself, and tries again to be notified."""
 OWN_LOOKS = 100.0
-"""The largest number of such looks per second, by all waiters together."""
+"""The largest number of waiters' own looks per second, by all waiters together."""
 GRACE = 5.0
 """Seconds by which a leader may be late before another waiter leads."""
 LOOKING = 75.0

@@ -18,7 +18,7 @@ CONSUMERS = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs to move, and the place to move them.
+    """The jobs to move, and the database and the tables through which they move.
 
     Attributes:
         dsn: The DSN of the database.

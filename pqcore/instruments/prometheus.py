@@ -23,7 +23,8 @@ logger = logging.getLogger("pqcore")
 PORT = "PQCORE_PROMETHEUS_PORT"
 """The environment variable for the port, for programs whose code cannot give it."""
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable of the client's for a folder that processes share: then one process answers for all."""
+"""The variable that names a folder for the metrics of several processes to the client: then one process answers for
+all."""
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
 """The default buckets of the histograms, in seconds: jobs wait and run longer than web requests do."""
 

@@ -22,7 +22,7 @@ from pqcore.rows import job_rows
 from pqcore.settings import QueueSettings
 
 REASON = "parent"
-"""Why a job is a dead letter whose parent failed."""
+"""The reason of a dead letter whose parent failed."""
 _ENDED = {
     "dead": "is a dead letter",
     "failed": "failed",

@@ -25,7 +25,7 @@ from pqcore.sql.identifiers import channel
 T = TypeVar("T")
 DEADLOCK = "40P01"
 DEADLOCKS = 10
-"""How often rows under dedup keys are put in all, while the server ends the statement because of a deadlock."""
+"""The largest number of attempts to put rows under dedup keys, if deadlocks end the statement."""
 _OWN = ("group", "limits", "headers", "tenant", "priority")
 _encode = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, separators=(",", ":"), default=datetime.isoformat

@@ -87,7 +87,7 @@ FROM unnest(:ids::bigint[]) AS wanted (id)"""
 
     @composed()
     def put_blocked(self) -> str:
-        """Insert a job that waits for other jobs, and what it waits for; if its dedup key is taken, nothing.
+        """Insert a job, and the list of the jobs that it waits for; insert nothing if its dedup key is taken.
 
         See `PutStatements.put`. The rows of parents were locked or read before, in the same transaction.
         """
