@@ -40,7 +40,7 @@ def copy_programs(programs: Path, target: Path) -> Path:
 
 
 def unprivileged_user() -> dict[str, Any]:
-    """Return the user to run PostgreSQL as if root owns this process, in the form for `subprocess.Popen`."""
+    """Return the user that PostgreSQL must run as, if root owns this process, in the form for `subprocess.Popen`."""
     for name in ("nobody", "postgres", "daemon"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)

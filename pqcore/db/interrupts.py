@@ -142,8 +142,8 @@ def is_from_outside(error: BaseException) -> bool:
     """Return whether a signal's handler, or gevent, raised an exception that left a serializer, a plugin or a policy.
 
     Any other exception is a fault of the called code, whatever its class. For example, a panic of a Rust library is not
-    an ``Exception``. Python's own handler of SIGINT leaves no trace, so a KeyboardInterrupt in the main thread counts
-    as raised by a signal.
+    an ``Exception``. Python's own handler of SIGINT leaves no frame in the traceback, so a KeyboardInterrupt in the
+    main thread counts as raised by a signal.
     """
     if threading.current_thread() is threading.main_thread():
         deferral = _here.deferral

@@ -75,7 +75,7 @@ def _in_brackets(error: dict[str, str]) -> str:
 
 
 def dead(job_id: int, reason: str | None, error: dict[str, str]) -> Cause:
-    """Return the cause of a dead letter."""
+    """Return the `Cause` for a dead letter."""
     text, first = _DIED.get(reason or "", (f"is a dead letter with the reason {reason!r}", "Fix that"))
     said = _in_brackets(error)
     code = f"dead_{reason}" if reason in _DIED else "dead"

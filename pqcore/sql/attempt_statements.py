@@ -21,7 +21,9 @@ ATTEMPT_COLUMNS = (
 
 
 def keep_attempt(source: str) -> str:
-    """Return the CTE ``noted``, which keeps an attempt in the statement that ends it; without an ``outcome``, nothing.
+    """Return the CTE ``noted``, which keeps an attempt in the statement that ends it.
+
+    Without an ``outcome``, the CTE keeps nothing.
 
     Only the holder of the lease ends the attempt, so two sessions do not keep attempts of one job concurrently. If
     they did, ON CONFLICT DO UPDATE would make the second wait for the first.

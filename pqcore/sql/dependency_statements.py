@@ -223,7 +223,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
 
     @composed()
     def queues_with_ended_parents(self) -> str:
-        """Return the queues of a list in which jobs may no longer wait. This statement only reads."""
+        """Return the given queues in which a parent of a waiting job may have ended. This statement only reads."""
         probe = ENDED_PARENT.replace(OF_QUEUE, "q_name = listed.name")
         return f"SELECT name FROM unnest(:names::text[]) AS listed (name) WHERE {probe}"
 

@@ -114,7 +114,7 @@ def _figures(sample: QueueSample) -> Figures:
 
 
 def _highest(points: Sequence[Point]) -> Point:
-    """Return the last of some points, with the highest of their figures."""
+    """Return one point in place of several: with the moment of the last, and the highest of their figures."""
     rows = [point.figures for point in points]
     highest: dict[str, Any] = {
         name: max((value for row in rows if (value := getattr(row, name)) is not None), default=None)

@@ -369,7 +369,7 @@ class Executor(Runner[ActiveJob]):
                 return await process.run(run, active.context)
 
     def call_in_thread(self, steps: Steps) -> None:
-        """Call the function of a job that has no task in a thread."""
+        """Call, in a thread, the function of a job that runs without an asyncio task."""
         try:
             self._threads.submit(steps)
         except RuntimeError as exc:  # no thread can be started
