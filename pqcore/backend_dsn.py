@@ -11,7 +11,7 @@ _KEYWORD = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?!')(?:[^\s\\]|\\.)*)
 
 
 def dsn_parameters(dsn: str) -> dict[str, str]:
-    """Read a DSN as libpq does, for a driver that does not.
+    """Read a DSN as libpq does, for a driver that cannot read it.
 
     Args:
         dsn: A URL or a keyword string; see `pqcore.backend.Backend.connect`.

@@ -1,4 +1,4 @@
-"""The decision which calls of an engine share statements; see `pqcore.db.group_commit`."""
+"""The choice of the calls that share statements, for one engine; see `pqcore.db.group_commit`."""
 
 from __future__ import annotations
 

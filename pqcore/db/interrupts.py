@@ -2,7 +2,7 @@
 
 Python runs signal handlers in the main thread, between any two of its instructions. A handler may raise
 KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. Then a job could be taken for a caller that
-never gets it, or a done job not be stored as done.
+never gets it, or a done job might not be stored as done.
 """
 
 from __future__ import annotations

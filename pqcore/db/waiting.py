@@ -145,7 +145,7 @@ class Waiting(Transactions):
         return max(seconds, self.listener.crowd / LOOKS)
 
     def snapshot(self, channel: str) -> int | None:
-        """Return the value to give to `wait`, which must be drawn before a look.
+        """Return the ticket to give to `wait`; get the ticket before a look.
 
         None if the channel is not listened to.
         """

@@ -384,6 +384,6 @@ def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
 
 
 _working: ContextVar[bool] = ContextVar("pqcore_working", default=False)
-"""Whether `Queue.work` runs here, which continues when the server fails."""
+"""Whether this is within a call of `Queue.work`, which goes on when the server fails."""
 _performing: ContextVar[_Performer | None] = ContextVar("pqcore_performing", default=None)
 """The runner of the job that this thread performs."""

@@ -149,7 +149,7 @@ class Threads:
             return None
         if self._idle:
             self._wakes.put(True)
-            self._coming = True  # set after the wake-up, so that Ctrl-C before it announces no thread
+            self._coming = True  # set last: Ctrl-C before the wake-up must leave it False
             self._idle -= 1
             return None
         if len(self._threads) >= self._number or self._closed:
