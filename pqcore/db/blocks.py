@@ -155,7 +155,7 @@ def entered(engine: object) -> object:
 
 
 def leaves() -> None:
-    """Forget the last lookup: a program that leaves a block itself made it to call the method."""
+    """Forget the last lookup: the program made it to call the method itself, without a ``with`` statement."""
     _entering.lookup = None
 
 

@@ -39,8 +39,8 @@ NOT_YET = float("inf")
 CROWDED = 1e-9
 """The start time that marks a line without a running statement whose last statement served several calls.
 
-These callers are about to call again, in this line or another: the first of them also takes the calls that are ready to
-run.
+These callers are about to call again, in this line or another. So the first of these calls is sent in the next turn of
+the event loop, together with the calls made in this turn.
 """
 REFUSED = 3
 """After this many refused groups in succession, the calls of a line run by themselves for `RESTING` seconds."""

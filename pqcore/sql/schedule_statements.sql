@@ -4,7 +4,8 @@
 -- Workers lock both rows in the same order, so no deadlock is possible between them.
 
 -- name: remove_schedule
--- Remove a schedule and its tick, and notify workers. A session that changes the schedule concurrently is waited for.
+-- Remove a schedule and its tick, and notify workers. The statement waits for a session that changes the schedule
+-- concurrently.
 -- The tick of a name without a schedule is that of a task that no code declares any more; it is removed, too.
 WITH gone AS (
   DELETE FROM {schedules} WHERE q_name = :q_name::text AND name = :name::text RETURNING name

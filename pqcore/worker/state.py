@@ -24,7 +24,7 @@ THROUGHPUT_WINDOW = 0.02
 PREFETCH_SECONDS = 0.1
 """Seconds of work, at the current throughput, that a worker fetches ahead."""
 PREFETCH_SECONDS_OF_LANES = 0.01
-"""The same, while jobs wait for admission.
+"""Seconds of work that a worker fetches ahead while jobs wait for admission.
 
 If tenants have shares, nothing is fetched ahead: a new job would wait behind the jobs that were fetched ahead.
 """
@@ -159,7 +159,7 @@ class QueueState:
         empty_at: `WorkerState.changes` before the last fetch, if that fetch found no job.
         is_ending: Whether the completer is about to lease jobs with the statement that ends others.
         ends_take: Whether the next statement that ends jobs is expected to lease others.
-        turnaround: About how many seconds the last statements took that ended jobs and leased others.
+        turnaround: The approximate duration, in seconds, of the last statements that ended jobs and leased others.
         left_none_since: The channel's snapshot before the last statement that ended jobs, if that statement left no job
             to fetch; otherwise None.
         places: The places for which jobs were leased ahead, by key.
@@ -257,7 +257,7 @@ class QueueState:
         return min(1 + math.ceil(seconds / max(self.longest, 1e-6)), MOST_FOR_PLACE)
 
     def note_turnaround(self, seconds: float) -> None:
-        """Record how long a statement took that ended jobs and leased others."""
+        """Record the duration of a statement that ended jobs and leased others."""
         self.turnaround = max(seconds, self.turnaround * LONGEST_FADES)
 
     def jobs_ahead(self) -> list[ActiveJob]:
