@@ -25,7 +25,7 @@ from pqcore.sql.statement import Paramstyle
 logger = logging.getLogger("pqcore")
 
 LATELY = 6
-"""A closed connection counts as recent for this many times the limit of a call."""
+"""A closed connection counts as recently closed for this many times the time limit of a call."""
 FEW = 10
 """If this many connections were closed recently, the next connection is opened only after a pause."""
 LONGEST_PAUSE = 5.0
@@ -218,7 +218,7 @@ class BackendAdapter:
                 session.break_off_idle()
 
     def for_listening(self, session: Session) -> Session:
-        """Use a session for LISTEN: it is watched, whatever the limit of other sessions."""
+        """Use a session for LISTEN: the watchdog checks it even if other sessions have no limit."""
         session.listens = True
         watchdog.watch(self)
         return session

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SLICE = 1.0
 """Seconds after which the listener checks whether it is still needed."""
 REGISTER = 1.0
-"""The largest number of seconds that a waiter waits for its channel's registration; then it looks for jobs, and polls
-meanwhile."""
+"""The largest number of seconds that a waiter waits for its channel's registration; after that, it polls until the
+channel is registered."""
 REFUSED = 15.0
 """Seconds until the next attempt after LISTEN failed although the connection was not lost."""
 SETTLE = 0.05
@@ -102,7 +102,7 @@ class Channels:
         self._channels.add(channel)
 
     def _settle(self, channel: str) -> None:
-        """If the channel is no longer new, make the tickets from the time when it was new invalid, once."""
+        """When the channel is no longer new, invalidate the tickets that were drawn while it was new."""
         at = self._unsettled.get(channel)
         if at is not None and time.monotonic() >= at and self._unsettled.pop(channel, None) is not None:
             self.wake_waiters(channel)
@@ -113,7 +113,7 @@ class Channels:
         return seconds if at is None else max(min(seconds, at - time.monotonic()), 0.0)
 
     def _idle(self) -> list[str]:
-        """Return the channels on which nobody has waited for some time, which may still be in use."""
+        """Return the channels on which nobody has waited for some time; some of them may still be in use."""
         since = time.monotonic() - LINGER
         return [channel for channel in list(self._channels) if self._waited.get(channel, since) < since]
 

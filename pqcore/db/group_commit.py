@@ -5,8 +5,8 @@ The flush of a commit to disk dominates the cost of a small operation, and concu
 statement of the line is running, a call runs by itself, immediately. While a statement is running, calls wait in the
 line. When it ends, the waiting calls go together, in one statement and one commit, and each call gets its own answer.
 
-No call waits for company, and no call waits long for a slow statement, which may wait for a lock or a trigger. After
-`PATIENCE` seconds, the next group uses another connection.
+No call waits only so that others can join it. No call waits long for a slow statement, which may wait for a lock or a
+trigger. After `PATIENCE` seconds, the next group uses another connection.
 
 The operation defines what a group does: it gets the values of the calls, and returns an answer for each.
 """

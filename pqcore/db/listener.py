@@ -9,9 +9,9 @@ listening session, which a put's trigger checks. Then the waiter looks again, an
 look notifies the waiter if its INSERT saw the lock:
 
 * if the INSERT ran while the lock was held, the waiter hears of it, whenever it commits;
-* if the INSERT ran earlier, and commits after the look, the waiter does not hear of it. A put that commits by itself
-  commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first `SETTLE` seconds after the
-  registration looks once more. If the transaction is longer, polling finds the job.
+* if the INSERT ran earlier, and its transaction commits after the look, the waiter does not hear of it. A put that
+  commits by itself commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first `SETTLE`
+  seconds after the registration looks once more. If the transaction is longer, polling finds the job.
 
 The lock is released after nobody has waited for `LINGER` seconds. The release counts as a notification, and so voids
 earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.

@@ -94,7 +94,7 @@ class TaskLine:
         return future if self.together.undo is None else self._answer(future)
 
     async def _answer(self, future: asyncio.Future[Any]) -> Any:
-        """Await an answer that is undone if the caller is cancelled."""
+        """Await an answer; if the caller is cancelled, undo the effects of its call."""
         try:
             return await future
         except asyncio.CancelledError:

@@ -25,7 +25,7 @@ class Waiters(Channels):
         self._runtime = runtime
         self._lock = Lock()  # protects the attributes below
         self._waiters: dict[str, set[Event]] = {}
-        # channels that are not registered, each with the time of the last `ticket` for it
+        # channels that are not registered, each with the time of the last `snapshot` of it
         self._paused: dict[str, float] = {}
         self._woken: set[str] = set()  # those of `_paused` that were woken after that time
         self._trimmed = 0.0  # when channels without waiters were last forgotten

@@ -26,7 +26,7 @@ class NamedQueue(Protocol):
 
     Attributes:
         name: The queue's name.
-        channel: The channel that puts into the queue notify.
+        channel: The channel that is notified after a put into the queue.
     """
 
     name: str

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 LOOK = 0.5
 """The largest number of seconds between two checks of all connections."""
 LATE = 1.0
-"""Seconds by which a check may be late. If it is later, the process was suspended, and answers may be unread."""
+"""Seconds by which a check may be late. If a check is later than that, the process was suspended, and answers may be
+unread."""
 ASKED_AT = 0.75
 """After this part of a session's limit, the server is asked to cancel the statement."""
 LEISURE = 20

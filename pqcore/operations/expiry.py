@@ -82,7 +82,7 @@ async def set_expiry(
 
 
 async def set_first_expiry(s: Session, finished: Time, dead: Time) -> None:
-    """Set how long rows of a new table are kept, unless another program has set a time since.
+    """Set how long rows of a new table are kept, unless another program has set a time meanwhile.
 
     Args:
         s: The session.

@@ -216,7 +216,7 @@ async def get_full_job(
         engine: The engine.
         job_id: The job's id.
         queue: The queue that must have the job; None for any queue.
-        most: How much of the data to read, at most: characters of JSON text, or bytes; None for all.
+        most: The largest number of characters of JSON text, or of bytes, to read of the data; None for all.
 
     Raises:
         JobNotFound: The queue has no such row.

@@ -51,7 +51,7 @@ class LastTick:
     now: datetime
 
     def is_ahead(self) -> bool:
-        """Return whether the tick is ahead of the server's clock; the clock was ahead when the tick was put."""
+        """Return whether the tick is later than the server's time: the clock was ahead when the tick was put."""
         return self.tick is not None and self.tick > self.now + AHEAD
 
     @classmethod

@@ -233,7 +233,7 @@ class Completer:
         return max(n, *(size for size in SIZES if size <= most), 0), times
 
     def _store_again(self, outcomes: Sequence[Outcome]) -> None:
-        """Have the next try store outcomes that may be stored already."""
+        """Let the next try store these outcomes, and record that they may be stored already."""
         for outcome in outcomes:
             if (active := self._queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                 active.may_be_stored = True

@@ -80,7 +80,7 @@ class Fetcher:
                     await asyncio.wait_for(self._worker_state.draining.wait(), pause)
 
     async def _follow_given_up(self) -> None:
-        """Run the follow-ups of jobs that `get` took from the queue before, and that nobody performed."""
+        """Run the follow-ups of jobs that this thread took with `get` and never performed."""
         queue = self._queue_state.queue
         if given_up := given_up_jobs(queue):
             await self._queue_state.bridge.call(follow_ups.complete_given_up, queue, given_up)
@@ -92,7 +92,7 @@ class Fetcher:
         slots = worker_state.slots_for(queue_state)
         n = 0 if queue_state.fetching or queue_state.quiet else queue_state.fetch_size(slots, self._prefetch)
         if n and (queue_state.shares_places or queue_state.awaits_ends):
-            n = 0  # the statement that ends these jobs leases other jobs, of all lanes
+            n = 0  # the statement that ends running jobs leases other jobs, of all lanes
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
             if queue_state.quiet and self._stop is not None and not worker_state.draining.is_set():

@@ -22,7 +22,7 @@ INTERVAL = 0.2
 MAX_PREFETCH_AGE = 0.25
 """Seconds for which a job that was fetched ahead may wait for a slot before it is given back."""
 PROGRESS_INTERVAL = 1.0
-"""Seconds between two statements that store a job's progress, at least."""
+"""The smallest number of seconds between two statements that store a job's progress."""
 LISTEN_TIMEOUT = 5.0
 """Seconds of one wait for a notification of a cancellation."""
 STALL_WARNING = 2.0

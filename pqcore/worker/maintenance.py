@@ -41,7 +41,7 @@ RELEASE_INTERVAL = 5.0
 """Seconds between looks for jobs that wait for no other job any more, on average. A take that finds no job looks, too.
 """
 LONGEST_SLEEP = 60.0
-"""Seconds between two looks at the server's clock, at most, while a tick is awaited."""
+"""The largest number of seconds between two looks at the server's clock while a tick is awaited."""
 NEARLY_FULL = 0.5
 """The part of the server's notification queue that is in use, from 0 to 1, at which a worker warns."""
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("pqcore.tasks")
 JOIN_TIMEOUT = 2.0
 """Seconds to wait for processes that are ending."""
 RETIREMENT = 10.0
-"""Seconds that a process which is replaced has to end by itself; then it is killed."""
+"""Seconds within which a replaced process must end by itself; after that, it is killed."""
 
 
 class Process:
@@ -140,7 +140,7 @@ class Process:
 class Processes:
     """A pool of processes, each of which runs one job at a time.
 
-    Functions are found in them by importing their module; arguments and results are pickled.
+    A process finds a function by importing the function's module. Arguments and results are pickled.
 
     Args:
         number: The largest number of processes.

@@ -26,7 +26,7 @@ SWEEP_EVERY = 60
 MOST_RUNNING = 100
 """The largest number of jobs of one queue that a worker lists as running."""
 WITHDRAWAL = 2.0
-"""Seconds that a worker which stops waits for its rows to be deleted, at most."""
+"""The largest number of seconds that a stopping worker waits for the deletion of its rows."""
 
 
 def running_worker(concurrency: int) -> RunningWorker:

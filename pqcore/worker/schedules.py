@@ -31,7 +31,8 @@ from pqcore.worker.ticks import due_ticks, put_ticks
 logger = logging.getLogger("pqcore.tasks")
 
 LOOK_INTERVAL = 10.0
-"""Seconds between two looks at the schedules, at most; a notification of a change makes the next look immediate."""
+"""The largest number of seconds between two looks at the schedules; after a notification of a change, the next look
+comes immediately."""
 RETRY_INTERVAL = 1.0
 """Seconds until the next look if a tick put no job: another worker put it, or a transaction changes its schedule."""
 MOST_DUE = 200

@@ -29,7 +29,7 @@ PREFETCH_SECONDS_OF_LANES = 0.01
 If tenants have shares, nothing is fetched ahead: a new job would wait behind the jobs that were fetched ahead.
 """
 PLACE_SECONDS = 0.02
-"""Seconds of work for which jobs are leased ahead for one place under a limit, at least.
+"""The smallest number of seconds of work that is leased ahead for one place under a limit.
 
 The statement that ends a job and leases another takes some milliseconds. Meanwhile the place would be empty. If two
 such statements take longer, more work is leased ahead.
@@ -43,8 +43,8 @@ LONGEST_FADES = 0.9
 """The factor by which the time of the longest job, or of the longest statement, shrinks with each later one."""
 
 STATEMENT_SIZE = 2 * 2**20
-"""Characters or bytes of data that one statement fetches, about. In a larger answer, each job takes about twice as
-long, because the driver needs new memory from the kernel for the whole answer.
+"""The approximate number of characters or bytes of data that one statement fetches. In a larger answer, each job takes
+about twice as long, because the driver needs new memory from the kernel for the whole answer.
 """
 SIZE_DECAY = 0.8
 """The recorded size of a queue's jobs is multiplied by this factor with each fetch of smaller jobs."""
@@ -151,7 +151,7 @@ class QueueState:
         job_size: The average size of the data of recent jobs, in characters or bytes; 0 before the first fetch.
         started: Jobs started since the throughput was measured.
         measured_at: When the throughput was measured, by the monotonic clock.
-        longest: About how many seconds the longest of the last jobs ran; infinite before the first job.
+        longest: The approximate duration, in seconds, of the longest of the last jobs; infinite before the first job.
         reserved_slots: Slots for jobs that are being fetched.
         fetching: Whether jobs are being fetched.
         wants_slot: Whether the queue waits for a free slot to fetch a job.

@@ -24,9 +24,10 @@ from pqcore.worker.parent_death import end_with_parent
 logger = getLogger("pqcore.supervisor")
 
 STABLE_AFTER = 30.0
-"""Seconds after which a process counts as started well: if it dies later, the pause begins again."""
+"""Seconds after which a process counts as started well: if it dies later, the next pause is `FIRST_PAUSE` again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds until a process that died is replaced; twice as many each time, unless it had started well."""
+"""The shortest and the longest pause, in seconds, until a process that died is replaced. The pause doubles each time,
+unless the process had started well."""
 USAGE_ERROR = 2
 """The exit code of a process whose arguments are wrong: it is not started again."""
 _DRAIN, _STOP_NOW = b"d", b"a"
