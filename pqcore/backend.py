@@ -123,9 +123,9 @@ class DriverSession(Protocol):
     def in_transaction(self) -> bool:
         """Return whether a transaction is open, even a failed one; ask the driver, not the server.
 
-        Return True after `begin`, even if the driver sends BEGIN later. The method is not awaited, in asynchronous
-        sessions either. If the driver's own answer is a coroutine, await that answer in `enter`, and then follow the
-        BEGIN, COMMIT and ROLLBACK of `begin`, `commit`, `rollback` and `execute`.
+        Return True after `begin`, even if the driver sends BEGIN later. Even in asynchronous sessions, the method is
+        not awaited. If the driver's own answer is a coroutine, await that answer in `enter`, and then follow the BEGIN,
+        COMMIT and ROLLBACK of `begin`, `commit`, `rollback` and `execute`.
         """
 
     def usable(self) -> bool:
@@ -159,8 +159,8 @@ class DriverSession(Protocol):
     def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the statement's rows.
 
-        If the driver cannot adapt a value, nothing must be sent, and the error has no SQLSTATE.
-        May be left out: without it, the core sends the two statements one after the other.
+        If the driver cannot adapt a value, nothing must be sent, and the error must have no SQLSTATE. May be left out:
+        without it, the core sends the two statements one after the other.
 
         Args:
             before: The SAVEPOINT statement, without parameters or rows.
@@ -266,8 +266,8 @@ class DriverSession(Protocol):
 
         The waiting call must then fail. Send nothing and wait for nothing, because the server may be unreachable; see
         `pqcore.backend.shutdown_socket`. If an asynchronous driver gives no socket, let go of its connection, and
-        return false from `usable`: the core leaves a call that has not ended after a quarter of a second. A session may
-        also have a method ``drop``, which closes an unused connection from any thread without waiting.
+        return false from `usable`: the core abandons a call that has not ended after a quarter of a second. A session
+        may also have a method ``drop``, which closes an unused connection from any thread without waiting.
         """
 
 

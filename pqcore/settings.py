@@ -89,7 +89,7 @@ class QueueSettings:
 
     Attributes:
         name: The queue's name, without the name of a serializer.
-        channel: The channel that puts into the queue notify.
+        channel: The channel that is notified after a put into the queue.
         timeout: The default number of seconds that `get` waits.
         poll_interval: Seconds after which a waiter looks for jobs, even without a notification.
         retention: What happens to a finished row: ``"keep"`` marks it, ``"delete"`` deletes it, ``"archive"`` moves it

@@ -1,6 +1,6 @@
 """SQLAlchemy: a `PQ` from an engine, and pqcore's tables in a MetaData.
 
-A put in the transaction of a session needs nothing of this: ``queue.put(data, connection=session)``.
+A put in the transaction of a session needs nothing of this module: ``queue.put(data, connection=session)``.
 """
 
 from __future__ import annotations

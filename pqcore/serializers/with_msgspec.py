@@ -47,7 +47,7 @@ class _Msgspec:
 class MsgspecJson(_Msgspec):
     """JSON, by msgspec, for JSON's values or for one type.
 
-    Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
+    Rows are plain JSON. As with `Json`, NaN and infinity are refused.
 
     Args:
         type: The type of decoded data: a ``msgspec.Struct``, a dataclass, a ``TypedDict``, a union of those, or any

@@ -14,7 +14,7 @@ from pqcore.serializers.storable import refuse_colliding_keys
 class Orjson:
     """JSON, by orjson; also for dataclasses, datetimes, UUIDs and enums, which come back as JSON values.
 
-    Rows are plain JSON.  As with `Json`, NaN and infinity are refused.
+    Rows are plain JSON. As with `Json`, NaN and infinity are refused.
 
     Args:
         default: A function that orjson calls for a value that it cannot encode; it returns one that orjson can.

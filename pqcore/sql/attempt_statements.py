@@ -9,7 +9,7 @@ SLICE = 1_000
 """The number of attempts by which one statement of a sweep advances."""
 MOST_ATTEMPTS = 20
 """The largest number of attempts that are kept of a job."""
-# The place of an attempt comes from its token. So a row in the way is that of an older attempt of the job, or of an
+# The place of an attempt comes from its token. So a conflicting row is that of an older attempt of the job, or of an
 # earlier job with the same id.
 NEW_ATTEMPT = """ON CONFLICT (job_id, place) DO UPDATE SET q_name = excluded.q_name, put_at = excluded.put_at,
     token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at,

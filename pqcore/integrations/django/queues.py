@@ -21,8 +21,8 @@ from pqcore.tasks import PQ, Queue
 class DjangoQueue(Queue):
     """A queue that puts and takes jobs on Django's connection of the running thread.
 
-    Within ``transaction.atomic()``, they are part of that transaction. ``with queue as cursor`` is like ``atomic()``,
-    with a cursor of Django.
+    Within ``transaction.atomic()``, puts and takes are part of that transaction. ``with queue as cursor`` is like
+    ``atomic()``, with a cursor of Django.
     """
 
     database: str
