@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pqcore.lane_choice import FULL_LOOK, Choice, KnownLane
+from pqcore.lane_choice import Choice, KnownLane
 from pqcore.lanes import Lane, read_lane
+from pqcore.scan_position import FULL_LOOK, SUCCESSION, FullLooks
 from pqcore.sql.admission_statements import PLAIN_SHARE
 
 T = TypeVar("T")
@@ -66,6 +67,9 @@ class LaneBook:
         self._cursor = ""
         self._newest = -1
         self._found = self._scanned = self._aside_until = float("-inf")
+        self._scans, self._hidden_looks = FullLooks(), FullLooks()
+        self._none_hidden_at = self._last = float("-inf")
+        self._taken = 0  # jobs taken in succession
         self._hurries = True
         self.left_none = False
         self._turns: dict[str, float] = {}
@@ -117,6 +121,8 @@ class LaneBook:
         """
         since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
+        if self._taken >= SUCCESSION and not self._scans.is_due(now):
+            scans = False  # it may step over many dead entries
         if len(self.lanes) >= KNOWN:
             scans = False  # enough lanes are known; the scan continues from its position when some of these are empty
         return {
@@ -126,15 +132,16 @@ class LaneBook:
         }
 
     def learn(
-        self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int
+        self, asked: Mapping[str, object], rows: Iterable[Sequence[Any]], now: float, most: int, ended: float
     ) -> tuple[bool, list[str]]:
         """Record the lanes that a look found.
 
         Args:
             asked: The parameters of the look.
             rows: For each lane: its text, the highest id that arrived, or None; and a number.
-            now: The time by the monotonic clock, in seconds.
+            now: When the look began, by the monotonic clock, in seconds.
             most: The largest number of lanes, or arrivals, that a look finds.
+            ended: When it ended.
 
         Returns:
             Whether the look found a new lane or job; and the texts of lanes that only the headers of jobs define.
@@ -170,6 +177,7 @@ class LaneBook:
         self._seen.update(found, scanned)
         if asked["after"] is not None:
             self._scanned = now
+            self._scans.note(ended, ended - now)
             self._cursor = scanned[-1] if len(scanned) >= most else ""
             if not self._cursor:  # the scan is complete: a lane that it did not meet is empty
                 self._hurries = False
@@ -202,6 +210,32 @@ class LaneBook:
                 of_shares.pop(share, None)
         if share not in self._shares:
             self._rotations.pop(share, None)
+
+    # Hidden jobs
+
+    def out_within(self, now: float) -> float | None:
+        """Return a number of seconds: hidden jobs that came out earlier were found before; None to find them all.
+
+        Such jobs are scheduled and expected at a time, or their lease ran out. As with the position of
+        `pqcore.scan_position`, a consumer that takes many jobs in succession rarely looks for all of them.
+        """
+        if self._taken < SUCCESSION or self._hidden_looks.is_due(now):
+            return None
+        return now - self._none_hidden_at + DUE_MARGIN
+
+    def looked_for_hidden(self, out_within: float | None, began: float, ended: float, *, found: bool) -> None:
+        """Record a look for hidden jobs.
+
+        Args:
+            out_within: Which of them the look considered; see the method of this name.
+            began: When the look began, by the monotonic clock, in seconds.
+            ended: When it ended.
+            found: Whether it may have left such a job.
+        """
+        if not found:
+            self._none_hidden_at = began
+            if out_within is None:
+                self._hidden_looks.note(ended, ended - began)
 
     # Turns of shares
 
@@ -251,14 +285,20 @@ class LaneBook:
         self._rotations[key] = start + most
         return [*items[start : start + most], *items[: max(start + most - len(items), 0)]]
 
-    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], now: float) -> None:
+    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], ended: float) -> None:
         """Record the jobs that a take returned.
 
         Args:
             choice: The choice that the take was given.
             rows: The rows, each with the position of its lane in the choice; 0 for a job without a lane.
-            now: The time by the monotonic clock, in seconds.
+            ended: When the take ended, by the monotonic clock, in seconds.
         """
+        now = choice.now
+        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
+        self._last = ended
+        for known in choice.lanes:
+            if known.is_full:
+                known.full_looks.note(ended, ended - now)
         self._wide = not rows
         taken: dict[int, int] = {}
         for row, place in rows:
@@ -266,7 +306,7 @@ class LaneBook:
             if place:
                 known = choice.lanes[place - 1]
                 known.taken = known.taken + 1 if now - known.last_at < FULL_LOOK else 1
-                known.last_at = now
+                known.last_at = ended
                 if row.expected_at is None or known.lane.group is not None:
                     known.last = f"{row.due_at.isoformat()}+00 {row.id}"
                 known.newest = max(known.newest, row.id)

@@ -8,11 +8,8 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pqcore.lanes import Lane
+from pqcore.scan_position import FULL_LOOK, SUCCESSION, FullLooks
 
-SUCCESSION = 1_000
-"""Jobs taken from a lane in succession, after which a take begins behind the last; see `pqcore.scan_position`."""
-FULL_LOOK = 1.0
-"""Seconds after which a take scans a lane from its beginning again."""
 PATIENCE = 1.0
 """Seconds that a job under several keys waits before its keys are reserved for it."""
 
@@ -27,25 +24,26 @@ class KnownLane:
             gives jobs.
         last: The position of the job that was taken last, in the form for `take_lanes`; None before the first.
         taken: How many jobs were taken in succession.
-        full_look: When a take last scanned the lane from its beginning.
+        full_looks: The takes that scanned the lane from its beginning.
+        is_full: Whether the present take does.
     """
 
-    __slots__ = ("blocked_since", "full_look", "lane", "last", "last_at", "newest", "taken")
+    __slots__ = ("blocked_since", "full_looks", "is_full", "lane", "last", "last_at", "newest", "taken")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.newest = -1
         self.blocked_since: float | None = None
         self.last: str | None = None
-        self.last_at = self.full_look = float("-inf")
+        self.last_at = float("-inf")
+        self.full_looks = FullLooks()
+        self.is_full = False
         self.taken = 0
 
     def after(self, now: float) -> str | None:
         """Return the job behind which the next look begins; None for a look from the beginning."""
-        if self.taken >= SUCCESSION and now - self.full_look < FULL_LOOK and now - self.last_at < FULL_LOOK:
-            return self.last
-        self.full_look = now
-        return None
+        self.is_full = self.taken < SUCCESSION or now - self.last_at >= FULL_LOOK or self.full_looks.is_due(now)
+        return None if self.is_full else self.last
 
 
 class Choice(NamedTuple):

@@ -8,6 +8,9 @@ Jobs before that position are found a little later: a job put with an earlier ti
 lease. Every `FULL_LOOK` seconds, and whenever a look finds nothing, the next look begins at the head. Later looks
 continue from the job that this look took. Consumers that take fewer than a thousand jobs in succession always look from
 the head.
+
+A look from the head takes longer the more dead entries there are. After a slow one, the next waits for `SPARING` times
+as long as the look took, so that such looks take about a twentieth of a consumer's time.
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ from pqcore.rows import JobRow, expected_at_of
 
 FULL_LOOK = 1.0
 """Seconds after which a look begins at the head again; a job before the position may stay unseen for that time."""
+SPARING = 20
+"""After a look from the head, the next begins after at least this many times the duration of the look."""
+LONGEST_PAUSE = 10.0
+"""The largest number of seconds between two looks from the head."""
 SUCCESSION = 1_000
 """Jobs taken in succession, with no pause of `FULL_LOOK` seconds, after which the position is used."""
 STRIDE = 16
@@ -31,6 +38,33 @@ _BEFORE_URGENT = "-infinity -infinity -1"
 _BEFORE_READY = "-infinity -1"
 
 
+class FullLooks:
+    """When the last look from the head ended, and when the next is due.
+
+    Attributes:
+        pause: Seconds from the end of the last such look to the beginning of the next.
+    """
+
+    __slots__ = ("_ended", "pause")
+
+    def __init__(self) -> None:
+        self._ended = float("-inf")
+        self.pause = FULL_LOOK
+
+    def note(self, now: float, took: float) -> None:
+        """Record that a look from the head has ended.
+
+        Args:
+            now: The present time by the monotonic clock, in seconds.
+            took: The duration of the look, in seconds.
+        """
+        self._ended = now
+        self.pause = min(max(FULL_LOOK, SPARING * took), LONGEST_PAUSE)
+
+    def is_due(self, now: float) -> bool:
+        return now - self._ended >= self.pause
+
+
 class ScanPosition:
     """The last keys that a queue object took, for each class of waiting rows.
 
@@ -39,7 +73,8 @@ class ScanPosition:
 
     def __init__(self) -> None:
         self._taken = 0
-        self._last = self._full = float("-inf")
+        self._last = float("-inf")
+        self._full_looks = FullLooks()
         self._urgent: tuple[datetime, datetime, int] | None = None
         self._ready: Row | None = None
         self._value = ""
@@ -50,7 +85,7 @@ class ScanPosition:
         if self._taken < SUCCESSION:
             return False
         now = monotonic()
-        return now - self._full < FULL_LOOK and now - self._last < FULL_LOOK
+        return now - self._last < FULL_LOOK and not self._full_looks.is_due(now)
 
     def value(self) -> str:
         """Return the position as one text of keys, for the statement that begins there."""
@@ -66,12 +101,19 @@ class ScanPosition:
         self._value, self._moves_at = f"{first} {second}", self._taken + STRIDE
         return self._value
 
-    def advance(self, rows: Sequence[Row], now: float, *, full: bool) -> None:
-        """Record rows that were taken, in their order; an empty list resets the position."""
-        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
+    def advance(self, rows: Sequence[Row], now: float, *, full_since: float | None) -> None:
+        """Record rows that were taken, in their order; an empty list resets the position.
+
+        Args:
+            rows: The rows.
+            now: When the look ended, by the monotonic clock, in seconds.
+            full_since: When the look began, if it began at the head; None otherwise.
+        """
+        began = now if full_since is None else full_since
+        self._taken = self._taken + len(rows) if rows and began - self._last < FULL_LOOK else len(rows)
         self._last = now
-        if full:
-            self._full = now
+        if full_since is not None:
+            self._full_looks.note(now, now - full_since)
             self._moves_at = 0  # the look may have found a job before the position
         if self._taken < SUCCESSION // 2:  # the position will not be used soon
             return

@@ -117,7 +117,16 @@ VALUES |= {
     "table": "queue",
 }
 VALUES |= {"lane": '[0,"","limit:x=2"]', "lanes": "[]", "wanted": "[]", "needs": "[]", "shares": "[]"}
-VALUES |= {"spare": 0, "skip": 0, "ahead": 1.0, "own": [1], "own_tokens": [7], "gone": "done", "parents": "[]"}
+VALUES |= {
+    "spare": 0,
+    "out_within": None,
+    "skip": 0,
+    "ahead": 1.0,
+    "own": [1],
+    "own_tokens": [7],
+    "gone": "done",
+    "parents": "[]",
+}
 VALUES |= {"reason": "failed", "error": "{}", "attempts": 1, "n": 5, "dedup_key": "k", "failures": 0, "excused": 0}
 VALUES |= {"enqueued_at": "2026-01-01 00:00Z", "bound": ScanPosition().value()}
 

@@ -238,7 +238,7 @@ def wanted(lanes: list[tuple[str, str, int]], n: int, spare: int = 0, times: int
     turns = [{"share": number, "start": 0.0, "weight": 1.0} for number in shares.values()]
     texts = {"wanted": rows, "needs": needs, "shares": turns}
     given = [(name, json.dumps(value)) for name, value in texts.items()]
-    return (*given, ("spare", spare))
+    return (*given, ("spare", spare), ("out_within", None))
 
 
 GROUPS = [("", f"group:{n}", 1) for n in range(9)]

@@ -6,12 +6,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, ViewportSize, expect, sync_playwright
 
 from pqcore import PQ
 from pqcore.testing.harness import PATIENCE
@@ -29,7 +29,8 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-PHONE = {"width": 375, "height": 700}
+SCREENS: dict[str, ViewportSize] = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 800}}
+MANY = 100_000
 TOKEN = "a token that is long enough"
 LONG = "a.function.with.a.very.long.path.that." + "goes_on_and_on" * 8
 CONTRASTS = """() => {
@@ -243,13 +244,68 @@ def test_web_page_has_enough_contrast_in_light_and_dark(dsn: str, pq: PQ, visit:
     assert len(grounds) == 2
 
 
-def test_web_page_fits_a_phone(dsn: str, pq: PQ, visit: Visit) -> None:
+@pytest.mark.parametrize("screen", SCREENS)
+def test_web_page_fits_the_screen(screen: str, dsn: str, pq: PQ, visit: Visit) -> None:
     pages = full(dsn, pq)
-    page = visit(pages[0], viewport=PHONE)
+    page = visit(pages[0], viewport=SCREENS[screen])
     for where in pages:
         page.goto(where)
         width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= PHONE["width"], where
+        assert width <= SCREENS[screen]["width"], where
+
+
+def put_rows(dsn: str, number: int) -> None:
+    """Put jobs of one queue with SQL: every tenth is finished, and every hundredth is a dead letter."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO queue (q_name, data, serializer, dequeued_at) SELECT 'many', to_json(n), 'json',"
+            " CASE WHEN n %% 10 = 0 THEN now() END FROM generate_series(1, %s) AS n",
+            (number,),
+        )
+        connection.execute(
+            "WITH gone AS (DELETE FROM queue WHERE q_name = 'many' AND data::text::int % 100 = 1 RETURNING *)"
+            " INSERT INTO queue_dead (id, q_name, data, serializer, enqueued_at, attempts, failures, reason, error)"
+            " SELECT id, q_name, data, serializer, enqueued_at, 3, 3, 'failed', '{\"type\": \"orchard.Rotten\"}'"
+            " FROM gone"
+        )
+        connection.execute("ANALYZE queue; ANALYZE queue_dead")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_web_page_is_live_with_many_jobs_until_the_server_is_frozen(
+    screen: str, scheme: Literal["light", "dark"], dsn: str, pq: PQ, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_rows(dsn, MANY)
+    proxy = Proxy(dsn)
+    target = proxy.dsn.replace("postgresql:", "postgresql+psycopg:")
+    try:
+        with (
+            serving(web_app(target, interval=0.2)) as address,
+            browser.new_context(base_url=address, viewport=SCREENS[screen], color_scheme=scheme) as context,
+        ):
+            page = context.new_page()
+            page.goto(path("queue", name="many", state="ready"))
+            expect(page.locator(".tile.ready dd")).to_have_text("89,000")
+            expect(page.locator("#state")).to_have_text("Live")
+            page.goto("/dead")
+            expect(page.get_by_text("1,000").first).to_be_visible()
+            page.goto("/")
+            new = pq["many"].put(1)
+            expect(page.locator(".tile.ready dd")).to_have_text("89,001")
+            page.goto(path("job", id=new))
+            expect(page.get_by_role("heading", level=1)).to_contain_text(str(new))
+            page.goto("/")
+            expect(page.locator("#state")).to_have_text("Live")
+            monkeypatch.setattr("pqcore.web.sampling.ANSWER", 0.5)
+            proxy.stall(new=True)
+            expect(page.locator("#state")).to_have_text("Not live")
+            expect(page.get_by_role("alert")).to_contain_text("does not answer")
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= SCREENS[screen]["width"]
+            proxy.close()
+    finally:
+        proxy.close()
 
 
 def test_web_page_works_without_javascript(dsn: str, pq: PQ, visit: Visit) -> None:

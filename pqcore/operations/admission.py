@@ -38,7 +38,7 @@ REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
 """If the first rows of a lane are locked, a take looks at this number of rows behind them."""
-_BUSY, _ENDED, _PLACES = -2, -5, -7
+_BUSY, _PLAIN, _ENDED, _PLACES = (-2, -4), (-3, -4), -5, -7
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
 """The largest number of statements with which a sweep names jobs of one lane, with `ADOPT` jobs in each."""
@@ -76,7 +76,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
     query = s.sql.tasks.find_lanes
     asked = book.question(now, idle=idle)
     rows = await s.execute(query, query.bind({**asked, "q_name": queue.name}))
-    news, unknown = book.learn(asked, rows, now, MOST_LANES)
+    news, unknown = book.learn(asked, rows, now, MOST_LANES, s.last_reply_at)
     in_transaction = s.in_transaction()
     for text in unknown:
         try:
@@ -179,6 +179,7 @@ async def take(
     query = s.sql.take_lanes(n)
     for pause in (*WAITS, None):
         values = {**choice.values(), "q_name": queue.name, "lease": lease, "spare": spare}
+        values["out_within"] = out_within = book.out_within(now)
         try:
             *found, told = await s.execute(query, query.bind(values))
         except PQError as exc:
@@ -192,8 +193,9 @@ async def take(
             logger.warning("%r: jobs under a limit or in a group cannot be leased: %s", queue.name, exc)
             return plain, None if plain else REFUSED
         *_, state, wait, missing = told
+        book.looked_for_hidden(out_within, now, s.last_reply_at, found=state in _PLAIN)
         rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
-        taken = await _settle(queue, s, choice, rows, now)
+        taken = await _settle(queue, s, choice, rows)
         await _reserve(queue, s, choice, now)
         if taken:
             return taken, None
@@ -201,7 +203,9 @@ async def take(
             return (), 0.0
         if missing is not None:
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
-        elif state != _BUSY:
+        elif state not in _BUSY:
+            if out_within is not None:
+                return (), 0.0  # the next take considers all hidden jobs
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
@@ -239,7 +243,7 @@ async def end_and_take(
     if looked := book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes
         await find_lanes(queue, s)
     now = time.monotonic()
-    choice = book.choose(n, now)
+    choice, out_within = book.choose(n, now), book.out_within(now)
     query = s.sql.end_and_take(queue.retention, n)
     values = {
         **choice.values(times),
@@ -250,27 +254,28 @@ async def end_and_take(
         "lease": lease,
         "spare": 0,
         "channel": queue.channel,
+        "out_within": out_within,
     }
     found = await s.execute(query, query.bind(values))
+    states = {place for *_, place, _, _ in found}
+    book.looked_for_hidden(out_within, now, s.last_reply_at, found=not states.isdisjoint(_PLAIN))
     ended = {(job, token) for job, _, _, _, token, *_, place, _, _ in found if place == _ENDED}
     rows = [(JobRow._make(job), place) for *job, place, _, _ in found if place >= 0]
     [places] = [json.loads(text or "{}") for *_, place, _, text in found if place == _PLACES]
-    taken = await _settle(queue, s, choice, rows, now)
+    taken = await _settle(queue, s, choice, rows)
     await _reserve(queue, s, choice, now)
     of_lanes = [(row.id, choice.lanes[place - 1].lane.limit) for row, place in rows if place]
     keys = {job: key for job, key in of_lanes if key in places}
-    left_none = looked and len(rows) < n and not book.is_narrow and not any(place == _BUSY for *_, place, _, _ in found)
+    left_none = looked and len(rows) < n and not book.is_narrow and states.isdisjoint(_BUSY)
     return ended, Taken(taken, keys, places, left_none)
 
 
-async def _settle(
-    queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]], now: float
-) -> list[JobRow]:
+async def _settle(queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]]) -> list[JobRow]:
     """Record the rows that a take returned, park jobs that it found without a lane, and return the others in order."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
-    queue.lanes.took(choice, rows, now)
+    queue.lanes.took(choice, rows, s.last_reply_at)
     await _adopt_with_others(queue, s, adopted)
     priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
     return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row)))

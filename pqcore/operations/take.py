@@ -126,13 +126,13 @@ async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float 
 async def _take_idle(engine: Engine, queue: QueueSettings, n: int, lease: float | None, s: Session) -> Taken:
     finish: Finish = queue.retention if lease is None else "lease"
     refuse_hidden(engine, finish)
-    query = s.sql.fetch("idle", finish, n)
+    query, full_since = s.sql.fetch("idle", finish, n), monotonic()
     queue.lanes.left_none = False
     rows = await s.execute(query, query.bind({"q_name": queue.name, "lease": lease}))
     has_lanes = any_headers(has_lane, rows)
     queue.lanes.left_none = 0 < len(rows) < n and not has_lanes
     if rows:
-        rows = _in_order(queue, rows, s.last_reply_at, full=True)
+        rows = _in_order(queue, rows, s.last_reply_at, full_since)
     if has_lanes and lease is not None:
         rows = await admission.adopt_among(queue, s, rows)
     return rows, None
@@ -197,12 +197,13 @@ async def _take_plain(
     fetch = s.sql.fetch
     if together:  # one statement for all numbers, so that the server can prepare it
         fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
-    if bounded := bound.usable():
+    full_since: float | None = None
+    if bound.usable():
         query = fetch("bounded", finish, n)
         values["bound"] = bound.value()
         rows = await s.execute(query, query.bind(values))
     if not rows:
-        bounded = False
+        full_since = monotonic()
         query = fetch("ordered", finish, n)
         rows = await s.execute(query, query.bind(values))
     if not rows:
@@ -221,29 +222,29 @@ async def _take_plain(
                 if rows:
                     break
         if not rows:
-            bound.advance((), monotonic(), full=True)
+            bound.advance((), monotonic(), full_since=full_since)
             return rows, wake_in
     if len(rows) == 1 and headers_of(rows[0]) is None:  # the usual case, without two calls
-        bound.advance(rows, s.last_reply_at, full=not bounded)
+        bound.advance(rows, s.last_reply_at, full_since=full_since)
         return rows, None
-    return _in_order(queue, rows, s.last_reply_at, full=not bounded), None
+    return _in_order(queue, rows, s.last_reply_at, full_since), None
 
 
-def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, *, full: bool) -> Sequence[Row]:
+def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since: float | None) -> Sequence[Row]:
     """Return rows in the order of their jobs, and make the next look begin behind them.
 
     Args:
         queue: The queue of the rows.
         rows: The rows that a statement returned in any order, because RETURNING guarantees none.
-        now: The time by the monotonic clock, in seconds.
-        full: Whether the statement looked from the beginning.
+        now: When the statement ended, by the monotonic clock, in seconds.
+        full_since: When the statement began, if it looked from the head; None otherwise.
     """
     if len(rows) > 1:
         rows = sorted(rows, key=place_of)
     if any_headers(has_lane, rows):  # the positions of jobs on lanes are not in the order of other jobs
-        queue.bound.advance((), now, full=full)
+        queue.bound.advance((), now, full_since=full_since)
         return sorted(rows, key=_urgency)
-    queue.bound.advance(rows, now, full=full)
+    queue.bound.advance(rows, now, full_since=full_since)
     return rows
 
 

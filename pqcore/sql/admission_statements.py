@@ -146,7 +146,8 @@ def take_lanes_template(n: int, plain: str) -> str:
     Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
     the weight of each share. ``spare`` is how many more rows of a lane are looked at, because the first may be locked.
     One more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and
-    otherwise -1. It has the seconds until a rate has a token, and the keys without a row, in JSON; if there are such
+    otherwise -1; it is lower by 2 if plain jobs are due. The row has the seconds until a rate has a token, and the keys
+    without a row, in JSON; if there are such
     keys, no job is leased.
 
     Args:
@@ -228,7 +229,8 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT leased.*, picked.place, NULL::float8, NULL::text FROM leased JOIN picked ON picked.id = leased.id
 UNION ALL
-SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END,
+SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT FROM picked) THEN -2 ELSE -1 END
+    - CASE WHEN EXISTS (SELECT FROM plain) THEN 2 ELSE 0 END,
   (SELECT min((1 - tokens) / rate)::float8 FROM room WHERE tokens < 1), (SELECT json_agg(key)::text FROM missing)"""
 
 

@@ -95,7 +95,7 @@ WITH {first}urgent AS (
 ), picked AS (SELECT id FROM urgent UNION ALL SELECT id FROM ready)"""
 
 
-def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
+def _candidates(near: int, reach: int, columns: str, *, waiting: bool, out_since: str = "'-infinity'") -> str:
     """Return the query of the first rows of each class, without locking them.
 
     Args:
@@ -103,9 +103,10 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool) -> str:
         reach: The largest number of rows of the hidden class.
         columns: The SELECT list.
         waiting: Whether to include jobs that wait for admission: a get takes them, a lease does not.
+        out_since: The earliest time, as an SQL expression, at which the considered hidden rows came out.
     """
     # The range has two ends: the planner then expects fewer rows, and uses the index even if the table is small.
-    out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= '-infinity' AND parked_on IS NULL"
+    out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= {out_since} AND parked_on IS NULL"
     classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})
   UNION ALL ({_head(READY_NOW, READY_ORDER, near, columns=columns)})
@@ -216,10 +217,15 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
 
 
 def plain_template(n: int) -> str:
-    """Return the statement that returns the first ``n`` due jobs which need no admission, without locking them."""
+    """Return the statement that returns the first ``n`` due jobs which need no admission, without locking them.
+
+    Its parameter ``out_within`` leaves out hidden jobs that came out more than this number of seconds ago. With NULL,
+    the statement steps over the index entries of all leases that have ended, and that VACUUM has not removed yet.
+    """
     columns = "id, expected_at, schedule_at, enqueued_at"
+    since = "coalesce(statement_timestamp() - :out_within::float8 * interval '1 second', '-infinity')"
     return f"""
-    SELECT {columns} FROM ({_candidates(n + 20, max(n, REACH), columns, waiting=False)}
+    SELECT {columns} FROM ({_candidates(n + 20, max(n, REACH), columns, waiting=False, out_since=since)}
     ) AS candidates WHERE {DUE_AT} <= statement_timestamp() ORDER BY {ORDER} LIMIT {n + 20}"""
 
 

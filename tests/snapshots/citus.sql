@@ -1856,7 +1856,7 @@ PREPARE "drop" AS
     ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1) IS NOT NULL;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2032,7 +2032,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2138,7 +2138,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $11::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2156,7 +2156,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -2174,7 +2176,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     FROM room
     WHERE times > 1);
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2347,7 +2349,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2453,7 +2455,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $11::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2471,7 +2473,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -2489,7 +2493,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     FROM room
     WHERE times > 1);
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -2663,7 +2667,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2769,7 +2773,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $10::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $11::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $3::text
@@ -2787,7 +2791,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -6666,7 +6672,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 out_within, $7 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -6816,7 +6822,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $6::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -6922,7 +6928,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN strpos(headers::text, '"started"') > 0
     AND
     CASE WHEN strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0 THEN strpos(headers::text, '"dedup":"started"') > 0 ELSE headers #>> '{gate,dedup}' = 'started' END THEN NULL ELSE dedup_key END
-    FROM (SELECT statement_timestamp() + $6::float8 * interval '1 second' AS until) AS clock
+    FROM (SELECT statement_timestamp() + $7::float8 * interval '1 second' AS until) AS clock
     WHERE id = ANY (ARRAY(SELECT id
         FROM picked))
     AND q_name = $4::text
@@ -6940,7 +6946,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing);

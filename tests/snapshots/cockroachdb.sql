@@ -5510,7 +5510,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 out_within, $6 spare, $7 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -5657,7 +5657,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $5::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -5674,7 +5674,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     JOIN shares USING (share)), numbered AS MATERIALIZED (SELECT turns.id, needs.key, count(*) OVER (PARTITION BY turns.id) AS keys, row_number() OVER (PARTITION BY needs.key
       ORDER BY turn, priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id) AS number
     FROM turns
-    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $5::int) OVER (PARTITION BY id) AS unfit
+    JOIN needs USING (place)), judged AS MATERIALIZED (SELECT id, key, keys, number, free, bool_or(number > free + $6::int) OVER (PARTITION BY id) AS unfit
     FROM numbered
     JOIN room USING (key)), second AS (SELECT id
     FROM (SELECT id, keys, free, unfit, count(*) FILTER (WHERE NOT unfit) OVER (PARTITION BY key) AS fit, row_number() OVER (PARTITION BY key, unfit, keys
@@ -5693,7 +5693,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     LIMIT 22), asked AS MATERIALIZED (SELECT DISTINCT needs.key
     FROM needs
     JOIN chosen USING (place)
-    WHERE rank <= 2 + $5::int), missing AS MATERIALIZED (SELECT key
+    WHERE rank <= 2 + $6::int), missing AS MATERIALIZED (SELECT key
     FROM room
     WHERE version IS NULL
     AND key IN (SELECT key
@@ -5730,7 +5730,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
       AND coalesce(schedule_at, enqueued_at) <= statement_timestamp()
       AND (allowed.place = 0) = (parked_on IS NULL)
       FOR UPDATE SKIP LOCKED) AS free
-    LIMIT 2 + $5::int), picked AS MATERIALIZED (SELECT place, id
+    LIMIT 2 + $6::int), picked AS MATERIALIZED (SELECT place, id
     FROM held
     WHERE id NOT IN (SELECT id
       FROM (SELECT held.id, needs.key, row_number() OVER (PARTITION BY needs.key
@@ -5756,7 +5756,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $7::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -5779,7 +5779,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing);

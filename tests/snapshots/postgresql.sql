@@ -2396,7 +2396,7 @@ PREPARE "drop" AS
     ORDER BY priority DESC, expected_at, coalesce(schedule_at, enqueued_at), id
     LIMIT 1) IS NOT NULL;
 
--- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
+-- end_and_take_archive_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease, $12 channel
 PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2578,7 +2578,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2677,7 +2677,7 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $11::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -2700,7 +2700,9 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -2711,14 +2713,14 @@ PREPARE "end_and_take_archive_2" AS WITH gone AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($11::text, '')::text END
+    FROM picked) THEN pg_notify($12::text, '')::text END
   UNION ALL
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
       CASE WHEN paused THEN 0 ELSE usable END)::text
     FROM room
     WHERE times > 1);
 
--- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
+-- end_and_take_delete_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease, $12 channel
 PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     WHERE id = ANY ($1::text::bigint[])
     AND leased_until IS NOT NULL
@@ -2891,7 +2893,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -2990,7 +2992,7 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $11::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -3013,7 +3015,9 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -3024,14 +3028,14 @@ PREPARE "end_and_take_delete_2" AS WITH ended AS (DELETE FROM "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($11::text, '')::text END
+    FROM picked) THEN pg_notify($12::text, '')::text END
   UNION ALL
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
       CASE WHEN paused THEN 0 ELSE usable END)::text
     FROM room
     WHERE times > 1);
 
--- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 lease, $11 channel
+-- end_and_take_keep_2 [hot] $1 ids, $2 tokens, $3 q_name, $4 own, $5 own_tokens, $6 wanted, $7 shares, $8 needs, $9 spare, $10 out_within, $11 lease, $12 channel
 PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     SET dequeued_at = statement_timestamp(), leased_until = NULL
     WHERE id = ANY ($1::text::bigint[])
@@ -3205,7 +3209,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $10::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -3304,7 +3308,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $10::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $11::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -3327,7 +3331,9 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing)
@@ -3338,7 +3344,7 @@ PREPARE "end_and_take_keep_2" AS WITH ended AS (UPDATE "queue"
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -6, NULL,
   CASE WHEN (SELECT count(*)
     FROM ended) > (SELECT count(*)
-    FROM picked) THEN pg_notify($11::text, '')::text END
+    FROM picked) THEN pg_notify($12::text, '')::text END
   UNION ALL
   SELECT NULL::bigint, NULL::text, NULL::bytea, NULL::text, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::text, NULL::bigint, -7, NULL, (SELECT json_object_agg(key,
       CASE WHEN paused THEN 0 ELSE usable END)::text
@@ -7469,7 +7475,7 @@ PREPARE "sweep_workers" AS
     FOR UPDATE SKIP LOCKED)
   AND seen_at < statement_timestamp() - $1::float8 * interval '1 second';
 
--- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 lease
+-- take_lanes_2 [hot] $1 wanted, $2 shares, $3 needs, $4 q_name, $5 spare, $6 out_within, $7 lease
 PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     FROM json_to_recordset($1::text::json) AS wanted (place int, lane text, group_key text, share int, priority int, quota int, after text)), shares AS MATERIALIZED (SELECT *
     FROM json_to_recordset($2::text::json) AS shares (share int, start float8, weight float8)), needs AS MATERIALIZED (SELECT *
@@ -7619,7 +7625,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
               OR (schedule_at IS NOT NULL
                 AND expected_at IS NOT NULL))
             AND coalesce(leased_until, schedule_at) <= statement_timestamp()
-            AND coalesce(leased_until, schedule_at) >= '-infinity'
+            AND coalesce(leased_until, schedule_at) >= coalesce(statement_timestamp() - $6::float8 * interval '1 second', '-infinity')
             AND parked_on IS NULL
             ORDER BY coalesce(leased_until, schedule_at), id
             LIMIT 1000) AS head
@@ -7718,7 +7724,7 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN attempts ELSE mod(attempts, 2147483647) + 1 END, leased_until =
     CASE WHEN parked_on IS NULL
-    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $6::float8 * interval '1 second' END, parked_on =
+    AND strpos(headers::text, '"gate"') > 0 THEN 'infinity' ELSE statement_timestamp() + $7::float8 * interval '1 second' END, parked_on =
     CASE WHEN parked_on IS NULL
     AND strpos(headers::text, '"gate"') > 0 THEN '?' END, dedup_key =
     CASE WHEN strpos(headers::text, '"started"') > 0
@@ -7741,7 +7747,9 @@ PREPARE "take_lanes_2" AS WITH wanted AS MATERIALIZED (SELECT *
   CASE WHEN EXISTS (SELECT
     FROM chosen)
   AND NOT EXISTS (SELECT
-    FROM picked) THEN -2 ELSE -1 END, (SELECT min((1 - tokens) / rate)::float8
+    FROM picked) THEN -2 ELSE -1 END -
+  CASE WHEN EXISTS (SELECT
+    FROM plain) THEN 2 ELSE 0 END, (SELECT min((1 - tokens) / rate)::float8
     FROM room
     WHERE tokens < 1), (SELECT json_agg(key)::text
     FROM missing);

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from pqcore import scan_position
+from pqcore import lane_book, scan_position
 from pqcore.testing.harness import Harness
 from pqcore.testing.undo import Undo
 
@@ -17,7 +18,8 @@ SUPPLY = 4_000
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let twenty jobs count as a succession, and a full look happen every tenth of a second."""
-    monkeypatch.setattr(scan_position, "SUCCESSION", 20)
+    for module in (scan_position, lane_book):
+        monkeypatch.setattr(module, "SUCCESSION", 20)
     monkeypatch.setattr(scan_position, "FULL_LOOK", 0.1)
 
 
@@ -131,3 +133,43 @@ def test_scan_positions_of_several_consumers_take_each_job_once(harness: Harness
         taken = drain(others[2]) + first() + second()
     assert len(taken) == len(set(taken)) == left
     assert len(queue) == 0
+
+
+def limited_in_succession(harness: Harness) -> tuple[Any, Any]:
+    """Return a queue of which enough limited jobs were taken in succession, and a leased job without limits."""
+    queue = harness.queue(retention="delete")
+    queue.put("plain")
+    plain = queue.lease(block=False)
+    queue.put_many(["limited"] * SUPPLY, limits={"many": SUPPLY})
+    while queue.lanes.out_within(monotonic()) is None:
+        queue.lease(block=False).ack()
+    harness.expire()
+    return queue, plain
+
+
+def test_expired_lease_is_found_by_a_consumer_of_limited_jobs_in_succession(harness: Harness) -> None:
+    queue, plain = limited_in_succession(harness)
+    for _ in range(SUPPLY):
+        job = queue.lease(block=False)
+        if job.id == plain.id:
+            break
+        job.ack()
+    assert (job.id, job.attempts) == (plain.id, 2)
+    assert len(queue) > 0
+
+
+def test_expired_lease_is_found_immediately_when_no_limited_job_is_left(harness: Harness) -> None:
+    queue, plain = limited_in_succession(harness)
+    harness.sql("DELETE FROM {table} WHERE parked_on IS NOT NULL", rows=False)
+    assert queue.lease(block=False).id == plain.id
+
+
+def test_slow_look_from_the_head_is_not_repeated_soon() -> None:
+    looks = scan_position.FullLooks()
+    assert looks.is_due(0.0)
+    looks.note(10.0, 0.001)
+    assert [looks.is_due(10.0 + wait) for wait in (0.05, 0.11)] == [False, True]
+    looks.note(10.0, 0.2)
+    assert [looks.is_due(10.0 + wait) for wait in (3.9, 4.1)] == [False, True]
+    looks.note(10.0, 100.0)
+    assert [looks.is_due(10.0 + wait) for wait in (9.9, 10.1)] == [False, True]
