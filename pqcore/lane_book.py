@@ -2,9 +2,9 @@
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
-time, so that it cannot save up turns. It keeps a few turns for a moment: jobs whose ends are not stored yet may hold
-all places under its limit. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on
-Networking, 1997).
+time, so that it cannot save up turns. A share that gave a job a moment ago keeps a few turns: jobs whose ends are not
+stored yet may hold all places under its limit. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing"
+(IEEE/ACM Transactions on Networking, 1997).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LATE = 1_000
 KNOWN = 20_000
 """The largest number of lanes that are remembered."""
 DUE = -1
-"""The number that a look returns in place of a lane for jobs that came due and name a lane."""
+"""The number in a row of a look that reports, instead of a lane, that jobs with lanes of their own came due."""
 DUE_MARGIN = 0.2
 """Seconds by which a look for jobs that came due overlaps the last look, because clocks and commits may lag."""
 LONGEST_AGO = 3_600.0
@@ -43,8 +43,8 @@ ASIDE = 0.25
 MOST = 150
 """The largest number of lanes that one take considers."""
 NARROW = 40
-"""That number while more than `MOST` lanes are known and takes find jobs; or eight for each wanted job, if that is
-more."""
+"""The largest number of lanes that one take considers while more than `MOST` lanes are known and takes find jobs; or
+eight lanes for each wanted job, if that is more."""
 SERVED = 0.25
 """Seconds after its last job during which a share without a job to give keeps some of its turns."""
 
@@ -138,10 +138,11 @@ class LaneBook:
 
         Args:
             asked: The parameters of the look.
-            rows: For each lane: its text, the highest id that arrived, or None; and a number.
+            rows: The rows that the look returned. Each has the text of a lane; the highest id of the lane's new jobs,
+                or None without new jobs; and the number of new jobs, or `DUE`.
             now: When the look began, by the monotonic clock, in seconds.
             most: The largest number of lanes, or arrivals, that a look finds.
-            ended: When it ended.
+            ended: When the look ended, by the same clock.
 
         Returns:
             Whether the look found a new lane or job; and the texts of lanes that only the headers of jobs define.
@@ -229,8 +230,8 @@ class LaneBook:
         Args:
             out_within: Which of them the look considered; see the method of this name.
             began: When the look began, by the monotonic clock, in seconds.
-            ended: When it ended.
-            found: Whether it may have left such a job.
+            ended: When the look ended, by the same clock.
+            found: Whether the look may have left such a job.
         """
         if not found:
             self._none_hidden_at = began
@@ -251,7 +252,7 @@ class LaneBook:
         names = list(self._fresh)[: considered // 2]  # shares with new jobs that no take has considered
         names += [share for share, _ in self._rotate(None, list(self._shares.items()), considered)]
         shares_of_lanes = [(share, self._shares.get(share, {})) for share in list(dict.fromkeys(names))[:considered]]
-        shares_of_lanes.sort(key=lambda each: len(each[1]))  # what a share does not use is left to larger ones
+        shares_of_lanes.sort(key=lambda each: len(each[1]))  # smallest first: the others get what a share does not use
         chosen: list[KnownLane] = []
         for left, (share, of_share) in zip(range(len(shares_of_lanes), 0, -1), shares_of_lanes, strict=True):
             chosen += self._lanes_of(share, list(of_share.values()), (considered - len(chosen)) // left)

@@ -20,8 +20,8 @@ class KnownLane:
     Attributes:
         lane: The lane.
         newest: The highest id seen in the lane.
-        blocked_since: When the lane first gave no job after its last job, by the monotonic clock; None if the lane
-            gives jobs.
+        blocked_since: The time, by the monotonic clock, since which takes have found no job that may run in the lane;
+            None if the last take found one.
         last: The position of the job that was taken last, in the form for `take_lanes`; None before the first.
         taken: How many jobs were taken in succession.
         full_looks: The takes that scanned the lane from its beginning.

@@ -41,7 +41,7 @@ SPARE = 20
 _BUSY, _PLAIN, _ENDED, _PLACES = (-2, -4), (-3, -4), -5, -7
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
-"""The largest number of statements with which a sweep names jobs of one lane, with `ADOPT` jobs in each."""
+"""The largest number of statements with which a sweep writes the lanes of jobs, for `ADOPT` jobs in each statement."""
 
 
 class Taken(NamedTuple):
@@ -49,8 +49,8 @@ class Taken(NamedTuple):
 
     Attributes:
         rows: The rows, in order.
-        keys: The keys of jobs that were leased ahead, by job: no more of these may run than there are places.
-        places: How many jobs under each key may run, of those that were leased ahead, now or before.
+        keys: For each job that was leased ahead, the key whose places limit how many of these jobs may run.
+        places: How many of the jobs that were leased ahead, now or before, may run under each key.
         left_none: Whether no other job could be leased, on any lane or without one.
     """
 
@@ -87,7 +87,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         except PQError as exc:
             if in_transaction or not s.usable():
                 raise
-            # the jobs of other lanes are named
+            # the lanes of other jobs are still written
             logger.warning("%r: cannot assign jobs of %r to their lanes yet: %s", queue.name, text, exc)
     return news
 
@@ -100,13 +100,15 @@ async def _adopt_due(queue: QueueSettings, s: Session) -> None:
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
-    """Write the lanes of waiting jobs without a lane of their own, read from their headers; or learn of a long lane.
+    """Write the lanes that the headers of waiting jobs name, in place of ``text``.
+
+    If a lane is too long to be written out, record it in the queue's book.
 
     Args:
         queue: The queue.
         s: The session.
-        text: The text that stands in place of their lanes.
-        parts: The largest number of statements, each of which names `ADOPT` jobs.
+        text: The text that the rows of these jobs have in place of their lanes.
+        parts: The largest number of statements, each of which writes the lanes of `ADOPT` jobs.
     """
     find = s.sql.tasks.find_unnamed
     for _ in range(parts):
@@ -123,7 +125,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
         queue: The queue.
         s: The session.
         rows: The id and the headers of each job.
-        but: The lane that the jobs are on.
+        but: The text of the lane that the jobs are on.
 
     Returns:
         Whether the jobs are on their own lane, which is too long to be written out.
@@ -199,7 +201,7 @@ async def take(
         await _reserve(queue, s, choice, now)
         if taken:
             return taken, None
-        if rows:  # all these jobs wait now
+        if rows:  # the take has parked all these jobs
             return (), 0.0
         if missing is not None:
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
@@ -291,7 +293,7 @@ async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> 
 async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
     """Write the lanes of jobs that a take parked, and of similar jobs, of which there may be many.
 
-    Outside a transaction, the take is already committed: the caller gets the leased jobs, and a later look names the
+    Outside a transaction, the take is already committed: the caller gets the leased jobs, and a later look writes the
     lanes.
     """
     if not rows:
@@ -313,7 +315,7 @@ async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: floa
 
 
 async def _isolation_above(s: Session) -> str | None:
-    """Return the isolation level of a caller's transaction if it is above READ COMMITTED, where no lane is visible.
+    """Return the isolation level of a caller's transaction if new lanes are not visible there: above READ COMMITTED.
 
     Else None.
     """

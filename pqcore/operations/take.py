@@ -36,7 +36,7 @@ MOST_TOGETHER = 100
 """The largest number of jobs that concurrent callers take in one statement; a caller that wants this many jobs takes
 alone."""
 LOOKS = 3
-"""How often one look takes from lanes, at most, while other callers find new lanes."""
+"""The largest number of takes from lanes within one look; a look repeats the take if other callers found new lanes."""
 
 
 def take_with_others(
@@ -249,7 +249,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
-    """Return whether a row has such headers; a quick check without a call for each row suffices for most."""
+    """Return whether ``tell`` is true of the headers of any row; most calls need only a quick check of all rows."""
     if len(rows) == 1:
         return headers_of(rows[0]) is not None and tell(headers_of(rows[0]))
     return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))

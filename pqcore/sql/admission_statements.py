@@ -146,9 +146,8 @@ def take_lanes_template(n: int, plain: str) -> str:
     Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
     the weight of each share. ``spare`` is how many more rows of a lane are looked at, because the first may be locked.
     One more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and
-    otherwise -1; it is lower by 2 if plain jobs are due. The row has the seconds until a rate has a token, and the keys
-    without a row, in JSON; if there are such
-    keys, no job is leased.
+    otherwise -1; the number is lower by 2 if plain jobs are due. That row also has the seconds until a rate has a
+    token, and, in JSON, the keys without a row; if there are such keys, no job is leased.
 
     Args:
         n: The largest number of rows.
@@ -278,7 +277,7 @@ SELECT {_NO_JOB}, -7, NULL,
 
 
 def _came_due(condition: str = "true") -> str:
-    """Return a query of the jobs without an expectation that came due last."""
+    """Return a query of the jobs that came due last, of those without ``expected_at``."""
     order = ", ".join(f"{column} DESC" for column in READY_ORDER.rsplit(", ", 1))
     return (
         f"SELECT * FROM (SELECT id, schedule_at, headers FROM {{table}} WHERE {READY_NOW} AND {condition}"

@@ -9,8 +9,9 @@ reading a bounded number of pages:
 ``urgent``
     With an expectation, never scheduled, and so always due; ordered by expectation.
 ``hidden``
-    Leased, or both scheduled *and* expected; ordered by the time when they come out. One probe shows whether any has
-    come out. Usually none has, and the two other classes suffice; otherwise the slower ``merged`` pick is used.
+    Leased, or both scheduled *and* expected; ordered by the time when they come out: the lease ends, or the job is due.
+    One probe shows whether any has come out. Usually none has, and the two other classes suffice; otherwise the slower
+    ``merged`` pick is used.
 
 A row with an expectation comes before a row without one, so ``urgent`` comes before ``ready``. A finished row is in
 none of the three classes.
@@ -56,7 +57,8 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 """The numbers of rows for which preparing the statement is worthwhile; a caller that can choose the number takes one of
 these."""
 REACH = 1_000
-"""The largest number of rows that came out of hiding which one statement considers; the rows due longest come first."""
+"""The largest number of due rows of the class ``hidden`` that one statement considers; the rows that have been due
+longest come first."""
 NOT_PAUSED = (
     " AND NOT EXISTS (SELECT FROM {rules} WHERE q_name = :q_name::text AND kind = 'pause'"
     " AND (name = 'queue' OR left(name, 5) = 'task:') AND coalesce(until > statement_timestamp(), true))"
@@ -140,12 +142,12 @@ WITH picked AS (
 def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
     """Return a pick of the two usual classes.
 
-    If a row of another class is due, it finds nothing, and `_merged` is needed.
+    If a row of another class is due, the pick finds nothing, and `_merged` is needed.
 
     Args:
         n: The largest number of rows.
         most: The largest number of rows, as an SQL expression.
-        waiting: Whether a job that waits for admission is such a row.
+        waiting: Whether a job that waits for admission counts as a row of another class.
         guard: An additional condition.
     """
     first = f"hidden AS ({FIRST_DEFERRED}), "
