@@ -286,13 +286,17 @@ def test_web_page_is_live_with_many_jobs_until_the_server_is_frozen(
         ):
             page = context.new_page()
             page.goto(path("queue", name="many", state="ready"))
-            expect(page.locator(".tile.ready dd")).to_have_text("89,000")
+            expect(page.locator(".tile.ready dd")).to_have_text(re.compile(r"^89\W000$"))
             expect(page.locator("#state")).to_have_text("Live")
             page.goto("/dead")
-            expect(page.get_by_text("1,000").first).to_be_visible()
+            expect(page.get_by_text(re.compile(r"1\W000")).first).to_be_visible()
+            letter = page.locator("article.letter a").first
+            expect(letter).to_be_visible()
+            letter.click()
+            expect(page.get_by_text("orchard.Rotten").first).to_be_visible()  # its error has no traceback
             page.goto("/")
             new = pq["many"].put(1)
-            expect(page.locator(".tile.ready dd")).to_have_text("89,001")
+            expect(page.locator(".tile.ready dd")).to_have_text(re.compile(r"^89\W001$"))
             page.goto(path("job", id=new))
             expect(page.get_by_role("heading", level=1)).to_contain_text(str(new))
             page.goto("/")

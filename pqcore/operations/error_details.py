@@ -28,8 +28,16 @@ _CALLER = "pqcore.tasks.declaring"
 
 
 def read_error(stored: str | None) -> dict[str, str]:
-    """Return the error in a row: ``type``, ``message``, ``traceback``; empty if the row has none."""
-    return {} if stored is None else dict(json.loads(stored))
+    """Return the error in a row: ``type``, ``message``, ``traceback``; empty if the row has none.
+
+    A row that was written in SQL may have other JSON: what it lacks is empty, and what is no object is the message.
+    """
+    error = None if stored is None else json.loads(stored)
+    if not error:
+        return {}
+    if not isinstance(error, dict):
+        error = {"message": error}
+    return {key: str(error.get(key) or "") for key in ("type", "message", "traceback")}
 
 
 def error_text(error: dict[str, str] | None) -> str | None:

@@ -238,6 +238,32 @@ def test_dead_letters_retried_concurrently_are_retried_once_each(harness: Harnes
     assert [job for [job] in harness.sql("SELECT id FROM {table} ORDER BY id")] == ids
 
 
+@pytest.mark.parametrize(
+    ("stored", "error"),
+    [
+        ('{"type": "Broken"}', {"type": "Broken", "message": "", "traceback": ""}),
+        ('{"message": 1, "more": [2]}', {"type": "", "message": "1", "traceback": ""}),
+        ('"text"', {"type": "", "message": "text", "traceback": ""}),
+        ("null", {}),
+        ("{}", {}),
+    ],
+)
+def test_dead_letter_has_an_error_that_was_written_in_sql(
+    harness: Harness, queue: Any, stored: str, error: dict[str, str]
+) -> None:
+    job = queue.task(keep_result="1h")(queue.fails)("x")
+    harness.drain(queue)
+    for suffix in ("_dead", "_results"):
+        table = TableName("queue", harness.schema).related(suffix)
+        harness.sql(f"UPDATE {table} SET error = '{stored}'", rows=False)
+    [letter] = queue.dead.list()
+    assert letter.error == error
+    assert queue.explain(job).causes
+    with pytest.raises(JobFailed) as caught:
+        job.result(timeout=1)
+    assert caught.value.error == error
+
+
 def test_retried_dead_letter_replaces_its_result(harness: Harness, queue: Any) -> None:
     job = queue.task(keep_result="1h")(queue.fails)("x")
     harness.drain(queue)
