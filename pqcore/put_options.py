@@ -1,10 +1,10 @@
-"""The options of a put: times, dedup key, group, limits, headers, tenant, priority."""
+"""The options of a put: times, dedup key, group, limits, headers, tenant, priority, parents."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -87,6 +87,11 @@ Parents: TypeAlias = "int | After | Iterable[int | After] | None"
 """The jobs that a job waits for: an id, or several; `After` says what happens if one of them fails."""
 
 
+def rereadable(after: Any) -> Any:
+    """Return the option ``after`` in a form that can be read several times, although a generator was given."""
+    return list(after) if isinstance(after, Iterator) else after
+
+
 def parents_of(after: Any) -> dict[int, After]:
     """Return the jobs that a put waits for, by id, in order.
 
@@ -132,6 +137,7 @@ class NewJob:
             the same names.
         tenant: The share that the job belongs to.
         priority: A whole number; jobs with higher numbers are taken first.
+        after: Jobs that the job waits for: an id, or ids and `After`; see `Queue.put`. They must exist before the call.
     """
 
     data: Any
@@ -144,6 +150,11 @@ class NewJob:
     headers: Mapping[str, Any] | None = None
     tenant: str | None = None
     priority: int | None = None
+    after: Parents = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None:
+            object.__setattr__(self, "after", rereadable(self.after))
 
 
 @dataclass(frozen=True)
@@ -155,12 +166,14 @@ class PutOptions:
         group: The job's group; workers run the jobs of one group one at a time, in the order in which they were put.
         headers: The job's headers, as JSON; None for no headers.
         lane: The lane that has to admit the job; None if the job needs no admission.
+        parents: The jobs that the job waits for, by id.
     """
 
     dedup: Dedup | None
     group: str | None
     headers: str | None
     lane: Lane | None = None
+    parents: Mapping[int, After] = field(default_factory=dict)
 
     def values(self) -> dict[str, object]:
         """Return the values for the statements that put a job."""
@@ -213,6 +226,7 @@ def put_options(
     own: Mapping[str, Any] | None = None,
     tenant: str | None = None,
     priority: int | None = 0,
+    after: Parents = None,
 ) -> PutOptions:
     """Check the options of a put.
 
@@ -224,9 +238,11 @@ def put_options(
         own: Headers that pqcore adds.
         tenant: The share that the job belongs to.
         priority: Jobs with higher numbers are taken first; None for 0, the usual priority.
+        after: The jobs that the job waits for.
 
     Raises:
-        ConfigurationError, InvalidName: A key, limit or header has an invalid value.
+        ConfigurationError, InvalidName: A key, limit, header or id has an invalid value, or ``after`` cannot be used
+            with the dedup key.
         SerializationError: JSON cannot hold the headers.
     """
     if dedup is not None and not isinstance(dedup, Dedup):
@@ -257,7 +273,11 @@ def put_options(
         gate["priority"] = priority
     if dedup is not None and dedup.until == "started":
         gate["dedup"] = "started"
-    merged = {**(headers or {}), **(own or {})}
+    parents = parents_of(after)
+    if parents and dedup is not None and dedup.on_conflict == "replace":
+        msg = "after cannot be used with on_conflict='replace': jobs that the replaced job waits for could wait for it"
+        raise ConfigurationError(f"{msg}; use 'keep' or 'error'")
+    merged = {**(headers or {}), **(own or {}), **({"depends_on": list(parents)} if parents else {})}
     if gate:
         merged["gate"] = gate
     try:
@@ -270,4 +290,4 @@ def put_options(
         raise SerializationError(f"the job's headers are not JSON: {exc}") from exc
     if encoded is not None and "\\u0000" in encoded:
         raise SerializationError("the job's headers contain a NUL, which PostgreSQL's text cannot hold")
-    return PutOptions(dedup, group, encoded, lane_of_gate(gate))
+    return PutOptions(dedup, group, encoded, lane_of_gate(gate), parents)

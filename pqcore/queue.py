@@ -186,6 +186,7 @@ class Queue(TaskQueueMixin):
             InvalidCall: Some items are `NewJob` objects, and others are data.
             DuplicateJob: Another job, or an earlier item, has the dedup key of a `NewJob`, and ``on_conflict`` is
                 ``"error"``; nothing was put.
+            JobNotFound: The table has no job with an id in the ``after`` of a `NewJob`; nothing was put.
             TransientError: In your own transaction, a deadlock with another put of the same keys happened. Outside
                 of one, the jobs are put again, and this is raised after several deadlocks.
         """
@@ -393,6 +394,8 @@ class Queue(TaskQueueMixin):
 
     def retry(self, job_id: int) -> bool:
         """Make a dead, done or scheduled job due now; a dead or done job starts again with no failures.
+
+        A job that waits for other jobs (``after``) no longer waits for them.
 
         Returns:
             True if the job is due now; False if it waits already, is leased or parked, or is not there.

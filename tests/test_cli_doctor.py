@@ -118,6 +118,25 @@ def test_doctor_names_batches_whose_jobs_are_gone(dsn: str) -> None:
     assert "worker" in found["advice"]
 
 
+def test_doctor_names_jobs_whose_parents_are_gone(dsn: str, pq: PQ) -> None:
+    parent = pq["q"].put("parent")
+    child, other = pq["q"].put("child", after=parent), pq["q"].put("other", after=pq["q"].put("alive"))
+    assert findings(dsn)["dependencies"][0]["message"] == "2 jobs wait for other jobs, and none of those is gone"
+    pq["q"].cancel(other)
+    assert findings(dsn)["dependencies"][0]["message"] == "1 job waits for other jobs, and none of those is gone"
+    execute(dsn, "SET session_replication_role = replica", f"DELETE FROM queue WHERE id = {parent}")
+    [found] = findings(dsn)["dependencies"]
+    message = (
+        "1 job waits for jobs whose end was not recorded, or that are gone; the first is job {}, which waits for job"
+    )
+    assert (found["level"], found["message"]) == ("warning", f"{message.format(child)} {parent}")
+    assert found["advice"] == f"pqcore retry {child}, or pqcore cancel {child}"
+    done = CliRunner().invoke(app, ["retry", str(child)], env={"PQCORE_DSN": dsn})
+    assert done.output == f"job {child} of 'q' was scheduled, and is due now\n"
+    [found] = findings(dsn)["dependencies"]
+    assert (found["level"], found["details"]) == ("ok", {"waiting": {}, "lost": []})
+
+
 def test_doctor_names_jobs_that_wait_for_another_deployment(dsn: str, pq: PQ) -> None:
     with tasks.PQ(dsn, backend="psycopg") as declared:
         queue = declared["q"]

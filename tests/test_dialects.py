@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from statement_snapshots import DIALECTS, UNPREPARED, difference, path, queries
 
-from pqcore import PQ
+from pqcore import PQ, NewJob
 from pqcore.backend import Capability
 from pqcore.errors import ConfigurationError, NotSupported, PluginError
 from pqcore.hookspecs import hookimpl
@@ -274,7 +274,16 @@ def test_dialect_names_operations_that_it_does_not_support(here: type[Dialect], 
         with pytest.raises(NotSupported, match="makes no table in partitions"):
             pq.create(partitions=2)
         pq.create()
-        pq["q"].put(1)
+        parent = pq["q"].put(1)
+        call = pq["q"].task()(lambda: None).options(after=parent).call()
+        for put in (
+            lambda: pq["q"].put(2, after=parent),
+            lambda: pq["q"].put_many([NewJob(2), NewJob(3, after=parent)]),
+            lambda: pq["q"].put_calls(call, call),
+        ):
+            with pytest.raises(NotSupported, match=f"{here.name} has no jobs that wait for other jobs: "):
+                put()
+        assert pq["q"].count() == 1
         if "move" in here.unsupported:
             with pytest.raises(NotSupported, match=r"cannot move jobs from queue to queue: .*distributed by"):
                 pq["q"].move("other")

@@ -142,6 +142,9 @@ def task_cases() -> Iterator[Case]:
     behind = (("parents", parents), ("gone", "deleted"), ("names", ["jobs", "others"]), ("n", 10))
     for query in (dependencies.put_blocked, dependencies.await_parents, dependencies.find_parents):
         yield Case(query, 4_000, leased=100, values=behind)
+    edges = json.dumps([{"id": n, "on_failure": "dead", "polled": False} for n in range(10)])
+    jobs = json.dumps([{"id": n, "gone": "deleted", "parents": edges} for n in range(50)])
+    yield Case(dependencies.block, 10_000, values=(("items", jobs),))
     for query in (dependencies.mark_polled, dependencies.find_candidates, dependencies.queues_with_ended_parents):
         yield Case(query, 20_000, values=behind)
     for query in (dependencies.lock_blocked, dependencies.find_failed_parents, dependencies.release_blocked):

@@ -162,7 +162,7 @@ def _lines(cause: Cause) -> str:
 def retry(database: Database, job_ids: tuple[int, ...], queue: str | None, as_json: bool) -> None:
     """Make dead, done or scheduled jobs due now.
 
-    The jobs keep their ids.
+    The jobs keep their ids. Jobs that wait for other jobs no longer wait for them.
     """
     left = 0
     for job_id in dict.fromkeys(job_ids):

@@ -65,13 +65,15 @@ async def check_dependencies(context: CheckContext) -> list[Finding]:
     counts = {queue: int(number) for queue, number in await context.s.execute(query, query.bind({"q_name": None}))}
     details = {"waiting": counts, "lost": [{"job": job, "parent": parent} for job, parent in lost]}
     if not lost:
-        message = f"{sum(counts.values())} jobs wait for other jobs, and none of those is gone"
+        waiting = counted(sum(counts.values()), "job", ("waits", "wait"))
+        message = f"{waiting} for other jobs, and none of those is gone"
         return [Finding("dependencies", "ok", message, details=details)]
     job, parent = lost[0]
-    number = f"{len(lost)}{' or more' if len(lost) == MOST_LOST else ''}"
+    waiting = counted(len({job for job, _ in lost}), "job", ("waits", "wait"))
+    least = "at least " if len(lost) == MOST_LOST else ""
     message = (
-        f"{number} jobs wait for jobs whose end was not recorded, or that are gone; the first is job {job}, which"
-        f" waits for job {parent}"
+        f"{least}{waiting} for jobs whose end was not recorded, or that are gone; the first is job {job}, which waits"
+        f" for job {parent}"
     )
     return [Finding("dependencies", "warning", message, f"pqcore retry {job}, or pqcore cancel {job}", details)]
 

@@ -71,6 +71,8 @@ class WriteTools:
     async def retry_jobs(self, queue: QueueName, job_ids: JobIds) -> dict[str, Any]:
         """Make dead, done or scheduled jobs due now; they keep their ids.
 
+        Jobs that wait for other jobs no longer wait for them.
+
         Dead or done jobs run once more, with their follow-ups. Other jobs are not changed. `was` has the former state
         of each job; `none` means that the job does not exist.
         """

@@ -17,8 +17,9 @@ from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import open_batch
 from pqcore.operations.deferred_put import DirectPut, StoredPut
+from pqcore.operations.new_rows import NewRow, chunks_of
 from pqcore.operations.put import insert, read_identity
-from pqcore.operations.put_each import NewRow, chunks_of, put_rows
+from pqcore.operations.put_each import put_rows
 from pqcore.operations.put_many import CHUNK_ROWS, CHUNK_SIZE, insert_many, put_times
 from pqcore.plugins import plugins
 from pqcore.serializers import json_encode
@@ -115,11 +116,12 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
         return []
     rows: list[dict[str, Any]] = [call.columns() for call in calls]
     keys = [call.dedup if isinstance(call, DirectPut) else None for call in calls]
-    if len(rows) == 1:
+    behind = [call.behind if isinstance(call, DirectPut) else None for call in calls]
+    if len(rows) == 1 and behind == [None]:
         return [read_identity(await insert(engine, s, calls[0].values(), keys[0]))]
     common = _common(rows[0])
-    if any(keys) or any(_common(row) != common for row in rows):
-        new = map(NewRow.of, count(), rows, keys)
+    if any(keys) or any(behind) or any(_common(row) != common for row in rows):
+        new = map(NewRow.of, count(), rows, keys, behind)
         return await put_rows(engine, s, chunks_of(new, CHUNK_ROWS, CHUNK_SIZE), read_identity, "put_calls")
     elements = [json_encode(row["data"]) if row["payload"] is None else f'"{row["payload"]}"' for row in rows]
     binary = rows[0]["payload"] is not None

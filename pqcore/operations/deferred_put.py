@@ -15,6 +15,8 @@ from pqcore.settings import Encoded, QueueSettings
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pqcore.operations.parents import Behind
+
 
 @dataclass(frozen=True)
 class StoredPut:
@@ -115,10 +117,12 @@ class DirectPut(StoredPut):
     Attributes:
         times: The times, in the form for the statements.
         dedup: The dedup key, or None.
+        behind: What the job waits for; None for nothing.
     """
 
     times: Times = field(default_factory=lambda: NO_TIMES)
     dedup: Dedup | None = None
+    behind: Behind | None = None
 
     def columns(self) -> dict[str, object]:
         """Return the values of the statement that puts the job, without the dedup key."""

@@ -1,91 +1,134 @@
-"""Finding the jobs that a new job waits for, at the time when the new job is put."""
+"""Finding the jobs that new jobs wait for, at the time when the new jobs are put."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any, NamedTuple
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, JobNotFound, NotSupported
 from pqcore.job import JobId
 from pqcore.operations.results import put_time
-from pqcore.put_options import After, Dedup, parents_of
+from pqcore.put_options import After
 from pqcore.settings import QueueSettings
 
 _SHOWN = 5
 """The number of ids that a message shows."""
 
 
-def check_parents(engine: Engine, queue: QueueSettings, after: object, dedup: Dedup | None) -> dict[int, After]:
-    """Return the jobs that a put waits for, by id.
+class Behind(NamedTuple):
+    """What a new job waits for.
+
+    Attributes:
+        parents: The jobs, by id.
+        gone: The outcome of a parent that cannot be marked as awaited, and later has no row.
+    """
+
+    parents: Mapping[int, After]
+    gone: str
+
+
+def check_parents(engine: Engine, queue: QueueSettings, parents: Mapping[int, After]) -> Behind:
+    """Return what a new job waits for.
 
     Args:
         engine: The engine.
         queue: The queue of the put.
-        after: The option of the put; see `pqcore.put_options.Parents`.
-        dedup: The dedup key of the put.
+        parents: The jobs, by id; at least one.
 
     Raises:
-        ConfigurationError: The value is invalid, names a job of another table, or cannot be used with the dedup key.
+        ConfigurationError: A job is in another table.
         NotSupported: The server's dialect has no such jobs.
     """
-    parents = parents_of(after)
-    if not parents:
-        return parents
     if reason := engine.dialect.unsupported.get("after"):
         raise NotSupported(f"{engine.dialect.name} has no jobs that wait for other jobs: {reason}")
-    if dedup is not None and dedup.on_conflict == "replace":
-        msg = "after cannot be used with on_conflict='replace': jobs that the replaced job waits for could wait for it"
-        raise ConfigurationError(f"{msg}; use 'keep' or 'error'")
     for number, parent in parents.items():
         table = getattr(getattr(parent.job_id, "queue", None), "table", None)
         if table is not None and str(table) != str(queue.table):
             raise ConfigurationError(f"job {number} is in {table}, and a job in {queue.table} cannot wait for it")
-    return parents
+    return Behind(parents, "done" if queue.retention == "delete" else "deleted")
 
 
 async def await_parents(
-    engine: Engine, queue: QueueSettings, s: Session, parents: Mapping[int, After]
-) -> dict[str, Any] | None:
-    """Mark the jobs that a put waits for as awaited, and return the values for the statement that puts the job.
-
-    Return None if all of them are done, so that the job need not wait.
+    engine: Engine, s: Session, jobs: Sequence[Behind], subject: Callable[[int], str]
+) -> list[dict[str, str] | None]:
+    """Mark the jobs that new jobs wait for as awaited.
 
     Args:
         engine: The engine.
-        queue: The queue of the put.
-        s: A session with an open transaction.
-        parents: The jobs, by id.
+        s: A session with an open transaction, which then puts the new jobs.
+        jobs: What each new job waits for.
+        subject: A function that returns, for the number of a new job, how an error names it.
+
+    Returns:
+        For each new job, the values for the statement that stores what it waits for; None for a job that need not wait,
+        because all that it would wait for is done.
 
     Raises:
-        JobNotFound: A job has no row.
+        JobNotFound: A parent has no row.
     """
     sql = s.sql.dependencies
-    given = {number: _epoch(engine, parent) for number, parent in parents.items()}
-    found: dict[int, str | None] = {}
-    for number, epoch in await s.execute(sql.await_parents, sql.await_parents.bind({"ids": sorted(given)})):
-        if _is_same(given[number], epoch):
-            found[number] = "awaited"
-    if left := sorted(given.keys() - found.keys()):
-        for number, state, epoch in await s.execute(sql.find_parents, sql.find_parents.bind({"ids": left})):
-            found[number] = state if _is_same(given[number], epoch) else None
-    missing = [number for number, parent in parents.items() if found[number] is None and parent.on_failure != "run"]
+    given = [{number: _epoch(engine, parent) for number, parent in job.parents.items()} for job in jobs]
+    found: defaultdict[int, list[tuple[str | None, float | None]]] = defaultdict(list)
+
+    def state_of(number: int, epoch: float | None) -> str | None:
+        return next((state for state, put_at in found[number] if _is_same(epoch, put_at)), None)
+
+    ids = sorted({number for epochs in given for number in epochs})
+    for number, put_at in await s.execute(sql.await_parents, sql.await_parents.bind({"ids": ids})):
+        found[number].append(("awaited", put_at))
+    left = sorted({number for epochs in given for number, epoch in epochs.items() if state_of(number, epoch) is None})
+    if left:
+        for number, state, put_at in await s.execute(sql.find_parents, sql.find_parents.bind({"ids": left})):
+            found[number].append((state, put_at))
+    states = [{number: state_of(number, epoch) for number, epoch in epochs.items()} for epochs in given]
+    missing = {
+        place: absent
+        for place, job in enumerate(jobs)
+        if (absent := [n for n, parent in job.parents.items() if not states[place][n] and parent.on_failure != "run"])
+    }
     if missing:
-        raise _missing(queue, missing)
-    rows = [
+        raise _missing(engine, missing, subject)
+    return list(map(_blocked, jobs, states))
+
+
+async def block(s: Session, q_name: str, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Store what jobs wait for that were put in the same transaction, scheduled for infinity.
+
+    Args:
+        s: The session.
+        q_name: The queue of the jobs.
+        jobs: For each job, its ``id``, the values that `await_parents` returned, and ``schedule_at`` or
+            ``schedule_in`` of its put.
+    """
+    query = s.sql.dependencies.block
+    await s.execute(query, query.bind({"q_name": q_name, "items": json.dumps(jobs, default=datetime.isoformat)}))
+
+
+def _blocked(job: Behind, states: Mapping[int, str | None]) -> dict[str, str] | None:
+    """Return what is stored of a job's parents; None if the job need not wait for any.
+
+    Args:
+        job: What the job waits for.
+        states: Where each parent is: ``awaited``, ``open``, or how it ended; None if it has no row.
+    """
+    edges = [
         {
             "id": number,
             "on_failure": parent.on_failure,
-            "polled": found[number] == "open",
-            "outcome": None if found[number] in ("awaited", "open") else found[number] or "deleted",
+            "polled": states[number] == "open",
+            "outcome": None if states[number] in ("awaited", "open") else states[number] or "deleted",
         }
-        for number, parent in parents.items()
+        for number, parent in job.parents.items()
     ]
-    if all(row["outcome"] == "done" or (row["outcome"] and row["on_failure"] == "run") for row in rows):
+    if all(edge["outcome"] == "done" or (edge["outcome"] and edge["on_failure"] == "run") for edge in edges):
         return None
-    return {"parents": json.dumps(rows), "gone": "done" if queue.retention == "delete" else "deleted"}
+    return {"parents": json.dumps(edges), "gone": job.gone}
 
 
 def _epoch(engine: Engine, parent: After) -> float | None:
@@ -99,8 +142,18 @@ def _is_same(given: float | None, found: float | None) -> bool:
     return given is None or found is None or abs(given - found) < 1e-5
 
 
-def _missing(queue: QueueSettings, ids: list[int]) -> JobNotFound:
+def _missing(engine: Engine, missing: Mapping[int, Sequence[int]], subject: Callable[[int], str]) -> JobNotFound:
+    """Return the error for new jobs whose parents have no rows.
+
+    Args:
+        engine: The engine.
+        missing: The ids of those parents, by the number of the new job.
+        subject: See `await_parents`.
+    """
+    ids = list(dict.fromkeys(chain.from_iterable(missing.values())))
     some = ", ".join(map(str, ids[:_SHOWN])) + (f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else "")
-    msg = f"queue {queue.name!r}: the job would wait for job {some}, which {queue.table} does not have; nothing was put"
+    who = subject(next(iter(missing))) + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else "")
+    where = f"{'job' if len(ids) == 1 else 'jobs'} {some}, which {engine.names} does not have"
     why = "such a job never existed, was deleted, or was finished with retention='delete'"
-    return JobNotFound(f"{msg}: {why}; put both in one transaction, or use After(id, on_failure='run')")
+    advice = "put both in one transaction, or use After(id, on_failure='run')"
+    return JobNotFound(f"{who} would wait for {where}; nothing was put: {why}; {advice}")

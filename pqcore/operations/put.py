@@ -29,13 +29,15 @@ from pqcore.sql.statement import Query
 from pqcore.times import TimeSpec, parse
 
 if TYPE_CHECKING:
-    import pqcore.operations.parents  # noqa: F401 - with this, the type checker knows the name in `operations`
+    from pqcore.operations.parents import Behind
 
 Times: TypeAlias = dict[str, datetime | float | None]
 T = TypeVar("T")
 NO_TIMES: Times = {"schedule_at": None, "schedule_in": None, "expected_at": None, "expected_in": None}
 ROUNDS = 20
 """How often a put under a dedup key is tried while other jobs take the key and release it."""
+_CHECKED = ("headers", "group", "limits", "dedup", "own", "tenant", "priority", "after")
+"""The options of a put, in the order of the parameters of `put_options`."""
 _NO_OPTIONS = PutOptions(None, None, None)
 _DROPPED = object()
 """The result of a put that shared a statement with others, and whose row a trigger dropped."""
@@ -193,18 +195,20 @@ async def _put_after(
     options: Mapping[str, Any],
 ) -> T:
     """Put a row that waits for the ends of other jobs, in one transaction with what it waits for."""
-    parents = operations.parents.check_parents(engine, queue, options["after"], checked_options(options).dedup)
-    own = {**(options.get("own") or {}), **({"depends_on": list(parents)} if parents else {})}
-    chosen = checked_options({**options, "own": own})
+    chosen = checked_options(options)
+    behind = behind_of(engine, queue, chosen)
     row = {**NO_TIMES, **values, **chosen.values()}
 
     async def work(s: Session) -> T:
+        if behind is None:
+            return read(await insert(engine, s, row, chosen.dedup))
         async with atomic(s):
-            waits = await operations.parents.await_parents(engine, queue, s, parents) if parents else None
-            if waits is None:
+            subject = f"queue {queue.name!r}: the job"
+            [blocked] = await operations.parents.await_parents(engine, s, [behind], lambda _: subject)
+            if blocked is None:
                 return read(await insert(engine, s, row, chosen.dedup))
             query = s.sql.dependencies.put_blocked
-            return read(await insert(engine, s, {**row, **waits}, chosen.dedup, query))
+            return read(await insert(engine, s, {**row, **blocked}, chosen.dedup, query))
 
     return await engine.run(work, connection=connection)
 
@@ -347,8 +351,12 @@ def as_element(encoded: Encoded) -> str:
 
 def checked_options(options: Mapping[str, Any]) -> PutOptions:
     """Check the options of a put that a caller gave; see `put_options`."""
-    chosen = (options.get(name) for name in ("headers", "group", "limits", "dedup", "own", "tenant", "priority"))
-    return put_options(*chosen)
+    return put_options(*map(options.get, _CHECKED))
+
+
+def behind_of(engine: Engine, queue: QueueSettings, chosen: PutOptions) -> Behind | None:
+    """Return what a job waits for, checked; None for nothing; see `pqcore.operations.parents.check_parents`."""
+    return operations.parents.check_parents(engine, queue, chosen.parents) if chosen.parents else None
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:

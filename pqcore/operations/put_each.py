@@ -2,152 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from pqcore import operations
 from pqcore.db.engine import Engine
 from pqcore.db.savepoints import in_savepoint
 from pqcore.db.session import Session
-from pqcore.errors import DuplicateJob, InvalidCall, InvalidData, TransientError
+from pqcore.errors import DuplicateJob, InvalidData, TransientError
 from pqcore.job import Identity
 from pqcore.operations.atomic import atomic
-from pqcore.operations.put import ROUNDS, Times, checked_options, duplicate_job, ids_by_place, key_not_held, times_of
+from pqcore.operations.new_rows import Chunk, NewRow, encode_columns
+from pqcore.operations.put import ROUNDS, duplicate_job, ids_by_place, key_not_held
 from pqcore.operations.put_refusals import not_stored, refused_rows
-from pqcore.put_options import Dedup, NewJob, PutOptions
-from pqcore.settings import QueueSettings
 from pqcore.sql.identifiers import channel
+
+if TYPE_CHECKING:
+    import pqcore.operations.parents  # noqa: F401 - with this, the type checker knows the name in `operations`
 
 T = TypeVar("T")
 DEADLOCK = "40P01"
 DEADLOCKS = 10
 """The largest number of attempts to put rows under dedup keys, if deadlocks end the statement."""
-_OWN = ("group", "limits", "headers", "tenant", "priority")
-_encode = json.JSONEncoder(
-    ensure_ascii=False, check_circular=False, separators=(",", ":"), default=datetime.isoformat
-).encode
-
-
-class NewRow(NamedTuple):
-    """A row to put.
-
-    Attributes:
-        place: The number of the item in its call, from 0.
-        q_name: The queue.
-        dedup: The dedup key, or None.
-        text: The row's columns as a JSON object, in the form for the statements.
-    """
-
-    place: int
-    q_name: str
-    dedup: Dedup | None
-    text: str
-
-    @classmethod
-    def of(cls, place: int, values: Mapping[str, Any], dedup: Dedup | None) -> NewRow:
-        """Return the row of the values for a statement of one row, with the payload in base64."""
-        columns = {name: value for name, value in values.items() if value is not None}
-        if dedup is not None and dedup.period is None:
-            columns["dedup_key"] = dedup.key
-        return cls(place, columns["q_name"], dedup, _encode(columns))
-
-    @property
-    def period(self) -> float | None:
-        """For how many seconds the row's key is held; None without a key, or if the job's state decides."""
-        return None if self.dedup is None else self.dedup.period
-
-    @property
-    def timed(self) -> bool:
-        """Whether the row's key is held for a time; such keys are in a table of their own."""
-        return self.period is not None
-
-    @property
-    def key(self) -> str:
-        """The text of the dedup key; empty for none."""
-        return "" if self.dedup is None else self.dedup.key
-
-    @property
-    def on_conflict(self) -> str:
-        """What happens if another job has the key; empty without a key."""
-        return "" if self.dedup is None else self.dedup.on_conflict
-
-    def merged(self, later: NewRow) -> NewRow:
-        """Return one row for this row and a later row of the same call that has the same key and replaces this row."""
-        if self.dedup is None or self.on_conflict == "error":
-            return self._replace(text=later.text)
-        return self._replace(text=later.text, dedup=replace(self.dedup, on_conflict="replace"))
-
-
-Chunk: TypeAlias = Sequence[NewRow]
-"""Rows that one statement puts."""
 _Key: TypeAlias = tuple[str, bool, str]
 """A queue, whether a key is held for a time, and the key."""
-
-
-def rows_of_jobs(
-    queue: QueueSettings, jobs: Iterable[object], times: Times, options: Mapping[str, Any]
-) -> Iterator[NewRow]:
-    """Return the rows of jobs that were given to `put_many`, encoded one by one.
-
-    Args:
-        queue: The queue.
-        jobs: The jobs.
-        times: The times of jobs that give none.
-        options: The options of jobs that give none; see `pqcore.operations.put.put`.
-
-    Raises:
-        InvalidCall: An item is no `NewJob`.
-        PQError: An option is invalid, or the data of a job cannot be encoded.
-    """
-    common = checked_options(options)
-    fixed = {"q_name": queue.name, "serializer": queue.serializer_name}
-    for place, job in enumerate(jobs):
-        if not isinstance(job, NewJob):
-            kind = f"{type(job).__module__}.{type(job).__qualname__}"
-            msg = f"item {place} of put_many is a {kind}, and item 0 is a NewJob; give either NewJob objects or data"
-            raise InvalidCall(msg)
-        chosen = _options_of(job, options, common)
-        data, raw = queue.encode_row(job.data)
-        payload = None if raw is None else base64.b64encode(raw).decode()
-        values = {**fixed, "data": data, "payload": payload, **chosen.values(), **_times_of(job, times)}
-        yield NewRow.of(place, values, chosen.dedup)
-
-
-def _options_of(job: NewJob, options: Mapping[str, Any], common: PutOptions) -> PutOptions:
-    """Return the options of a job: its own ones, and those of the call for the others."""
-    dedup = job.dedup if job.dedup is None or isinstance(job.dedup, Dedup) else Dedup(job.dedup)
-    own = {name: value for name in _OWN if (value := getattr(job, name)) is not None}
-    if not own and (dedup is None or dedup.until != "started"):
-        return replace(common, dedup=dedup)
-    if "headers" in own:
-        own["headers"] = {**(options.get("headers") or {}), **own["headers"]}
-    return checked_options({**options, **own, "dedup": dedup})
-
-
-def _times_of(job: NewJob, times: Times) -> Times:
-    own = times_of(job.schedule_at, job.expected_at)
-    if own is None:
-        return times
-    given = {"schedule": job.schedule_at, "expected": job.expected_at}
-    return {name: times[name] if given[name[:8]] is None else value for name, value in own.items()}
-
-
-def chunks_of(rows: Iterable[NewRow], most_rows: int, most_size: int) -> Iterator[Chunk]:
-    """Return rows in chunks; a chunk is full with ``most_rows`` rows, or with ``most_size`` characters."""
-    chunk: list[NewRow] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += len(row.text)
-        if len(chunk) >= most_rows or size >= most_size:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 async def put_rows(
@@ -167,6 +47,7 @@ async def put_rows(
 
     Raises:
         DuplicateJob: Another job, or an earlier row, has the key of a row whose ``on_conflict`` is ``"error"``.
+        JobNotFound: The table has no job that a row waits for.
         NotStored: The server dropped a row, or hides the job that has a key.
         TransientError: Keys were taken and released, or deadlocks happened, in each attempt; or a deadlock happened in
             a transaction that the caller began.
@@ -177,7 +58,7 @@ async def put_rows(
     if first is None:
         return []
     putting = _Putting(engine, s, read, doing)
-    if second is None and all(row.dedup is None for row in first):
+    if second is None and all(row.dedup is None and row.behind is None for row in first):
         return await putting.store(first)
     left = chain([first], [] if second is None else [second], chunks)
     async with atomic(s):
@@ -248,7 +129,7 @@ class _Putting(Generic[T]):
 
     async def store(self, chunk: Chunk) -> list[T]:
         """Put a chunk; return what the caller needs of each row's job."""
-        rows, places = self._merge(chunk)
+        rows, places = self._merge(await self._await_parents(chunk))
         found: dict[int, Identity] = {}
         left = list(range(len(rows)))
         for _ in range(ROUNDS):  # jobs that have keys may be finished between two statements
@@ -256,6 +137,20 @@ class _Putting(Generic[T]):
             if not left:
                 return [self.read(found[place]) for place in places]
         raise await key_not_held(self.engine, self.s, rows[left[0]].key)
+
+    async def _await_parents(self, chunk: Chunk) -> Chunk:
+        """Look at the jobs that rows wait for; return the rows, in which those of jobs that wait are changed."""
+        behind = {place: row.behind for place, row in enumerate(chunk) if row.behind is not None}
+        if not behind:
+            return chunk
+        places = list(behind)
+
+        def subject(number: int) -> str:
+            return f"{self.doing}: item {chunk[places[number]].place}"
+
+        found = await operations.parents.await_parents(self.engine, self.s, list(behind.values()), subject)
+        blocked = dict(zip(places, found, strict=True))
+        return [row.waiting(blocked.get(place)) for place, row in enumerate(chunk)]
 
     def _merge(self, chunk: Chunk) -> tuple[list[NewRow], list[int]]:
         """Return rows of which no two have the same key, and for each row of the chunk its place among them."""
@@ -297,6 +192,7 @@ class _Putting(Generic[T]):
         new = {tried[number]: job for number, job in (await self._insert([rows[place] for place in tried])).items()}
         found.update(new)
         await self._set_holders(rows, {place: new[place] for place in claimed})
+        await self._block(rows, new)
         taken = [place for place in left if place not in found]
         holders = await self._find(rows, taken)
         for place in taken:
@@ -343,7 +239,7 @@ class _Putting(Generic[T]):
         for (q_name, _), places in _by_kind(rows, (place for place in left if rows[place].timed)).items():
             by_key = {rows[place].key: place for place in places}
             items = [{"dedup_key": key, "period": rows[place].period} for key, place in by_key.items()]
-            values = {"q_name": q_name, "items": _encode(items)}
+            values = {"q_name": q_name, "items": encode_columns(items)}
             claimed.update(by_key[key] for (key,) in await self.s.execute(claim, claim.bind(values)))
         return claimed
 
@@ -352,7 +248,18 @@ class _Putting(Generic[T]):
         query = self.s.sql.tasks.set_key_holders
         for (q_name, _), places in _by_kind(rows, jobs).items():
             items = [{"dedup_key": rows[place].key, "id": job} for place in places for job, _ in [jobs[place]]]
-            await self.s.execute(query, query.bind({"q_name": q_name, "items": _encode(items)}))
+            await self.s.execute(query, query.bind({"q_name": q_name, "items": encode_columns(items)}))
+
+    async def _block(self, rows: Sequence[NewRow], jobs: Mapping[int, Identity]) -> None:
+        """Store what jobs wait for that were put, by the places of their rows."""
+        by_queue: dict[str, list[dict[str, Any]]] = {}
+        for place, (job, _) in jobs.items():
+            row = rows[place]
+            if row.blocked is not None:
+                times = {name: row.columns.get(name) for name in ("schedule_at", "schedule_in")}
+                by_queue.setdefault(row.q_name, []).append({"id": job, **times, **row.blocked})
+        for q_name, blocked in sorted(by_queue.items()):
+            await operations.parents.block(self.s, q_name, blocked)
 
     async def _find(self, rows: Sequence[NewRow], places: Iterable[int]) -> dict[int, Identity]:
         """Return the jobs that have the keys of rows, by the places of the rows."""

@@ -14,8 +14,9 @@ from pqcore.errors import InvalidCall, InvalidData, PayloadTooLarge
 from pqcore.events import PutEvent
 from pqcore.hook_dispatch import call_hook, run_wrapped
 from pqcore.operations.atomic import atomic
+from pqcore.operations.new_rows import chunks_of, rows_of_jobs
 from pqcore.operations.put import NO_TIMES, Times, as_element, checked_options, is_binary, read_id, times_of
-from pqcore.operations.put_each import chunks_of, put_rows, rows_of_jobs
+from pqcore.operations.put_each import put_rows
 from pqcore.operations.put_refusals import not_stored, refused_rows
 from pqcore.plugins import plugins
 from pqcore.put_options import NewJob
@@ -100,7 +101,7 @@ async def _put_many(
         left = iter(items)
         head = list(islice(left, 1))
         if head and isinstance(head[0], NewJob):
-            rows = rows_of_jobs(queue, chain(head, left), times, options)
+            rows = rows_of_jobs(engine, queue, chain(head, left), times, options)
             return await put_rows(engine, s, chunks_of(rows, CHUNK_ROWS, CHUNK_SIZE), read_id, "put_many")
         ids: list[int] = []
         if connection is not None and not s.in_transaction():

@@ -31,7 +31,8 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     """Make a dead, done or scheduled job due now.
 
     The job keeps its id. A dead or done job starts with a clean record. Its follow-ups happen again, except for its
-    batch, which has counted it. A job that waits, is leased or parked is not changed.
+    batch, which has counted it. A job that waits for other jobs no longer waits for them. Jobs that are ready, leased
+    or parked are not changed.
     """
     try:
         job = await list_jobs.get_full_job(engine, job_id, queue)
@@ -48,4 +49,6 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     else:
         return Retried(job.id, job.state, done=False)
     rows = await with_free_ids(lambda: engine.execute(statement, values))
+    if rows and job.state == "scheduled" and "depends_on" in job.headers:
+        await engine.execute("dependencies.forget_orphans", {"q_name": queue.name, "ids": [job.id]})
     return Retried(job.id, job.state, done=bool(rows))

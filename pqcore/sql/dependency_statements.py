@@ -18,7 +18,7 @@ from pqcore.sql.fragments import (
     SCHEDULE,
     TIMES,
 )
-from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS, PUT_VALUES
+from pqcore.sql.put_statements import CONFLICT, PUT_COLUMNS, PUT_VALUES, of_items
 from pqcore.sql.statement_set import StatementSet, composed
 from pqcore.sql.task_statements import buried
 
@@ -32,6 +32,16 @@ _DONE = (
     "job_id = ANY (:ids::bigint[]) AND state = 'done' AND error IS NULL"
     " AND (put_at IS NULL OR put_at <= :put_at::timestamptz)"
 )
+# Stores what the jobs of ``given`` wait for.
+_BLOCKED = """waits AS (
+  INSERT INTO {blocked} (job_id, q_name, put_at, schedule_at) SELECT id, :q_name::text, put_at, schedule_at FROM given
+), needs AS (
+  INSERT INTO {dependencies} (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+  SELECT given.id, item.id, :q_name::text, (SELECT max(enqueued_at) FROM {table} WHERE id = item.id),
+    item.on_failure, item.polled, given.gone, item.outcome
+  FROM given CROSS JOIN LATERAL json_to_recordset(given.parents::json)
+    AS item (id bigint, on_failure text, polled boolean, outcome text)
+)"""
 # Whether a parent's end lets the job run.
 _PASSES = "(outcome = 'done' OR on_failure = 'run')"
 
@@ -94,17 +104,25 @@ FROM unnest(:ids::bigint[]) AS wanted (id)"""
         return f"""
 WITH put AS (
   INSERT INTO {{table}} ({PUT_COLUMNS}) VALUES ({_VALUES}) {CONFLICT} DO NOTHING RETURNING id, enqueued_at
-), waits AS (
-  INSERT INTO {{blocked}} (job_id, q_name, put_at, schedule_at) SELECT id, :q_name::text, enqueued_at, {SCHEDULE}
-  FROM put
-), needs AS (
-  INSERT INTO {{dependencies}} (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
-  SELECT put.id, item.id, :q_name::text, (SELECT max(enqueued_at) FROM {{table}} WHERE id = item.id),
-    item.on_failure, item.polled, :gone::text, item.outcome
-  FROM put CROSS JOIN json_to_recordset(:parents::text::json)
-    AS item (id bigint, on_failure text, polled boolean, outcome text)
-)
+), given AS (
+  SELECT id, enqueued_at AS put_at, {SCHEDULE} AS schedule_at, :gone::text AS gone, :parents::text AS parents FROM put
+), {_BLOCKED}
 SELECT {IDENTITY} FROM put"""
+
+    @composed()
+    def block(self) -> str:
+        """Store what jobs wait for that the same transaction has put, scheduled for infinity.
+
+        See `put_blocked`. Only this transaction sees these jobs, so nobody releases or ends them meanwhile.
+        """
+        return f"""
+WITH given AS (
+  SELECT item.id, job.enqueued_at AS put_at, {of_items(SCHEDULE)} AS schedule_at, item.gone, item.parents
+  FROM json_to_recordset(:items::text::json)
+    AS item (id bigint, schedule_at timestamptz, schedule_in float8, gone text, parents text)
+  CROSS JOIN LATERAL (SELECT enqueued_at FROM {{table}} WHERE id = item.id AND {OF_QUEUE} LIMIT 1) AS job
+), {_BLOCKED}
+SELECT id FROM given"""
 
     # Releasing jobs.
 

@@ -37,7 +37,7 @@ _TELL_REPLACED = """
 SELECT id, put_at, pg_notify(:channel::text, '')::text FROM put"""
 
 
-def _of_items(values: str) -> str:
+def of_items(values: str) -> str:
     """Return the values of a statement for one job, taken from the columns of ``item`` instead of parameters."""
     values = re.sub(r":([a-z_]+)::", r"item.\1::", values)
     return values.replace("item.payload::bytea", "decode(item.payload, 'base64')")
@@ -54,9 +54,9 @@ _ITEMS = (
     "(SELECT *, ordinality AS place FROM ROWS FROM"
     f" (json_to_recordset(:items::text::json) AS ({_ITEM_COLUMNS})) WITH ORDINALITY) AS item"
 )
-_ITEM_VALUES = _of_items(PUT_VALUES.replace(f"{_NOW}, {TIMES}", f"{ROW_TIME}, {TIMES.replace(_NOW, f'({ROW_TIME})')}"))
+_ITEM_VALUES = of_items(PUT_VALUES.replace(f"{_NOW}, {TIMES}", f"{ROW_TIME}, {TIMES.replace(_NOW, f'({ROW_TIME})')}"))
 _NEW_COLUMNS = f"data, payload, serializer, schedule_at, expected_at, headers, group_key, {LANE_COLUMNS}"
-_NEW_VALUES = _of_items(
+_NEW_VALUES = of_items(
     f":data::text::json, :payload::bytea, :serializer::text, {TIMES}, :headers::text::json, :group_key::text, {LANE}"
 )
 # The number that a row carries, from 0, see `ROW_TIME`. If a trigger has moved all times by the same distance, and no

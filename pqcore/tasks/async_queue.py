@@ -207,7 +207,7 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
 
     async def put_calls(self, *calls: Call, connection: Any = None) -> list[AsyncHandle[Any]]:
         """Put calls, all or none; see `pqcore.tasks.Queue.put_calls`."""
-        ids = await batches.put_all(self.engine, direct_puts(calls), connection)
+        ids = await batches.put_all(self.engine, direct_puts(self.engine, calls), connection)
         return [self._handle(identity) for identity in ids]
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle[Any]:

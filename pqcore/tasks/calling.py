@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from pqcore.argument_hints import nearest
 from pqcore.errors import ConfigurationError, InvalidCall
-from pqcore.put_options import parents_of
+from pqcore.put_options import parents_of, rereadable
 from pqcore.tasks.conventions import BY_CONVENTION
 from pqcore.tasks.declaring import Call, Key, Limits, Task, TaskOptions
 from pqcore.tasks.retry import Fixed, RetryPolicy
@@ -127,7 +127,7 @@ class BaseEnqueuer(Generic[P, R]):
             "tenant": tenant,
             "priority": priority,
             "connection": connection,
-            "after": after,
+            "after": rereadable(after),
         }
         chosen = {**self._chosen, **{name: value for name, value in given.items() if value is not BY_CONVENTION}}
         with_options(self.task.options, {name: value for name, value in chosen.items() if name not in _CALLS_ONLY})
@@ -183,7 +183,7 @@ def call_of(
             raise ConfigurationError(msg)
         if value is not None or name not in ("_schedule_at", "_expected_at"):  # in pq, None does not override
             own[name[1:]] = value
-    connection, after = own.pop("connection", None), own.pop("after", None)
+    connection, after = own.pop("connection", None), rereadable(own.pop("after", None))
     check_arguments(task, args, kwargs)
     return Call(queue, task, args, kwargs, with_options(task.options, own), connection, after)
 

@@ -17,13 +17,14 @@ from pqcore.job import JobId
 from pqcore.operations.batches import chain_calls
 from pqcore.operations.deferred_put import DirectPut, StoredPut
 from pqcore.operations.error_details import KeepErrors, check_keep_errors
-from pqcore.operations.put import NO_TIMES, checked_options, times_of
+from pqcore.operations.put import NO_TIMES, behind_of, checked_options, times_of
 from pqcore.put_options import Dedup, PutOptions
 from pqcore.tasks.conventions import BY_CONVENTION, Conventions, First, called_by, refuse_unknown, signature_of
 from pqcore.tasks.retry import RetryPolicy, policy_to_json
 from pqcore.times import TimeSpec, parse, seconds
 
 if TYPE_CHECKING:
+    from pqcore.db.engine import Engine
     from pqcore.job import BaseJob
     from pqcore.settings import QueueSettings
 
@@ -274,7 +275,8 @@ class Call:
         """Return the call in the form for putting it in a chain or batch.
 
         Raises:
-            ConfigurationError: The call has an option that needs a put of its own: a dedup key, or a point in time.
+            ConfigurationError: The call has an option that needs a put of its own: a dedup key, a point in time, or
+                jobs that it waits for.
         """
         options = self.put_options()
         if options["dedup"] is not None:
@@ -284,22 +286,22 @@ class Call:
         if isinstance(when, datetime) or self.options.expected_at is not None:
             msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
             raise ConfigurationError(msg)
-        self._refuse_after("a chain or batch")
+        if self.after is not None:
+            msg = f"{self.task.path}: a call of a chain or batch cannot have after; put it with put_call or put_calls"
+            raise ConfigurationError(msg)
         headers = _headers_of(checked_options(options))
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
 
-    def direct(self) -> DirectPut:
-        """Return the call in the form for putting it now, together with others."""
-        self._refuse_after("put_calls")
+    def direct(self, engine: Engine) -> DirectPut:
+        """Return the call in the form for putting it now, together with others.
+
+        Raises:
+            ConfigurationError, NotSupported: The call cannot wait for the jobs that it names.
+        """
         chosen = checked_options(self.put_options())
         times = times_of(self.options.schedule_at, self.options.expected_at) or NO_TIMES
         encoded = DirectPut.encode(self.queue, self.data(), _headers_of(chosen))
-        return replace(encoded, times=times, dedup=chosen.dedup)
-
-    def _refuse_after(self, where: str) -> None:
-        if self.after is not None:
-            msg = f"{self.task.path}: a call of {where} cannot have after; put the call by itself, in one transaction"
-            raise ConfigurationError(msg)
+        return replace(encoded, times=times, dedup=chosen.dedup, behind=behind_of(engine, self.queue, chosen))
 
     def _value(self, option: Any) -> Any:
         return option(*self.args, **self.kwargs) if callable(option) else option
@@ -335,9 +337,9 @@ def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
     return [call.stored() for call in _checked_calls(calls, what)]
 
 
-def direct_puts(calls: Iterable[Call]) -> list[DirectPut]:
+def direct_puts(engine: Engine, calls: Iterable[Call]) -> list[DirectPut]:
     """Return calls in the form for putting them now, together; see `_checked_calls`."""
-    return [call.direct() for call in _checked_calls(calls, "put_calls")]
+    return [call.direct(engine) for call in _checked_calls(calls, "put_calls")]
 
 
 def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:

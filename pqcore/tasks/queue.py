@@ -310,8 +310,9 @@ class TaskQueueMixin(WorkingQueue):
             ConfigurationError: A call has its own connection.
             DuplicateJob: Another job, or an earlier call, has the dedup key of a call, and ``on_conflict`` is
                 ``"error"``; nothing was put.
+            JobNotFound: The table has no job with an id in the ``after`` of a call; nothing was put.
         """
-        ids = run_sync(batches.put_all(self.engine, direct_puts(calls), connection))
+        ids = run_sync(batches.put_all(self.engine, direct_puts(self.engine, calls), connection))
         return [self._handle(identity) for identity in ids]
 
     def chain(self, *calls: Call, connection: Any = None) -> Handle[Any]:

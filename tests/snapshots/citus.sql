@@ -1093,6 +1093,24 @@ PREPARE "batch_progress" AS
   AND token IS NOT DISTINCT FROM $4::text
   RETURNING pending, total, failed, callback::text;
 
+-- block $1 items, $2 q_name
+PREPARE "block" AS WITH given AS (SELECT item.id, job.enqueued_at AS put_at, coalesce(item.schedule_at::timestamptz, statement_timestamp() + item.schedule_in::float8 * interval '1 second') AS schedule_at, item.gone, item.parents
+    FROM json_to_recordset($1::text::json) AS item (id bigint, schedule_at timestamptz, schedule_in float8, gone text, parents text)
+    CROSS JOIN LATERAL (SELECT enqueued_at
+      FROM "queue"
+      WHERE id = item.id
+      AND q_name = $2::text
+      LIMIT 1) AS job), waits AS (INSERT INTO "queue_blocked" (job_id, q_name, put_at, schedule_at)
+    SELECT id, $2::text, put_at, schedule_at
+    FROM given), needs AS (INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+    SELECT given.id, item.id, $2::text, (SELECT max(enqueued_at)
+      FROM "queue"
+      WHERE id = item.id), item.on_failure, item.polled, given.gone, item.outcome
+    FROM given
+    CROSS JOIN LATERAL json_to_recordset(given.parents::json) AS item (id bigint, on_failure text, polled boolean, outcome text))
+  SELECT id
+  FROM given;
+
 -- bury $1 id, $2 token, $3 q_name, $4 headers, $5 failed, $6 error, $7 reason, $8 attempt, $9 outcome, $10 worker, $11 error_type, $12 message, $13 traceback
 PREPARE "bury" AS WITH gone AS (DELETE FROM "queue"
     WHERE id = $1::bigint
@@ -5589,14 +5607,15 @@ PREPARE "put_blocked" AS WITH put AS (INSERT INTO "queue" (q_name, data, payload
     ON CONFLICT (q_name, dedup_key)
     WHERE dedup_key IS NOT NULL
     AND dequeued_at IS NULL DO NOTHING
-    RETURNING id, enqueued_at), waits AS (INSERT INTO "queue_blocked" (job_id, q_name, put_at, schedule_at)
-    SELECT id, $1::text, enqueued_at, coalesce($11::timestamptz, statement_timestamp() + $12::float8 * interval '1 second')
-    FROM put), needs AS (INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
-    SELECT put.id, item.id, $1::text, (SELECT max(enqueued_at)
+    RETURNING id, enqueued_at), given AS (SELECT id, enqueued_at AS put_at, coalesce($11::timestamptz, statement_timestamp() + $12::float8 * interval '1 second') AS schedule_at, $13::text AS gone, $14::text AS parents
+    FROM put), waits AS (INSERT INTO "queue_blocked" (job_id, q_name, put_at, schedule_at)
+    SELECT id, $1::text, put_at, schedule_at
+    FROM given), needs AS (INSERT INTO "queue_dependencies" (job_id, parent_id, q_name, parent_put_at, on_failure, polled, gone, outcome)
+    SELECT given.id, item.id, $1::text, (SELECT max(enqueued_at)
       FROM "queue"
-      WHERE id = item.id), item.on_failure, item.polled, $13::text, item.outcome
-    FROM put
-    CROSS JOIN json_to_recordset($14::text::json) AS item (id bigint, on_failure text, polled boolean, outcome text))
+      WHERE id = item.id), item.on_failure, item.polled, given.gone, item.outcome
+    FROM given
+    CROSS JOIN LATERAL json_to_recordset(given.parents::json) AS item (id bigint, on_failure text, polled boolean, outcome text))
   SELECT id, date_part('epoch', least(greatest(enqueued_at AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999'))
   FROM put;
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pqcore import After, Dedup
+from pqcore import After, Dedup, NewJob
 from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DuplicateJob, JobNotFound
+from pqcore.operations import batches, put_many
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
@@ -34,6 +35,21 @@ def finish(queue: Any) -> Any:
         return None
     queue.ack(job)
     return job.data
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the statements that were sent, without those that begin and end transactions."""
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
+        if query.name not in ("begin", "commit"):
+            names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(Session, "execute", noted)
+    return names
 
 
 @pytest.mark.parametrize("retention", RETENTIONS)
@@ -345,45 +361,31 @@ def test_function_reads_the_results_of_the_parents(harness: Harness) -> None:
     assert sorted(heard, key=len) == [{}, {a: [1], b: [2]}]
 
 
-def test_job_waits_for_ten_thousand_parents(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_waits_for_ten_thousand_parents(harness: Harness, statements: list[str]) -> None:
     queue = harness.queue()
     parents = queue.put_many(range(10_000))
-    names: list[str] = []
-    execute = Session.execute
-
-    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
-        names.append(query.name)
-        return await execute(session, query, parameters)
-
-    monkeypatch.setattr(Session, "execute", noted)
+    statements.clear()
     queue.put("child", after=parents)
-    assert [name for name in names if name not in ("begin", "commit")] == ["await_parents", "put_blocked"]
-    names.clear()
+    assert statements == ["await_parents", "put_blocked"]
+    statements.clear()
     while jobs := [job for job in queue.lease_many(1000, 60, timeout=0) if job.data != "child"]:
         assert queue.ack_many(jobs) == []
     assert left(harness) == (0, 0)
-    assert names.count("ack_keep") == 10
-    assert len(names) < 100
+    assert statements.count("ack_keep") == 10
+    assert len(statements) < 100
     with pytest.raises(ConfigurationError, match="more than 10,000 jobs"):
         queue.put("child", after=range(1, 10_002))
 
 
-def test_put_and_end_of_other_jobs_send_no_further_statement(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_and_end_of_other_jobs_send_no_further_statement(harness: Harness, statements: list[str]) -> None:
     queue = harness.queue()
     queue.put("first")
     assert finish(queue) == "first"
-    names: list[str] = []
-    execute = Session.execute
-
-    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
-        names.append(query.name)
-        return await execute(session, query, parameters)
-
-    monkeypatch.setattr(Session, "execute", noted)
+    statements.clear()
     queue.put("a")
     job = queue.lease(timeout=0, duration=60)
     queue.ack(job)
-    kinds = [name.partition("_")[0] for name in names if name != "find_lanes"]  # which is due from time to time
+    kinds = [name.partition("_")[0] for name in statements if name != "find_lanes"]  # which is due from time to time
     assert kinds == ["put", "lease", "ack"]
 
 
@@ -404,7 +406,273 @@ def test_worker_runs_tasks_after_their_parents(harness: Harness) -> None:
     harness.drain(queue)
     assert done == ["a", "c", "d"]
     assert ([queue.status(job) for job in (a, b, c, d, e)]) == ["done", "dead", "done", "done", "dead"]
-    with pytest.raises(ConfigurationError, match="cannot have after"):
-        queue.chain(work.options(after=[a]).call("f"))
-    with pytest.raises(ConfigurationError, match="cannot have after"):
-        queue.put_calls(work.options(after=[a]).call("f"))
+    for put in (queue.chain, queue.batch):
+        with pytest.raises(ConfigurationError, match="cannot have after"):
+            put(work.options(after=[a]).call("f"))
+
+
+# Many jobs in one call.
+
+STATEMENTS = ["await_parents", "put_each", "block"]
+
+
+@pytest.fixture
+def chunks_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make bulk puts send statements every two rows."""
+    for module in (put_many, batches):
+        monkeypatch.setattr(module, "CHUNK_ROWS", 2)
+
+
+def stored(harness: Harness, name: str) -> list[list[tuple[Any, ...]]]:
+    """Return the stored jobs of a queue, and what they wait for; ids are numbered in their order."""
+    names = TableName("queue", harness.schema)
+    minutes = "CASE WHEN isfinite({0}) THEN round(extract(epoch FROM {0} - {1}) / 60)::int END"
+    number = "(SELECT count(*) FROM {{table}} AS job WHERE q_name = '" + name + "' AND job.id < {0})::int"
+    jobs = harness.sql(
+        "SELECT data::text, headers::jsonb::text, group_key, dedup_key, parked_on, leased_until::text, priority,"
+        f" coalesce(schedule_at = 'infinity', false), {minutes.format('schedule_at', 'enqueued_at')},"
+        f" {minutes.format('expected_at', 'enqueued_at')} FROM {{table}} WHERE q_name = '{name}' ORDER BY id"
+    )
+    waits = harness.sql(
+        f"SELECT {number.format('job_id')}, put_at = (SELECT enqueued_at FROM {{table}} WHERE id = job_id),"
+        f" {minutes.format('schedule_at', 'put_at')} FROM {names.related('_blocked')} WHERE q_name = '{name}'"
+        " ORDER BY job_id"
+    )
+    edges = harness.sql(
+        f"SELECT {number.format('job_id')}, parent_id, parent_put_at::text, on_failure, polled, gone, outcome"
+        f" FROM {names.related('_dependencies')} WHERE q_name = '{name}' ORDER BY job_id, parent_id"
+    )
+    keys = harness.sql(
+        f"SELECT dedup_key, {number.format('job_id')} FROM {names.related('_dedup')} WHERE q_name = '{name}' ORDER BY 1"
+    )
+    return [jobs, waits, edges, keys]
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+@pytest.mark.parametrize("way", ["put_many", "put_calls"])
+def test_jobs_put_together_wait_as_those_put_one_by_one(harness: Harness, retention: str, way: str) -> None:
+    pq = harness.tasks()
+    parents = pq["parents"]
+    running, done, dead = (parents.put(name) for name in ("running", "done", "dead"))
+    _, finished, failed = (parents.lease(timeout=0, duration=60) for _ in range(3))
+    parents.ack(finished)
+    failed.bury("no luck")
+    waiting = parents.put("waiting")
+    options: list[dict[str, Any]] = [
+        {},
+        {"after": waiting},
+        {"after": []},
+        {"after": [waiting, running], "schedule_at": "1h", "expected_at": "2h", "limits": {"a": 1}, "priority": 7},
+        {"after": done, "schedule_at": "1h", "limits": {"a": 1}},
+        {"after": [done, running], "limits": {"a": 1}, "headers": {"x": 1}},
+        {"after": dead, "group": "g"},
+        {"after": [After(dead, "cancel"), After(done), After(waiting, "run")], "tenant": "t"},
+        {"after": [After(dead, "run"), After(4711, "run")], "limits": {"a": 1}},
+        {"after": [After(4711, "run"), running], "dedup": "key"},
+        {"after": waiting, "dedup": Dedup("key", until="started"), "schedule_at": "9h"},
+        {"after": waiting, "dedup": Dedup("held", until="1h")},
+        {"after": running, "dedup": Dedup("held", until="1h")},
+        {"schedule_at": "1h"},
+    ]
+    found = []
+    for name in ("one", "many"):
+        queue = pq.queue(name, retention=retention)
+        work = queue.task(name="work")(lambda job_id, number: None)
+        if name == "one" and way == "put_many":
+            ids = [queue.put(number, **each) for number, each in enumerate(options)]
+        elif name == "one":
+            ids = [queue.put_call(work.options(**each).call(number)) for number, each in enumerate(options)]
+        elif way == "put_many":
+            ids = queue.put_many(NewJob(number, **each) for number, each in enumerate(options))
+        else:
+            ids = queue.put_calls(*[work.options(**each).call(number) for number, each in enumerate(options)])
+        places = sorted(set(ids))
+        assert [places.index(job) for job in ids] == [*range(10), 9, 10, 10, 11]
+        found.append(stored(harness, name))
+    assert found[0] == found[1]
+    assert [len(each) for each in found[0]] == [12, 7, 12, 1]
+
+
+def test_jobs_put_together_run_after_their_parents(harness: Harness) -> None:
+    queue = harness.task_queue()
+    ran: list[str] = []
+
+    @queue.task()
+    def work(job_id: int, name: str) -> None:
+        if name == "bad":
+            raise ValueError(name)
+        ran.append(name)
+
+    good, bad = queue.put_calls(work.call("good"), work.call("bad"))
+    children = queue.put_calls(
+        work.options(after=good).call("a"),
+        work.call("b", _after=[good, After(bad, "run")]),
+        work.call("dead", _after=[good, bad]),
+        work.call("cancelled", _after=After(bad, "cancel")),
+        work.call("free"),
+    )
+    queue.put_calls(work.call("last", _after=[After(child, "run") for child in children]))
+    harness.drain(queue)
+    assert sorted(ran[:-1]) == ["a", "b", "free", "good"]
+    assert ran[-1] == "last"
+    assert [queue.status(job) for job in children[:3]] == ["done", "done", "dead"]
+    with pytest.raises(JobNotFound):
+        queue.status(children[3])
+    assert left(harness) == (0, 0)
+
+
+@pytest.mark.parametrize("chunks", ["one", "several"])
+def test_missing_parent_of_one_job_refuses_all_jobs(
+    harness: Harness, chunks: str, request: pytest.FixtureRequest
+) -> None:
+    if chunks == "several":
+        request.getfixturevalue("chunks_of_two")
+    queue, caller = harness.task_queue(), harness.connect()
+    work = queue.task()(lambda job_id, number: None)
+    a = queue.put("a")
+    jobs = [(0, None), (1, a), (2, [a, 4711, After(4712, "run")]), (3, [4713, 4711]), (4, None)]
+
+    def refused(**options: Any) -> None:
+        with pytest.raises(JobNotFound, match=r"put_many: item 2 and 1 more would wait for jobs 4711, 4713, which"):
+            queue.put_many([NewJob(number, after=after) for number, after in jobs], **options)
+        with pytest.raises(JobNotFound, match=r"put_calls: item 2 and 1 more would wait for jobs 4711, 4713, which"):
+            queue.put_calls(*[work.options(after=after).call(number) for number, after in jobs], **options)
+        with pytest.raises(JobNotFound, match=r"put_calls: item 0 would wait for job 4711, which"):
+            queue.put_calls(work.options(after=4711).call(0), **options)
+
+    refused()
+    with queue:
+        before = queue.put("before")
+        refused()
+    refused(connection=caller.raw)
+    if caller.session.in_transaction():
+        caller.commit()
+    caller.begin()
+    refused(connection=caller.raw)
+    caller.commit()
+    assert harness.sql("SELECT id, awaited FROM {table} ORDER BY id") == [(a, None), (before, None)]
+    assert left(harness) == (0, 0)
+
+
+@pytest.mark.usefixtures("chunks_of_two")
+def test_jobs_of_several_chunks_wait_for_the_same_parents(harness: Harness) -> None:
+    queue = harness.queue()
+    parents = queue.put_many(["a", "b"])
+    queue.put_many(NewJob(number, after=parents) for number in range(5))
+    assert left(harness) == (5, 10)
+    assert [finish(queue) for _ in range(8)] == ["a", "b", 0, 1, 2, 3, 4, None]
+    assert left(harness) == (0, 0)
+
+
+def test_bulk_put_in_the_callers_transaction_is_undone_with_it(harness: Harness) -> None:
+    queue, caller = harness.queue(), harness.connect()
+    a = queue.put("a")
+    for end, blocked in ((caller.rollback, 0), (caller.commit, 2)):
+        caller.begin()
+        queue.put_many([NewJob("b", after=a), NewJob("c", after=a)], connection=caller.raw)
+        assert left(harness) == (0, 0)
+        end()
+        assert left(harness) == (blocked, blocked)
+        assert harness.sql("SELECT awaited FROM {table} WHERE data::text = '\"a\"'") == [(bool(blocked) or None,)]
+    assert [finish(queue) for _ in range(4)] == ["a", "b", "c", None]
+
+
+@pytest.mark.parametrize("number", [2, 500])
+def test_bulk_put_sends_the_same_statements_for_any_number_of_jobs(
+    harness: Harness, statements: list[str], number: int
+) -> None:
+    queue = harness.task_queue()
+    work = queue.task()(lambda job_id, number: None)
+    parents = queue.put_many(range(3))
+    statements.clear()
+    queue.put_many([NewJob(n, after=parents) for n in range(number)])
+    assert statements == STATEMENTS
+    statements.clear()
+    handles = queue.put_calls(*[work.options(after=parents[n % 3]).call(n) for n in range(number)])
+    assert statements == STATEMENTS
+    statements.clear()
+    queue.put_many([NewJob(n, after=[]) for n in range(number)])
+    assert statements == ["put_each"]
+    assert left(harness) == (2 * number, 4 * number)
+    assert len(set(handles)) == number
+
+
+def test_chunk_of_a_bulk_put_is_sized_by_its_parents(harness: Harness, statements: list[str]) -> None:
+    queue = harness.queue()
+    parents = queue.put_many(range(10_000))
+    statements.clear()
+    queue.put_many([NewJob(n, after=parents) for n in range(4)])
+    assert statements == STATEMENTS * 2
+    assert left(harness) == (4, 40_000)
+
+
+@pytest.mark.parametrize("way", ["put_many", "put_calls"])
+def test_job_waits_for_all_jobs_of_a_bulk_put(harness: Harness, way: str) -> None:
+    queue = harness.task_queue()
+    ran: list[Any] = []
+
+    @queue.task()
+    def work(job_id: int, name: Any) -> None:
+        ran.append(name)
+
+    if way == "put_many":
+        parents = queue.put_many([work.call(n).data() for n in range(1000)])
+    else:
+        parents = queue.put_calls(*[work.call(n) for n in range(1000)])
+    last = work.options(after=iter(parents))
+    queue.put_calls(last.call("a"), last.call("b"))
+    work("c", _after=parents)
+    queue.put_many([NewJob(work.call("d").data(), after=iter(parents))] * 2)
+    assert left(harness) == (5, 5000)
+    jobs = queue.lease_many(1000, 60, timeout=0)
+    assert queue.ack_many(jobs[1:]) == []
+    assert queue.get(block=False) is None
+    queue.ack(jobs[0])
+    harness.drain(queue)
+    assert sorted(ran) == ["a", "b", "c", "d", "d"]
+
+
+def test_dedup_keys_of_jobs_put_together_decide_what_waits(harness: Harness) -> None:
+    queue = harness.queue()
+    a, holder = queue.put("a"), queue.put("holder", dedup="key")
+    assert queue.put_many([NewJob("child", after=a, dedup="key")]) == [holder]
+    for refused, error in (
+        (NewJob("child", after=a, dedup=Dedup("key", on_conflict="error")), DuplicateJob),
+        (NewJob("child", after=a, dedup=Dedup("key", on_conflict="replace")), ConfigurationError),
+        (NewJob("child", after=4711, dedup="key"), JobNotFound),
+    ):
+        with pytest.raises(error):
+            queue.put_many([NewJob("first", after=a), refused])
+    assert left(harness) == (0, 0)
+    b, c, d, e = queue.put_many(
+        [
+            NewJob("b", after=a, dedup="b"),
+            NewJob("not put", after=[a, holder], dedup="b"),
+            NewJob("replaced", after=a, dedup=Dedup("d", until="1h")),
+            NewJob("new", dedup=Dedup("d", until="1h", on_conflict="replace")),
+        ]
+    )
+    assert (b == c, d == e, left(harness)) == (True, True, (1, 1))
+    assert sorted(finish(queue) for _ in range(3)) == ["a", "holder", "new"]
+    assert (finish(queue), finish(queue), left(harness)) == ("b", None, (0, 0))
+
+
+def test_bulk_put_does_not_wait_for_a_parent_that_a_transaction_has_taken(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a")
+    other = harness.pq(create=False)["q"]
+    with queue:
+        assert queue.get(block=False).data == "a"
+        other.put_many([NewJob("b", after=a), NewJob("c", after=a)])
+        assert finish(other) is None
+    assert [finish(other) for _ in range(3)] == ["b", "c", None]
+    assert left(harness) == (0, 0)
+
+
+def test_retried_job_waits_no_longer(harness: Harness) -> None:
+    queue = harness.queue()
+    a = queue.put("a", "1h")
+    child, other = queue.put_many([NewJob("child", after=a), NewJob("other", after=a)])
+    assert queue.retry(child)
+    assert (queue.status(child), queue.status(other), left(harness)) == ("ready", "scheduled", (1, 1))
+    assert (queue.stats().blocked, finish(queue), finish(queue)) == (1, "child", None)
