@@ -125,8 +125,6 @@ class Session:
         self.lasting = False
         # The former default isolation level, after pqcore has lowered it to READ COMMITTED.
         self.lowered: str | None = None
-        # Whether the open transaction keeps its first snapshot: it is at REPEATABLE READ or SERIALIZABLE.
-        self.late = False
         # The SAVEPOINT to send with the next statement; None if there is none.
         self.ahead: Query | None = None
         # The lock held while a task uses this session inside a transaction block.
