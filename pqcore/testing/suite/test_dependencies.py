@@ -414,6 +414,13 @@ def test_worker_runs_tasks_after_their_parents(harness: Harness) -> None:
 # Many jobs in one call.
 
 STATEMENTS = ["await_parents", "put_each", "block"]
+CHECKS = ("session_settings", "isolation", "identify", "read_version", "find_table", "current_rules")
+"""Statements that a new connection, or one that was idle for long, needs in addition."""
+
+
+def without_checks(statements: list[str]) -> list[str]:
+    """Return the names of statements that do not check the connection or the rules."""
+    return [name for name in statements if name not in CHECKS]
 
 
 @pytest.fixture
@@ -586,10 +593,10 @@ def test_bulk_put_sends_the_same_statements_for_any_number_of_jobs(
     parents = queue.put_many(range(3))
     statements.clear()
     queue.put_many([NewJob(n, after=parents) for n in range(number)])
-    assert statements == STATEMENTS
+    assert without_checks(statements) == STATEMENTS
     statements.clear()
     handles = queue.put_calls(*[work.options(after=parents[n % 3]).call(n) for n in range(number)])
-    assert statements == STATEMENTS
+    assert without_checks(statements) == STATEMENTS
     statements.clear()
     queue.put_many([NewJob(n, after=[]) for n in range(number)])
     assert statements == ["put_each"]
