@@ -85,13 +85,13 @@ class Tick:
     Attributes:
         queue: The name of the task's queue.
         name: The name of the periodic task.
-        last: The tick for which a job was last put; None if no job was put since `noted`.
+        last: The tick for which a worker last put a job; None if no worker has put a job since `noted`.
         noted: The same time as `last`; for a task without a put yet, the time from which its ticks count.
         read_at: When the tick was read, by the server's clock.
         cron: The cron expression; None in a row of older code.
         tz: The time zone of the expression; None in a row of older code.
         job: The job of the last tick; None if it was deleted, or is not among the jobs that were put last.
-        is_asked_for: Whether somebody asked for the job of a tick that has passed, and no worker has put it yet.
+        is_asked_for: Whether somebody asked for the job of a past tick, and no worker has put this job yet.
         is_schedule: Whether the periodic task is a schedule, which is a row, rather than a task declared in code.
         paused: Whether the periodic task is a paused schedule, so that no tick comes.
     """
@@ -110,7 +110,7 @@ class Tick:
 
 
 async def recent_completions(engine: Engine) -> dict[str, Finished]:
-    """Count recently finished jobs by queue, among the ten thousand jobs put last and as many archived ones."""
+    """Count recently finished jobs by queue, among the 10,000 jobs put last and the 10,000 jobs archived last."""
     rows = await engine.execute("admin.recent_completions", {}, protect=False, patient=True)
     return {queue: Finished(int(minute), int(hour), median, slow) for queue, minute, hour, median, slow in rows}
 
@@ -204,8 +204,8 @@ class Activity:
     """The server's statistics about a table.
 
     Attributes:
-        inserted: Rows that were ever put.
-        dead_rows: Deleted rows that VACUUM has not removed yet.
+        inserted: The number of rows that were ever put.
+        dead_rows: The number of deleted rows that VACUUM has not removed yet.
         connections: The number of sessions in all databases.
         oldest: How long the oldest visible transaction has been open, in seconds; None if no transaction is open.
         notifications: How full the server's notification queue is, from 0 to 1; None if the server has no such queue.

@@ -80,7 +80,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
-    """Delete a waiting row, or ask a running job to stop; return whether there was one."""
+    """Delete a waiting row, or ask a running job to stop; return whether the job was waiting or running."""
     number, put_at = check_job_id(job_id), put_time(engine, job_id)
 
     async def work(s: Session) -> bool:
@@ -138,7 +138,7 @@ async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, Que
 
 
 async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> dict[str, QueueFigures]:
-    """Count the waiting jobs and dead letters of each queue that has any, in the order of names.
+    """Count the waiting jobs and dead letters of each queue that has such jobs, in the order of names.
 
     Args:
         engine: The engine.
@@ -186,7 +186,7 @@ async def create(
     Args:
         engine: The engine.
         partitions: The number of partitions of a new table.
-        set_sequences: Whether to advance sequences that are behind the existing ids, beyond the highest id.
+        set_sequences: Whether to advance a sequence beyond the highest existing id, if the sequence is behind this id.
         keep_finished: How long finished rows are kept, if the table is new.
         keep_dead: How long dead letters are kept, if the table is new.
 

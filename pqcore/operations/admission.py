@@ -32,8 +32,8 @@ from pqcore.sql.fragments import UNNAMED
 logger = logging.getLogger("pqcore")
 
 WAITS = (0.002, 0.01, 0.04)
-"""Approximate seconds between tries while other transactions lock keys; a take of another worker holds a lock for
-milliseconds."""
+"""Approximate seconds between tries while other transactions lock keys. The waits are short, because the take of
+another worker holds its locks only for milliseconds."""
 REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
@@ -45,13 +45,13 @@ _MOST_PARTS = 20
 
 
 class Taken(NamedTuple):
-    """The jobs that were leased in the places of jobs that ended.
+    """The jobs that one statement leased when it ended other jobs, which left their places free.
 
     Attributes:
         rows: The rows, in order.
-        keys: For each job that was leased ahead, the key whose places limit how many of these jobs may run.
+        keys: The key of each job that was leased ahead. The places of this key limit how many of these jobs may run.
         places: How many of the jobs that were leased ahead, now or before, may run under each key.
-        left_none: Whether no other job could be leased, on any lane or without one.
+        left_none: Whether no other job could be leased, neither from a lane nor without a lane.
     """
 
     rows: Sequence[JobRow]
@@ -87,7 +87,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         except PQError as exc:
             if in_transaction or not s.usable():
                 raise
-            # the lanes of other jobs are still written
+            # only these jobs failed: the loop still writes the lanes of other jobs
             logger.warning("%r: cannot assign jobs of %r to their lanes yet: %s", queue.name, text, exc)
     return news
 
@@ -107,7 +107,7 @@ async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1
     Args:
         queue: The queue.
         s: The session.
-        text: The text that the rows of these jobs have in place of their lanes.
+        text: The text that the rows of the jobs have in place of their lanes.
         parts: The largest number of statements, each of which writes the lanes of `ADOPT` jobs.
     """
     find = s.sql.tasks.find_unnamed
@@ -138,7 +138,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
             return True
         lanes.append({"id": job, **lane_values(lane)})
         if lane is not None:
-            queue.lanes.add(lane).taken = 0  # the job may come before the last job that was taken
+            queue.lanes.add(lane).taken = 0  # in the lane's order, the job may come before the job that was taken last
     if lanes:
         queue.lanes.adopted += len(lanes)
         query = s.sql.tasks.set_lanes
@@ -207,7 +207,7 @@ async def take(
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
         elif state not in _BUSY:
             if out_within is not None:
-                return (), 0.0  # the next take considers all hidden jobs
+                return (), 0.0  # the next take considers the jobs that this take did not see
             return (), None if wait is None else float(wait)
         else:
             spare = SPARE
@@ -226,7 +226,7 @@ async def end_and_take(
     times: int,
     ahead: Sequence[tuple[int, int]],
 ) -> tuple[set[tuple[int, int]], Taken]:
-    """Finish leased jobs without follow-ups, and lease other jobs in their places, in one statement.
+    """Finish leased jobs without follow-ups, and lease jobs under the places that become free, in one statement.
 
     Args:
         queue: The queue.
@@ -315,9 +315,9 @@ async def _take_plain_only(queue: QueueSettings, s: Session, n: int, lease: floa
 
 
 async def _isolation_above(s: Session) -> str | None:
-    """Return the isolation level of a caller's transaction if new lanes are not visible there: above READ COMMITTED.
+    """Return the isolation level of a caller's transaction if it is above READ COMMITTED; otherwise return None.
 
-    Else None.
+    Above READ COMMITTED, new lanes are not visible in the transaction.
     """
     if s.own or not s.in_transaction():
         return None
@@ -326,7 +326,7 @@ async def _isolation_above(s: Session) -> str | None:
 
 
 async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
-    """Insert the rows of keys that have none; return the keys that another transaction inserts at this moment."""
+    """Insert rows for keys that have no row; return the keys that another transaction is inserting now."""
     missing = set(keys)
     needs = {str(need["key"]): need for need in choice.needs() if need["key"] in missing}
     query = s.sql.tasks.create_keys
@@ -352,9 +352,10 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:
-    """Correct the effects of writers other than takes: lanes of jobs, keys that lack a job, old keys.
+    """Correct what other programs than takes have written: lanes of jobs, keys that lack a job, old keys.
 
-    pq, older code and SQL finish and lease waiting jobs without taking them off their lanes, and older code parks jobs.
+    pq, older versions of pqcore and SQL statements finish and lease waiting jobs, but leave the jobs on their lanes.
+    Older versions also park jobs.
     """
     tasks = s.sql.tasks
     await s.execute(tasks.leave_lanes, tasks.leave_lanes.bind({"q_name": queue.name}))

@@ -15,7 +15,7 @@ _NOTHING: dict[str, object] = dict.fromkeys(("attempt", "outcome", "worker", "er
 
 
 def attempt_values(outcome: Outcome) -> dict[str, object]:
-    """Return what is kept of an attempt, by the names of the statement's parameters; each is None if nothing is kept.
+    """Return the values that are kept of an attempt, by the statement's parameters; all are None if nothing is kept.
 
     A job that was put off, given back before its function ended, or dead before it ran, had no attempt.
 

@@ -27,7 +27,7 @@ from pqcore.times import UtcDatetime
 SWEEP = 1.0
 """Seconds after which a sweep starts no further statement."""
 RESTS = 10
-"""After a pass that found little, this many sweeps are left out for each sweep that the pass took."""
+"""The number of sweeps that do no work after a pass that found little, for each sweep that the pass took."""
 LITTLE = 0.05
 """A pass found little if it deleted at most this part of the attempts that it looked at."""
 _CRASH = {
@@ -41,7 +41,8 @@ class PastAttempt:
     """An attempt of a job that failed, crashed or was snoozed.
 
     Attributes:
-        attempt: The number of the attempt: 1 for the first. A snoozed attempt does not count: the next has its number.
+        attempt: The number of the attempt: 1 for the first. A snoozed attempt does not count, so the attempt after it
+            has the same number.
         outcome: ``failed``, ``crashed`` or ``snoozed``.
         ended_at: When the attempt ended; for a crash, when the job was about to run again.
         worker: The host and the process id of the worker, as ``host:pid``; None if unknown.
@@ -120,8 +121,7 @@ async def _sees_all(engine: Engine, s: Session) -> bool:
 class AttemptSweep:
     """A sweep that deletes the attempts of jobs that are gone.
 
-    A pass over the table takes as many sweeps as it needs. After a pass that found little, the next sweeps are left
-    out.
+    A pass over the table takes as many sweeps as it needs. After a pass that found little, the next sweeps do no work.
 
     Args:
         queue: The name of the queue. The sweep covers the attempts of all queues, unless these are on several servers.

@@ -66,7 +66,7 @@ class Membership:
 async def open_batch(
     engine: Engine, s: Session, queue: QueueSettings, total: int, callback: StoredPut | None
 ) -> Membership:
-    """Open a batch of ``total`` jobs in the transaction that puts the jobs; return the membership of each job."""
+    """Open a batch of ``total`` jobs in the transaction that puts the jobs; return the membership for these jobs."""
     query = s.sql.tasks.open_batch
     token = secrets.token_hex(16)
     after = None if callback is None else json.dumps(callback.to_json())
@@ -120,7 +120,7 @@ async def count_down(
 async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
     """Keep batches open although `get` finished one of their jobs.
 
-    The job is being performed, and its end is counted later.
+    The caller of `get` still performs the job, and the batch counts the job's end later.
     """
     query = s.sql.tasks.hold_batch
     for membership in sorted(set(memberships)):
@@ -131,9 +131,9 @@ async def hold_open(s: Session, memberships: Iterable[Membership]) -> None:
 class Watch:
     """A watch for batches of a queue whose jobs disappeared without being counted; it ends these batches.
 
-    A job that is deleted in SQL is not counted, nor is a job that a process took with `get` before it died. A batch is
-    lost if two looks find none of its jobs, and nothing was counted in between. Two looks are needed because a job
-    taken with `get` is counted in a separate transaction, a moment later.
+    A batch does not count a job that was deleted in SQL, or a job that a process took with `get` before the process
+    died. A batch is lost if two looks find none of its jobs, and the batch counted no job between the two looks. One
+    look is not enough, because a job taken with `get` is counted a moment later, in a separate transaction.
     """
 
     def __init__(self) -> None:
@@ -204,9 +204,9 @@ class _Seen:
 
 
 async def end_lost(engine: Engine, queue: QueueSettings) -> int:
-    """End the batches of a queue that have no jobs left, before a worker stops for want of jobs.
+    """End the batches of a queue that have no jobs left, before a worker stops because it found no jobs.
 
-    Return their number.
+    Return the number of these batches.
     """
     watch = Watch()
     try:

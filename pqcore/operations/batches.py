@@ -40,7 +40,7 @@ async def put_batch(
 ) -> tuple[int, list[Identity]]:
     """Put calls, and another call after all of them have ended.
 
-    Return the id of the batch, and those of the jobs in order.
+    Return the id of the batch, and the ids of the jobs in order.
     """
     if not calls:
         msg = "a batch needs at least one call"

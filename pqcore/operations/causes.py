@@ -109,7 +109,7 @@ def running(
     workers: tuple[str, ...],
     where: tuple[str, UtcDatetime] | None = None,
 ) -> Cause:
-    """Return the `Cause` for a job under a lease; ``where`` is the worker that runs it, and since when, if known."""
+    """Return the `Cause` for a job under a lease; ``where`` is the worker and the start of the run, if known."""
     if stops:
         return Cause(
             "stopping",
@@ -206,7 +206,7 @@ def limit_full(key: str, places: int, own: int, jobs: Sequence[int], workers: tu
         own: The number of places that the job was put with.
         jobs: The jobs that hold the places.
         workers: The workers of the queue that are alive.
-        ruled: Whether an operator has set the number.
+        ruled: Whether an operator has set the number of places.
     """
     name = key.removeprefix("limit:")
     set_by = " by a rule" if ruled else "" if own == places else f" by the newest put, and this job asks for {own}"

@@ -108,9 +108,9 @@ class Endings:
 
     Attributes:
         lost: Outcomes that were not stored, because the leases of the jobs were lost; these jobs are unchanged.
-        refused: Outcomes that were not stored, each with the error. After `OutcomeUnknown`, it may have been stored.
-        buried: The outcome that was stored in place of another, by the `id` of the other outcome. It is a dead letter,
-            or an end without a result.
+        refused: Outcomes that were not stored, each with the error; after `OutcomeUnknown`, one may have been stored.
+        buried: The outcomes that were stored in place of given ones, by the `id` of the given outcome. Each is a dead
+            letter, or an end without a result.
         buries: Whether a done job with a refused value in its outcome becomes a dead letter.
         waits: Whether to wait for rows that other transactions have locked. Otherwise the outcomes of such jobs are
             refused, and the other outcomes are stored.
@@ -123,7 +123,7 @@ class Endings:
     waits: bool = False
 
     def stored(self, outcome: Outcome) -> Outcome:
-        """Return the outcome that was stored for a job, which may be another than the given one."""
+        """Return the outcome that was stored for a job: the given outcome, or the one that replaced it."""
         return self.buried.get(id(outcome), outcome)
 
 
@@ -139,9 +139,9 @@ async def find_already_stored(
 ) -> list[Outcome]:
     """Return the outcomes that an earlier try has stored, although the server's answer was lost.
 
-    The leases of these jobs are not held now. The job's row shows whether the holder ended its lease, independently of
-    clocks. If the row was deleted, or the job was taken again, only the clock can show it: until a lease runs out, only
-    its holder ends it.
+    The leases of these jobs are not held now. If the row of a job still exists, it shows whether the holder ended the
+    lease. If the row was deleted, or the job was taken again, only the clock can show this: only the holder can end a
+    lease that has not run out.
 
     Args:
         engine: The engine.
@@ -182,15 +182,12 @@ def _group(outcomes: Sequence[Outcome]) -> list[Sequence[Outcome]]:
 async def _store_groups(
     engine: Engine, queue: QueueSettings, groups: Sequence[Sequence[Outcome]], endings: Endings
 ) -> PQError | None:
-    """Store groups of outcomes, each in its own transaction, until the server itself has an error.
-
-    Return that error.
-    """
+    """Store groups of outcomes, each in its own transaction; return an error of the server itself, which ends this."""
     ailment: PQError | None = None
     for group in groups:
         if ailment is None:
             ailment = await _store(engine, queue, group, endings)
-        else:  # not tried, so it is certain that the outcome is not stored
+        else:  # these outcomes were not sent, so it is certain that the server did not store them
             error = ConnectionLost(str(ailment)) if isinstance(ailment, OutcomeUnknown) else ailment
             endings.refused += [(outcome, error) for outcome in group]
     return ailment
@@ -225,7 +222,7 @@ async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: En
     """
     try:
         held = await find_held(engine, [outcome.job for outcome in missing])
-    except PQError as exc:  # the other outcomes are stored, whatever this error is
+    except PQError as exc:  # the error does not matter for the other outcomes, which are stored
         endings.refused += [(outcome, exc) for outcome in missing]
         return []
     lost: list[Outcome] = []
@@ -258,7 +255,7 @@ async def _dead_letter_instead(
 async def _ack_plain(
     engine: Engine, queue: QueueSettings, outcomes: Sequence[Outcome], connection: object, *, free: bool = False
 ) -> list[Outcome]:
-    """Finish jobs without follow-ups in one statement; return the jobs that `ack` returns."""
+    """Finish jobs without follow-ups in one statement; return the jobs that it did not finish, as `ack` does."""
     lost = {id(job) for job in await ack(engine, queue, [outcome.job for outcome in outcomes], connection, free=free)}
     return [outcome for outcome in outcomes if id(outcome.job) in lost and not outcome.finished] if lost else []
 
@@ -268,7 +265,8 @@ def acknowledge(
 ) -> Coroutine[Any, Any, list[J]]:
     """Finish leased jobs for a caller of `ack`; return the jobs whose leases were lost.
 
-    The follow-ups of the jobs happen. A job that is acknowledged has no result, so the next job of its chain gets None.
+    The operation runs the follow-ups of the jobs. An acknowledged job has no result, so the next job of its chain gets
+    None.
     """
     for job in jobs:
         if is_continued(job.raw_headers):
@@ -320,13 +318,13 @@ async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int) 
                 await mark_deleted(s, job_id, "cancelled")
             row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
             await follow_up(engine, queue, s, [Outcome(BaseJob(queue, row), "drop", reason="cancelled")])
-            if has_lane(found):  # other jobs of its group may have waited behind it
+            if has_lane(found):  # other jobs of its group may have waited for the cancelled job
                 await _tell(queue, s)
     return bool(rows)
 
 
 async def _tell(queue: QueueSettings, s: Session) -> None:
-    """Notify waiters that places under keys are free, after the transaction has committed."""
+    """Notify waiters, when the transaction commits, that places under keys are free."""
     await s.execute(s.sql.tasks.tell, s.sql.tasks.tell.bind({"channel": queue.channel}))
 
 
@@ -346,7 +344,7 @@ async def _lock_free(s: Session, queue: QueueSettings, outcomes: Sequence[Outcom
 async def _end_rows(
     s: Session, queue: QueueSettings, outcomes: Sequence[Outcome], buried: dict[int, Outcome], *, free: bool
 ) -> list[Outcome]:
-    """Change the rows; return the outcomes whose leases were held.
+    """Change the rows of jobs as their outcomes say; return the outcomes whose leases were held.
 
     Args:
         s: A session with an open transaction.

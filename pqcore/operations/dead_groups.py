@@ -1,4 +1,4 @@
-"""Groups of dead letters: those of one task that died of the same error."""
+"""Groups of dead letters: a group has the dead letters of one task that died of the same error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DeadGroup:
 
     Attributes:
         queue: The name of the queue.
-        task: The path of the function; empty if the jobs are not calls of one.
+        task: The path of the function; empty if the jobs are not calls of a function.
         error: The class of the last exception; empty if there was none.
         reason: The reason of the dead letters; one of `pqcore.operations.dead_letters.REASONS`.
         number: The number of dead letters.
@@ -75,7 +75,7 @@ async def list_group_ids(engine: Engine, queue: QueueSettings, task: str, error:
 async def revive_group(engine: Engine, queue: QueueSettings, task: str, error: str, reason: str) -> int:
     """Turn the dead letters of a group into jobs again, as `pqcore.operations.dead_letters.revive` does.
 
-    Return their number.
+    Return the number of these jobs.
 
     Raises:
         NotStored: A trigger left a job out.

@@ -47,7 +47,7 @@ async def bury(
         job: The job, as it was taken.
         error: The cause.
         connection: A connection whose open transaction is used; see `Queue.put`.
-        owed: Whether the follow-ups of a job taken with `get` have not happened yet; None if they happened as the job
+        owed: Whether the follow-ups of a job taken with `get` have yet to happen; None if they happened when the job
             was taken.
 
     Raises:
@@ -71,7 +71,7 @@ async def bury(
         "reason": outcome.reason,
         **attempt_values(outcome),
     }
-    retention = job.settings.retention  # the retention with which its row was finished
+    retention = job.settings.retention  # the retention that applied when the job's row was finished
     if retention == "delete":
         binary = isinstance(job.raw, bytes)
         values |= {"data": None if binary else job.raw, "payload": job.raw if binary else None}
@@ -133,7 +133,7 @@ async def find(engine: Engine, queue: QueueSettings, job_id: int) -> DeadLetterR
 
 
 async def count(engine: Engine, queue: QueueSettings, reason: str | None = None) -> int:
-    """Return the number of dead letters, of one reason or of all."""
+    """Return the number of dead letters with one reason, or of all dead letters."""
     values = {"q_name": queue.name, "reason": _check_reason(reason)}
     [[number]] = await engine.execute("tasks.count_dead", values, protect=False)
     return int(number)
@@ -192,13 +192,13 @@ async def purge(
 async def _in_slices(
     change: Callable[[Sequence[int] | None], Awaitable[int]], ids: Sequence[int] | None, most: int
 ) -> int:
-    """Change ``most`` dead letters at a time, and none twice, even if a revived job dies again meanwhile.
+    """Change ``most`` dead letters at a time, and none of them twice, even if a revived job dies again meanwhile.
 
-    Return the number.
+    Return the number of changed dead letters.
 
     Args:
-        change: A function that changes the dead letters with some ids, or any ``most`` of them if given None; it
-            returns the number.
+        change: A function that changes the dead letters with the given ids; for None, it changes any ``most`` dead
+            letters. It returns the number of dead letters that it changed.
         ids: The ids; None for all.
         most: The largest number of dead letters in one statement.
     """

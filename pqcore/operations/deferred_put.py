@@ -1,4 +1,4 @@
-"""Puts of data that is encoded already: later, as the next job of a chain or after a batch; or now, with other puts."""
+"""Puts of encoded data. A `StoredPut` happens later, in a chain or after a batch; a `DirectPut` happens now."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _ENDED = {
 
 
 async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
-    """Release the jobs of a queue that wait for no parent any more; return whether there were any.
+    """Release the jobs of a queue that wait for no parent any more; return whether there were such jobs.
 
     A job of which a parent failed becomes a dead letter or is cancelled, as its put said. One call looks at a bounded
     number of jobs.

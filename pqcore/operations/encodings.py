@@ -1,4 +1,4 @@
-"""How data is encoded, wherever it is stored: reading it in slices, and counting it.
+"""Reading and counting stored data by its encoding, slice by slice, in every table.
 
 Data is in ready, scheduled, leased, parked and done rows, in dead letters, in the archive and in results. Headers hold
 more data: the calls that follow in a chain, and the result that a call was given. The row of a batch holds the call
@@ -23,8 +23,8 @@ from pqcore.sql.encoding_statements import ROWS, SLICE
 from pqcore.sql.statement import Query
 
 FIRST = 1 - 2**63
-"""An id below all others; it avoids the lowest integer, whose absolute value is out of range if a driver writes the
-minus separately."""
+"""An id below all others. It is not the lowest integer: some drivers write the minus sign separately, and the absolute
+value of the lowest integer is out of range."""
 
 
 @dataclass(frozen=True, order=True)
@@ -86,7 +86,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(headers: Any, queue: str) -> Iterator[Piece]:
-    """Return the encoded data in the headers of a job, without parts that no put wrote."""
+    """Return the encoded data in the headers of a job; skip data whose form shows that no put of pqcore wrote it."""
     if not isinstance(headers, dict):
         return
     previous = headers.get("previous")
@@ -98,7 +98,7 @@ def pieces_of(headers: Any, queue: str) -> Iterator[Piece]:
 
 
 def pieces_of_link(link: Any) -> Iterator[Piece]:
-    """Return the encoded data of a call that follows; nothing if no put wrote it."""
+    """Return the encoded data of a call that follows; nothing if its form shows that no put of pqcore wrote it."""
     try:
         check_link(link)
     except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
@@ -180,7 +180,7 @@ class Counts:
 
 
 def read_key_ids(marks: str) -> tuple[str, ...]:
-    """Return the ids of keys with which stored data begins."""
+    """Return the ids of keys that the beginning of stored data names."""
     return read_marks(marks.encode())
 
 

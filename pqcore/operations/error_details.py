@@ -20,7 +20,7 @@ class RemoteTraceback(Exception):
 MAX_TRACEBACK = 20_000
 """The largest number of characters of a traceback that are kept, counted from its end."""
 KeepErrors: TypeAlias = Literal["all", "type", "none"]
-"""What is stored of the exceptions of jobs: all, the type alone, or nothing."""
+"""Which parts of the exceptions of jobs are stored: all parts, the type alone, or nothing."""
 KEEP_ERRORS: tuple[KeepErrors, ...] = ("all", "type", "none")
 _LEADING = ("pqcore.", "concurrent.futures.", "asyncio.")
 _CALLER = "pqcore.tasks.declaring"
@@ -30,7 +30,8 @@ _CALLER = "pqcore.tasks.declaring"
 def read_error(stored: str | None) -> dict[str, str]:
     """Return the error in a row: ``type``, ``message``, ``traceback``; empty if the row has none.
 
-    A row that was written in SQL may have other JSON: what it lacks is empty, and what is no object is the message.
+    A row that was written in SQL may have other JSON: missing parts are empty, and a value that is not an object
+    becomes the message.
     """
     error = None if stored is None else json.loads(stored)
     if not error:
@@ -69,18 +70,18 @@ def check_keep_errors(value: object) -> None:
     """Raise unless a value is one of `KeepErrors`.
 
     Raises:
-        ConfigurationError: The value is none of them.
+        ConfigurationError: The value is not one of `KeepErrors`.
     """
     if value not in KEEP_ERRORS:
         raise ConfigurationError(f"keep_errors is {value!r}; choose 'all', 'type' or 'none'")
 
 
 def reduce_error(error: dict[str, str] | None, keep: KeepErrors) -> dict[str, str] | None:
-    """Return what is stored of an error.
+    """Return the parts of an error that are stored.
 
     Args:
-        error: The error, as `describe_error` tells it; None without one.
-        keep: What is stored of it.
+        error: The error, as `describe_error` returns it; None without an error.
+        keep: Which parts are stored.
     """
     if error is None or keep == "none":
         return None
@@ -88,7 +89,7 @@ def reduce_error(error: dict[str, str] | None, keep: KeepErrors) -> dict[str, st
 
 
 def remove_outer_frames(error: BaseException) -> None:
-    """Remove the frames outside the job's function from its exception: those of the worker, its threads and pools.
+    """Remove the frames outside the job's function from its exception: frames of the worker, its threads and pools.
 
     An exception of pqcore's own code, raised before the function was called, keeps its frames.
     """

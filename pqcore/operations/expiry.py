@@ -1,7 +1,7 @@
 """How long finished rows and dead letters are kept: the rows that set the times, and the sweep that deletes older rows.
 
-A table that `create` makes gets such rows. A table that existed before has none, and keeps everything until somebody
-sets a time. Workers sweep their queues, a bounded number of rows at a time.
+A table that `create` makes gets rows that set the times. A table that older code made has no such rows, and keeps
+everything until somebody sets a time. Workers sweep their queues, a bounded number of rows at a time.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def set_first_expiry(s: Session, finished: Time, dead: Time) -> None:
 
 
 async def list_expiry(engine: Engine) -> list[Expiry]:
-    """Return the times that are set, those for all queues first; empty if everything is kept."""
+    """Return the times that are set; the times for all queues come first. Empty if everything is kept."""
     return await engine.run(list_expiry_of, protect=False)
 
 

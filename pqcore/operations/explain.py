@@ -1,4 +1,4 @@
-"""An explanation why a job does not run.
+"""Explaining why a job does not run.
 
 The operation looks at the job and at everything that may stop it; it changes and locks nothing.
 """
@@ -96,9 +96,9 @@ class _KeyRow(NamedTuple):
         put_places: The places that the newest put gave.
         alive: The jobs that hold the places.
         rate: Tokens per second; None without a rate.
-        tokens: Tokens that are left.
+        tokens: The number of tokens that are left.
         reserved: The job for which the key is reserved.
-        reserved_for: The lane of that job.
+        reserved_for: The lane of the job for which the key is reserved.
     """
 
     key: str
@@ -166,7 +166,7 @@ async def _run(s: Session, query: Query, **values: object) -> Sequence[Row]:
 
 
 async def _explain_missing(engine: Engine, job_id: int, queue: QueueSettings | None, s: Session) -> Explanation:
-    """Explain a job without a row: its result may be kept, or its row hidden."""
+    """Explain a job for which no row is found: only its result may be kept, or row-level security may hide its row."""
     number, name = int(job_id), None if queue is None else queue.name
     if queue is not None:
         rows = await _run(s, s.sql.tasks.find_result, id=number, q_name=name, put_at=put_time(engine, job_id))
@@ -254,7 +254,7 @@ class _Examination:
         )
 
     async def _look_at_parents(self) -> bool:
-        """Look at the jobs that the job waits for; return whether it waits for any."""
+        """Look at the parents for which the job waits; return whether there are such parents."""
         if self._row.state == "scheduled":
             rows = await _run(self._s, self._s.sql.dependencies.open_parents, id=self._id, n=SHOWN)
             for _, number in rows[:1]:

@@ -48,7 +48,7 @@ class Explanation:
         causes: The causes that keep the job from running, the most important first. If the list is empty, the next free
             worker takes the job.
         position: How many jobs are before the job, up to 1,000; None for a job that is not due.
-        next_at: When the job is due; None for a job that is due now, or is not waiting.
+        next_at: When the job becomes due; None for a job that is due now, or does not wait.
         notes: Conditions that do not keep the job from running, but may slow the queue down.
         past_attempts: The attempts that failed, crashed or were snoozed, as in `pqcore.Queue.attempts`; empty if the
             role may not read them.

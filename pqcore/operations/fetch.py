@@ -47,8 +47,8 @@ async def get(
 ) -> Sequence[Row]:
     """Take up to ``n`` rows, and wait for the first row.
 
-    The operation looks for jobs. If it finds none, it waits until the first of these: a notification, the next due
-    time, the poll interval, the timeout. Then it looks again.
+    The operation looks for jobs. If it finds none, it waits for a notification, but at most until the next job is due,
+    the poll interval has passed, or the timeout has passed. Then it looks again.
 
     Args:
         engine: The engine.
@@ -83,7 +83,7 @@ async def get(
         if rows:
             break
         woken = False
-        if wake_in == 0.0:  # the jobs that were found cannot run yet, but jobs behind them might
+        if wake_in == 0.0:  # the jobs that the look found cannot run yet, but jobs behind them may be able to
             continue
         if not block:
             return rows
@@ -157,7 +157,7 @@ async def end_and_take(
     times: int = 1,
     ahead: Sequence[tuple[int, int]] = (),
 ) -> tuple[list[BaseJob], admission.Taken]:
-    """Finish leased jobs without follow-ups, and lease up to ``n`` jobs in their places, in one statement.
+    """Finish leased jobs without follow-ups, and lease up to ``n`` other jobs, in one statement.
 
     Args:
         engine: The engine.
@@ -184,7 +184,7 @@ async def end_and_take(
 
 
 async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
-    """Run the follow-ups of jobs taken for good; if the caller runs them, keep the jobs' batches open instead.
+    """Run the follow-ups of jobs taken without a lease; if the caller runs them, keep the jobs' batches open instead.
 
     If the caller is cancelled meanwhile, the jobs are put back, and their follow-ups do not happen a second time. An
     error is only logged, because the jobs are taken, and the caller must receive them.
@@ -232,7 +232,7 @@ async def _try_to_follow(
     except ConnectionLost:
         logger.exception("%r: the follow-ups of jobs that were taken with get were not run", queue.name)
     except PQError:
-        for job in jobs:  # the operation fails for one of the jobs, and must not fail for the others
+        for job in jobs:  # the operation failed for at least one job: run it for each job alone
             try:
                 await engine.run(partial(work, ones=[job]), undo=undo)
             except PQError:

@@ -61,7 +61,7 @@ async def run_follow_ups(engine: Engine, queue: QueueSettings, outcome: Outcome)
 async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]) -> None:
     """Run the follow-ups of jobs that were taken with `get` and never performed; these jobs count as done.
 
-    If such a job is unfinished, the transaction that took it was rolled back, and nothing is done for it.
+    If such a job is unfinished, the transaction that took it was rolled back, and its follow-ups do not run.
     """
 
     async def work(s: Session, job: BaseJob) -> None:
@@ -81,7 +81,7 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     """Store the results of ended jobs, put the next jobs of their chains, and count the jobs in their batches."""
     for outcome in ended:
-        if outcome.by_hand and outcome.job.header_faults:  # a worker makes a dead letter of such a job
+        if outcome.by_hand and outcome.job.header_faults:  # its headers are invalid; a worker would make a dead letter
             job = outcome.job
             logger.error(
                 "%r: job %d ended, but its follow-ups were not put, because its headers are invalid: %s",
@@ -140,7 +140,7 @@ async def _keep_result(engine: Engine, queue: QueueSettings, s: Session, outcome
 
 
 async def _enqueue_next_in_chain(engine: Engine, queue: QueueSettings, s: Session, outcome: Outcome) -> None:
-    """Put the next job of a chain; if a job of the chain fails for good, the rest stays with its dead letter."""
+    """Put the next job of a chain; if a job fails for good, its dead letter keeps the rest of the chain instead."""
     chain = outcome.job.headers.get("then")
     if outcome.kind == "done" and chain:
         result = outcome.encoded or await encode(engine, queue, outcome.result)

@@ -73,12 +73,12 @@ class Outcome:
 
     @property
     def stored_error(self) -> dict[str, str] | None:
-        """What is stored of ``error``; all of it for a postponed job, whose row tells workers the reason."""
+        """The stored parts of ``error``; all parts for a postponed job, because its row tells workers the reason."""
         return self.error if self.reason in PUT_OFF else reduce_error(self.error, self.keep_errors)
 
     @property
     def stored_result_error(self) -> dict[str, str] | None:
-        """What is stored of ``result_error``: at least its type, because the result is missing."""
+        """The stored parts of ``result_error``: at least its type, because the result is missing."""
         return reduce_error(self.result_error, "all" if self.keep_errors == "all" else "type")
 
 
@@ -92,7 +92,7 @@ def crashed(job: BaseJob, pause: float, message: str) -> Outcome:
 
     Args:
         job: The job.
-        pause: Seconds until the job is due again after its first crash; each further crash doubles them.
+        pause: Seconds until the job is due again after its first crash; each further crash doubles this time.
         message: What happened, for the list of attempts.
     """
     error = {"type": "crash", "message": message, "traceback": ""}
@@ -102,7 +102,7 @@ def crashed(job: BaseJob, pause: float, message: str) -> Outcome:
 def ails_server(error: PQError) -> bool:
     """Return whether the server or the connection, and not the job, caused an error.
 
-    Other jobs then meet the error too.
+    Storing the outcomes of other jobs then fails with the same error.
     """
     if isinstance(error, (ConnectionLost, PoolTimeout, Closed, SchemaError)):
         return True
@@ -115,7 +115,7 @@ def refuses_value(error: PQError) -> bool:
 
 
 def spells_errors_in_ascii(outcome: Outcome, refusal: PQError) -> bool:
-    """Escape the characters of an outcome's errors, if the database's encoding lacks some; return whether that helps.
+    """Escape characters in an outcome's errors that the database's encoding lacks; return whether any was escaped.
 
     Args:
         outcome: The refused outcome, which is changed.
@@ -143,7 +143,7 @@ class Refusals:
 
     Attributes:
         number: The number of refusals.
-        since: The time of the first refusal that the job may have caused, by the monotonic clock; None before one.
+        since: The time of the first refusal that the job may have caused, by the monotonic clock; None before it.
     """
 
     number: int = 0

@@ -22,8 +22,8 @@ J = TypeVar("J", bound=BaseJob)
 
 
 LEASE_DURATION = float(60)
-"""The default length of a lease, in seconds. The value is a separate object, because `lease_terms` compares by
-identity."""
+"""The default length of a lease, in seconds. `lease_terms` recognizes this object by its identity, to see whether the
+caller gave a length."""
 
 
 def lease_time(duration: str | float | timedelta) -> float:
@@ -95,7 +95,7 @@ async def ack(
 
 
 def _held(rows: Sequence[Row]) -> set[tuple[int, int]]:
-    """Return the ids and tokens of the changed rows, whose leases were held."""
+    """Return the ids and tokens in the rows that a statement changed; it changes only rows whose leases are held."""
     return {(job, token) for job, token, *_ in rows}
 
 
@@ -132,14 +132,14 @@ async def _go(
 def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]) -> Together:
     """Return the operation that changes the rows of several callers.
 
-    Its answer is True for each held lease, and `ALONE` for others.
+    The operation returns True for each held lease, and `ALONE` for each row that it did not find.
 
-    A row that is not found may be locked. Its caller then waits for the row alone, and learns whether the lease is
-    held.
+    Another transaction may have locked such a row. Its caller then runs a statement alone, which waits for the row and
+    shows whether the lease is held.
 
     Args:
-        query_of: A function that returns the statement, which takes ids and tokens, and returns those of the changed
-            rows.
+        query_of: A function that returns the statement. The statement takes ids and tokens, and returns the ids and
+            tokens of the changed rows.
         values: The other values of the statement.
     """
 
@@ -150,7 +150,7 @@ def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]
         answers: list[Any] = []
         for lease in leases:
             answers.append(True if lease in done else ALONE)
-            done.discard(lease)  # another caller with the same lease runs alone, and finds the row changed
+            done.discard(lease)  # a second caller with the same lease gets `ALONE`, and then finds the row changed
         return answers
 
     return Together(run)
@@ -236,9 +236,7 @@ async def extend(engine: Engine, queue: QueueSettings, job: BaseJob, duration: s
 async def beat(
     engine: Engine, jobs: Sequence[BaseJob], length: float
 ) -> tuple[dict[tuple[int, int], bool], set[tuple[int, int]]]:
-    """Set the end of leases to ``length`` seconds from now, except for rows that other transactions have locked.
-
-    Wait for no row.
+    """Set the end of leases to ``length`` seconds from now; skip rows that other transactions have locked.
 
     Returns:
         Two values. The first is a dict of the extended leases, by id and token, with whether the job was asked to stop.

@@ -1,6 +1,6 @@
 """The limits and groups that jobs of a queue use.
 
-For each: how many jobs may run, which jobs run, and how many jobs wait.
+A `LimitUsage` says how many jobs may run under a limit or group, which jobs run, and how many jobs wait.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class StoredJob:
 
 @dataclass(frozen=True)
 class WholeJob(StoredJob):
-    """All that is stored of a job.
+    """All stored values of a job, with its data or the beginning of its data.
 
     Attributes:
         raw: The stored data, or the beginning of it: JSON text, or bytes.
@@ -189,7 +189,7 @@ async def list_by_state(
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
-    """Return archived rows, and kept rows, which are found by scanning the table from its end."""
+    """Return archived rows and kept rows; the operation finds kept rows by a scan of the table from its end."""
     archived = await engine.execute("admin.list_archived", values, protect=False, patient=True)
     kept: list[StoredJobRow] = []
     before = _LAST
@@ -240,6 +240,6 @@ async def get_full_job(
 
 
 async def count_dead_by_queue(engine: Engine) -> dict[str, int]:
-    """Count the dead letters of each queue that has any."""
+    """Count the dead letters of each queue that has dead letters."""
     rows = await engine.execute("admin.dead_by_queue", {}, protect=False, patient=True)
     return {queue: int(number) for queue, number in rows}

@@ -31,15 +31,16 @@ async def move(
 
     The jobs keep their ids, times and records; their limits and groups are those of the new queue from then on. Leased
     jobs stay, as do jobs whose dedup keys are taken in the new queue. A dedup key that is held for a fixed time stays
-    with the queue that the job was put into. The operation ends even if other programs continue to put jobs: later jobs
-    stay.
+    with the queue that the job was put into. The operation does not move jobs that are put after it began, so it ends
+    even if other programs continue to put jobs.
 
     Args:
         engine: The engine.
         queue: The queue that has the jobs.
         target: Another queue of the same table, or its name.
         ids: Move only jobs with these ids; None for all.
-        most: The largest number of jobs to move from each class of waiting rows, earliest due first; None for all.
+        most: The largest number of jobs to move from each class of waiting rows. The jobs that are due first are moved.
+            None for all.
 
     Returns:
         The number of jobs moved. Each slice is committed separately, unless a transaction is open.

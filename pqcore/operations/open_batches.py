@@ -1,4 +1,4 @@
-"""The batches whose jobs have not all ended, and the calls that follow a job: for people who look at a queue."""
+"""The batches whose jobs have not all ended, and the calls that follow a job, for the command line and the web page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class OpenBatch:
         pending: The number of its jobs that have not ended.
         failed: The number of its jobs that have failed for good.
         opened_at: When the batch was put.
-        then: The call that follows: the path of its function; empty for another kind of put; None if nothing follows.
+        then: The path of the function that is called after the batch; empty if the put that follows is not a call; None
+            if nothing follows.
     """
 
     id: int
@@ -53,7 +54,7 @@ async def find_open_batch(engine: Engine, batch: int) -> OpenBatch | None:
 
 
 def following_calls(headers: Mapping[str, Any]) -> list[str]:
-    """Return what follows a job in its chain: for each put, the path of its function; empty for another kind of put.
+    """Return the path of the function of each put that follows a job in its chain; empty for a put that is not a call.
 
     Args:
         headers: The headers of the job.
@@ -77,7 +78,7 @@ def _batch(row: Any) -> OpenBatch:
 
 
 def _function(link: Any) -> str:
-    """Return the path of the function that a stored put calls; empty for another kind of put."""
+    """Return the path of the function that a stored put calls; empty for a put that is not a call."""
     data = _parsed(link.get("data")) if isinstance(link, dict) else None
     path = data.get("function") if isinstance(data, dict) else None
     return path if isinstance(path, str) else ""

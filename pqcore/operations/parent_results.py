@@ -11,7 +11,7 @@ from pqcore.operations.serialize import decode
 from pqcore.settings import QueueSettings
 
 LARGEST = 16 * 2**20
-"""The largest number of bytes of the results of a job's parents."""
+"""The largest number of bytes that the results of a job's parents may have in all."""
 
 
 async def read_parent_results(engine: Engine, queue: QueueSettings, job: BaseJob) -> dict[int, Any]:

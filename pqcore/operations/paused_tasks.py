@@ -25,7 +25,8 @@ from pqcore.settings import QueueSettings
 
 TASK = "task:"
 UNBOUNDED = 2**31 - 1
-"""The number of places of a task's key, which never limits: its jobs wait only while the task is paused."""
+"""The number of places of a task's key. It is larger than any number of jobs, so jobs wait only while the task is
+paused."""
 
 
 def paused_paths(rules: CurrentRules) -> set[str]:
@@ -68,7 +69,7 @@ def lane_of_task(headers: str | None, path: str) -> Lane | None:
 
 
 async def set_aside(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> Sequence[Row]:
-    """Set aside jobs of paused tasks that were just leased, and further due ones; return the other rows.
+    """Set aside the leased jobs of paused tasks, and further due jobs of these tasks; return the other leased rows.
 
     Args:
         queue: The queue of the jobs.

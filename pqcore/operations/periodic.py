@@ -17,7 +17,7 @@ AHEAD = timedelta(seconds=5)
 """How far a last tick may be ahead of the server's clock and still count: after a failover, the clock may be behind."""
 
 BEFORE = timedelta(microseconds=1)
-"""If somebody asks for a tick again, the last tick is set to this time before it."""
+"""If somebody asks for a tick again, the stored last tick is set to this much before the tick."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick
 async def begin(
     engine: Engine, queue: QueueSettings, line: Line, moment: datetime, version: datetime | None = None
 ) -> None:
-    """Count the ticks of a task from a moment on, if the task is new, or its expression or time zone has changed.
+    """Let the ticks of a task count from a moment on, if the task is new, or its expression or time zone has changed.
 
     Args:
         engine: The engine.
         queue: The queue of the task.
         line: The values to store; those of a schedule are read from its row.
         moment: The moment.
-        version: For a schedule, when its row was changed last: if the row has changed since, nothing is stored. None
-            for a task that is declared in code.
+        version: For a schedule, when its row was last changed, as the caller knows it: if the row was changed later,
+            the operation stores nothing. None for a task that is declared in code.
     """
     values = {"q_name": queue.name, "name": line.name, "cron": line.cron, "tz": line.tz, "tick": moment}
     if version is None:
@@ -133,8 +133,8 @@ async def tick_window(
 async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
     """Let a worker put the job of a tick again within a minute; return whether the task is known, and was not changed.
 
-    The last tick is set to just before that tick. A worker that declares the task with ``missed="skip"`` puts no job
-    for it, unless the moment has just passed.
+    The stored last tick is set to just before the given tick. A worker that declares the task with ``missed="skip"``
+    puts no job for this tick, unless the tick has just passed.
 
     Args:
         engine: The engine.

@@ -1,4 +1,4 @@
-"""Which database an engine leads to, and whether its table can be worked on now."""
+"""Which database an engine connects to, and whether pqcore can use the table there now."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 async def read_place(engine: Engine) -> Place:
-    """Return the database and the server that answers. The table is not looked at.
+    """Return the database and the server that answers; read nothing of the table.
 
     Raises:
         PQError: The server cannot be reached.

@@ -69,12 +69,12 @@ class Reencoded:
         rewritten: The number of rows written.
         before: How all data of the table was encoded before.
         after: How all data of the table is encoded now.
-        left: The data that is still not as its queue writes it. Of other queues, it has only data under an old key of
-            the named queues.
+        left: The data that is still not as its queue writes it. For queues that were not named, this includes only data
+            under an old key of the named queues.
         in_use: The number of rows that were not written, because they are locked, or because a leased job continues a
             chain.
         failed: The number of rows that were not written, because they cannot be read or re-encoded.
-        errors: The error messages of the first `MOST_ERRORS` such rows.
+        errors: The error messages for the first `MOST_ERRORS` failed rows.
     """
 
     rewritten: int
@@ -96,7 +96,7 @@ class _Writer:
 
     Args:
         queue: The queue.
-        every: Whether to re-encode data that is already as the queue writes it.
+        every: Whether to re-encode also data that already has this form.
     """
 
     def __init__(self, queue: QueueSettings, *, every: bool = False) -> None:
@@ -290,7 +290,7 @@ class _Reencoding:
 
         async def work(s: Session) -> list[tuple[str, int | str]]:
             query = find_statement(s, statement)
-            async with atomic(s):  # the order does not matter, because no row is waited for
+            async with atomic(s):  # the rows may be written in any order: locked rows are skipped, so nothing deadlocks
                 done = [values for values in changes if await s.execute(query, query.bind(values))]
             return [(values["q_name"], values["id"]) for values in done]
 
@@ -350,7 +350,7 @@ async def reencode(
     work = _Reencoding(engine, writers, step)
     written = await work.look()
     before = work.seen
-    # a program that writes under the old key could otherwise keep this going without end
+    # without a deadline, this loop would not end while another program writes under the old key
     deadline = time.monotonic() + patience
     looks = 0
     while (written or work.in_use) and time.monotonic() < deadline:

@@ -22,7 +22,7 @@ from pqcore.sql.identifiers import results_channel
 from pqcore.times import UtcDatetime, seconds
 
 POLL = 1.0
-"""Seconds after which a waiter for a result looks, even without a notification."""
+"""Seconds after which a waiter for a result looks for it again, even without a notification."""
 
 
 KEEP_PROGRESS = 3600.0
@@ -140,7 +140,7 @@ async def _find_result(engine: Engine, queue: QueueSettings, job_id: int) -> _Re
 
 
 async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> None:
-    """Raise if another job has the id of a job that is gone."""
+    """Raise an error if a later job has the id of a job that is gone."""
     if put_time(engine, job_id) is None:
         return
     for statement in ("tasks.find_job", "tasks.find_result"):
@@ -153,7 +153,7 @@ async def _refuse_another(engine: Engine, queue: QueueSettings, job_id: int) -> 
 
 
 async def list_progress(engine: Engine, queue: str, ids: Sequence[int]) -> dict[int, Any]:
-    """Return the last progress that each of some unfinished jobs has reported, by id; jobs without one are left out.
+    """Return the last progress that each unfinished job reported, by id; jobs that reported nothing are left out.
 
     Args:
         engine: The engine.

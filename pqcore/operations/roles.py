@@ -20,7 +20,8 @@ _PUT = (
     "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
     " parked_on, leased_until, priority"
 )
-# The columns that a statement reads to find the holder of a key, or to return an id; none has data that a program put.
+# A producer's statements read these columns to find the holder of a dedup key, or to return an id. None of the columns
+# has data that a program put.
 _FOUND = (
     "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on,"
     " priority"

@@ -59,7 +59,7 @@ class Rule:
 async def set_limit(
     engine: Engine, queue: QueueSettings, name: str, places: int | None, connection: object = None
 ) -> None:
-    """Set how many jobs of a limit may run concurrently, or remove the rule; then the newest put's number counts."""
+    """Set how many jobs of a limit may run concurrently. Without the rule, the number of the newest put counts."""
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     if places is not None:
         _check_number(f"limit {name!r}", places, "to run none, call pause(limit=...)")
@@ -122,7 +122,7 @@ async def resume(
     limit: str | None = None,
     group: str | None = None,
 ) -> bool:
-    """End a pause; return whether there was one."""
+    """End a pause; return whether the pause was in force."""
     return await _change(engine, queue, "pause", _paused_name(task, limit, group), connection)
 
 

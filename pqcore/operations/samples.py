@@ -1,7 +1,7 @@
-"""Samples of the figures of each queue: workers keep about one a minute, for the charts of the last day.
+"""Samples of the figures of each queue: workers keep about one sample per minute, for the charts of the last day.
 
-One worker of a table claims a minute, reads the figures, and keeps them. It reads waiting jobs with the statement of
-`stats`, class by class through the partial indexes, so finished jobs cost nothing. It counts finished jobs among the
+In each minute, one worker of a table reads the figures, and keeps them. It counts waiting jobs with the statement of
+`stats`, which reads only partial indexes, so finished jobs add nothing to the cost. It counts finished jobs among the
 last 10,000, as the web page does. No caller waits for this reading. If a reading takes long, as with millions of
 waiting jobs, more time passes before the next sample.
 """
@@ -27,8 +27,8 @@ MOST_QUEUES = 100
 SHORTEST = 60.0
 """The shortest time between two samples, in seconds."""
 REST = 100.0
-"""The shortest time between two samples, as a multiple of the time that a reading took: readings take at most a
-hundredth of the time."""
+"""The shortest time between two samples, as a multiple of the time that a reading took, so that readings take at most
+1 % of the time."""
 KEPT = 86_400.0
 """How long samples are kept, in seconds."""
 _COUNTS = ("ready", "scheduled", "leased", "parked", "dead", "finished")

@@ -1,6 +1,6 @@
 """Schedules: periodic tasks as rows, which programs and operators make, change, pause and trigger at run time.
 
-Workers put the jobs of their ticks by the operations of `pqcore.operations.periodic`, like those of declared tasks.
+As for tasks declared in code, workers put the job of each tick by the operations of `pqcore.operations.periodic`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ async def set_schedule(engine: Engine, queue: QueueSettings, new: NewSchedule, c
 
 
 async def remove_schedule(engine: Engine, queue: QueueSettings, name: str, connection: object = None) -> bool:
-    """Remove a schedule; return whether there was one. Jobs that were put stay."""
+    """Remove a schedule; return whether it existed. Jobs that its ticks have put stay."""
     return bool(await _change(engine, queue, "remove_schedule", {"name": check_name(name)}, connection))
 
 
@@ -189,7 +189,7 @@ async def resume_schedule(engine: Engine, queue: QueueSettings, name: str, conne
 
 
 async def trigger(engine: Engine, queue: QueueSettings, name: str, connection: object = None) -> Identity:
-    """Put the job of a schedule now, whether the schedule is paused or not; its ticks stay as they are.
+    """Put the job of a schedule now, even if the schedule is paused; the times of its ticks do not change.
 
     Raises:
         ScheduleNotFound: The queue has no schedule of this name.
@@ -237,7 +237,7 @@ def _not_found(queue: QueueSettings, name: str) -> ScheduleNotFound:
 
 
 async def list_schedules(engine: Engine, queue: QueueSettings | None = None) -> list[Schedule]:
-    """List the schedules of a queue by name, or those of all queues by queue and name.
+    """List the schedules of a queue by name, or the schedules of all queues by queue and name.
 
     Args:
         engine: The engine.
@@ -287,7 +287,7 @@ async def find_timetables(engine: Engine, queue: QueueSettings) -> list[FoundTim
 async def find_calls(
     engine: Engine, queue: QueueSettings, names: Sequence[str]
 ) -> dict[str, ScheduledCall | ConfigurationError]:
-    """Return the jobs that ticks of schedules put, by the names of the schedules; an error for an invalid job."""
+    """Return the job that each schedule puts, by the schedule's name; for a job that is invalid, return the error."""
     values = {"q_name": queue.name, "names": list(names)}
     rows = await engine.execute("schedules.find_scheduled_calls", values, protect=False)
     found: dict[str, ScheduledCall | ConfigurationError] = {}

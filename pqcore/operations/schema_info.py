@@ -1,4 +1,4 @@
-"""The state of a table according to the server's catalogues, and the statements that would correct it."""
+"""The state of a table according to the server's catalogues, and the statements that would create or migrate it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PQ_COLUMNS = {
 ADMISSION = 8
 """The first schema version in which leases count the jobs under limits in the table of keys."""
 COUNTED = 100_000
-"""The largest number of rows of a table that are counted; beyond it, only "more" is reported."""
+"""The largest number of rows of a table that are counted; for a larger table, only "more" is reported."""
 
 
 async def ask(engine: Engine, s: Session, name: str, template: str, **values: object) -> Sequence[Row]:
@@ -96,7 +96,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
 
     Raises:
         TableMissing: The table does not exist.
-        SchemaError: The table is not one of pq: nothing was changed.
+        SchemaError: The table was not made by pq; nothing was changed.
     """
 
     async def work(s: Session) -> PQTable:

@@ -65,7 +65,7 @@ async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | Non
 async def _take_together(
     engine: Engine, queue: QueueSettings, lease: float | None, s: Session, wanted: list[range]
 ) -> list[Taken]:
-    """Take the rows of several callers, the first rows for the first callers; return for each what `take` returns.
+    """Take rows for several callers, the first rows for the first callers; return what `take` returns, for each caller.
 
     Args:
         engine: The engine.
@@ -80,14 +80,14 @@ async def _take_together(
     start = 0
     for some in map(len, wanted):
         own = rows[start : start + some]
-        # there may be more rows: callers without a row look again
+        # If this take found rows, the table may have more: callers without a row look again.
         given.append((own, None if own else 0.0 if rows else wake_in))
         start += some
     return given
 
 
 async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *taken: Taken) -> None:
-    """Put rows back whose callers are gone."""
+    """Put the rows of callers that are gone back into the queue."""
     rows = [row for some, _ in taken for row in some]
     if lease is None:
         await restore(engine, queue, rows)
@@ -100,7 +100,7 @@ def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, p
 
     `look` documents the arguments.
     """
-    # a partial, because a function would cost one more coroutine
+    # This is a partial object, because an async function would cost one more coroutine.
     work = partial(_take_on, engine, queue, n, lease, patient, False)
     return engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
 
@@ -108,8 +108,8 @@ def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, p
 async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float | None) -> Sequence[Row]:
     """Take up to ``n`` rows after a notification, in one statement, without first asking for rules and lanes.
 
-    If something is paused or waits for admission, the statement itself finds that and returns no row. Without a row,
-    the caller must look in the usual way.
+    If a queue or task is paused, or jobs wait for admission, the statement itself notices this and returns no row.
+    Without a row, the caller must look in the usual way.
     """
     now, rules, lanes = monotonic(), queue.rule_cache, queue.lanes
     if rules.rules.paused or rules.rules.paused_tasks:
@@ -191,7 +191,7 @@ async def _take_plain(
     *,
     together: bool = False,
 ) -> Taken:
-    """Take rows without admission; without rows, return the seconds until one is due (None: unknown)."""
+    """Take rows without admission; if there are none, return the seconds until the next is due (None: unknown)."""
     bound = queue.bound
     rows: Sequence[Row] = ()
     fetch = s.sql.fetch
@@ -241,7 +241,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
     """
     if len(rows) > 1:
         rows = sorted(rows, key=place_of)
-    if any_headers(has_lane, rows):  # the positions of jobs on lanes are not in the order of other jobs
+    if any_headers(has_lane, rows):  # a job on a lane says nothing about the position among jobs without lanes
         queue.bound.advance((), now, full_since=full_since)
         return sorted(rows, key=_urgency)
     queue.bound.advance(rows, now, full_since=full_since)
@@ -292,7 +292,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 async def _take_lease_once(
     engine: Engine, queue: QueueSettings, s: Session, n: int, lease: float, *, patient: bool, together: bool = False
 ) -> Taken:
-    """Lease rows: plain rows in order, other rows after admission.
+    """Lease rows: rows without a lane in order, other rows after admission.
 
     While no job of the queue is known to wait for admission, a lease takes plain jobs, and looks for lanes every `FIND`
     seconds.
@@ -305,7 +305,7 @@ async def _take_lease_once(
     for left in reversed(range(LOOKS)) if lanes.lanes else ():
         if not lanes.lanes or lanes.aside_for(monotonic()):
             break
-        # a number for which the statement is prepared
+        # the largest number up to n for which the statement is prepared
         number = max(size for size in SIZES if size <= n) if together else n
         rows, wake_in = await admission.take(engine, queue, s, number, lease, patient=patient)
         if rows or wake_in == 0.0:

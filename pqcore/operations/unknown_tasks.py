@@ -1,4 +1,4 @@
-"""Waiting jobs of unknown tasks: none runs before a worker that knows the task is deployed."""
+"""Waiting jobs of unknown tasks: such a job cannot run before a worker that knows its task is deployed."""
 
 from __future__ import annotations
 

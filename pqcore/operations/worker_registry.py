@@ -187,7 +187,7 @@ async def list_workers_of(s: Session, queue: str | None) -> list[WorkerInfo]:
 
 
 def _worker_of(rows: Sequence[_WorkerRow]) -> WorkerInfo:
-    """Return the worker for these rows, of which there is one for each of its queues."""
+    """Return the worker that wrote these rows: one row for each of its queues."""
     newest = max(rows, key=lambda row: row.seen_at)
     return WorkerInfo(
         newest.id,
