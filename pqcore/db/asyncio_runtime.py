@@ -210,14 +210,14 @@ class AsyncioRuntime:
 
 
 async def _undo(work: Awaitable[None]) -> None:
-    """Undo the result of work that finished after a cancellation, even if the waiter is cancelled again."""
+    """Undo the result of work that finished after its caller was cancelled, even if the caller is cancelled again."""
     undoing = asyncio.ensure_future(work)
     if not await outlast(undoing, runtime.UNDOING):
         await _end(undoing)
 
 
 def _begun(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> asyncio.Task[T]:
-    """Return a task that starts immediately if Python supports that, and otherwise with the next turn of the loop."""
+    """Return a task that starts immediately if Python supports this, and otherwise in the next turn of the loop."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(work, loop=loop, eager_start=True)
     return asyncio.Task(work, loop=loop)  # the same as loop.create_task(work), in half the time
@@ -230,8 +230,8 @@ class _Guard:
     in place of the future that the coroutine waits for. A separate task for the coroutine would cost each call two
     turns of the event loop, which would take longer than the rest of pqcore's work.
 
-    After a cancellation, the coroutine has `AFTER_CANCEL` seconds. Then its connection is closed; after the same time
-    again, the coroutine is cancelled, and then abandoned.
+    After a cancellation, the coroutine has `AFTER_CANCEL` seconds to end. If it does not end, the guard closes its
+    connection, waits for the same time again, cancels the coroutine, and at last abandons it.
 
     Args:
         break_off: A function that makes the coroutine fail where it waits for the server.
@@ -253,9 +253,9 @@ class _Guard:
         return self._cancellation is not None and still_cancelled()
 
     def cancellation(self) -> asyncio.CancelledError:
-        """Release the exception of the cancellation.
+        """Return the exception of the cancellation, and keep no reference to it.
 
-        Its traceback refers to this guard, which would be a reference cycle.
+        The exception's traceback refers to this guard, so a reference to the exception would be a cycle.
         """
         thrown, self._cancellation = self._cancellation, None
         return thrown or asyncio.CancelledError()
@@ -297,7 +297,7 @@ class _Guard:
             if self._timer is not None:
                 self._timer.cancel()
 
-    # Methods that a task calls on a future which it waits for
+    # The methods that a task calls on the future for which it waits
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop

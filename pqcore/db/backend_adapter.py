@@ -25,9 +25,9 @@ from pqcore.sql.statement import Paramstyle
 logger = logging.getLogger("pqcore")
 
 LATELY = 6
-"""A closed connection counts as recently closed for this many times the time limit of a call."""
+"""A connection counts as recently closed for this number of times the time limit of a call."""
 FEW = 10
-"""If this many connections were closed recently, the next connection is opened only after a pause."""
+"""The number of recently closed connections from which the next connection is opened only after a pause."""
 LONGEST_PAUSE = 5.0
 """The longest pause before another connection is opened, in seconds."""
 CLOSED = "the connection is closed: give an open one; or give a DSN or a pool, with which lost connections are replaced"
@@ -99,7 +99,7 @@ class BackendAdapter:
     def call_blocking(self, method: str, *arguments: object) -> Any:
         """Call a method of a blocking backend.
 
-        No line may follow the call: an interrupt there would lose the opened connection.
+        This method must do nothing after the call: an interrupt there would lose the opened connection.
         """
         try:
             return getattr(self.backend, method)(*arguments)
@@ -111,7 +111,7 @@ class BackendAdapter:
     async def open(self, method: str, *arguments: object) -> Session | None:
         """Return a session on a connection that a method of the backend opens for pqcore alone.
 
-        None if it opens none.
+        Return None if the method opens no connection.
         """
         driver: Any = None
         try:
@@ -139,7 +139,7 @@ class BackendAdapter:
 
     @property
     def alternates(self) -> bool:
-        """Return whether a session of the server also serves other clients, as behind a pooler."""
+        """Return whether the server's session may also serve other clients, as it does behind a pooler."""
         return self.prepared is False
 
     async def direct(self, session: Session) -> bool:
@@ -153,11 +153,11 @@ class BackendAdapter:
             return True
         if self.prepared is None or session.shares_session:
             mine = object()
-            if self._found.setdefault("told", mine) is mine:  # two threads may find it concurrently
+            if self._found.setdefault("told", mine) is mine:  # two threads may find a shared session concurrently
                 logger.warning(SHARED if session.shares_session else POOLED)
             self.shares_session = session.shares_session
         if self.prepared is None:
-            # set before `prepared`, because a thread that sees `prepared` changed uses this backend
+            # `backend` is set before `prepared`: a thread that sees the new `prepared` must also see the new backend
             self.backend = self._make(prepared=False)
             self.prepared = False
         return False
@@ -182,7 +182,7 @@ class BackendAdapter:
             raise ConfigurationError(msg)
 
     def leave(self) -> None:
-        """Make all present sessions unusable for loans and for LISTEN, because their server no longer takes writes."""
+        """Let no present session be lent or used for LISTEN again, because the server no longer takes writes."""
         for session in self.sessions():
             session.state_unknown = session.left = True
 
@@ -192,13 +192,13 @@ class BackendAdapter:
         return [session for session in there if session is not None]
 
     def count_broken_off(self, now: float) -> None:
-        """Record a closed connection: its statement may still wait on the server."""
+        """Record that a connection was closed although its statement may still wait on the server."""
         self._broken_off.append(now)
 
     def pause(self) -> float:
         """Return the seconds to wait before another connection is opened.
 
-        The pause grows with recently closed connections.
+        The pause grows with the number of recently closed connections.
         """
         if self._limit is None:
             return 0.0

@@ -29,7 +29,7 @@ class _ThreadEvent:
         self._lock.acquire()
 
     def set(self) -> None:
-        self._is_set = True  # set first, because an interrupt may come in between, and a waiter checks it
+        self._is_set = True  # set before the release: an interrupt may come in between, and a waiter checks `_is_set`
         with suppress(RuntimeError):  # the event was already set
             self._lock.release()
 

@@ -1,4 +1,4 @@
-"""``with`` blocks: the state of each block, and how its end is noticed.
+"""``with`` blocks: the state of each block, and how pqcore notices the end of a block.
 
 A block ends with its ``with`` statement, even after an interrupt: see `Leaving`.
 """
@@ -25,13 +25,14 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     loan: Loan
-    lock: Lock | None  # taken by tasks that share the transaction; threads share none
-    # the task that began it, if tasks are used; a weak reference, because a task keeps the traceback of its error
+    lock: Lock | None  # taken by tasks that share the transaction; None for threads, which never share a transaction
+    # The task that began the transaction, if tasks are used. The reference is weak, because a task keeps the traceback
+    # of its error.
     task: ref[object] | None
     blocks: list[Block] = field(default_factory=list)
-    abort_only: bool = False  # a job was taken in it for a caller that is gone: the block can only be rolled back
+    abort_only: bool = False  # whether it took a job for a caller that is gone, so that it can only be rolled back
     process: int = field(default_factory=os.getpid)
-    savepoints: int = 0  # savepoints of operations, which are kept until the block ends
+    savepoints: int = 0  # the number of operations' savepoints that are kept until the block ends
 
     @property
     def session(self) -> Session:
@@ -43,7 +44,7 @@ class OpenTransaction:
 
 
 AtEnd: TypeAlias = "Callable[[Session | None], Awaitable[None]]"
-"""A function called as a block ends, before its commit: with the session, or with None if the block is rolled back."""
+"""A function that is called when a block ends. Before a commit, its argument is the session; after a rollback, None."""
 
 
 @dataclass(eq=False, slots=True)
@@ -155,7 +156,7 @@ def entered(engine: object) -> object:
 
 
 def leaves() -> None:
-    """Forget the last lookup: the program made it to call the method itself, without a ``with`` statement."""
+    """Forget the last lookup of ``__exit__``: the program itself called the method, without a ``with`` statement."""
     _entering.lookup = None
 
 

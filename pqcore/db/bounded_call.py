@@ -32,7 +32,7 @@ class CallingSession(Protocol):
 def still_cancelled() -> bool:
     """Return whether the running task was cancelled and the cancellation was not taken back.
 
-    True before Python 3.11.
+    Before Python 3.11, which cannot tell, the result is always True.
     """
     from asyncio import current_task
 
@@ -53,7 +53,7 @@ def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, 
     The function yields everything that the call yields. A task for each call would cost more than a short statement.
 
     Raises:
-        ConnectionAbortedError: The session broke the connection off, and had to abandon the call.
+        ConnectionAbortedError: The session closed the connection, but the call did not end, so it was abandoned.
     """
     steps = call.__await__()
     cancelled: BaseException | None = None

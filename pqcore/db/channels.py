@@ -20,8 +20,8 @@ channel is registered."""
 REFUSED = 15.0
 """Seconds until the next attempt after LISTEN failed although the connection was not lost."""
 SETTLE = 0.05
-"""Seconds for which a registered channel counts as new. A put that began before the registration, and that commits by
-itself, is committed by then."""
+"""Seconds for which a registered channel counts as new. When they are over, a put that began before the registration,
+and commits by itself, is committed."""
 LINGER = 5.0
 """Seconds for which a channel stays registered after a wait, so that a repeated waiter registers only once."""
 MOST = 4_000
@@ -55,7 +55,7 @@ async def unregister(session: Session, channels: Sequence[str]) -> None:
 
 
 async def probe(session: Session, *, listens: bool) -> None:
-    """Check that the server answers, and, if this session listens, that its LISTEN is still in force."""
+    """Check that the server answers. If this session listens, check also that its LISTEN is still in force."""
     if not await session.execute(session.sql.listening) and listens:
         raise ConnectionLost(LISTEN_NOT_SUPPORTED)
 
@@ -91,7 +91,7 @@ class Channels:
 
         Get the ticket before looking at the table for jobs, and then give the ticket to `wait`.
         """
-        # read first: if the channel is dropped and registered again meanwhile, the count has changed
+        # The count is read first: if the channel is dropped and registered again meanwhile, the count has changed.
         count = self._counts.get(channel)
         return count if channel in self._channels else None
 
@@ -113,7 +113,7 @@ class Channels:
         return seconds if at is None else max(min(seconds, at - time.monotonic()), 0.0)
 
     def _idle(self) -> list[str]:
-        """Return the channels on which nobody has waited for some time; some of them may still be in use."""
+        """Return the channels whose last wait ended some time ago; some of them may have a waiter again."""
         since = time.monotonic() - LINGER
         return [channel for channel in list(self._channels) if self._waited.get(channel, since) < since]
 

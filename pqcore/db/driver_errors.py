@@ -1,4 +1,4 @@
-"""The translation of drivers' exceptions to pqcore's, by SQLSTATE; no other module translates them."""
+"""The translation of drivers' exceptions to pqcore's exceptions, by SQLSTATE. No other module translates exceptions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
     ),
 )
 READ_ONLY = "25006"
-"""The SQLSTATE of a statement that a server refuses because it takes no writes."""
+"""The SQLSTATE with which a server refuses a statement because the server takes no writes."""
 _UNIQUE = "23505"
 _ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # the form in the error's detail, in any language
 _BEHIND = (
@@ -60,7 +60,7 @@ _FULL = (
 
 
 def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exception:
-    """Translate a driver's exception to pqcore's.
+    """Translate a driver's exception to an exception of pqcore.
 
     Args:
         exc: The driver's exception.
@@ -95,13 +95,13 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
 
 
 def _first(reason: str) -> str:
-    """Return the first line of a message: below it, psycopg and psycopg2 show a part of the statement."""
+    """Return the first line of a message; the other lines of psycopg and psycopg2 show a part of the statement."""
     return reason.partition("\n")[0]
 
 
 def is_refusal(error: DatabaseError) -> bool:
     """Return whether the server refused a statement and keeps the connection.
 
-    That is so unless the error announces that the server ends the connection.
+    Some errors announce that the server ends the connection; for these, return False.
     """
     return error.sqlstate is not None and not error.sqlstate.startswith("57P")

@@ -81,8 +81,8 @@ def url_of(parameters: Mapping[str, str]) -> str:
     """Return the URL with these libpq parameters.
 
     Args:
-        parameters: ``user``, ``password`` and ``dbname`` go to their places in the URL. All others go to the query,
-            where a host may be a socket's directory, or several hosts.
+        parameters: ``user``, ``password`` and ``dbname`` go to their places in the URL. All other parameters go to the
+            query, because there ``host`` may also name a socket's directory, or several hosts.
     """
     said = dict(parameters)
     user, password, name = (quote(said.pop(key, ""), safe="") for key in ("user", "password", "dbname"))

@@ -53,7 +53,7 @@ T = TypeVar("T")
 ANSWER_TIMEOUT = 60.0
 """The default number of seconds that a statement may wait for the server's answer."""
 PATIENT = 10
-"""A factor: statements of operations that read or change many rows may take this many times as long as others."""
+"""The factor by which the time limit is longer for operations that read or change many rows."""
 
 
 class Engine(Grouping):
@@ -98,7 +98,7 @@ class Engine(Grouping):
                 raise ConfigurationError(f"{kind} is {name!r}; give the name of a {kind}")
         self.dialect, self.names = plugins.dialect(dialect), names
         self._lent = False  # whether another engine lent the backend, and will close it
-        self._origin: SessionSource | None = None  # the source of the engine that this one is a clone of
+        self._origin: SessionSource | None = None  # for a clone, the source of the engine that it is a clone of
         self._mode: Mode = mode
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
@@ -138,7 +138,8 @@ class Engine(Grouping):
                 if is_pool
                 else AdoptedConnection(opener, given, runtime, pool_timeout)
             )
-        # Behind a pooler, each transaction may use another session; LISTEN and a waiter's lock would stay in one.
+        # Behind a pooler, each transaction may use another server session, but LISTEN and a waiter's lock stay in the
+        # session that ran them.
         opener, listens = self._opener(self.spec), self.offers(Capability.LISTEN)
         self._listeners = self._listen(lambda: listens and not opener.alternates)
         self._group(group_commit)
@@ -158,8 +159,8 @@ class Engine(Grouping):
     def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
         """Return an engine for the same table and server, over the same backend.
 
-        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. A pool is shared,
-        and not closed with the clone. So is the only connection to a server whose clients share one session.
+        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. The clone shares a
+        pool, and the only connection to a server whose clients share one session, and does not close them.
 
         Args:
             max_connections: The largest number of the clone's own connections.
@@ -278,8 +279,8 @@ class Engine(Grouping):
 
         Args:
             operation: The coroutine function to call with the session.
-            unlimited: Whether its statements may take any time: an index of a large table takes hours. Otherwise they
-                may take `PATIENT` times as long as others.
+            unlimited: Whether its statements may take any time: an index of a large table takes hours. Otherwise the
+                time limit is `PATIENT` times as long as for other operations.
         """
         transaction = self._current()
         if transaction is not None:
@@ -333,7 +334,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does. No block may be open here: the caller has called `groups`, which checks that.
+        """Run an operation as `run` does, outside of blocks: the caller has called `groups`, which checks that.
 
         Args:
             operation: See `run`.

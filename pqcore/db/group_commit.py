@@ -28,7 +28,7 @@ PATIENCE = 0.01
 This is longer than a usual disk takes to flush, and short enough to go unnoticed if the wait was in vain.
 """
 MOST_CALLS = 100
-"""The largest number of calls in a group: more calls save little, and a crash of the client can lose all of a group."""
+"""The largest number of calls in a group. Larger groups save little more, and a crash of the client loses its group."""
 MOST_SIZE = 2**20
 """The largest number of characters in the calls of a group."""
 LARGE = 2**16
@@ -39,15 +39,15 @@ NOT_YET = float("inf")
 CROWDED = 1e-9
 """The start time that marks a line without a running statement whose last statement served several calls.
 
-These callers are about to call again, in this line or another. So the first of these calls is sent in the next turn of
-the event loop, together with the calls made in this turn.
+The callers that this statement served are about to call again, in this line or another. So pqcore sends the next call
+not immediately, but in the next turn of the event loop, together with all calls made in this turn.
 """
 REFUSED = 3
 """After this many refused groups in succession, the calls of a line run by themselves for `RESTING` seconds."""
 RESTING = 10.0
 """Seconds for which the calls of a line run by themselves after `REFUSED` refused groups."""
 KEPT_LINES = 100
-"""The largest number of lines that a queue keeps; leases of many lengths, for example, each have a line."""
+"""The largest number of lines that a queue keeps. For example, a queue has one line for each length of leases."""
 
 
 class Alone:
@@ -137,7 +137,7 @@ class Lines:
         return iter(list(self._lines.values()))
 
     def add(self, key: Hashable, line: Line) -> Line:
-        """Keep a line; if there are too many, drop others."""
+        """Keep a line; if there are too many lines, drop the others."""
         if len(self._lines) >= KEPT_LINES:
             self._lines.clear()  # lines in use continue, and end
         self._lines[key] = line
@@ -147,8 +147,8 @@ class Lines:
 class Rest:
     """A switch that makes the calls of a line run by themselves for a while, after several groups were refused.
 
-    A trigger or a rule may refuse every group. After a refusal, each call of the group runs again by itself, so the
-    work is done twice.
+    A trigger or a rule of the database may refuse every group. After a refusal, each call of the group runs again by
+    itself, so the work is done twice.
     """
 
     __slots__ = ("_refused", "_until")
@@ -171,7 +171,7 @@ def error_for_each(exc: BaseException | None, *, claimed: bool) -> Callable[[], 
     """Return a function that makes the error for each call of a failed group; None if each call must run by itself.
 
     Args:
-        exc: The exception of the group; None if it was interrupted.
+        exc: The exception of the group; None if the group was interrupted.
         claimed: Whether the calls were already part of the statement.
     """
     if not isinstance(exc, PQError):  # a cancellation or an interrupt of the statement's runner

@@ -76,8 +76,8 @@ class Grouping(Waiting):
     def groups(self) -> bool:
         """Return whether calls of the running thread or task share statements.
 
-        They share none in a transaction block, nor on connections that the engine did not open, unless the caller asked
-        for that.
+        Calls in a transaction block never share statements. Calls on connections that the engine did not open share
+        statements only if the caller asked for group commit.
         """
         return self._groups and (not self._open or self._current() is None)
 

@@ -1,8 +1,8 @@
 """Deferring signals while a step must not be left half done.
 
 Python runs signal handlers in the main thread, between any two of its instructions. A handler may raise
-KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. Then a job could be taken for a caller that
-never gets it, or a done job might not be stored as done.
+KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. Without a deferral, such an exception could
+lose a job that was just taken for a caller, or keep a done job from being stored as done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Deferral:
 
     Attributes:
         kept: The signals that arrived.
-        broken_through: Whether a signal was handled immediately, because it was the second one with its number.
+        broken_through: Whether a signal was handled immediately, because a signal with its number was already deferred.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _Deferral:
             self._handlers[number](number, frame)
 
     def close(self, numbers: Iterable[int]) -> None:
-        """Defer those of the signals that have a handler written in Python."""
+        """Begin to defer the signals with these numbers that have a handler written in Python."""
         self._handlers = {}
         for number in numbers:
             handler = signal.getsignal(number)
@@ -130,8 +130,8 @@ def handle_kept() -> None:
 def leaves(error: BaseException) -> bool:
     """Return whether an exception from a job's function must end the program, and is no failure of the job.
 
-    In threads other than the main thread, only the function itself can have raised it. gevent also ends a greenlet by
-    an exception.
+    Signal handlers raise exceptions only in the main thread, so in any other thread the function itself raised the
+    exception. As an exception to this rule, gevent ends a greenlet by an exception.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return threading.current_thread() is threading.main_thread()
@@ -176,7 +176,7 @@ def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
 def _code_of(function: Any) -> Any:
     """Return the code that a traceback shows if a function raises.
 
-    None for a function that is not written in Python.
+    Return None for a function that is not written in Python.
     """
     while isinstance(function, partial):
         function = function.func

@@ -35,7 +35,7 @@ class Defaults:
     def learn(self, level: str) -> None:
         """Remember ``default_transaction_isolation`` if it is above READ COMMITTED.
 
-        A lower value may be one that pqcore has set.
+        pqcore may have set a lower level itself, so a lower level is ignored.
         """
         if level in ABOVE:
             self.isolation = level

@@ -8,21 +8,21 @@ A put notifies only if somebody waits. A waiter registers its channel: LISTEN, a
 listening session, which a put's trigger checks. Then the waiter looks again, and waits. A put that commits after that
 look notifies the waiter if its INSERT saw the lock:
 
-* if the INSERT ran while the lock was held, the waiter hears of it, whenever it commits;
-* if the INSERT ran earlier, and its transaction commits after the look, the waiter does not hear of it. A put that
-  commits by itself commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first `SETTLE`
-  seconds after the registration looks once more. If the transaction is longer, polling finds the job.
+* if the INSERT ran while the lock was held, the put notifies the waiter, whenever its transaction commits;
+* if the INSERT ran earlier, and its transaction commits after the look, the put does not notify the waiter. A put that
+  is a transaction of its own commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first
+  `SETTLE` seconds after the registration looks once more. If the transaction takes longer, polling finds the job.
 
-The lock is released after nobody has waited for `LINGER` seconds. The release counts as a notification, and so voids
-earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.
+The listener releases the lock when nobody has waited for `LINGER` seconds. The release counts as a notification, and so
+voids earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.
 
 No waiter runs a statement on the listening connection. A waiter asks for the registration of its channel, and waits for
-it at most as long as it would wait for a job. One thread or task registers all requested channels. Another passes
+it at most as long as it would wait for a job. One thread or task registers all requested channels. A second one passes
 notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does not answer a
 call on that connection within `ANSWER` seconds, the connection counts as lost.
 
-Results and cancellations notify whether or not somebody waits; their channels are registered in the same way, which
-costs one harmless lock.
+Results and cancellations notify even if nobody waits, so their channels need no lock. They are registered in the same
+way all the same: the lock does no harm.
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ class Listener(Waiters):
             if isinstance(self._source, AdoptedPool):
                 self._log.warn_refused(ConfigurationError(UNLIKE))
             return False
-        # If this was the first connection, it may have shown that there is a pooler. Or the listener was closed
-        # meanwhile.
+        # If this was the first connection, opening it may have shown that the server is behind a pooler. Also, the
+        # listener may have been closed meanwhile.
         if not self._able() or self._era is not era:
             await self._discard(session)
             return False
@@ -263,7 +263,7 @@ class Listener(Waiters):
                     turn.wait_idle(channels.SLICE)
                 notified = await hold_lock(self._session_lock, lambda: self._look(session))
             except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
-                if isinstance(exc.__context__, GeneratorExit):  # the event loop was closed without ending its tasks
+                if isinstance(exc.__context__, GeneratorExit):  # the program closed the loop without ending its tasks
                     return
                 self._tell_loss(exc)
                 await hold_lock(self._session_lock, lambda: self._lose(session))

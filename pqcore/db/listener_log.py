@@ -18,13 +18,13 @@ number that differs each time."""
 
 
 class ListenerLog:
-    """A log of the reasons why a listener cannot listen; a reason is logged once, even if others come in between."""
+    """A log of the reasons why a listener cannot listen; each reason is logged only once, also if reasons alternate."""
 
     def __init__(self) -> None:
         self._refused: set[str] = set()
 
     def forget(self) -> None:
-        """Log the same reasons again next time, because the listener has listened in between."""
+        """Let reasons that were logged before be logged again, because the listener has listened since."""
         self._refused.clear()
 
     def warn_refused(self, error: Exception) -> None:

@@ -33,15 +33,15 @@ FRESH = 0.001
 CHECK = "10s"
 """How often the server checks, during a statement, that a connection of the pool still exists."""
 LOOK_AGAIN = 1.0
-"""Seconds after which a waiter checks again for room for another session, because one may have been lost."""
+"""Seconds after which a waiter checks again whether a session may be opened, because an open session may be lost."""
 FIRST_LOOK = 1.0
-"""The largest number of seconds for which the first connection is the only one, until it has shown which server
-answers."""
+"""The largest number of seconds for which the pool keeps to one connection, until it knows whether all clients of the
+server share one session."""
 REOPEN = 2.0
 """Seconds for which a server that takes only one client may still count a connection that was just closed."""
 CLOSED_PQ = "this PQ has been closed"
 _NO_SETTING = ("42704", "22023")
-"""The SQLSTATEs for a setting, or a value of a setting, that the server does not know."""
+"""The SQLSTATEs for an unknown setting, and for a value that a setting cannot have."""
 
 
 class Pool(SessionSource):
@@ -51,11 +51,11 @@ class Pool(SessionSource):
     a restart of the server. Each process, and in it each event loop, has its own connections, which end with the
     process or loop.
 
-    If other callers wait, a connection that comes back goes to the first of them. Otherwise the thread that gave it
-    back, and may want it again immediately, would always be first.
+    If callers wait, a connection that is given back goes to the first waiter. Otherwise a thread that gives back a
+    connection, and wants one again immediately, would always come before the waiters.
 
-    If all clients of the server share one session, the pool has one connection, whatever its size. So the first
-    connection is the only one until it has shown which server answers.
+    If all clients of the server share one session, the pool has one connection, whatever its size. So the pool opens no
+    second connection before the first one has shown whether the server is of this kind.
 
     Args:
         opener: The adapter of the backend.
@@ -144,7 +144,7 @@ class Pool(SessionSource):
                 return
 
     async def _wait(self, sessions: Sessions, waiter: Waiter, loan: Loan, deadline: float) -> bool:
-        """Wait for a session that comes back, or for room to open one; return whether one was opened."""
+        """Wait until a session is given back, or until one may be opened; return whether this call opened one."""
         while True:
             waiter.event = self._runtime.event()
             sessions.hand_over()
@@ -179,7 +179,7 @@ class Pool(SessionSource):
         )
 
     async def _sound(self, loan: Loan) -> bool:
-        """Return whether an idle session can be lent; close a session that cannot."""
+        """Return whether the idle session of a loan can be lent; close a session that cannot be lent."""
         session = loan.session
         if not session.state_unknown and await session.alive() and await self._replanned(session):
             return True
@@ -193,7 +193,7 @@ class Pool(SessionSource):
                 await self._renew_plans(session)
             except ConnectionLost:
                 return False
-            # The server does not announce that it stopped taking writes to a session that writes nothing.
+            # If the server stops taking writes, it does not tell a session that writes nothing, so pqcore asks.
             return not self.seeks_primary or await session.writes()
         return True
 
@@ -237,7 +237,7 @@ class Pool(SessionSource):
         return self._opener.for_listening(await self._connect(listens=True))
 
     async def _leave_server(self) -> None:
-        """Use none of the present connections any more: a new one may lead to the server that takes writes."""
+        """Stop using the present connections: a new connection may lead to the server that takes writes."""
         logger.warning(LEFT)
         self._opener.leave()
         await self.close_idle()
@@ -314,7 +314,7 @@ class Pool(SessionSource):
                 return
 
     async def _reach_again(self) -> Session:
-        """Open a connection in the place of one that was just closed."""
+        """Open a connection in place of a connection that was just closed."""
         deadline = monotonic() + REOPEN
         while True:
             try:

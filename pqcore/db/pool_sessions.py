@@ -21,7 +21,7 @@ class Waiter:
 
     Attributes:
         event: An event that is set when the waiter should look again.
-        held: The session that was handed over.
+        held: The session that was handed over to the waiter.
         over: Whether the waiter has stopped waiting.
     """
 
@@ -34,7 +34,7 @@ class Waiter:
 
 
 class Place:
-    """A token for a session that is open or being opened; it no longer counts once nothing refers to it."""
+    """A token for a session that is open or being opened; the pool counts the token while something refers to it."""
 
     __slots__ = ("__weakref__",)
 
@@ -48,7 +48,7 @@ class Sessions:
     Attributes:
         idle: The sessions that nobody uses.
         waiting: The waiters for a session, in turn.
-        places: One token for each open session, including those in use or being opened.
+        places: One token for each session that is open, also while it is in use, or that is being opened.
         over: Whether sessions that come back are closed.
         end: The function that closes idle sessions when the event loop ends.
     """
@@ -61,7 +61,7 @@ class Sessions:
         self.end: object = None
 
     def reserve(self, size: int) -> Place | None:
-        """Return a token for another session, if there are fewer than ``size``."""
+        """Return a token for another session, if fewer than ``size`` sessions have a token."""
         while len(self.places) < size:
             place = Place()
             try:
@@ -120,13 +120,13 @@ def pop_idle(sessions: list[Session]) -> Session | None:
 
 
 async def end_sessions(sessions: Sessions) -> None:
-    """Close idle sessions, and those that come back later, because the event loop ends."""
+    """Close idle sessions, and have sessions closed that are given back later, because the event loop ends."""
     sessions.over = True
     await close_idle_sessions(sessions)
 
 
 async def close_idle_sessions(sessions: Sessions) -> None:
-    """Close the idle connections; if one takes long to close, break the others off."""
+    """Close the idle connections; if closing one takes long, break off the remaining ones."""
     loan = Loan()
     began = time.monotonic()
     while sessions.idle:

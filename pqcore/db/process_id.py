@@ -1,7 +1,7 @@
 """The id of this process, without a system call for each check.
 
 A process that is forked in C (as uWSGI does) calls no hook of `os.register_at_fork`. On Linux, a page under
-MADV_WIPEONFORK detects that: the kernel gives the child a page of zeros, however the child was forked.
+MADV_WIPEONFORK detects such a fork: the kernel gives the child a page of zeros, however the child was forked.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ T = TypeVar("T")
 AFTER_CANCEL = 3.0
 """Seconds for which a cancelled call may still wait for the server's answer; then its connection is closed."""
 UNDOING = 5.0
-"""The largest number of seconds for putting back what a cancelled task took."""
+"""The largest number of seconds that undoing the work of a cancelled task may take, such as putting jobs back."""
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -43,7 +43,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def backoff(failures: int) -> float:
-    """Return the seconds until the next attempt of an operation, after a number of failures: 0.1 to 5, with jitter."""
+    """Return the seconds until an operation is tried again, from 0.1 to 5 with jitter, after a number of failures."""
     return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311
 
 
@@ -97,7 +97,7 @@ class Runtime(Protocol):
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Background: ...
     async def sleep(self, seconds: float) -> None: ...
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
-        """Call ``cleanup`` when the event loop ends, if there is one, while the returned object is kept."""
+        """Have ``cleanup`` called when the event loop ends, if the caller still keeps the returned object then."""
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Finish some work from code that cannot await: immediately, or as a task of the running loop."""

@@ -81,7 +81,7 @@ async def undo(session: Session, savepoint: str | None) -> None:
         session: The session; its errors are only logged.
         savepoint: The name of the savepoint; None for the whole transaction.
     """
-    try:  # the user's exception is propagating, and must not be replaced by another
+    try:  # the user's exception is propagating, and an error here must not replace it
         if savepoint is None:
             await session.rollback()
         else:

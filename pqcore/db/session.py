@@ -100,7 +100,7 @@ class Session:
         self.statement = ""
         # When the server last answered a statement.
         self.last_reply_at = self.planned_at
-        # Whether the connection is known to lead to the server without a pooler, so that no check is needed.
+        # Whether it is known that no pooler is between pqcore and the server, so that no check is needed.
         self.known_direct = False
         # Whether all clients of the server share one session, as `direct` found.
         self.shares_session = False
@@ -332,7 +332,7 @@ class Session:
     async def direct(self) -> bool:
         """Return whether the server's session belongs to this connection alone.
 
-        False if the backend finds a pooler, or if all clients of the server share one session.
+        Return False if the backend finds a pooler, or if all clients of the server share one session.
         """
         if self.known_direct or not hasattr(self.driver, "direct"):
             return True
@@ -343,7 +343,7 @@ class Session:
     async def writes(self) -> bool:
         """Return whether the server takes writes on this session, between transactions.
 
-        True if this cannot be found out.
+        Return True also if the question cannot be asked now, or the server answers with an error.
         """
         if not self.usable() or self.in_transaction():
             return True
@@ -368,7 +368,7 @@ class Session:
             getattr(self.driver, "drop", self.driver.abort)()
 
     def __del__(self) -> None:
-        if getattr(self, "opened", False):  # an interrupt, or the end of its event loop, lost the session
+        if getattr(self, "opened", False):  # an interrupt, or the end of the event loop, dropped all references to it
             self.drop()
 
     def abort(self) -> None:
@@ -376,7 +376,7 @@ class Session:
         if self.process != os.getpid():
             return
         self.state_unknown = True
-        with suppress(*self._errors):  # its user may find the connection lost, and close it, at this moment
+        with suppress(*self._errors):  # the thread that uses the connection may be closing it now
             self.driver.abort()
         if self._bounds and (since := self.busy_since) is not None:
             self._in_loop(self._leave_later, since)
@@ -389,7 +389,7 @@ class Session:
     def _leave_call(self, since: float) -> None:
         """Abandon the call that began at ``since``, if the driver did not end it.
 
-        The driver does not end a call if it gives pqcore no socket to shut down.
+        A driver that gives pqcore no socket to shut down may never end the call.
         """
         if self.busy_since == since and (cancel := getattr(self.waited_for, "cancel", None)) is not None:
             self.left_call = since
@@ -480,7 +480,7 @@ class Session:
                 await asyncio.wait_for(self.driver.cancel(), ASKING)
 
         if self.busy_since == since:
-            self._asking = asyncio.ensure_future(ask())  # a reference is kept, because a loop holds its tasks weakly
+            self._asking = asyncio.ensure_future(ask())  # the reference keeps the task alive: a loop holds tasks weakly
 
     def _answered_late(self, doing: str, *, commits: bool) -> None:
         """Handle an answer that came although the server was asked to cancel the statement.

@@ -32,8 +32,8 @@ class SharedConnectionListener(Channels):
     """A listener on the caller's only connection, which takes turns with everything else on the connection.
 
     Nothing runs in the background: the waiter polls the socket itself, and notifications are read whenever the
-    connection is given back. The trigger does not see the lock of its own session. So while a waiter waits, all puts on
-    this connection notify, because another task may put on it.
+    connection is given back. The trigger of a put does not see a lock of its own session, but another task may put on
+    this connection. So while a waiter waits, all puts on this connection notify.
     """
 
     def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:
@@ -47,10 +47,10 @@ class SharedConnectionListener(Channels):
         source.on_release = self._read
 
     async def listen(self, channel: str, seconds: float) -> bool:
-        """See `Listener.listen`; this does nothing within a caller's transaction, in which no notification arrives."""
+        """See `Listener.listen`. Within a caller's transaction, do nothing, because no notification arrives there."""
         if time.monotonic() < self._retry_at or len(self._channels) >= channels.MOST:
             return False
-        try:  # lending the connection checks for a pooler
+        try:  # borrowing the connection also checks for a pooler
             return await self._lent(min(seconds, channels.REGISTER), lambda session: self._listen(session, channel))
         except PoolTimeout:  # another thread or task uses it
             return False
@@ -88,7 +88,7 @@ class SharedConnectionListener(Channels):
             try:
                 # arrived notifications are read at the end of the loan
                 await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
-            except PoolTimeout:  # another thread or task uses it, and reads notifications when it gives it back
+            except PoolTimeout:  # another thread or task uses the connection, and reads notifications at its end
                 return
         self._settle(channel)
 
@@ -123,5 +123,5 @@ class SharedConnectionListener(Channels):
             if self._notifies and not self._channels:
                 await session.execute(session.sql.notify_waiters)
                 self._notifies = False
-        except PQError:  # the error does not concern the work that was done
+        except PQError:  # reading notifications failed, but the work of the loan was done
             logger.debug("cannot release the advisory locks of channels", exc_info=True)

@@ -1,11 +1,12 @@
-"""A look at the table that is shared by all waiters which no notification can wake.
+"""A look at the table, shared by all waiters that no notification can wake.
 
 Waiters poll behind a pooler, and on queues beyond the largest number of registered channels. If each waiter polled, ten
-thousand waiters would load the server, and would find jobs late. So one waiter leads: it asks for the queues of all in
-one statement, and wakes the waiters whose queues have a job. Each woken waiter then takes by itself.
+thousand waiters would load the server, and would find jobs late. So one waiter leads: in one statement, it asks which
+queues of all these waiters have a job, and wakes the waiters of these queues. Each woken waiter then takes by itself.
 
 The leader is not a separate thread or task. When it leaves, because it was woken, timed out or was cancelled, it stirs
-another waiter to lead. If a leader is cut off before it has stirred another, the next waiter that comes takes over.
+another waiter to lead. If a leader is interrupted before it has stirred another waiter, the next waiter that comes
+leads.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ NAMES = 15_000.0
 OWN_LOOK = 15.0
 """Seconds after which a waiter that shares the look also looks by itself, and tries again to be notified."""
 OWN_LOOKS = 100.0
-"""The largest number of waiters' own looks per second, by all waiters together."""
+"""The largest number of looks per second that waiters make by themselves, all waiters together."""
 GRACE = 5.0
 """Seconds by which a leader may be late before another waiter leads."""
 LOOKING = 75.0
-"""Seconds that a look may take before another waiter leads; this is more than a statement's default time for an answer.
+"""Seconds that a look may take before another waiter leads. This is longer than the default time limit of a statement.
 """
 
 Look = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
-"""A function that gets names of queues, and returns those whose queues have a job."""
+"""A function that gets names of queues, and returns the names of the queues that have a job."""
 
 
 class Sharer:
@@ -147,8 +148,8 @@ class SharedLook:
                     woken += self._wake_all(waiting[name])
         except PQError:  # each waiter looks by itself, and gets the error
             woken = sum(map(self._wake_all, waiting.values()))
-        # A look finds a job again for as long as no waiter can take it. So the pause is as long as the looks of the
-        # woken waiters may take.
+        # A job that no waiter can take wakes waiters at each shared look. So the pause is long enough for the looks of
+        # all woken waiters.
         self._due = time.monotonic() + max(BLIND_POLL, len(names) / NAMES, woken / LOOKS)
 
     def _wake_all(self, sharers: Sequence[Sharer]) -> int:

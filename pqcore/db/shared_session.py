@@ -1,7 +1,7 @@
 """Servers whose clients all share one session, such as PGlite: how pqcore recognizes them, and what it warns of.
 
 Such a server runs in one process, without a session for each connection. So settings, advisory locks and prepared
-statements of one client are those of all, and row locks do not exclude other clients.
+statements of one client apply to all clients, and row locks do not exclude other clients.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The turn to read the socket of a listening connection: a waiting thread has it, or the listener's own thread.
+"""The turn to read the socket of a listening connection: a waiting thread or the listener's own thread has the turn.
 
 A waiting thread reads the socket itself, so that no other thread must be scheduled between the notification and the
-caller. This thread reads for all waiters of the process, and wakes those whose notifications come meanwhile. When it
-leaves while others wait, the listener's own thread reads until another waiter comes.
+caller. The waiting thread reads for all waiters of the process, and wakes a waiter when its notification comes. When
+the waiting thread leaves while other threads wait, the listener's own thread reads until another waiter comes.
 
-The listener's own thread waits on a separate epoll(7) object. Waiters change which events of the socket that object
-watches, so the turn passes without waking a thread. Every `pqcore.db.channels.SLICE` seconds, that thread reads in any
-case. So a waiter that was interrupted and kept its turn delays others by at most that time.
+The listener's own thread waits on a separate epoll(7) object. Waiters change which events of the socket this object
+watches, so the turn passes without waking a thread. Every `pqcore.db.channels.SLICE` seconds, the listener's own thread
+reads in any case. So a waiter that was interrupted and kept its turn delays other waiters by at most this time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def turn_for(session: Session) -> SocketTurn | None:
     """Return the turn to read a session's socket.
 
     Returns:
-        Return None if the listener's own thread always reads. That is so for asynchronous drivers, for drivers that do
-        not give their socket, without epoll(7), and under a library such as gevent that removes epoll(7).
+        None if the listener's own thread must always read: the driver is asynchronous, or does not give its socket; the
+        system has no epoll(7), or a library such as gevent has removed it.
     """
     if session.suspends or not hasattr(session.driver, "fileno"):
         return None
@@ -96,7 +96,7 @@ class SocketTurn:
             self._idle.modify(self._fileno, events)
 
     def take(self, waiter: ReadingWaiter) -> bool:
-        """Give a waiter the turn, unless another waiter has it; return whether it was given."""
+        """Give a waiter the turn, unless another waiter has it; return whether the waiter got it."""
         with self._lock:
             if self._current() is not None:
                 return False
@@ -107,7 +107,7 @@ class SocketTurn:
     def leave(self, waiter: Event) -> None:
         """Take the turn from a waiter, if the waiter has it.
 
-        If others wait, the caller must then call `read_for_others`.
+        If other waiters wait, the caller must then call `read_for_others`.
         """
         if self._reader is not None and self._reader() is waiter:
             with self._lock:
@@ -164,7 +164,7 @@ class ReadingWaiter:
 
     def set(self) -> None:
         """Wake the waiter."""
-        self._is_set = True  # set first, because the waiter checks this after it has announced that it polls
+        self._is_set = True  # set first: the waiter announces that it polls, and then checks `_is_set`
         self._event.set()
         if self._polls:
             self._turn.ring()

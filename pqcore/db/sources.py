@@ -26,9 +26,9 @@ class Loan(list[Session]):
     """The use of one session by one operation, or by one ``with`` block: a list with the session, or an empty list.
 
     An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step, with
-    ``append(pop())``. Code that gives it back holds it in no variable, which a traceback would keep. If an interrupt
-    comes during a move, the session belongs to nobody: it is closed, and no longer counted. A loan is a list itself,
-    because each operation makes a loan, and two objects would cost more.
+    ``append(pop())``. Code that gives the session back holds it in no variable, because a traceback would keep the
+    variable. If an interrupt comes during a move, nothing refers to the session any more, so it is closed and no longer
+    counted. A loan is a list itself, because each operation makes a loan, and two objects would cost more.
 
     Attributes:
         idle: Whether the session is known to have been in no transaction when it was lent.
@@ -99,7 +99,7 @@ async def lent(
     work: Callable[[Session], Awaitable[T]],
     acquire: Callable[[Loan], Awaitable[None]] | None = None,
 ) -> T:
-    """Do some work with a session, which is given back in every case.
+    """Do some work with a session, and give the session back, also after an error.
 
     Args:
         source: The lender of the session.
@@ -120,8 +120,8 @@ async def lent(
 class AdoptedPool(SessionSource):
     """A caller's pool.
 
-    Some pools raise an error when all their connections are in use; then this class tries again, for ``timeout``
-    seconds.
+    Some pools raise an error when all their connections are in use. After such an error, this class tries again, for up
+    to ``timeout`` seconds.
     """
 
     may_have_open_transaction = True
@@ -172,7 +172,7 @@ class AdoptedPool(SessionSource):
             if loan.session.read_only and not await loan.session.writes():
                 logger.warning(LEFT)
                 self._opener.leave()
-                await discard(loan.session)  # the pool replaces it by another
+                await discard(loan.session)  # the pool replaces a closed connection
             await loan.session.leave()
         except BaseException:
             await self._give_back(loan)
@@ -208,7 +208,8 @@ class AdoptedPool(SessionSource):
 class AdoptedConnection(SessionSource):
     """One connection of the caller, for one user at a time; other users wait up to ``timeout`` seconds.
 
-    The thread that uses the connection may use it again meanwhile, as a generator within put_many does.
+    The thread that uses the connection may run further operations on it meanwhile, for example if the generator that
+    it gave to `put_many` takes jobs.
     """
 
     may_have_open_transaction = True
@@ -231,11 +232,11 @@ class AdoptedConnection(SessionSource):
         """Give the loan the connection.
 
         Args:
-            seconds: The largest number of seconds to wait until others have given it back.
+            seconds: The largest number of seconds to wait until other users have given the connection back.
             loan: The loan.
 
         Raises:
-            PoolTimeout: Others have not given the connection back in time.
+            PoolTimeout: Other users have not given the connection back in time.
         """
         again = self._lock.mine()
         if not again and not await self._lock.enter_within(seconds):
@@ -293,8 +294,8 @@ class AdoptedConnection(SessionSource):
 class ConnectionProvider(ABC):
     """A keeper of connections that chooses one for each use, such as a framework with one connection for each thread.
 
-    It is given to `PQ` instead of a DSN. Operations on a connection join its transaction. The framework begins and ends
-    transactions, and opens and closes connections.
+    A program gives this object to `PQ` instead of a DSN. Operations on a connection join its transaction. The framework
+    begins and ends transactions, and opens and closes connections.
 
     Attributes:
         backend: The name of the backend for its driver.
@@ -338,7 +339,7 @@ class ProvidedConnections(SessionSource):
         session = self._lender.lend(self._opener.wrap)
         loan.append(session)
         if session.caller_owned and not session.in_transaction():
-            # begins the framework's transaction, which later statements must find open
+            # This statement begins the framework's transaction, because later statements must find it open.
             await session.execute(session.sql.ping)
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
@@ -357,7 +358,7 @@ class ProvidedConnections(SessionSource):
 
 
 def _reached(exc: BaseException, pool: object) -> bool:
-    """Return whether an interrupt came while the pool's own code was running, rather than before or after that."""
+    """Return whether an interrupt came while the pool's own code was running."""
     package, at = type(bare(pool)).__module__.partition(".")[0], exc.__traceback__
     while at is not None:
         if str(at.tb_frame.f_globals.get("__name__")).partition(".")[0] == package:

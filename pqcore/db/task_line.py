@@ -1,7 +1,7 @@
 """Lines for calls of tasks; see `pqcore.db.group_commit`.
 
-A group runs in a separate task, without any caller's context variables; callers await bare futures. A cancelled caller
-affects no other: its call leaves the line, or its answer is dropped.
+A group runs in a separate task, without any caller's context variables; callers await bare futures. The cancellation of
+a caller affects no other caller: the cancelled call leaves the line, or its answer is dropped.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class TaskLine:
             return future
         self.waiting.append((future, value))
         if self.since == CROWDED:
-            self._set_off()  # in the next turn of the loop, so that calls made in this turn join
+            self._set_off()  # the group goes in the next turn of the loop, so that calls made in this turn join it
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(group_commit.PATIENCE, self._look)
         return future if self.together.undo is None else self._answer(future)
@@ -158,7 +158,7 @@ class TaskLine:
         self.start(self._travel(), self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        """Forget a task that sent groups; if it was cancelled with all tasks of the loop, let another continue."""
+        """Forget a task that sent groups; if it was cancelled with all tasks of the loop, let another task go on."""
         self._travelling.discard(task)
         if task.cancelled():
             self.pass_on()
@@ -204,7 +204,7 @@ class _Group:
                 found = dict(zip(self._futures, answers, strict=True))
                 line.start(line.undo(gone, [found[future] for future in gone]))
         if line.since == self._began and len(self._futures) > 1:
-            await asyncio.sleep(0)  # answered callers may call again, and then join, too
+            await asyncio.sleep(0)  # callers that were just answered may call again, and then join the next group
         if line.since != self._began:  # this statement took long, so another task sends the waiting calls
             return False
         if line.is_waited_for():

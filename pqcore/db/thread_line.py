@@ -1,11 +1,11 @@
 """Lines for calls of threads; see `pqcore.db.group_commit`.
 
-pqcore starts no thread for this. One of the callers leads: it sends the waiting calls, including its own, and answers
-the others. Then it appoints the first caller that came meanwhile, and returns.
+pqcore starts no thread for groups. One of the callers leads: it sends the waiting calls, including its own, and gives
+the other callers their answers. Then it makes the first caller that came meanwhile the leader, and returns.
 
 An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread. So each step can be repeated. Answers
 are given in nested ``finally`` clauses, and when the group is deleted. Each wait has a bound, after which the waiter
-checks for itself, and leads if nobody else does.
+checks whether it has its answer, and leads if no other caller does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Call:
 
     Attributes:
         value: The value of the call.
-        bell: A lock that is held while the caller has nothing to check.
+        bell: A lock for which the caller waits; another thread releases it to make the caller check.
         claimed: Whether a leader has taken the call.
         gone: Whether the caller was interrupted, and takes no answer.
         settled: Whether the call has its answer.
@@ -50,7 +50,7 @@ class _Call:
         self.bell.acquire()
 
     def ring(self) -> None:
-        """Make the caller check."""
+        """Make the caller check whether it has its answer, or leads."""
         try:  # noqa: SIM105 - for each call, so no context manager
             self.bell.release()
         except RuntimeError:  # the bell was rung before
@@ -94,13 +94,13 @@ class ThreadLine:
     def pass_on(self) -> None:
         """Make the first waiting caller lead; if nobody waits, the line is free."""
         while True:
-            with suppress(IndexError):  # nobody waits, or the caller has withdrawn
+            with suppress(IndexError):  # no call waits, or an interrupted caller has just removed its call
                 first = self.waiting[0]
                 self.since = monotonic()
                 first.ring()
                 return
             self.since = 0.0
-            if not self.waiting:  # otherwise a call came in between, and has seen that the line is busy
+            if not self.waiting:  # otherwise a call came meanwhile, and waits because it saw that the line was busy
                 return
 
     async def join(self, value: Any) -> Any:
@@ -197,9 +197,9 @@ class _Group:
         return [call.value for call in calls]
 
     def settle(self) -> None:
-        """Let another caller lead the calls that came meanwhile, and answer these calls.
+        """Let another caller lead the calls that came meanwhile, and answer the calls of this group.
 
-        May be repeated after an interrupt.
+        The caller may repeat this after an interrupt.
         """
         if self._over:
             return
@@ -234,7 +234,7 @@ class _Group:
                 await undo(*gone)
 
     def __del__(self) -> None:
-        if not getattr(self, "_over", True):  # interrupted again, on the way to its end
+        if not getattr(self, "_over", True):  # a further interrupt came before the group had ended
             try:
                 self.settle()
             finally:

@@ -52,7 +52,7 @@ class Transactions(ABC):
         self.runtime = runtime
         self._blocks = runtime.context_slot()
         self._open: set[Block] = set()  # the blocks of all threads and tasks
-        self._checked = False  # whether the table was found
+        self._checked = False  # whether a check has found the table
 
     @abstractmethod
     async def _check(self, session: Session) -> None:
@@ -87,7 +87,7 @@ class Transactions(ABC):
         try:
             await source.acquire(loan)
             begin = self._begin(loan)
-            if source.may_have_open_transaction:  # otherwise an interrupt costs only a connection of pqcore's own
+            if source.may_have_open_transaction:  # otherwise an interrupt only loses one of pqcore's own connections
                 savepoint = await self.runtime.shield(begin, partial(self._abandon, loan), loan.abort)
             else:
                 savepoint = await begin
@@ -132,7 +132,7 @@ class Transactions(ABC):
             self._open.discard(block)
             if self._ends(block, failed=failed):
                 finish = self._finish(block.transaction, block, failed=failed)
-                # Always let this finish, so that it is known whether the block was committed.
+                # The end of the block always runs to its end, so that it is known whether the block was committed.
                 await (
                     self.runtime.shield(finish, keep_result, block.transaction.loan.abort)
                     if self.runtime.suspends
@@ -186,7 +186,7 @@ class Transactions(ABC):
         return None
 
     def _cut_off(self, block: Block) -> None:
-        """End a block whose ``with`` statement was interrupted and is over, without having left the block."""
+        """End a block whose ``with`` statement has ended without leaving the block, because of an interrupt."""
         transaction = block.transaction
         block.statement = None
         self._open.discard(block)
@@ -330,11 +330,11 @@ async def make_room(session: Session, error: BaseException) -> None:
 
 
 async def keep_result(result: object) -> None:
-    """Undo nothing, because other callers can use the result, too."""
+    """Undo nothing: the result is also valid for other callers."""
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
-    """Return an operation whose statements may take this many times as long; None for no limit."""
+    """Return an operation with a time limit ``times`` as long for its statements; None for no limit."""
 
     async def work(session: Session) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):

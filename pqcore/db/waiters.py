@@ -27,7 +27,7 @@ class Waiters(Channels):
         self._waiters: dict[str, set[Event]] = {}
         # channels that are not registered, each with the time of the last `snapshot` of it
         self._paused: dict[str, float] = {}
-        self._woken: set[str] = set()  # those of `_paused` that were woken after that time
+        self._woken: set[str] = set()  # the channels of `_paused` that were woken after their last `snapshot`
         self._trimmed = 0.0  # when channels without waiters were last forgotten
         self._shared = SharedLook(self.wake_waiters)
 
@@ -37,7 +37,7 @@ class Waiters(Channels):
         return len(self._waiters)
 
     def snapshot(self, channel: str) -> int | None:
-        """See `Channels.snapshot`; afterwards a wake counts even if the channel is not registered."""
+        """See `Channels.snapshot`. A later `wake` has an effect even if the channel is not registered."""
         ticket = super().snapshot(channel)
         if ticket is None:
             now = self._paused[channel] = time.monotonic()
@@ -101,6 +101,6 @@ class Waiters(Channels):
             event.set()
 
     def wake(self, channel: str) -> None:
-        """Wake the waiters on a channel; if an unregistered channel has none, the next waiter does not wait."""
+        """Wake the waiters on a channel; if an unregistered channel has no waiter, the next waiter does not wait."""
         self._paused.setdefault(channel, time.monotonic())
         self.wake_waiters(channel)

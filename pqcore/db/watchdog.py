@@ -1,4 +1,4 @@
-"""The watchdog: one thread that checks all connections of the process, and closes those without an answer.
+"""The watchdog: one thread that checks all connections of the process, and closes connections without an answer.
 
 A half-open connection looks like one with a slow server: the other side is gone, but TCP has not noticed. A call on it
 would wait until TCP gives up, which may never happen. So each session has a limit. After three quarters of the limit,
@@ -32,7 +32,7 @@ LEISURE = 20
 
 
 class Watched(Protocol):
-    """An opener of sessions, which knows those in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
+    """An opener of sessions, which knows its sessions in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
 
     def sessions(self) -> Sequence[Session]: ...
 
@@ -55,7 +55,7 @@ class Watchdog:
 
     def watch(self, opener: Watched) -> None:
         """Check the sessions of an opener from now on."""
-        if self._process != os.getpid():  # after a fork, the thread and the holder of the lock exist only in the parent
+        if self._process != os.getpid():  # after a fork, only the parent has the thread, and the thread with the lock
             self._begin()
         with self._lock:
             self._openers.add(opener)
@@ -79,7 +79,7 @@ class Watchdog:
             pause = LOOK if shortest is None else min(max(shortest / 8, 0.02), LOOK)
 
     def _look(self, now: float, steady: float) -> float | None:
-        """Check all sessions; return the shortest limit of any, or None if there are none."""
+        """Check all sessions; return the shortest of their limits, or None if there are no sessions."""
         with self._lock:
             openers = list(self._openers)
         shortest: float | None = None
@@ -104,7 +104,7 @@ class Watchdog:
     def break_off_blocks_of(self, thread: int) -> bool:
         """Close connections in a thread's transaction blocks on which a statement is running.
 
-        Return whether there was one.
+        Return whether there was such a connection.
         """
         with self._lock:
             openers = list(self._openers)

@@ -95,7 +95,7 @@ async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Seq
 
 
 async def mark_deleted(s: Session, job_id: int, outcome: str) -> None:
-    """Tell the jobs that wait for a deleted job how it ended, in the transaction that deleted it."""
+    """Store how a deleted job ended, for the jobs that wait for it, in the transaction that deleted it."""
     query = s.sql.dependencies.mark_deleted
     await s.execute(query, query.bind({"id": job_id, "outcome": outcome}))
 

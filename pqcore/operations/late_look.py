@@ -47,7 +47,7 @@ async def wait_and_look(
         engine: The engine.
         queue: The queue.
         lease: The length of the leases, in seconds.
-        snapshot: A snapshot for `Engine.wait_for_jobs`, taken before the last look, which took all due jobs.
+        snapshot: A snapshot for `Engine.wait_for_jobs`, taken before the last look, after which no due job was left.
         pause: Seconds until the next look is worthwhile; None if unknown, so that this operation asks the server.
         poll_interval: Seconds after which to look in any case.
         begin: A function that is called after the wait, from any thread. It returns the largest number of jobs to

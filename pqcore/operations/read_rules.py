@@ -43,7 +43,7 @@ async def read_current_rules(engine: Engine, queue: QueueSettings) -> CurrentRul
         # Above READ COMMITTED, a statement sees only what was committed before the transaction began.
         expires_at = began - age + min(KEPT, queue.poll_interval / 2)
         if queue.rule_cache.rules.paused_tasks.keys() - tasks.keys():
-            queue.lanes.hurry()  # a task was resumed: look for lanes soon, because another program may have made them
+            queue.lanes.hurry()  # another program may have made the lanes on which jobs of a resumed task wait
         queue.lanes.weights = weights
         queue.rule_cache.keep(found, expires_at, changes=changes, now=began, in_transaction=s.in_transaction())
         return found

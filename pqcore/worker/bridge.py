@@ -1,6 +1,6 @@
-"""Operations run on a worker's own connections; those of a blocking engine also run in the worker's own threads.
+"""Running operations on a worker's own connections and, for a blocking engine, in the worker's own threads.
 
-Users' functions have other threads, so they cannot delay operations.
+Users' functions run in other threads, so they cannot delay operations.
 """
 
 from __future__ import annotations

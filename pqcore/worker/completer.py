@@ -1,4 +1,4 @@
-"""The completer stores the outcomes of jobs: each time, all outcomes that have gathered since the last time."""
+"""The completer stores the outcomes of jobs: each statement stores all outcomes that came during the previous one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Completer:
         self._lease = lease
         self._prefetch = prefetch
         self._awaits_until: float | None = None
-        self._is_limited = False  # whether the last statement that also took jobs leased fewer than asked
+        self._is_limited = False  # whether the last statement that ended and leased jobs leased fewer than asked for
 
     async def run(self) -> None:
         """Store outcomes until cancelled; if called again, continue with the outcomes that are left."""
@@ -74,7 +74,7 @@ class Completer:
             queue_state.wake_completer.clear()
             if self._awaits_fetch():
                 continue
-            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:  # the other jobs end soon, too
+            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:  # jobs of the same places end soon
                 await asyncio.sleep(GATHER_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
@@ -91,7 +91,7 @@ class Completer:
                 await asyncio.sleep(queue_state.longest)  # so that the next statement ends more jobs
 
     def _awaits_fetch(self) -> bool:
-        """Return whether to wait for the end of a fetch, because the statement that ends jobs can then lease others."""
+        """Return whether to wait until a fetch has ended, so that the statement that ends jobs can lease other jobs."""
         queue_state, now = self._queue_state, time.monotonic()
         if queue_state.unstarted or not (queue_state.fetching and queue_state.ends_take and queue_state.outcomes):
             self._awaits_until = None
@@ -168,7 +168,7 @@ class Completer:
             try:
                 await queue_state.bridge.call(read_current_rules, queue)
             except PQError:
-                return None  # storing the outcomes shows whether the server is at fault
+                return None  # the caller stores the outcomes, and sees then whether the server is at fault
         if queue.rule_cache.rules.paused or queue.rule_cache.rules.paused_tasks:
             return None  # the fetcher takes the next jobs, and obeys the pauses
         queue_state.ends_take = queue.rate is None and not queue_state.quiet
@@ -206,7 +206,7 @@ class Completer:
             for outcome in outcomes:  # the statement may be committed although a later step failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
-            return None  # storing them without a take shows which of them are at fault
+            return None  # the caller stores the outcomes without a take, and sees then which of them are at fault
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
         accept((lost, taken))
@@ -219,7 +219,7 @@ class Completer:
         Args:
             n: The number of jobs to lease without regard to limits.
             free: The number of free slots.
-            own: How many jobs remain of those that were leased ahead for places.
+            own: The number of jobs that were leased ahead for places, and have not ended.
         """
         queue_state = self._queue_state
         ahead = queue_state.most_ahead(self._prefetch)
@@ -295,7 +295,7 @@ class Completer:
                 server_error, unknown = exc, {id(outcome) for outcome, _ in uncertain}
                 outcomes = [outcome for outcome in outcomes if id(outcome) not in unknown]
                 queue_state.outcomes += [outcome for outcome, _ in uncertain]
-            except BaseException:  # a cancellation: the next try finds out which outcomes are stored
+            except BaseException:  # after a cancellation, the next try finds out which outcomes are stored
                 self._store_again(outcomes)
                 raise
             else:

@@ -48,15 +48,15 @@ LOOP_TURNS = 3
 class Executor(Runner[ActiveJob]):
     """Runs jobs through `run_job`: concurrently, one in each slot.
 
-    An asyncio task and a future for each job cost more than a short function. So a job in a thread has neither, unless
-    its hooks or its serializer must be awaited. One callback of the event loop takes all outcomes that threads have
-    handed over.
+    An asyncio task and a future for each job cost more than a short function. So a job in a thread has no task and no
+    future, unless its hooks or its serializer must be awaited. One callback of the event loop takes all outcomes that
+    threads have handed over.
 
     Args:
         worker_state: The state that the worker's parts share.
         job_events: Calls the hooks of plugins.
         run_in: Where functions that are not coroutine functions run, unless their tasks say otherwise.
-        stop_timeout: Seconds that a thread has to end once its job is stopped; see `_warn_of_unstopped`.
+        stop_timeout: Seconds that a thread has to end after its job was stopped; see `_warn_of_unstopped`.
         recycling: When a process that runs jobs is replaced.
         keep_errors: What is stored of exceptions, for tasks without an option of their own.
     """
@@ -137,9 +137,9 @@ class Executor(Runner[ActiveJob]):
             asyncio.get_running_loop().call_later(self._stop_timeout, self._warn_of_unstopped, active, time.monotonic())
 
     def _warn_of_unstopped(self, active: ActiveJob, told_at: float) -> None:
-        """Warn that a thread goes on although its job was stopped, and break off the statement that it waits for.
+        """Warn that a thread goes on although its job was stopped, and break off the statement that the thread runs.
 
-        Only a statement in a transaction block of the thread can be broken off. Nothing else in a thread can be ended.
+        This is possible only for a statement in a transaction block of the thread. Nothing else can end a thread.
         """
         if not active.is_running or active.context is None or active.thread is None:
             return
@@ -234,14 +234,14 @@ class Executor(Runner[ActiveJob]):
         return self._serializer_threads.is_fast(name) and queue.reads_quickly(job.serializer, job.raw, FAST_SIZE)
 
     def _prepare(self, active: ActiveJob) -> Run | Outcome:
-        """Decode a job; return the call of its function, or how the job ends without one."""
+        """Decode a job; return the call of its function, or the outcome of a job that cannot run."""
         began = time.thread_time() if len(active.job.raw) > QUICK_SIZE else None
         try:
             return prepare(active.queue, active.queue, active.job)
         except BaseException as exc:
             if self._worker_state.interruptible:
                 raise
-            # No signal handler raises an exception here: the exception is the job's own.
+            # Signal handlers raise no exceptions here, so the exception comes from the job's module or data.
             return snooze_unrunnable(active.queue, active.job, exc, "unknown")
         finally:
             if began is not None:
@@ -327,7 +327,7 @@ class Executor(Runner[ActiveJob]):
                 await asyncio.sleep(0)
 
     def release(self, active: ActiveJob) -> bool:
-        """Free the slot; return False if the job was given back while its function ran."""
+        """Free the slot of a job; return False if the job was given back while its function ran."""
         active.cancellable = False  # the function has ended: nothing can stop the remaining steps
         if active.timer is not None:
             active.timer.cancel()
@@ -341,7 +341,7 @@ class Executor(Runner[ActiveJob]):
         return is_open
 
     async def end(self, active: ActiveJob, outcome: Outcome | None) -> None:
-        """Give the outcome to the completer, which stores it together with others, and call the outcome's hook."""
+        """Give an outcome to the completer, which stores it together with other outcomes, and calls its hook."""
         if outcome is not None:
             if not self.events.needs_ends:  # no hook needs these values any more, so their memory is freed
                 active.run = active.context = None
@@ -355,7 +355,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.notify_if_idle()
 
     def leave(self, error: BaseException) -> None:
-        """Have the worker raise an error after it gave its jobs back; an error raised here would end the event loop."""
+        """Have the worker raise an error after it gave its jobs back; raised here, it would end the event loop."""
         self._worker_state.interrupt(error)
 
     async def _call_in_process(self, active: ActiveJob, run: Run) -> Any:
@@ -364,7 +364,7 @@ class Executor(Runner[ActiveJob]):
         assert active.context is not None  # noqa: S101 - for the type checker
         active.cancellable = True
         async with self._processes.slot() as process:
-            self._start_clock(active, run)  # only now: the timeout does not include the wait for a process
+            self._start_clock(active, run)  # the timeout begins here, because it excludes the wait for a process
             with self.events.around(active):
                 return await process.run(run, active.context)
 

@@ -33,7 +33,7 @@ class Fetcher:
         queue_state: The queue.
         executor: Runs the jobs.
         lease: Seconds for which jobs are leased.
-        poll_interval: Seconds after which an idle fetcher tries again, woken or not.
+        poll_interval: Seconds after which an idle fetcher tries again, even if nothing woke it.
         prefetch: The limits of fetching ahead.
         stop: The function to call when there is nothing to do; None to wait instead.
     """
@@ -57,9 +57,9 @@ class Fetcher:
         self._prefetch = prefetch
         self._stop = stop
         self._took_all = False  # whether the last fetch took all jobs that were due and admitted
-        self._before: int | None = None  # the snapshot before that fetch
-        self._failures = 0  # fetches that failed since one succeeded
-        self._slept_with: int | None = None  # the snapshot before a wait that ended without a look
+        self._before: int | None = None  # the channel's snapshot from before the last fetch
+        self._failures = 0  # the number of failed fetches since the last successful one
+        self._slept_with: int | None = None  # the channel's snapshot from before a wait that ended without a look
 
     async def run(self) -> None:
         """Fetch jobs until the worker drains."""
@@ -121,7 +121,7 @@ class Fetcher:
             if self._stop is not None:
                 await self._stop_if_done(self._stop)
                 return
-            await asyncio.sleep(0)  # the jobs that were taken start first
+            await asyncio.sleep(0)  # let the jobs that were just taken start before the next fetch
             found = await self._wait_and_look(snapshot, None)
             if found is None:
                 return
@@ -141,7 +141,7 @@ class Fetcher:
             self._accept(rows, leased_at)
 
     async def _look(self, n: int, leased_at: float, *, woken: bool) -> tuple[Sequence[Any], float | None]:
-        """Lease up to ``n`` jobs, from now on; see `fetch.look`."""
+        """Lease up to ``n`` jobs, with leases that count from ``leased_at``; see `fetch.look`."""
         queue_state = self._queue_state
         queue_state.fetching = True
         try:
@@ -150,7 +150,7 @@ class Fetcher:
             rows, wake_in = await queue_state.bridge.finish(late, look, queue_state.queue, n, self._lease)
         except Exception:
             queue_state.fetching = False
-            self._worker_state.notify_if_idle()  # otherwise a stopping worker waits for this operation
+            self._worker_state.notify_if_idle()  # without this, a stopping worker would not notice that the look ended
             raise
         finally:
             queue_state.reserved_slots = 0
@@ -204,7 +204,7 @@ class Fetcher:
             found = await queue_state.bridge.finish(late, operation, queue_state.queue, self._lease)
         except Exception:
             if begun:
-                self._accept((), 0.0)  # a stopping worker waits for this operation
+                self._accept((), 0.0)  # a stopping worker waits until this look is recorded as ended
             raise
         if found is None:
             self._slept_with = snapshot
@@ -247,7 +247,7 @@ class Fetcher:
         worker_state = self._worker_state
 
         def is_done() -> bool:
-            # A job that ended since the last fetch may have put others.
+            # A job that ended since the last fetch may have put other jobs.
             now = time.monotonic()
             return not worker_state.is_busy() and all(
                 each.empty_at == worker_state.changes and not each.queue.lanes.aside_for(now)

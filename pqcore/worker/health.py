@@ -25,13 +25,14 @@ logger = logging.getLogger("pqcore.tasks")
 T = TypeVar("T")
 
 READY_TIMEOUT = 5.0
-"""Seconds that the database has to answer a look; after that the worker is not ready, and queues have no metrics."""
+"""Seconds that the database has to answer a look. If it does not, the worker is not ready, and `/metrics` lacks the
+figures of queues."""
 REQUEST_TIMEOUT = 5.0
 """Seconds that a client has to send its request, and to read the answer."""
 REQUEST_BYTES = 8_192
 """The largest size of a request, in bytes."""
 CONNECTIONS = 32
-"""The largest number of connections that are served concurrently; others are closed without an answer."""
+"""The largest number of connections that are served concurrently; further connections are closed without an answer."""
 FRESH = 1.0
 """Seconds for which the answer of a look at the table is reused."""
 FIGURES_FRESH = 5.0
@@ -97,7 +98,7 @@ class Answer(NamedTuple):
 
 
 class Look(Generic[T]):
-    """Asks the database one question, never twice concurrently, however many clients want the answer.
+    """Asks the database one question for all clients that want the answer, never twice concurrently.
 
     Args:
         ask: The function that asks the question.
@@ -144,7 +145,7 @@ class Health:
     format.
 
     Args:
-        address: The address where it listens.
+        address: The address on which the server listens.
         worker_state: The state that the worker's parts share.
         bridges: The bridges that run operations, one for each table.
     """
@@ -160,7 +161,7 @@ class Health:
 
     @property
     def address(self) -> str | None:
-        """The address where it listens, ``HOST:PORT``; None if it does not listen."""
+        """The address on which the server listens, as ``HOST:PORT``; None if it does not listen."""
         if self._server is None or not self._server.sockets:
             return None
         return str(self._wanted._replace(port=self._server.sockets[0].getsockname()[1]))

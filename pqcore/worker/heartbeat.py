@@ -30,7 +30,7 @@ STALL_WARNING = 2.0
 
 
 class Heartbeat:
-    """Extends the leases of one queue's active jobs, and stops those that are cancelled, lost or paused.
+    """Extends the leases of one queue's active jobs, and stops jobs that are cancelled, paused, or have lost the lease.
 
     Args:
         queue_state: The queue.
@@ -62,7 +62,7 @@ class Heartbeat:
     async def listen(self) -> None:
         """Stop jobs as soon as their cancellation is notified; without LISTEN, when their leases are extended.
 
-        A change of the queue's rules or schedules is notified too.
+        Changes of the queue's rules and schedules come by the same channel.
         """
         queue_state = self._queue_state
         engine = queue_state.bridge.engine
@@ -70,7 +70,7 @@ class Heartbeat:
         while True:
             try:
                 await queue_state.bridge.run(engine.wait, queue_state.control, snapshot, LISTEN_TIMEOUT, reads=False)
-                # The snapshot comes before the statement, so that a later cancellation counts.
+                # The snapshot is taken before the statement, so that a cancellation during the statement counts.
                 snapshot, last = engine.snapshot(queue_state.control), snapshot
                 if snapshot != last:
                     queue_state.schedules_changed.set()
@@ -130,9 +130,10 @@ class Heartbeat:
                     self._executor.stop(active, "lost")
 
     def _extend_alone(self, active: ActiveJob) -> None:
-        """Wait for a row that another transaction has locked, and extend its lease; the next beat does other rows.
+        """Extend the lease of a row that another transaction has locked, after a wait for this transaction.
 
-        This happens for one row at a time, because each wait uses a connection of the worker.
+        Only one row at a time is waited for, because each wait uses a connection of the worker. The next beat extends
+        the leases of the other rows.
         """
         if self._alone is None or self._alone.done():
             self._alone = asyncio.create_task(self._wait_and_extend(active))
@@ -142,7 +143,7 @@ class Heartbeat:
         try:
             await self._queue_state.bridge.call(extend, self._queue_state.queue, active.job, self._lease)
         except LeaseLost:
-            return  # the next beat meets the same error
+            return  # the next beat also finds the lease lost, and stops the job
         except PQError as exc:
             logger.warning("%r: cannot extend leases: %s", self._queue_state.queue.name, exc)
         else:

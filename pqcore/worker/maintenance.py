@@ -41,9 +41,9 @@ RELEASE_INTERVAL = 5.0
 """Seconds between looks for jobs that wait for no other job any more, on average. A take that finds no job looks, too.
 """
 LONGEST_SLEEP = 60.0
-"""The largest number of seconds between two looks at the server's clock while a tick is awaited."""
+"""The largest number of seconds between two looks at the server's clock while this process waits for a tick."""
 NEARLY_FULL = 0.5
-"""The part of the server's notification queue that is in use, from 0 to 1, at which a worker warns."""
+"""The fill level of the server's notification queue, from 0 to 1, from which a worker warns."""
 
 
 class Maintenance:
@@ -51,8 +51,8 @@ class Maintenance:
 
     Args:
         queue_state: The queue.
-        queue_states: All queues of the worker; the maintenance of the first of a table also sweeps rows of the others,
-            and keeps samples.
+        queue_states: All queues of the worker. For each table, the maintenance of the first queue also does the work
+            that concerns the whole table: sweeps of its rows, and samples.
     """
 
     def __init__(self, queue_state: QueueState, queue_states: Sequence[QueueState]) -> None:
@@ -114,7 +114,7 @@ class Maintenance:
         await engine.run(work)
 
     async def _run_chores(self) -> None:
-        """Delete expired rows and attempts of jobs that are gone, and keep samples, if the role may do so."""
+        """Delete expired rows and the attempts of jobs that are gone, and keep samples, as far as the role may."""
         for chore in list(self._chores):
             try:
                 await self._queue_state.bridge.run(chore.run, self._queue_state.bridge.engine)
@@ -159,7 +159,7 @@ class Maintenance:
                 failures = 0
             except asyncio.CancelledError:
                 raise
-            except BaseException as exc:  # from a user's function, such as a serializer
+            except BaseException as exc:  # a user's function, such as a serializer, may raise anything
                 if is_from_outside(exc):
                     raise
                 failures += 1

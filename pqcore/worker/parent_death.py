@@ -1,4 +1,4 @@
-"""A process that ends with its parent, however the parent ended."""
+"""Making a process end when its parent ends, however the parent ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def end_with_parent(pipe: int, on_message: Callable[[bytes], None] | None = None
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # this libc has no prctl: only the thread watches
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # prctl does not notice a parent that died before the call; then the thread reads the end of the pipe.
+    # If the parent died before the call of prctl, the kernel does nothing, but the thread reads the end of the pipe.
     threading.Thread(target=_watch, args=(pipe, on_message), name="pqcore-parent", daemon=True).start()
 
 

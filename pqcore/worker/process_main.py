@@ -1,4 +1,4 @@
-"""The main loop of a process that runs a worker's jobs: it receives a call, makes it, and answers."""
+"""The main loop of a process that runs a worker's jobs: it receives a call, makes the call, and answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pqcore.worker.parent_death import end_with_parent
 from pqcore.worker.recycling import memory_in_use
 
 PRELOADED_MODULES: list[str] = []
-"""Modules that a worker's processes import first, before those of functions: they set up a framework."""
+"""Modules that a worker's processes import before the modules of functions, for example to set up a framework."""
 CALL_CONTEXTS: list[Callable[[], AbstractContextManager[object]]] = []
 """Context managers to enter around each call in a process; modules of `PRELOADED_MODULES` add theirs."""
 
@@ -40,7 +40,7 @@ class Request:
     Attributes:
         path: The name of the task.
         location: Where its function can be imported from.
-        first: The argument that the function gets before those of the call.
+        first: The argument that the function gets before the arguments of the call.
         args: The positional arguments, after the first.
         kwargs: The keyword arguments.
         queue: The queue's name, table and serializer.
@@ -124,7 +124,7 @@ def _answer(raw: bytes, pipe: Connection, first: Sequence[str]) -> bytes:
                 result = task.call(context.job, request.args, request.kwargs)
                 if inspect.isawaitable(result):  # from a function without `async def`
                     result = asyncio.run(_awaited(result))
-            refuse_unrun(result)  # the exception cannot be pickled either
+            refuse_unrun(result)  # this check happens here, because such a result cannot be pickled either
         finally:
             leave_job(before)
         return _returned(result if stores_result(context.job) else None, finished=context.finished)

@@ -1,4 +1,4 @@
-"""The limits after which a new process replaces one that runs jobs: a number of jobs, or an amount of memory."""
+"""The limits after which a process that runs jobs is replaced by a new one: a number of jobs, an amount of memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Recycling(NamedTuple):
         """Return the limits that a worker was given.
 
         Raises:
-            ConfigurationError: One of them is not a valid limit.
+            ConfigurationError: One of the values is not a valid limit.
         """
         if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
             msg = f"max_jobs is {jobs!r}; give a number of at least 1"

@@ -22,7 +22,7 @@ from pqcore.worker.state import QueueState, WorkerState
 logger = logging.getLogger("pqcore.tasks")
 
 SWEEP_EVERY = 60
-"""Renewals between two sweeps of rows that other workers left."""
+"""The number of renewals between two sweeps of rows that other workers left."""
 MOST_RUNNING = 100
 """The largest number of jobs of one queue that a worker lists as running."""
 WITHDRAWAL = 2.0
@@ -30,7 +30,7 @@ WITHDRAWAL = 2.0
 
 
 def running_worker(concurrency: int) -> RunningWorker:
-    """Return how a worker of this process is listed, under a new id."""
+    """Return the values under which a worker of this process is listed, with a new id."""
     return RunningWorker(secrets.token_hex(6), socket.gethostname(), os.getpid(), pqcore.__version__, concurrency)
 
 
@@ -98,7 +98,7 @@ class Registration:
             logger.debug("%s: cannot delete this worker from the list of workers: %s", self._names(), exc)
 
     def _report(self, error: PQError) -> None:
-        """Log why the worker is not listed; warn once, but not of a lost connection, of which other parts warn."""
+        """Log why the worker is not listed. Warn only once, and not of a lost connection: other parts warn of that."""
         unreachable = isinstance(error, (ConnectionLost, PoolTimeout, Closed))
         level = logging.DEBUG if self._has_warned or unreachable else logging.WARNING
         self._has_warned |= not unreachable

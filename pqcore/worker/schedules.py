@@ -1,8 +1,8 @@
 """The ticks of a queue's schedules: the worker reads their rows regularly, and puts the jobs of ticks that are due.
 
-There may be many schedules, so one loop serves all of them: a statement reads which schedules there are, with their
-last ticks, and only those that are due are looked at further. The rules of ticks, such as which worker puts a job, are
-those of declared periodic tasks (`pqcore.operations.periodic`, `pqcore.worker.ticks`).
+There may be many schedules, so one loop serves all of them: a statement reads all schedules with their last ticks, and
+the loop then handles only schedules that are due. Schedules and declared periodic tasks have the same rules of ticks,
+such as which worker puts a job (`pqcore.operations.periodic`, `pqcore.worker.ticks`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ LOOK_INTERVAL = 10.0
 """The largest number of seconds between two looks at the schedules; after a notification of a change, the next look
 comes immediately."""
 RETRY_INTERVAL = 1.0
-"""Seconds until the next look if a tick put no job: another worker put it, or a transaction changes its schedule."""
+"""Seconds until the next look if this worker put no job for a tick, because another worker put the job, or because an
+open transaction has changed the schedule."""
 MOST_DUE = 200
-"""The largest number of schedules whose jobs are put between two looks; several workers choose different ones."""
+"""The largest number of schedules whose jobs are put between two looks; workers choose them at random."""
 FEW = 50
-"""Up to this number of schedules are planned on the event loop; a thread plans more."""
+"""The largest number of schedules that the event loop plans itself; a thread plans larger numbers."""
 
 
 @dataclass(eq=False)
@@ -82,7 +83,7 @@ class Schedules:
     def __init__(self, queue_state: QueueState) -> None:
         self._queue_state = queue_state
         self._planned: dict[str, _Planned] = {}
-        # Versions of schedules that cannot be read, or have the name of a periodic task in code.
+        # The versions of schedules that cannot be read, or that have the name of a periodic task declared in code.
         self._refused: dict[str, datetime] = {}
 
     async def run(self) -> None:
@@ -122,7 +123,7 @@ class Schedules:
         return plan.pause if all(numbers) else min(plan.pause, RETRY_INTERVAL)
 
     def _plan(self, found: Sequence[FoundTimetable]) -> _Plan:
-        """Return which of the schedules are due. A schedule that has not changed is not computed again."""
+        """Return which schedules are due. The next tick of a schedule is computed again only if its row has changed."""
         plan, known = _Plan(), self._planned
         self._planned = {}
         self._refused = {each.name: each.version for each in found if self._refused.get(each.name) == each.version}
@@ -201,7 +202,7 @@ class Schedules:
             return 0
         except PQError:
             raise
-        except Exception as exc:  # a plugin's hook
+        except Exception as exc:  # a plugin's hook may raise any exception
             if is_from_outside(exc):
                 raise
             logger.warning("%r: cannot put the job of %s: %s", queue.name, found.name, exc, exc_info=True)

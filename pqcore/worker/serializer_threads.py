@@ -20,7 +20,7 @@ T = TypeVar("T")
 CPU_BOUND_SECONDS = 0.01
 """Seconds of CPU time per call from which a serializer counts as CPU-bound."""
 FAST_SECONDS = 0.0002
-"""Seconds of CPU time per call up to which decoding needs no thread: handing it over takes as long."""
+"""Seconds of CPU time per call up to which decoding needs no thread: handing a call to a thread takes as long."""
 FAST_SIZE = 2**18
 """Data up to this size (characters or bytes) is assumed to decode as fast as earlier data; a wrong guess costs some
 ms."""

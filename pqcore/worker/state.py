@@ -31,8 +31,8 @@ If tenants have shares, nothing is fetched ahead: a new job would wait behind th
 PLACE_SECONDS = 0.02
 """The smallest number of seconds of work that is leased ahead for one place under a limit.
 
-The statement that ends a job and leases another takes some milliseconds. Meanwhile the place would be empty. If two
-such statements take longer, more work is leased ahead.
+The statement that ends a job and leases another takes some milliseconds. Without jobs leased ahead, the place would be
+empty meanwhile. If two such statements take longer than this number of seconds, more work is leased ahead.
 """
 LONGEST_AHEAD = 0.1
 """Jobs that run longer than this number of seconds are not leased ahead for a place; of faster jobs, at most this
@@ -40,7 +40,7 @@ number of seconds of work is leased ahead."""
 MOST_FOR_PLACE = 50
 """The largest number of jobs that are leased for one place."""
 LONGEST_FADES = 0.9
-"""The factor by which the time of the longest job, or of the longest statement, shrinks with each later one."""
+"""The factor by which the recorded time of the longest job or statement shrinks with each later job or statement."""
 
 STATEMENT_SIZE = 2 * 2**20
 """The approximate number of characters or bytes of data that one statement fetches. In a larger answer, each job takes
@@ -50,12 +50,12 @@ SIZE_DECAY = 0.8
 """The recorded size of a queue's jobs is multiplied by this factor with each fetch of smaller jobs."""
 
 Key: TypeAlias = tuple[int, int]
-"""A lease: the job's id and the fencing token. A worker may lease a job again that it has lost."""
+"""A lease: the job's id and the fencing token. The id is not enough: a worker may lose a job, and lease it again."""
 
 
 @dataclass(eq=False)
 class Places:
-    """The places under a limit for which more jobs were leased than may run: the others wait in the worker.
+    """The places under a limit for which the worker leased more jobs than may run; the rest of the jobs wait in it.
 
     Attributes:
         number: How many of the jobs may run concurrently.
@@ -89,14 +89,14 @@ class ActiveJob(Attempt):
         leased_at: When the lease began, by the monotonic clock.
         task: The asyncio task that runs the job, if there is one.
         steps: The object that runs the job without an asyncio task, while its function is called in a thread.
-        timer: Stops the job at its timeout.
+        timer: The timer that stops the job at its timeout.
         thread: The identifier of the thread that calls the function, if a thread does.
         ended: Whether the outcome is decided: then nothing can stop the job.
         cancellable: Whether cancelling ``task`` stops the function.
         progress_stored_at: When the job's progress was stored last, by the monotonic clock.
         may_be_stored: Whether the outcome may be stored already, because the answer to an earlier try was lost.
         refusals: The server's refusals to store the outcome; None before the first.
-        places: The places that the job shares with other jobs of the worker; None if it has places of its own.
+        places: The places that the job shares with other jobs of the worker; None if the job has its own places.
     """
 
     queue_state: QueueState
@@ -140,7 +140,7 @@ class QueueState:
     Attributes:
         queue: The queue.
         bridge: Runs operations on the worker's connections.
-        buffer: Jobs that wait for a slot.
+        buffer: The leased jobs that wait for a slot.
         active_jobs: All leased jobs; the keys are their leases.
         outcomes: Outcomes that are not stored yet.
         unstarted: Jobs to give back that were not started.
@@ -157,8 +157,8 @@ class QueueState:
         wants_slot: Whether the queue waits for a free slot to fetch a job.
         schedules_changed: Set when a schedule of the queue may have changed.
         empty_at: `WorkerState.changes` before the last fetch, if that fetch found no job.
-        is_ending: Whether the completer is about to lease jobs with the statement that ends others.
-        ends_take: Whether the next statement that ends jobs is expected to lease others.
+        is_ending: Whether the completer is about to run a statement that ends jobs and leases other jobs.
+        ends_take: Whether the next statement that ends jobs is expected to lease other jobs, too.
         turnaround: The approximate duration, in seconds, of the last statements that ended jobs and leased others.
         left_none_since: The channel's snapshot before the last statement that ended jobs, if that statement left no job
             to fetch; otherwise None.
@@ -234,7 +234,7 @@ class QueueState:
 
     @property
     def awaits_ends(self) -> bool:
-        """Whether a statement is about to end jobs, which is expected to lease others, of all lanes."""
+        """Whether a statement is about to run that ends jobs, and is expected to lease other jobs, of all lanes."""
         return self.ends_take and (self.is_ending or bool(self.outcomes))
 
     @property
@@ -261,7 +261,7 @@ class QueueState:
         self.turnaround = max(seconds, self.turnaround * LONGEST_FADES)
 
     def jobs_ahead(self) -> list[ActiveJob]:
-        """Return the jobs that were leased ahead for places, and whose ends are not being stored; forget other places.
+        """Return jobs that were leased ahead for places and whose ends are not being stored; forget unused places.
 
         Call this before outcomes are stored, after they were removed from `outcomes`.
         """
@@ -303,7 +303,7 @@ class WorkerState:
         stop_now: Set when running jobs must stop, too.
         closing: Whether the worker itself ends its parts; before that, only the event loop cancels them.
         interruptible: Whether Ctrl-C may raise KeyboardInterrupt within a coroutine function.
-        interrupted: The exception that ended the worker in this way.
+        interrupted: The exception that such an interrupt raised, and that ended the worker.
         idle: Set when no job is active.
         changes: A number that rises when jobs are fetched and when outcomes are stored.
         serializers_running: The names of serializers that decode or encode in threads, one per call.

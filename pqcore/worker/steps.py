@@ -12,7 +12,7 @@ from pqcore.worker.threads import ThreadCall
 
 
 class _Pause:
-    """The object that a coroutine without a task awaits, to say what it needs; see `Steps`."""
+    """An object that a coroutine without a task awaits to say how it must be continued; see `Steps`."""
 
     def __await__(self) -> Generator[_Pause, None, None]:
         yield self
@@ -21,7 +21,7 @@ class _Pause:
 CALL_IN_THREAD = _Pause()
 """The coroutine goes on once a thread has called its job's function."""
 TASK = _Pause()
-"""The coroutine goes on in a task: from there it may await anything."""
+"""The coroutine goes on in a task, in which it may await anything."""
 
 
 class StepsExecutor(Protocol):

@@ -26,10 +26,10 @@ logger = getLogger("pqcore.supervisor")
 STABLE_AFTER = 30.0
 """Seconds after which a process counts as started well: if it dies later, the next pause is `FIRST_PAUSE` again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""The shortest and the longest pause, in seconds, until a process that died is replaced. The pause doubles each time,
-unless the process had started well."""
+"""The shortest and the longest pause, in seconds, until a process that died is replaced. The pause doubles with each
+death, unless the process had started well."""
 USAGE_ERROR = 2
-"""The exit code of a process whose arguments are wrong: it is not started again."""
+"""The exit code of a process whose arguments are wrong; the supervisor does not start such a process again."""
 _DRAIN, _STOP_NOW = b"d", b"a"
 
 
@@ -40,7 +40,7 @@ class _Child:
     pipe: int
 
     def send(self, word: bytes) -> None:
-        with suppress(BrokenPipeError):  # it died
+        with suppress(BrokenPipeError):  # the process died
             os.write(self.pipe, word)
 
 
@@ -80,7 +80,7 @@ class Supervisor:
         """Run the processes until they have stopped.
 
         Returns:
-            The exit code: 0 if the processes stopped gracefully, 1 if not, 2 if the arguments of a process are wrong.
+            The exit code: 0 if the processes stopped gracefully, 2 if the arguments of a process are wrong, else 1.
         """
         return asyncio.run(self._run())
 

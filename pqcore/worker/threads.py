@@ -83,8 +83,8 @@ class Threads:
     The threads are daemons: a thread that never ends does not keep the process from ending.
 
     Calls and outcomes are handed over in batches, because waking a thread costs more than a short call. A thread makes
-    the waiting calls one after another. Before each call it wakes another thread, if more calls wait and no other
-    thread is waking up: so no call waits behind a long one. The event loop is woken once for all outcomes that have
+    the waiting calls one after another. Before each call, if more calls wait and no other thread is waking up, it wakes
+    another thread, so that no call waits behind a long call. The event loop is woken once for all outcomes that have
     gathered.
 
     Args:
@@ -100,10 +100,10 @@ class Threads:
         self._waiting: deque[ThreadCall] = deque()
         self._made: deque[ThreadCall] = deque()
         self._wakes: SimpleQueue[bool] = SimpleQueue()
-        """True wakes a thread, False ends one."""
+        """A queue that idle threads read: True wakes a thread, False ends a thread."""
         self._threads: list[threading.Thread] = []
         self._idle = 0
-        """Threads that wait to be woken."""
+        """The number of threads that wait to be woken."""
         self._coming = False
         """Whether a thread was woken and has not looked for a call yet."""
         self._told = False
@@ -112,7 +112,7 @@ class Threads:
         self._closed = False
 
     async def run(self, call: Callable[[], Any], late: Callable[[Any], None] | None = None) -> Any:
-        """Make a call in a thread, in the context of the caller; it goes on if the caller is cancelled.
+        """Make a call in a thread, in the context of the caller; if the caller is cancelled, the call goes on.
 
         Args:
             call: The call.
@@ -168,7 +168,7 @@ class Threads:
                 self._threads.remove(new)
                 if self._threads and isinstance(
                     exc, RuntimeError
-                ):  # too many threads: a running one will make the call
+                ):  # the process has too many threads: a running thread will make the call
                     return
                 self._waiting.pop()
                 self._busy -= 1

@@ -15,7 +15,7 @@ from pqcore.tasks.periodic import Timetable
 from pqcore.worker.state import QueueState
 
 MANY_TICKS = timedelta(hours=1)
-"""After a longer time without a tick, a thread computes the missed ones: there may be many."""
+"""If the last tick is at least this long ago, a thread computes the missed ticks, because there may be many."""
 
 
 async def due_ticks(timetable: Timetable, last: datetime, now: datetime) -> list[datetime]:

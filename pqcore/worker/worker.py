@@ -48,7 +48,7 @@ from pqcore.worker.state import Prefetch, QueueState, WorkerState
 logger = logging.getLogger("pqcore.tasks")
 
 CANCEL_TIMEOUT = 5.0
-"""Seconds that coroutines have to end, once cancelled after the grace period; then their jobs are given back."""
+"""Seconds that coroutines have to end after the worker cancels them; then their jobs are given back in any case."""
 
 PREFETCH_BYTES = 16 * 2**20
 """The default for the largest amount of data, in bytes, of the jobs that a worker fetches ahead."""
@@ -78,8 +78,8 @@ class Worker:
             lease.
         burst: Whether to stop when no job is left.
         max_jobs: The number of jobs after which a process of ``run_in="process"`` is replaced by a new one.
-        max_memory: Bytes of memory, or ``'512MB'``, above which a process of ``run_in="process"`` is replaced, once its
-            job has ended.
+        max_memory: Bytes of memory, or ``'512MB'``, above which a process of ``run_in="process"`` is replaced, after
+            its job has ended.
         health: The address at which the worker answers over HTTP whether it is alive (``/live``) and ready
             (``/ready``), such as ``'127.0.0.1:8081'``. Port 0 is any free port. None by default.
         log_jobs: Whether to log one line for each attempt that has ended, at level INFO to ``pqcore.worker.jobs``: the
@@ -158,7 +158,7 @@ class Worker:
         """Run jobs until stopped, and then drain; if cancelled, stop immediately.
 
         Args:
-            handle_signals: Whether SIGTERM and SIGINT stop it: the first drains, a second stops immediately.
+            handle_signals: Whether the first SIGTERM or SIGINT drains the worker, and the second stops it immediately.
 
         Raises:
             SchemaError: The table is missing, or its schema does not fit this pqcore.
@@ -266,7 +266,7 @@ class Worker:
             await asyncio.gather(*(registration.withdraw() for registration in registrations))
             for bridge in bridges.values():
                 await bridge.close()
-            await _cancel_and_wait(watchers)  # last, so that no step above waits for an answer that does not come
+            await _cancel_and_wait(watchers)  # last, because the steps above may wait for the server
 
     def stop(self) -> None:
         """Fetch no more jobs, finish running jobs, and end; a second call ends immediately. Threads may call this."""
@@ -364,7 +364,7 @@ class Worker:
     async def _until_closing(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a part that must go on until the worker closes, even if the event loop cancels all of its tasks.
 
-        `asyncio.run` does that when a KeyboardInterrupt or SystemExit leaves its loop.
+        `asyncio.run` cancels all tasks when a KeyboardInterrupt or SystemExit leaves its loop.
         """
         while True:
             try:
