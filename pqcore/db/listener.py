@@ -22,7 +22,7 @@ notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_
 call on that connection within `ANSWER` seconds, the connection counts as lost.
 
 Results and cancellations notify even if nobody waits, so their channels need no lock. They are registered in the same
-way all the same: the lock does no harm.
+way, because the lock does no harm.
 """
 
 from __future__ import annotations

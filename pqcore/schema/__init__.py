@@ -1,17 +1,17 @@
 """The table's schema: numbered migrations, applied in order and recorded in the database.
 
 Each file ``000N_subject.sql`` is one version. A statement starts at a line with ``---`` and a short reason. Versions
-are recorded in ``pqcore_migrations``, one table in each schema. A table without a record was made by pq 1.9.1, or does
-not exist: version 0.
+are recorded in ``pqcore_migrations``, one table in each schema. A queue's table without such a record was made by pq
+1.9.1, and counts as version 0.
 
 On a new or empty table, everything is one transaction. A table with rows is migrated in place, while other sessions put
 and get. Columns are added in a short transaction under a ``lock_timeout``, with a few attempts; indexes are built
 CONCURRENTLY. The next `create` continues an interrupted migration: each statement may be run again.
 
 A file may begin with ``-- needs N``: code that knows version N can use the migrated table. So processes of the last
-release continue, and can be started. A version that only adds objects names the version before it, or an older one. A
-version may only remove objects that no code since version N uses. The number is recorded with the version, so that
-older code, which lacks the file, can read it.
+release continue, and new processes of it can be started. If a version only adds objects, N is the version before it or
+an older one. A version may remove only objects that no code since version N uses. N is recorded in the database with
+the version, so that older code, which lacks the file, can read N.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ T = TypeVar("T")
 _LOCK_NOT_AVAILABLE = "55P03"
 
 LOCK_TIMEOUT = 2.0
-"""Seconds for which a migration waits for the table; later sessions wait behind it meanwhile.
+"""Seconds for which a migration waits for its lock on the table; other sessions that need the table wait meanwhile.
 
-This is more than the server's ``deadlock_timeout``, after which an autovacuum in the way is cancelled.
+This is longer than the server's ``deadlock_timeout``, after which the server cancels an autovacuum that holds a
+conflicting lock.
 """
 ATTEMPTS = 5
-"""Attempts of a migration to lock the table, with pauses of the same length in between."""
+"""The number of attempts of a migration to lock the table, with pauses of `LOCK_TIMEOUT` seconds between them."""
 
 
 def _query(names: TableName, name: str, template: str, *, rows: bool = True, concurrently: bool = False) -> Query:
@@ -109,7 +110,7 @@ async def check_version(session: Session, names: TableName) -> security.Security
         The effect of row-level security on the table; None if there is none.
 
     Raises:
-        AccessDenied: Row-level security hides all of its rows, or the record of versions.
+        AccessDenied: Row-level security hides all rows of the table, or the record of versions.
         TableMissing, SchemaOutdated, SchemaTooNew: The version of the table does not fit; see these errors.
     """
     found, bound = await _look(session, names)
@@ -135,7 +136,7 @@ async def _check(session: Session, names: TableName, found: int | None) -> None:
 
 
 async def _needed(session: Session, names: TableName) -> int:
-    """Return the lowest version that code must know to use this table, whose own version is newer than this code."""
+    """Return the lowest version that code must know to use a table whose own version is newer than this code."""
     sql = f"SELECT max(coalesce(needs, version)) FROM {names.qualified('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
         plain("read_needs", f"{sql}{literal(names.table)} AND version > {latest()}"),
@@ -205,7 +206,7 @@ async def create(
 async def _migrate(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
 ) -> None:
-    """Make or migrate the table outside a caller's transaction; no other session does so meanwhile."""
+    """Make or migrate the table outside a caller's transaction; a lock keeps other sessions from doing so meanwhile."""
 
     async def has_rows() -> bool:
         [[found]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))
@@ -236,7 +237,7 @@ async def in_short_transactions(
 ) -> T:
     """Do some work in a transaction that waits for each lock for a limited time, and retry a few times.
 
-    Between attempts, sessions that had to wait behind the transaction continue.
+    Between attempts, sessions that waited for this transaction's locks can continue.
 
     Raises:
         TransientError: No attempt could get its locks.
@@ -286,10 +287,10 @@ async def _apply_all(session: Session, names: TableName, partitions: Partitions)
 
 
 async def _lock_schema(session: Session, names: TableName) -> None:
-    """Keep other transactions from migrating a table of the schema until this one ends.
+    """Keep other transactions from migrating a table of the schema until this transaction ends.
 
-    If two transactions concurrently create an object IF NOT EXISTS, one fails; the record of versions serves all tables
-    of the schema.
+    If two transactions concurrently create an object IF NOT EXISTS, one fails. The lock is for the whole schema,
+    because all its tables share the record of versions.
     """
     key = literal("pqcore " + names.qualified("pqcore_migrations"))
     await session.execute(session.sql.schema_statement("lock_schema", key=key))
@@ -301,7 +302,7 @@ async def _apply_alone(session: Session, names: TableName, number: int) -> None:
 
 
 async def _partitions(session: Session, names: TableName) -> Partitions:
-    """Return the partitions of an existing table; none if it has none."""
+    """Return the partitions of an existing table; without names if the table is not partitioned."""
     found = await session.execute(session.sql.schema_statement("partitions", table_name=literal(str(names))))
     return Partitions(tuple(name for (name,) in found), made=True)
 
@@ -345,7 +346,7 @@ async def _build_indexes(session: Session, names: TableName, number: int) -> Non
 async def _drop_invalid(session: Session, names: TableName, number: int, how: str = "") -> None:
     """Drop invalid indexes of an interrupted build, which IF NOT EXISTS would accept.
 
-    Only pqcore's own indexes are dropped: another one may still be under construction.
+    Only pqcore's own indexes are dropped, because another session may still be building an invalid index of its own.
     """
     table = literal(str(names))
     places = names.substitutions()
@@ -365,7 +366,7 @@ async def _drop_invalid(session: Session, names: TableName, number: int, how: st
 
 async def _record(session: Session, names: TableName, number: int) -> None:
     record, table, least = names.qualified("pqcore_migrations"), literal(names.table), needs(number)
-    # The first versions had no such number, and records made with them have no column for it yet.
+    # The first versions had no ``needs``, and a record of versions that they made lacks the column.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
     await session.execute(_query(names, "create_record", RECORD, rows=False))

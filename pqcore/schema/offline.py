@@ -15,7 +15,7 @@ from pqcore.sql.statement import Query
 _ANSWERS: dict[str, list[list[bool | str]]] = {
     "find_table": [[False, False, "read committed"]],
     "find_schema": [[False]],
-    # Objects that a statement drops are assumed to exist, and so is another table.
+    # The answer means that the objects which a statement drops exist, and that another table uses the record.
     "find_record": [[True]],
     "record_is_used": [[True]],
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST = 1_000
 """The largest number of partitions: with more, planning a statement takes longer than running it."""
 _PADDING = 128
-"""Rows that a migration inserts and deletes again, so that the table has some pages."""
+"""The number of rows that a migration inserts and deletes again, so that the table has some pages."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Partitions:
 
     @classmethod
     def new(cls, names: TableName, number: int) -> Partitions:
-        """Return this number of partitions, by a hash of the queue's name.
+        """Return the given number of new partitions, which divide the rows by a hash of the queue's name.
 
         Raises:
             ConfigurationError: The value is not a number from 1 to `MOST`.
@@ -70,7 +70,7 @@ class Partitions:
         elif statement.startswith("ALTER TABLE {table} SET ("):
             yield from (statement.replace("{table}", part, 1) for part in parts)
         elif "generate_series" in statement and statement.startswith("INSERT INTO {table} "):
-            if not self.made:  # otherwise the names of the table are unknown
+            if not self.made:  # for existing partitions, the names of the table are unknown here
                 found = replace(statement, "'-', 'none'", "number::text, 'none'")
                 yield replace(found, f"generate_series(1, {_PADDING})", f"generate_series(1, {rows})")
         elif statement.startswith("DELETE FROM {table} WHERE id BETWEEN "):

@@ -30,14 +30,14 @@ def migrations() -> tuple[tuple[str, ...], ...]:
 def needs(number: int) -> int | None:
     """Return the oldest version whose code works on a table of this version.
 
-    None if that is only the version itself.
+    Return None if only code of this version or later works.
     """
     found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
     return found and int(found[1])
 
 
 def latest() -> int:
-    """Return the latest version, which this pqcore makes and needs."""
+    """Return the latest version, which is the one that this pqcore makes and needs."""
     return len(migrations())
 
 

@@ -1,4 +1,4 @@
-"""Finding out whether row-level security hides rows of a table, because the server does not report that."""
+"""Finding out whether row-level security hides rows of a table, because the server does not report hidden rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Security:
             *commands: Commands that are needed in addition to SELECT.
 
         Raises:
-            AccessDenied: The role has no policy for one of them.
+            AccessDenied: The role has no policy for one of these commands.
         """
         if {"SELECT", *commands} & set(self.lacking):
             raise AccessDenied(f"{self.message}: {self.advice}")
@@ -70,7 +70,7 @@ def binds(session: Session, table: str) -> str:
 async def look(session: Session, table: str) -> Security | None:
     """Return the effect of row-level security on a table for the connected role.
 
-    None if it has none, or there is no table.
+    Return None if row-level security does not apply, or there is no table.
 
     Args:
         session: The session.

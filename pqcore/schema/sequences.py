@@ -1,7 +1,7 @@
 """The sequences from which ids are drawn, compared with the existing ids.
 
-Neither logical replication nor a restore of rows alone copies a sequence's value, and ``TRUNCATE ... RESTART IDENTITY``
-resets it. Then the sequence gives ids again that other jobs have or had.
+Logical replication, and a restore of rows alone, do not copy a sequence's value; ``TRUNCATE ... RESTART IDENTITY``
+resets it. After each of these, the sequence gives ids again that other jobs have or had.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class IdSequence:
     Attributes:
         name: The sequence's name, quoted and, if needed, qualified.
         following: The id that the sequence gives next.
-        highest: The highest existing id by table, for tables that have any; tables are named as in SQL.
+        highest: The highest existing id by table, for tables that have ids; tables are named as in SQL.
     """
 
     name: str
@@ -106,10 +106,10 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
 async def advance(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]]
 ) -> Sequence[IdSequence]:
-    """Set the sequences that are behind, and return them as they were.
+    """Set the sequences that are behind the existing ids, and return these sequences as they were before.
 
-    No session puts meanwhile: a statement that draws an id locks the table, and this statement waits for all such
-    locks.
+    No other session can put meanwhile: a statement that draws an id locks the table, and this operation waits for all
+    such locks.
 
     Raises:
         TransientError: The table was in use for too long; call this again.

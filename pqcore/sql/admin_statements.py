@@ -1,7 +1,7 @@
 """Statements of operators, composed of fragments: listing jobs, running them again, moving them.
 
 `admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
-concurrency. A statement that lists jobs takes no lock. One that changes jobs skips rows that others have locked.
+concurrency. A statement that lists jobs takes no lock. A statement that changes jobs skips rows with a foreign lock.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def _filters(*keys: str) -> str:
 
 
 _FILTERS, _FILTERS_OF_TABLE = _filters(), _filters("dedup_key", "group_key")
-# Under no lease, or under a lease that has run out.
+# The job is under no lease, or its lease has run out.
 _FREE = f"(leased_until IS NULL OR leased_until <= {_NOW})"
 _DONE, _DEAD = "'done'", "'dead'"
 _PARKED = f"parked_on IS NOT NULL AND {UNFINISHED}"
 _PARKED_ORDER = f"parked_on, {ORDER}"
-# Each class returns enough jobs for this page and the pages before it; all classes together return this page.
+# Each class returns enough jobs for this page and all pages before it; the query then picks the jobs of this page.
 _AS_MANY = "(:n::bigint + :skip::bigint)"
 _PAGE = "LIMIT :n::bigint OFFSET :skip::bigint"
 
@@ -72,7 +72,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """The columns of a `pqcore.rows.StoredJobRow`, in its order; the columns of a whole job come after these."""
+    """Return the columns of a `pqcore.rows.StoredJobRow` in its order, and then the further columns of a whole job."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",
@@ -140,8 +140,8 @@ SELECT job.* FROM of_lane CROSS JOIN LATERAL ({room}
 
 
 # The rows of a subquery keep its order, so there is no second ORDER BY: a sort would read all of a lane. Within the
-# subquery, the planner might sort if it expected few rows in a lane. The planner does not know the limit, a parameter,
-# so it reads the index.
+# subquery, the planner might sort if it expected few rows in a lane. But the limit is a parameter, which the planner
+# does not know, so it reads the index.
 _OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = of_lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (
@@ -149,7 +149,7 @@ _NEXT_OF_LANES = _of_lanes(f"""
   ) AS job WHERE true{_FILTERS_OF_TABLE} LIMIT {_AS_MANY})
   UNION ALL
   ({_OF_LANE} AND id = of_lane.head AND of_lane.number > 0{_FILTERS_OF_TABLE})""").replace("{most}", "ALL")
-# The rows come in the order of lanes, so the first rows are enough.
+# The rows come in the order of lanes, so a page needs only the first rows.
 _BEHIND_THESE = _of_lanes(f"""
   SELECT * FROM (
     {_OF_LANE} AND of_lane.number < {NO_END} ORDER BY {ORDER}
@@ -167,10 +167,10 @@ def _listed(state: str, order: str, *parts: tuple[str, str], more: str = "") -> 
 _MOVABLE: dict[str, tuple[str, str]] = {
     "ready": (IS_READY, READY_ORDER),
     "urgent": (IS_URGENT, URGENT_ORDER),
-    # Jobs that wait for admission are excluded here: another class has them.
+    # Jobs that wait for admission are excluded here, because they belong to the class ``parked``.
     "hidden": (f"{COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
-    # num_nulls() replaces IS NULL here, because it matches no partial index: the planner must look up the ids.
+    # num_nulls() replaces IS NULL here: IS NULL matches partial indexes, but the planner must look up the ids.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
 }
 KINDS = ("ready", "urgent", "hidden", "parked")
@@ -206,8 +206,7 @@ class AdminStatements(OverviewStatements):
 
     file = "admin_statements.sql"
 
-    # Listing statements, which only read. A filter is applied to rows in the order of an index: if few jobs match, many
-    # rows are read.
+    # Listing jobs: these statements only read. A filter is applied to rows in index order, which may read many rows.
 
     @composed()
     def list_ready(self) -> str:
@@ -246,7 +245,7 @@ class AdminStatements(OverviewStatements):
 
     @composed()
     def list_finished(self) -> str:
-        """List finished jobs in a slice of ids, the last put first: only the primary key's index covers them."""
+        """List finished jobs in a slice of ids, the last put first. Only the primary key's index has finished rows."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
@@ -311,7 +310,7 @@ FROM finished GROUP BY q_name"""
     def list_ticks(self) -> str:
         """List the last ticks of periodic tasks and schedules, with the server's time.
 
-        The rows say which are schedules, and which of these are paused.
+        Each row says whether it is of a schedule, and whether this schedule is paused.
         """
         return f"""
 SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL,
@@ -319,8 +318,9 @@ SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, made.name IS
 FROM {{ticks}} AS last LEFT JOIN {{schedules}} AS made ON made.q_name = last.q_name AND made.name = last.name
 ORDER BY last.q_name, last.name LIMIT :n::bigint"""
 
-    # Running jobs again. Apart from these statements, only a purge changes a finished row. The UPDATE waits for the
-    # purge, and then finds the row gone; of two concurrent sessions, the second finds the job unfinished.
+    # Running jobs again. Apart from these statements, only a purge changes a finished row. An UPDATE waits for a purge
+    # that has locked the row, and then finds the row gone. If two sessions run a job again concurrently, the second
+    # finds the job unfinished.
 
     @composed()
     def rerun_finished(self) -> str:
@@ -366,9 +366,9 @@ RETURNING id, pg_notify(:channel::text, '')::text"""
     def move(self, kind: str) -> str:
         """Move waiting jobs to another queue.
 
-        Each job is locked, and is in the other queue at the end of the statement: at no moment is it in neither queue,
-        or in both. A job stays if the other queue has a job with its dedup key. If another session takes the key
-        concurrently, the unique index makes the statement fail, and the caller runs it again.
+        One statement locks and changes each job, so the job is always in exactly one of the two queues. A job stays if
+        the other queue has a job with its dedup key. If another session takes the key concurrently, the unique index
+        makes the statement fail, and the caller runs the statement again.
         """
         return f"""
 WITH picked AS (

@@ -9,8 +9,9 @@ keys:
 * ``running`` in such a row names the jobs that were admitted last. Whether such a job still runs is read from the job's
   own row. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
-  snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot is right about the key's
-  jobs, except for jobs that ended since; those still count, which is safe.
+  snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot shows the key's jobs
+  correctly, except for jobs that ended since: these jobs still count, which is safe, because too few jobs are admitted
+  and not too many.
 * The newest version comes first in the index, so old versions, which a long-lived snapshot keeps, are not read. For the
   same reason, a locked row is changed by its ``ctid`` alone: a condition on the queue would use the index.
 """
@@ -43,7 +44,7 @@ from pqcore.sql.statement_set import StatementSet, composed, from_file
 MOST_LANES = 100
 """The largest number of existing lanes, and of lanes with new jobs, that one statement finds."""
 PLAIN_SHARE = 1
-"""The number of the share for jobs that name none, which includes jobs without a lane."""
+"""The number of the share for jobs that name no share, which includes jobs without a lane."""
 ADOPT = 1_000
 """The largest number of rows whose lanes one statement writes."""
 
@@ -75,7 +76,7 @@ _ALIVE = """
       SELECT id FROM {table} WHERE id = admitted.id AND q_name = :q_name::text
         AND num_nulls(dequeued_at) = 1 AND num_nulls(parked_on) = 1 AND num_nulls(leased_until) = 0 LIMIT 1
     ) AS job"""
-# The snapshot of the statement still shows the rows of jobs that the same statement ends.
+# Jobs that the same statement ends: the statement's snapshot still shows their rows, so they are excluded here.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
 # A statement that ends jobs may lease jobs ahead for the places that its worker has under a key: `times` jobs for each
 # place, of which one runs. The jobs that the worker leased in this way (`own`) are not counted one by one.
@@ -116,7 +117,7 @@ _NO_JOB = (
 
 
 def _lane_rows(n: int, but: str = "") -> str:
-    """The first rows of a lane that has room; for a group, its first job, if that job waits on this lane."""
+    """Return a query of the first rows of a lane with room; for a group, of its first job, if it is on this lane."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
     most = "LIMIT least(wanted.quota, has.free) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
@@ -234,16 +235,17 @@ SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT F
 
 
 def end_and_take_template(n: int, plain: str, ended: str) -> str:
-    """Return the template of the statement that ends jobs, and leases others in their places as `take_lanes_template`.
+    """Return the template of the statement that ends jobs, and leases other jobs as `take_lanes_template` does.
 
     The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies other
     takers if fewer jobs were leased than have ended, because then places are free.
 
     Each key in ``needs`` has a number, ``times``. If it is above 1, the statement leases that number of jobs for each
     place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
-    worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of these and of
-    the new jobs may run. For other takes, all these jobs have places. So another consumer gets a place only if there is
-    a place for each of these jobs, too, and the number remains right. Under a rate, each place is given to one job.
+    worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of the earlier
+    and the new jobs together may run. Other takes count each of these jobs as one that has a place. So another consumer
+    gets a place only if there is a place for each of these jobs, too, and the number in the row remains right. Under a
+    rate, each place is given to one job.
     Only one lane of the statement may have a key with ``times`` above 1.
 
     Args:
@@ -277,7 +279,7 @@ SELECT {_NO_JOB}, -7, NULL,
 
 
 def _came_due(condition: str = "true") -> str:
-    """Return a query of the jobs that came due last, of those without ``expected_at``."""
+    """Return a query of the jobs without ``expected_at`` that came due last."""
     order = ", ".join(f"{column} DESC" for column in READY_ORDER.rsplit(", ", 1))
     return (
         f"SELECT * FROM (SELECT id, schedule_at, headers FROM {{table}} WHERE {READY_NOW} AND {condition}"
@@ -296,9 +298,9 @@ class AdmissionStatements(StatementSet):
 
         This statement only reads.
 
-        New jobs are those with the highest ids above a bound. The other lanes are found by stepping from lane to lane
-        through the index, which costs the same for any number of jobs. Jobs that older code parked are found among
-        these. A row with the number -1 reports that jobs which are not on a lane yet came due lately: see
+        New jobs are the jobs with the highest ids above a bound. The statement finds the other lanes by stepping from
+        lane to lane through the index, which costs the same for any number of jobs. In this way it also finds jobs that
+        older code parked. A row with the number -1 reports that jobs which are not on a lane yet came due lately: see
         `find_unadopted`.
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
@@ -339,8 +341,9 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
 
         Locked rows are skipped (SKIP LOCKED).
 
-        The statement looks at the first jobs of the two usual classes, where a take has just found such a job. It also
-        looks at the jobs that came due last: these were scheduled, and may be behind many jobs without a lane.
+        The statement looks at the first jobs of the two usual classes, because a take has just found such a job there.
+        It also looks at the jobs that came due last: these jobs were scheduled, and may be behind many jobs without a
+        lane.
         """
         heads = " UNION ALL ".join(
             f"(SELECT id FROM (SELECT * FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order}"
@@ -378,8 +381,8 @@ WHERE kept.ctid = ANY (ARRAY(SELECT locked.ctid FROM locked)) AND EXISTS (SELECT
     def explain_keys(self) -> str:
         """Return the state of keys, as a take sees it. This statement only reads.
 
-        For each key: the places by rule and by the newest put, the running jobs, and the tokens of its rate. Then the
-        job that it is reserved for, and that job's lane.
+        The columns of each key are its places by rule and by the newest put, the running jobs, the tokens of its rate,
+        the job for which the key is reserved, and the lane of this job.
         """
         return f"""
 WITH {_KEYS}

@@ -9,7 +9,7 @@ SLICE = 1_000
 """The number of attempts by which one statement of a sweep advances."""
 MOST_ATTEMPTS = 20
 """The largest number of attempts that are kept of a job."""
-# The place of an attempt comes from its token. So a conflicting row is that of an older attempt of the job, or of an
+# The place of an attempt comes from its token. So a conflicting row belongs to an older attempt of the job, or to an
 # earlier job with the same id.
 NEW_ATTEMPT = """ON CONFLICT (job_id, place) DO UPDATE SET q_name = excluded.q_name, put_at = excluded.put_at,
     token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at,
@@ -25,8 +25,8 @@ def keep_attempt(source: str) -> str:
 
     Without an ``outcome``, the CTE keeps nothing.
 
-    Only the holder of the lease ends the attempt, so two sessions do not keep attempts of one job concurrently. If
-    they did, ON CONFLICT DO UPDATE would make the second wait for the first.
+    Only the holder of the lease ends the attempt, so two sessions do not keep attempts of one job concurrently. Even if
+    they did, ON CONFLICT DO UPDATE would make the second session wait for the first.
 
     Args:
         source: The CTE with the row of the job, which is empty if the lease was not held.
@@ -82,7 +82,7 @@ class AttemptStatements(StatementSet):
 
     @composed()
     def find_attempts(self) -> str:
-        """List the attempts of a job, if the job is not gone. This statement only reads."""
+        """List the attempts of a job that still exists. This statement only reads."""
         return f"""
 SELECT attempt, outcome, ended_at AT TIME ZONE 'UTC', worker, error_type, message, traceback
 FROM {{attempts}} AS kept
@@ -96,9 +96,9 @@ ORDER BY ended_at, token"""
         The caller holds the lease, so no other session keeps attempts of the job; see `keep_attempt`. The worker's name
         comes from the lists of the jobs that workers run.
 
-        After a retry of a dead letter, the numbers of attempts begin again. So a recorded crash does not count if the
-        numbers have begun again since: if a later attempt has its number or a smaller one, or a number above the
-        present one.
+        After a retry of a dead letter, the numbers of attempts begin again. So a recorded crash does not count as the
+        present one if the numbers have begun again since. They have if a later attempt has the crash's number or a
+        smaller one, or if the crash has a number above the present number.
         """
         return f"""
 WITH job AS MATERIALIZED (
@@ -131,8 +131,8 @@ WHERE kept.token <> excluded.token OR kept.put_at <> excluded.put_at"""
         Return the last job of the slice, which is NULL after the end, the number of attempts in the slice, and the
         number that was deleted.
 
-        A job moves from table to table in one statement. So in any snapshot one of the tables has it, unless it is
-        gone. Rows that another sweep has locked are skipped (SKIP LOCKED), so sweeps do not wait for each other.
+        A job moves from table to table in one statement. So in any snapshot, one of the tables has the job, unless the
+        job is gone. Rows that another sweep has locked are skipped (SKIP LOCKED), so sweeps do not wait for each other.
         """
         return f"""
 WITH slice AS (

@@ -1,6 +1,6 @@
-"""The dialect for Citus: tables are distributed by the queue's name, so that one node has all of a queue.
+"""The dialect for Citus: tables are distributed by the queue's name, so that one node has all rows of a queue.
 
-A statement about one queue is sent to that node unchanged. The dialect rewrites what Citus does not send: functions
+Citus sends a statement about one queue to that node unchanged. The dialect rewrites what Citus does not send: functions
 that are not immutable in RETURNING, or in a COALESCE that is assigned, and an UPDATE whose CTEs are a UNION.
 """
 
@@ -42,7 +42,8 @@ def _beside(template: str) -> str:
 
 
 def _waiting(template: str) -> str:
-    # A statement about rows on all nodes cannot use FOR UPDATE: it waits for rows that other sessions have locked.
+    # A statement about rows on all nodes cannot use FOR UPDATE SKIP LOCKED, so it waits for rows that other sessions
+    # have locked.
     template = replace(template, "WHERE id = ANY (ARRAY(SELECT id FROM {table}\n", "")
     return replace(template, " FOR UPDATE SKIP LOCKED))", "")
 
@@ -90,7 +91,7 @@ def _of_queue(template: str) -> str:
 
 
 def _swept(template: str) -> str:
-    # Only the attempts of one queue are swept, because they are all on one node.
+    # Each sweep deletes only the attempts of one queue, because these are all on one node.
     for condition in ("job_id > ", "job_id = ANY "):
         template = replace(template, f"WHERE {condition}", f"WHERE q_name = :q_name::text AND {condition}")
     return template

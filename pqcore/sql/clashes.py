@@ -1,7 +1,7 @@
 """Names inside statements that would hide a queue's table.
 
 In SQL, the name of a WITH query or of an alias hides a table of the same name, unless the table is written with its
-schema. A queue's table may have any name, so this module renames a WITH query or an alias with the same name.
+schema. A queue's table may have any name, so this module renames each WITH query or alias that has the table's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _QUALIFIER = re.compile(r"\b([a-z_]+)\.[a-z_]")
 
 
 def rename_clashes(template: str, substitutions: Mapping[str, str]) -> str:
-    """Return a template whose WITH queries and aliases are not called like one of the tables.
+    """Return a template in which no WITH query and no alias has the name of one of the tables.
 
     Args:
         template: The template, see `pqcore.sql.statement.compile_query`.

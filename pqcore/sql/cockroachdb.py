@@ -51,7 +51,8 @@ def _by_version(template: str) -> str:
 
 
 def _without_quota(template: str) -> str:
-    # LIMIT cannot use columns of the surrounding query. Jobs beyond the room of a lane are left out later in any case.
+    # In CockroachDB, LIMIT cannot use columns of the surrounding query, so this LIMIT is removed. A later part of the
+    # statement leaves out jobs beyond the room of a lane.
     return substitute(_by_version(template), r" LIMIT least\(wanted\.quota, .*?\) \+ :spare::int", "")
 
 
@@ -111,9 +112,9 @@ class CockroachDB(Dialect):
         return without_renumbering(without_notification(super().rewrite(name, template)))
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Yield tables whose ids come from a sequence, because groups depend on the order of ids.
+        """Yield statements without triggers and vacuum settings.
 
-        Without triggers and vacuum settings.
+        Ids come from a sequence, because groups depend on the order of ids.
         """
         if statement.startswith("CREATE TABLE") and "bigserial" in statement:
             yield "SET serial_normalization = 'sql_sequence'"

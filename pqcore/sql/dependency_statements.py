@@ -2,7 +2,7 @@
 
 A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the ends
 of parents change only their own rows; `pqcore.operations.dependencies` then decides, with these statements, which jobs
-no longer wait. It locks the row of a job that waits before it changes anything that belongs to the job.
+no longer wait. This operation first locks the row of the waiting job, and then changes what belongs to the job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLICE = 500
 _NOW = "statement_timestamp()"
 _VALUES = PUT_VALUES.replace(TIMES, f"'infinity'::timestamptz, {EXPECTED}").replace(LANE, "NULL, NULL, :priority::int")
 _WAITS = "num_nulls(dequeued_at, leased_until) = 2 AND schedule_at = 'infinity'"
-# Results of parents, which were put before the job.
+# The results of parents. A parent was put before the job, so a later result with the same id belongs to another job.
 _DONE = (
     "job_id = ANY (:ids::bigint[]) AND state = 'done' AND error IS NULL"
     " AND (put_at IS NULL OR put_at <= :put_at::timestamptz)"
@@ -47,11 +47,11 @@ _PASSES = "(outcome = 'done' OR on_failure = 'run')"
 
 
 def _state_of(row: str, put_at: str = "true") -> str:
-    """Return an SQL expression that says where a job is; NULL if no table has it.
+    """Return an SQL expression that says which table has a job, and in which state; NULL if no table has the job.
 
     Args:
         row: An SQL expression for the id.
-        put_at: A condition on the time of the put, of columns ``enqueued_at`` or ``put_at``.
+        put_at: A condition on the time of the put, which is in the column ``enqueued_at`` or ``put_at``.
     """
     return f"""coalesce(
     (SELECT max(CASE WHEN num_nulls(dequeued_at) = 0 THEN 'done' ELSE 'open' END) FROM {{table}} AS job
@@ -86,7 +86,7 @@ UPDATE {{table}} SET awaited = true WHERE id = ANY (ARRAY(SELECT id FROM free)) 
 
     @composed()
     def find_parents(self) -> str:
-        """Return in which table each parent is, for parents that could not be marked as awaited. This only reads."""
+        """Return the table of each parent that could not be marked as awaited. This statement only reads."""
         return f"""
 SELECT wanted.id, {_state_of("wanted.id")}, coalesce(
     (SELECT max({PUT_AT}) FROM {{table}} WHERE id = wanted.id),
@@ -159,7 +159,7 @@ SELECT DISTINCT job_id FROM (
     def lock_blocked(self) -> str:
         """Lock jobs that wait; a job that another session has locked is skipped.
 
-        That session releases the job, or deletes it; or a later look finds the job again.
+        The other session releases or deletes the job; if it does not, a later look finds the job again.
         """
         return f"""
 SELECT id FROM {{table}} WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} AND {_WAITS}
@@ -177,9 +177,9 @@ ORDER BY job_id, on_failure DESC, parent_id"""
     def release_blocked(self) -> str:
         """Forget the parents that no longer hold up the locked jobs; jobs that then wait for no parent may run.
 
-        Only a session that has locked the row of a job deletes the records of the job's parents. So the last record is
-        deleted here, together with the release. The statement's snapshot is later than the lock. The job is due from
-        now on, so it comes behind the jobs that are due, as if it were put now.
+        Only a session that has locked the row of a job deletes the records of the job's parents. So the statement that
+        deletes the last record also releases the job. The statement's snapshot is later than the lock. The job is due
+        from now on, so it comes behind the jobs that are due already, as if it were put now.
         """
         return f"""
 WITH passed AS (
@@ -199,7 +199,7 @@ SELECT id, pg_notify(:channel::text, '')::text FROM released"""
 
     @composed()
     def forget_orphans(self) -> str:
-        """Delete what belongs to jobs that wait no longer, because they were deleted or changed.
+        """Delete the records of parents of jobs that no longer wait, because the jobs were deleted or changed.
 
         Rows that another session has locked are skipped.
         """
@@ -258,11 +258,11 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
         """Return the results of some jobs. This statement only reads."""
         return f"SELECT job_id, data::text, payload, serializer FROM {{results}} WHERE {_DONE} ORDER BY job_id"
 
-    # Statements for people who look at a job or a table.
+    # Statements for the command line and the web page.
 
     @composed()
     def open_parents(self) -> str:
-        """Return the first parents that a job waits for, and the number of all. This statement only reads."""
+        """Return the first parents that a job waits for, and the number of all of them. This statement only reads."""
         return """
 SELECT parent_id, count(*) OVER () FROM {dependencies} WHERE job_id = :id::bigint AND outcome IS NULL
 ORDER BY parent_id LIMIT :n::bigint"""
@@ -277,7 +277,7 @@ ORDER BY parent_id LIMIT :n::bigint"""
 
     @composed()
     def lost_parents(self) -> str:
-        """Return jobs that wait for parents without a row, the first of them. This statement only reads."""
+        """Return the first of the jobs that wait for parents without a row. This statement only reads."""
         state = _state_of("edge.parent_id", "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)")
         return f"""
 SELECT job_id, parent_id FROM (

@@ -48,14 +48,14 @@ class Dialect(QueueStatements, SessionStatements):
     Attributes:
         name: The name that users write: ``PQ(dsn, dialect="citus")``.
         missing: Reasons why the engine lacks abilities that a driver may have; by `pqcore.backend.Capability`.
-        unsupported: Reasons why the engine cannot do other things. ``move``: moving jobs. ``partitions``: a partitioned
-            table. ``after``: jobs that wait for other jobs, which need a trigger. ``put function``: the function that
-            puts jobs from SQL. ``shared looks``: one statement that looks at many queues; without it, each waiter
-            without notifications polls. ``group commit``: one statement for several callers; without it, each call has
-            its own. ``end and take``: one statement that ends jobs under limits and leases other jobs in their places;
-            without it, there are two.
-        rewrites: For the name of a statement, the template in its place, or a function that makes that template from
-            the original.
+        unsupported: The reason why each missing feature is not possible, by the feature's name. ``move``: moving jobs.
+            ``partitions``: a partitioned table. ``after``: jobs that wait for other jobs, which need a trigger. ``put
+            function``: the function that puts jobs from SQL. ``shared looks``: one statement that looks at many queues;
+            without it, each waiter without notifications polls. ``group commit``: one statement for several callers;
+            without it, each call has its own statement. ``end and take``: one statement that ends jobs under limits and
+            leases other jobs; without it, pqcore sends two statements.
+        rewrites: By the name of a statement, the template that replaces it, or a function that makes this template from
+            the original template.
         unknown_words: Words that the engine does not know, such as ``pg_notify``. A statement that has such a word
             after it was rewritten raises an error, and is not sent.
         api: The version of the plugin API that the dialect was written for.

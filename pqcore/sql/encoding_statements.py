@@ -1,8 +1,8 @@
 """The statements that read how data is encoded, and that store re-encoded data.
 
 `pqcore.sql.dialect` explains why they are safe under concurrency. A table is read in slices, in the order of its ids,
-without locks. Each row is changed separately, and only if no session has changed it since it was read, or has locked
-it.
+without locks. Each row is changed separately. A row stays unchanged if another session has changed it since it was
+read, or has locked it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pqcore.sql.statement_set import StatementSet, composed, family
 SLICE = 10_000
 """The number of rows that one statement looks at."""
 ROWS = ("table", "dead", "archive", "results")
-"""The tables whose rows hold encoded data; a batch holds some in the call that follows it."""
+"""The tables whose rows themselves hold encoded data; batches and schedules hold encoded data in a stored call."""
 
 _NOW = "statement_timestamp()"
 _BEGIN = "decode('6b65793a', 'hex')"  # the text "key:", whose colon would otherwise begin a parameter
@@ -101,10 +101,10 @@ class EncodingStatements(StatementSet):
         """Store re-encoded data in a row.
 
         The row is locked if it is unchanged since it was read, and no other session has locked it. A row in use is
-        skipped, so the statement waits for no session, and cannot deadlock. Under a lease, the data may change, because
-        the lease's holder has read it. When the job ends, the holder puts the calls from the headers as it read them,
-        so the headers stay while the lease lasts. After the lease has run out, nobody can finish the job under it (see
-        `LEASE_HELD`).
+        skipped, so the statement waits for no session, and cannot deadlock. Under a lease, the data may be rewritten,
+        because the lease's holder has already read the data. When the job ends, the holder puts the calls from the
+        headers as it read them, so the headers are not rewritten while the lease lasts. After the lease has run out,
+        its former holder cannot finish the job (see `LEASE_HELD`).
         """
         condition = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
@@ -144,7 +144,7 @@ WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE}
     def write_call(self, place: str) -> str:
         """Store a re-encoded call of a batch or schedule, like `write`.
 
-        A batch that a job counts down at this moment is skipped, and so is a schedule whose tick a worker puts.
+        A batch is skipped while the end of a job is counted in it, and a schedule while a worker puts its tick.
         """
         if place == "batches":
             key, given, column, more = "id", ":id::bigint", "callback", ""

@@ -25,7 +25,7 @@ from pqcore.sql.fragments import (
 from pqcore.sql.statement_set import StatementSet, composed, from_file
 
 HEAD = 2_000
-"""The number of characters of JSON that must contain the path of a function, if the job is a call."""
+"""The number of characters at the beginning of the JSON in which the path of a call's function is searched for."""
 MOST_BEFORE = 1_000
 """The largest number of earlier jobs that are counted."""
 MOST_LOOKED_AT = 10_000
@@ -44,7 +44,7 @@ class ExplainStatements(StatementSet):
 
     @composed()
     def explain_job(self) -> str:
-        """Return the columns that show where a job is; at most one of the three tables has it."""
+        """Return the columns that show the table and state of a job; at most one of the three tables has the job."""
         wanted = f"WHERE id = :id::bigint AND {OF_PUT}"
         elsewhere = "NULL::text, NULL::timestamp, NULL::text, NULL::text, false, NULL::text, 0"
         return f"""

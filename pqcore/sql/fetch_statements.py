@@ -68,9 +68,9 @@ _PLACE = "id, priority, expected_at, schedule_at, enqueued_at"
 
 
 def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", columns: str = "id") -> str:
-    # The constant inner LIMIT tells the planner that few rows are wanted. The planner cannot know the outer LIMIT. So
-    # it prefers the index, which returns rows immediately, to a sort, which is cheap only for few rows. A prepared
-    # statement keeps its plan when the few rows have become a million.
+    # The constant inner LIMIT tells the planner that few rows are wanted; the planner cannot know the outer LIMIT. So
+    # the planner prefers the index, which returns rows immediately, to a sort. A sort is cheap only while the table has
+    # few rows, and a prepared statement keeps its plan when the table has grown to a million rows.
     return (
         f"SELECT * FROM (SELECT {columns} FROM {{table}} WHERE {condition}"
         f" ORDER BY {order} LIMIT {n}{suffix}) AS head LIMIT {most or f'(SELECT {n})'}"
@@ -142,7 +142,7 @@ WITH picked AS (
 def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
     """Return a pick of the two usual classes.
 
-    If a row of another class is due, the pick finds nothing, and `_merged` is needed.
+    If a row of another class is due, the pick finds nothing, and the caller must use `_merged`.
 
     Args:
         n: The largest number of rows.
@@ -172,8 +172,8 @@ def _bounded(n: int, most: str) -> str:
     )
 
 
-# The ways in which a picked row leaves the waiting rows. Each is one statement with the pick, so at no moment is a job
-# neither waiting nor fetched.
+# The ways in which a picked row leaves the waiting rows. The same statement picks the row and removes it, so a job is
+# always either waiting or fetched.
 _PICKED = f"id = ANY (ARRAY(SELECT id FROM picked)) AND {OF_QUEUE}"
 _KEEP = f"""
 UPDATE {{table}} SET dequeued_at = statement_timestamp(), attempts = {NEXT_ATTEMPT}, leased_until = NULL,
@@ -195,8 +195,8 @@ _FINISHES: dict[Finish, str] = {"keep": _KEEP, "delete": _DELETE, "archive": _AR
 def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) -> str:
     """Return the template of the statement that fetches up to ``n`` rows.
 
-    `get` can take a job that waits for admission, like any other job; only the statements of admission lease
-    it.
+    `get` can take a job that waits for admission, like any other job; only the statements of admission can lease such a
+    job.
 
     Args:
         pick: The rows to consider. ``ordered`` returns nothing if a hidden row came out. ``idle`` also returns nothing

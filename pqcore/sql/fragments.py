@@ -17,7 +17,7 @@ HIDDEN_ORDER = f"{VISIBLE_AT}, id"
 ORDER = f"expected_at, {DUE_AT}, id"
 WAITING_ORDER = f"priority DESC, {ORDER}"
 UNNAMED = "?"
-"""The lane of waiting jobs that were put without one, until their own lane is written."""
+"""The lane of waiting jobs that were put without a lane, until their own lane is written."""
 
 NO_END = 2_147_483_647
 """The room of a lane without keys."""
@@ -51,7 +51,8 @@ def lane_room(lane: str, queue: str) -> str:
         queue: An SQL expression for the queue's name.
     """
     key = "regexp_replace(need.name, '=[0-9]+$', '')"
-    # The planner expects ten elements of an array, but a hundred of JSON, which may make it use JIT compilation.
+    # The keys are an array here: the planner expects ten elements of an array, but a hundred of a JSON value, which may
+    # make it use JIT compilation.
     return f"""(
   SELECT coalesce(min(CASE WHEN EXISTS (SELECT FROM {{rules}} AS paused WHERE paused.q_name = {queue}
       AND paused.kind = 'pause' AND paused.name = {key} AND (until IS NULL OR until > statement_timestamp())) THEN 0
@@ -90,8 +91,8 @@ def is_next(queue: str) -> str:
   ) AND {room} > 0 END"""
 
 
-# The state of a job in the queue's table. Its row does not show whether a job that waits for admission could be
-# admitted.
+# The state of a job according to its row in the queue's table. The row of a job that waits for admission does not show
+# whether the job could be admitted.
 STORED_STATE = (
     "CASE WHEN dequeued_at IS NOT NULL THEN 'done' WHEN parked_on IS NOT NULL THEN 'parked'"
     " WHEN leased_until > statement_timestamp() THEN 'leased'"
@@ -128,17 +129,16 @@ RESET_COLUMNS = (
     .replace("excused", "attempts")
     .replace("error", "NULL::json")
 )
-# The next number of attempts; it wraps at PostgreSQL's largest integer, because an overflow would hold up the queue.
-# Only this number starts again, because it must differ from that of the last lease; other counters stay at their
-# largest value.
+# The next number of attempts. It wraps at PostgreSQL's largest integer, because an overflow would hold up the queue.
+# Other counters stay at their largest value, but this number must differ from the number of the last lease.
 NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
 # How often a job was run: the column `attempts` is the fencing token, which counts every lease.
 ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
 # Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these carries the
 # sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a negative id,
-# which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE. It meets no conflict, because the
-# same transaction has changed the old id.
+# which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE, and meets no conflict, because
+# the UPDATE of the same transaction has changed the old id.
 MADE_WAY = {
     place: f""", made_way AS (
   UPDATE {{{place}}} SET id = -1 - (random() * 9007199254740990)::bigint WHERE id = ANY (ARRAY(SELECT id FROM gone))
@@ -150,7 +150,7 @@ AFTER_WAY = " WHERE (SELECT count(*) FROM made_way) IS NOT NULL"
 # For rows that return to the queue's table: if another job has the id there, the returning job gets a new id.
 _LESS_ID = len("id, ")
 
-# The priority in the headers, which may be wrong in a forged row.
+# The priority in the headers; a row that was written in SQL may have any value there.
 PRIORITY_IN_HEADERS = (
     "CASE WHEN headers #>> '{{gate,priority}}' ~ '^-?[0-9]{{1,9}}$' THEN (headers #>> '{{gate,priority}}')::int"
     " ELSE 0 END"
@@ -162,9 +162,9 @@ GROUP_AND_PRIORITY = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
 def come_back(source: str) -> str:
     """Return CTEs that put rows into the table again.
 
-    The CTE ``same`` puts rows under their own ids, and ``renumbered`` under new ids, if their own are taken.
+    The CTE ``same`` puts rows under their own ids; ``renumbered`` puts rows whose ids are taken under new ids.
 
-    If two sessions take an id concurrently, ON CONFLICT makes one wait for the other, and then find the id taken.
+    If two sessions use an id concurrently, ON CONFLICT makes one session wait for the other and then find the id taken.
 
     Args:
         source: The CTE that has the rows, with the columns of `COLUMNS`.
@@ -205,8 +205,8 @@ TIMES = f"{SCHEDULE}, {EXPECTED}"
 # Rows that one statement puts carry their numbers as microseconds of `enqueued_at`, by which ids are matched to items
 # whatever triggers and sequences do. Inserting a row takes more than a microsecond, so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
-# A job with a lane waits on it from the start. If it is put for later, a take for a lease finds it when it is due, and
-# parks it then. See `LANE`.
+# A job with a lane waits on the lane from its put. If the job is put for later, the take for a lease that finds it due
+# parks it on the lane. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
 _WAITS = f"CASE WHEN {SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
 LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"
@@ -216,9 +216,9 @@ LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestam
 # row, and checks the token on the locked row again (EvalPlanQual): of two concurrent statements, one finds the row
 # changed.
 #
-# num_nulls() replaces IS NULL here, because it matches no partial index: the planner must look up the id. IS TRUE
-# prevents a join with the pairs: they become a hash that each row is looked up in, and rows are locked in the order of
-# their ids.
+# num_nulls() replaces IS NULL here: IS NULL matches partial indexes, but the planner must look the id up. IS TRUE
+# prevents a join with the pairs of ids and tokens: the pairs become a hash in which each row is looked up, and rows are
+# locked in the order of their ids.
 LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
 #
 # The queue is named in addition to the id, so that only one partition is read if the table is partitioned by queue.
@@ -228,8 +228,8 @@ WHERE id = ANY (:ids::bigint[]) AND {LEASE_HELD} AND (
   (id, attempts) IN (SELECT job, token FROM unnest(:ids::bigint[], :tokens::int[]) AS held (job, token))
 ) IS TRUE"""
 HELD_ONES = f"{HELD_ANYWHERE} AND {OF_QUEUE}"
-# The held jobs that no other session has locked. Each row is checked again when it is locked, and stays locked from
-# then on.
+# The jobs whose leases are held and whose rows no other session has locked. Each row is checked again when it is
+# locked, and then stays locked until the transaction ends.
 FREE_ANYWHERE = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ANYWHERE} FOR UPDATE SKIP LOCKED))"
 FREE_ONES = f"\nWHERE id = ANY (ARRAY(SELECT id FROM {{table}}{HELD_ONES} FOR UPDATE SKIP LOCKED)) AND {OF_QUEUE}"
 HELD_ONE = f"id = :id::bigint AND attempts = :token::int AND {LEASE_HELD} AND {OF_QUEUE}"
@@ -239,12 +239,13 @@ QUEUE_READY, QUEUE_URGENT, QUEUE_DEFERRED = (f"{OF_QUEUE} AND {kind}" for kind i
 QUEUE_WAITING = f"{OF_QUEUE} AND parked_on IS NOT NULL AND {UNFINISHED}"
 READY_NOW = f"{QUEUE_READY} AND {DUE_AT} <= statement_timestamp()"
 VISIBLE_NOW = f"{QUEUE_DEFERRED} AND {VISIBLE_AT} <= statement_timestamp()"
-# The first row in order, rather than any row, so that the planner has no reason to choose a sequential scan.
+# Whether any job waits. The query has an order, although any row would do, so that the planner reads the index and not
+# the whole table.
 FIRST_WAITING = f"SELECT id FROM {{table}} WHERE {QUEUE_WAITING} ORDER BY {WAITING_ORDER} LIMIT 1"
 FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"
 # Whether other jobs wait for the job.
 AWAITED = "awaited"
-# Whether a parent of a job that waits has ended, or may have; see `pqcore.operations.dependencies`.
+# Whether a parent of a waiting job has ended, or may have ended; see `pqcore.operations.dependencies`.
 ENDED_PARENT = (
     f"coalesce((SELECT true FROM {{dependencies}} WHERE {OF_QUEUE} AND (outcome IS NOT NULL OR polled)"
     " ORDER BY q_name LIMIT 1), false)"

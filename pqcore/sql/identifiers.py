@@ -95,7 +95,7 @@ def literal(text: str) -> str:
 
 
 def channel(queue_name: str) -> str:
-    """Return the NOTIFY channel of a queue: that of pq 1.9.1, so that pq and pqcore wake each other.
+    """Return the NOTIFY channel of a queue. pq 1.9.1 uses the same channel, so pq and pqcore wake each other.
 
     The length is counted in bytes; pq counted characters, and so could not notify for a name of 40 accented letters.
     """
@@ -118,8 +118,8 @@ def results_channel(queue_name: str) -> str:
 class TableName:
     """A table, and the objects named after it, quoted for SQL.
 
-    ``str()`` gives the quoted name; psycopg2 also accepts the object as a parameter, through ``__conform__``, as it
-    accepted pq's.
+    ``str()`` gives the quoted name. As with pq's class, psycopg2 also accepts the object as a parameter, through
+    ``__conform__``.
     """
 
     def __init__(self, table: str, schema: str | None = None) -> None:

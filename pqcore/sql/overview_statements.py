@@ -9,7 +9,7 @@ from pqcore.sql.fragments import EXPRESSIBLE, IS_DEFERRED, IS_READY, IS_URGENT, 
 from pqcore.sql.statement_set import StatementSet, composed
 
 HEAD = 2_000
-"""The number of characters of JSON that must contain the path of a function, if the job is a call."""
+"""The number of characters at the beginning of the JSON in which the path of a call's function is searched for."""
 SLICE = 10_000
 """The number of rows that one statement looks at if no index leads to the wanted ones."""
 
@@ -65,9 +65,9 @@ SELECT max(id), (
     def find_tick_jobs(self) -> str:
         """Find the job of the last tick of each periodic task, among the jobs that were put last.
 
-        The job calls the function with the task's name, was put since the tick, and is due at the tick; or later, if
-        the job was run before. The job of a task with another name is not found, because other tasks may have the
-        same tick.
+        The job calls the function with the task's name, was put since the tick, and is due at the tick, or later if the
+        job was run before. Jobs of functions with other names are not found, because other tasks may have the same
+        tick.
         """
         columns = (
             f"id, q_name, enqueued_at, schedule_at, left(data::text, {HEAD}) AS head, attempts,"
@@ -149,7 +149,7 @@ SELECT task, {counts}, count(*) FILTER (WHERE failed AND state IN ('waiting', 'l
 
     @composed()
     def list_batches(self) -> str:
-        """List the batches of a queue whose jobs have not all ended, or one such batch. Other batches are deleted."""
+        """List the batches of a queue whose jobs have not all ended, or one such batch. Ended batches have no row."""
         opened = f"CASE WHEN created_at IS NOT NULL THEN {EXPRESSIBLE.format('created_at')} END"
         return f"""
 SELECT id, q_name, total, pending, failed, {opened}, callback::text FROM {{batches}}

@@ -1,6 +1,6 @@
-"""Statements of puts with options, composed of fragments: one job under a dedup key, and many jobs, each with its own.
+"""Statements of puts with options, composed of fragments: one job under a dedup key, or many jobs with options each.
 
-`put_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why they are safe concurrently.
+`put_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why all are safe concurrently.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _NEW_VALUES = of_items(
 )
 # The number that a row carries, from 0, see `ROW_TIME`. If a trigger has moved all times by the same distance, and no
 # row is missing, the numbers count from the first row. If a trigger has changed times in another way, it is unknown
-# which job has which id: then the square root of -1 fails the statement.
+# which job has which id: then the expression takes the square root of -1, so that the statement fails.
 _PLACE = f"round(date_part('epoch', enqueued_at - {_NOW}) * 1000000)::bigint - 1"
 _PLACES_ARE_VALID = (
     "count(DISTINCT place) = count(*) AND CASE WHEN count(*) = :number::int THEN max(place) - min(place) < count(*)"
@@ -81,8 +81,8 @@ class PutStatements(StatementSet):
     def put(self) -> str:
         """Insert a job under a dedup key.
 
-        The unique index decides: of two concurrent sessions, one waits for the end of the other's transaction, and then
-        finds the key taken or free.
+        The unique index decides: if two sessions use a key concurrently, one waits for the end of the other's
+        transaction, and then finds the key taken or free.
         """
         return f"INSERT INTO {{table}} ({PUT_COLUMNS}) VALUES ({PUT_VALUES}) {CONFLICT} DO NOTHING RETURNING {IDENTITY}"
 
@@ -90,8 +90,8 @@ class PutStatements(StatementSet):
     def put_replacing(self) -> str:
         """Replace the waiting job that holds a key, or insert a job; see `put`.
 
-        DO UPDATE would lock a running job without changing it: its worker could not finish the job before the putter's
-        transaction ends.
+        The statement does not use DO UPDATE, which would lock even a running job that it does not change. The worker
+        could then not finish the job before the transaction of the put ends.
         """
         return f"""
 WITH replaced AS (
@@ -136,12 +136,12 @@ WITH put (id, put_at) AS (
     def put_each(self) -> str:
         """Insert jobs, except those whose dedup key is taken; the unique index decides, as for `put`.
 
-        Ids are drawn in the order of the items. All ids are in one value. It is NULL if the first id suffices, because
-        no item is missing, and the ids follow each other; otherwise each id stands behind its item's number.
+        Ids are drawn in the order of the items. All ids are in one value. The value is NULL if the first id suffices,
+        because no item is missing, and the ids follow each other; otherwise each id stands behind its item's number.
 
         Two statements may wait for each other's keys. The server then ends one of them (deadlock), and its caller
-        repeats it. If a trigger dropped a job without a key, a division by zero fails the statement; this is not used
-        in a transaction that can be rolled back.
+        repeats the statement. If a trigger dropped a job without a key, a division by zero makes the statement fail; in
+        a transaction that the caller can roll back, this check is off.
         """
         return f"""
 WITH put AS (

@@ -73,8 +73,8 @@ _NACKED = (
 )
 _EXTENDED = "UPDATE {table} SET leased_until = statement_timestamp() + :lease::float8 * interval '1 second'"
 
-# This undoes a get whose result never reached its caller (an awaiting task was cancelled). The row keeps its id and its
-# place.
+# This statement undoes a get whose result never reached its caller, because the awaiting task was cancelled. The row
+# keeps its id and its place.
 _RESTORED = f"""
 INSERT INTO {{table}} ({COLUMNS}, group_key, priority)
 VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_at::timestamptz,
@@ -83,8 +83,9 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
   {PRIORITY_IN_HEADERS.replace("headers", ":headers::text::json")})
 ON CONFLICT DO NOTHING RETURNING id"""
 
-# On a standby: the age of the last commit that it replayed, in seconds, by the primary's clock. The standby has all
-# older commits. If it has replayed nothing since its start, it has at least the content of its last checkpoint.
+# On a standby, the age of the last commit that it replayed, in seconds, by the primary's clock: the standby has all
+# older commits, too. If the standby has replayed nothing since its start, the age of its last checkpoint is used,
+# because the standby has at least the content of that checkpoint.
 _STALE = (
     "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
     "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
@@ -96,7 +97,8 @@ _STALE = (
 # compared modulo a thousand million, so that the computed times stay in the range of timestamps.
 _STEP = "enqueued_at - (id % 1000000000) * interval '1 microsecond'"
 _ALL_IN_ORDER = f"max(id)::numeric - min(id) < count(*) AND min({_STEP}) = max({_STEP})"
-# If a trigger has changed times, it is unknown which job has which id: then the square root of -1 fails the statement.
+# If a trigger has changed times, it is unknown which job has which id: then the square root of -1 makes the statement
+# fail.
 _ALL_NUMBERED = (
     "count(*) <> :number::int OR (count(DISTINCT enqueued_at) = count(*)"
     " AND max(enqueued_at) - min(enqueued_at) < count(*) * interval '1 microsecond')"
@@ -123,9 +125,9 @@ def _put_many(stored: str, items: str) -> str:
         f" headers, group_key, {LANE_COLUMNS}) SELECT :q_name::text, {stored}, :serializer::text,"
         f" {ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({ROW_TIME})')}, :headers::text::json,"
         f" :group_key::text, {LANE} FROM {items} WITH ORDINALITY AS item (value, place) RETURNING id, enqueued_at)"
-        # As text, because asyncpg reads the elements of other arrays with the application's codecs. If a trigger
-        # dropped a row, a division by zero fails the statement; this is not used in a transaction that can be rolled
-        # back.
+        # The ids are text, because asyncpg reads the elements of other arrays with the application's codecs. If a
+        # trigger dropped a row, a division by zero makes the statement fail; in a transaction that the caller can roll
+        # back, this check is off.
         " SELECT min(id), count(*) / (NOT :fails::boolean OR count(*) = :number::int)::int,"
         f" CASE WHEN {_ALL_IN_ORDER} THEN NULL ELSE {_IDS_BY_NUMBER} END,"
         f" {PUT_AT.replace('enqueued_at', 'min(enqueued_at)')} FROM put"
@@ -151,7 +153,7 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
 
 
 def tell_deleted(source: str) -> str:
-    """Return a CTE that tells the jobs that wait for deleted jobs that these were deleted.
+    """Return a CTE that records, for the jobs that wait for a deleted job, that their parent was deleted.
 
     Args:
         source: The CTE with the deleted rows.
@@ -313,9 +315,10 @@ class QueueStatements(StatementSet):
 
     @composed(hot=True)
     def empty_get_probe(self) -> str:
-        """Return the same values as `next_due_probe`, and whether a job waits for admission, which a get does not need.
+        """Return the values of `next_due_probe`, and whether a job waits for admission, which a get may take, too.
 
-        A lease does not ask this: under an old snapshot, the question reads past all jobs that were admitted since.
+        A lease does not ask the last question: under an old snapshot, the answer takes a scan of the entries of all
+        jobs that were admitted since.
         """
         return f"{_probe()}, ({FIRST_WAITING}) IS NOT NULL"
 
@@ -376,7 +379,7 @@ class QueueStatements(StatementSet):
     def restore(self, retention: Retention) -> str:
         """Put back a job that was taken with `get`.
 
-        If the job's id was taken meanwhile, ON CONFLICT leaves the job out.
+        If another job has the id by now, ON CONFLICT leaves the returning job out.
         """
         if retention == "keep":
             return f"""
@@ -428,8 +431,8 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     def clear(self) -> str:
         """Delete all jobs, and return the headers of jobs that belong to a batch.
 
-        The statement waits for rows that other sessions have locked. It also tells the jobs that wait for deleted jobs
-        that these were deleted; otherwise the trigger would tell them that these are done.
+        The statement waits for rows that other sessions have locked. It also records, for the jobs that wait for a
+        deleted job, that their parent was deleted; otherwise the trigger would record that the parent is done.
         """
         return f"""
 WITH gone AS (

@@ -79,8 +79,8 @@ def without_notification(template: str) -> str:
 def without_renumbering(template: str) -> str:
     """Remove the parts that give rows new ids from a statement, if it has such parts.
 
-    This serves engines that allow only one change of a table in each statement. On such an engine, ids must never
-    repeat.
+    This function serves engines that allow only one change of a table in each statement. On such an engine, ids must
+    never repeat, because no row can get a new id.
     """
     for made_way in MADE_WAY.values():
         template = template.replace(made_way, "")
@@ -114,5 +114,5 @@ def keyed_by_queue(statement: str) -> str:
 
 
 def without_xmax(template: str) -> str:
-    """Remove the system column xmax from a statement, for engines without it, or whose locks do not explain it."""
+    """Remove the system column xmax from a statement, for engines without xmax, or whose locks do not appear in it."""
     return replace(template, "xmax::text", "NULL::text")

@@ -20,10 +20,11 @@ from pqcore.sql.statement_set import StatementSet, composed, from_file
 SET_ASIDE = 5_000
 """The number of rows at the head of a queue that one statement checks for jobs of paused tasks."""
 EXPIRED, SLICE = 1_000, 2_000
-"""The largest number of rows that one statement deletes, if an index leads to the oldest rows; and, if none does, the
-largest number of ids that one statement checks."""
+"""The largest number of rows that one statement deletes if an index leads to the oldest rows (``EXPIRED``), and the
+largest number of ids that one statement checks if no index does (``SLICE``)."""
 UNWRITTEN = 60
-"""Seconds for which a job is scheduled if its lane is too long to be written; then a take looks at it again."""
+"""Seconds for which a job is scheduled if its lane is too long to be written. After this time, a take looks at the job
+again."""
 _OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
 
 
@@ -92,7 +93,7 @@ WHERE job.id = named.id AND job.attempts = named.token AND job.q_name = :q_name:
 
     @composed(rows=False)
     def set_aside_due(self) -> str:
-        """Park jobs of tasks that are at the head of the queue, and name no keys, on lanes.
+        """Park jobs of tasks on lanes, if the jobs are at the head of the queue and name no keys.
 
         The statement reads the head without locking it, and locks only matching jobs, so that consumers skip no other
         job meanwhile. Rows that another session has locked are skipped (SKIP LOCKED). The conditions are checked again

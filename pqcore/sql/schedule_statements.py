@@ -1,4 +1,4 @@
-"""Statements of schedules, composed of fragments; `schedule_statements.sql` has those that need none."""
+"""Statements of schedules, composed of fragments; `schedule_statements.sql` has the statements without fragments."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ class ScheduleStatements(StatementSet):
     def set_schedule(self) -> str:
         """Make or replace a schedule, and notify workers.
 
-        The ticks of a new schedule, or of a new expression, count from now. A second session that sets the same
-        schedule waits for the end of the first one's transaction (ON CONFLICT). If there is a tick of this name, and no
-        schedule, then a periodic task that is declared in code has the name: the statement sets nothing, and returns no
-        row.
+        The ticks of a new schedule, or of a new expression, count from now. If two sessions set the same schedule, the
+        second waits for the end of the first one's transaction (ON CONFLICT). A tick of this name without a schedule
+        belongs to a periodic task that is declared in code: then the statement sets nothing, and returns no row.
         """
         mine = "q_name = :q_name::text AND name = :name::text"
         return f"""

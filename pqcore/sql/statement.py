@@ -104,7 +104,7 @@ class Query:
 
 
 class Compile(Protocol):
-    """A function that compiles a template for one table and one driver: `compile_query` with those two fixed."""
+    """A function that compiles a template: `compile_query`, with the table and the driver already chosen."""
 
     def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
 
@@ -120,7 +120,7 @@ def writes(sql: str) -> bool:
 
 
 def of_primary(sql: str) -> str:
-    """Return the statement in a form that a load balancer sends to the primary, as it does with writing statements."""
+    """Return a reading statement in a form that a load balancer sends to the primary, like a writing statement."""
     return sql if writes(sql) else f"{_TO_PRIMARY}{sql}"
 
 

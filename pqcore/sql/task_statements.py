@@ -1,6 +1,6 @@
 """Statements of tasks and workers, composed of fragments: retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has those without fragments. `pqcore.sql.dialect` explains why all are safe under concurrency.
+`task_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why all are safe concurrently.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pqcore.sql.tick_fragments import COUNT_AGAIN, put_of_tick
 _NOW = "statement_timestamp()"
 _IN = "{} + :{}::float8 * interval '1 second'"
 _DEAD_COLUMNS = COLUMNS.replace("dequeued_at, ", "")
-# A job whose row was deleted when it was fetched, built from the values that its fetcher has.
+# The row of a job that was deleted when the job was fetched, built from the values that the fetcher has.
 _TAKEN = f"""SELECT :id::bigint AS id, :q_name::text AS q_name, :enqueued_at::timestamptz AS enqueued_at,
     :expected_at::timestamptz AS expected_at, :schedule_at::timestamptz AS schedule_at, :data::text::json AS data,
     :token::int AS attempts, :serializer::text AS serializer, :payload::bytea AS payload,
@@ -249,7 +249,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
 
     @composed()
     def find_job(self) -> str:
-        """Return where a job is. This statement only reads; at most one of the three tables has the job unfinished."""
+        """Return the table and state of a job. This statement only reads; at most one table has the job unfinished."""
         times = ", ".join(
             f"CASE WHEN {column} IS NOT NULL THEN {EXPRESSIBLE.format(column)} END"
             for column in ("enqueued_at", "schedule_at", "expected_at")
@@ -275,7 +275,7 @@ LIMIT 1"""
         """Return those batches that have an unfinished job. This statement only reads: see `open_batches`.
 
         Each term reads one class of waiting rows through its index. Any text that looks like a batch's number counts as
-        one: such a row keeps a batch open, and never ends it.
+        the number, even in a forged row: such a row can keep a batch open, but cannot end it.
         """
         classes = " UNION ALL ".join(
             f"SELECT headers::text AS headers FROM {{table}} WHERE {kind} AND headers::text LIKE '%\"batch\"%'"

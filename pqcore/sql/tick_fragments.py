@@ -1,4 +1,4 @@
-"""The fragments that the ticks of declared periodic tasks and of schedules share: each rule of ticks is here once."""
+"""The fragments for ticks, which declared periodic tasks and schedules share, so that the same rules apply to both."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ COUNT_AGAIN = """ON CONFLICT (q_name, name) DO UPDATE SET cron = excluded.cron, 
   WHERE last.cron IS DISTINCT FROM excluded.cron OR last.tz IS DISTINCT FROM excluded.tz"""
 """The end of an INSERT of a tick with its expression: the ticks of a changed expression count from now.
 
-The row is locked, so a second session finds the same expression, and changes nothing.
+The first session locks the row, so a second session finds the new expression, and changes nothing.
 """
 
 UNCHANGED = """SELECT q_name, name, cron, tz FROM {schedules}
   WHERE q_name = :q_name::text AND name = :name::text AND updated_at = :version::timestamptz AND paused_at IS NULL
   FOR SHARE SKIP LOCKED"""
-"""A schedule that is as the worker read it, and is not paused.
+"""The end of a query that finds a schedule only if it is as the worker read it, and is not paused.
 
 FOR SHARE keeps the schedule from being changed or removed before the statement ends, so that a removed schedule leaves
 no tick. A schedule that an open transaction has changed is skipped (SKIP LOCKED): the worker looks again later, and
@@ -29,9 +29,9 @@ statements that change a schedule.
 def put_of_tick(free: str | None = None) -> str:
     """Return a statement that puts the job of a tick, and returns its id.
 
-    One worker moves the tick's row forward; other workers find it moved. A tick ahead of the server's clock is not put:
-    the worker read the clock before it was set back. Otherwise two such workers could put the same tick, because
-    workers also set the tick's row back.
+    One worker moves the tick's row forward; other workers find the row moved, and put nothing. A tick ahead of the
+    server's clock is not put, because the worker read the clock before the clock was set back. Workers also set the
+    tick's row back, so without this rule two such workers could put the same tick.
 
     Args:
         free: A SELECT that returns a row if the job may be put; None if it always may.
