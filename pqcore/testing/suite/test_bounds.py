@@ -17,10 +17,11 @@ SUPPLY = 4_000
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let twenty jobs count as a succession, and a full look happen every tenth of a second."""
+    """Let twenty jobs count as a succession, and a full look happen every tenth of a second, even if looks are slow."""
     for module in (scan_position, lane_book):
         monkeypatch.setattr(module, "SUCCESSION", 20)
     monkeypatch.setattr(scan_position, "FULL_LOOK", 0.1)
+    monkeypatch.setattr(scan_position, "SPARING", 1)
 
 
 def in_succession(harness: Harness, **options: Any) -> Any:
@@ -164,7 +165,8 @@ def test_expired_lease_is_found_immediately_when_no_limited_job_is_left(harness:
     assert queue.lease(block=False).id == plain.id
 
 
-def test_slow_look_from_the_head_is_not_repeated_soon() -> None:
+def test_slow_look_from_the_head_is_not_repeated_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_position, "SPARING", 20)
     looks = scan_position.FullLooks()
     assert looks.is_due(0.0)
     looks.note(10.0, 0.001)
