@@ -184,7 +184,9 @@ class BackendRegistry(PluginLoader):
         instead = f"write postgresql://, or postgresql+{names[0]}://" if names else "write postgresql://"
         if named:
             this, other = _faces(mode)
-            msg = f"{scheme}:// names a driver that only {other} has: give it to {other}; for {this}, {instead}"
+            msg = (
+                f"{scheme}:// names a driver that only {other} supports: give the URL to {other}; for {this}, {instead}"
+            )
             raise UnknownBackend(msg)
         installed = ", ".join(self.backend_names())
         msg = f"no {mode} backend for the URL scheme {scheme}://; installed: {installed}; {instead}"

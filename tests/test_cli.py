@@ -510,7 +510,10 @@ def test_dead_command_prints_text(dsn: str, pq: tasks.PQ, folder: Path) -> None:
     assert "Traceback (most recent call last)" in shown.stdout
     assert 'data:       {"function": "app.fail", "args": ["Cox"]' in shown.stdout
     assert "\x1b" not in listed.stdout + shown.stdout
-    assert "1 of 2; --limit shows more" in invoke("dead", "list", "--queue", "apples", "--limit", "1", dsn=dsn).stdout
+    assert (
+        "1 of 2 dead letters are listed; --limit N"
+        in invoke("dead", "list", "--queue", "apples", "--limit", "1", dsn=dsn).stdout
+    )
     assert invoke("dead", "retry", str(other), "--queue", "apples", dsn=dsn).stdout == "retried 1\n"
     assert invoke("dead", "purge", "--all", "--queue", "apples", "--yes", dsn=dsn).stdout == "purged 1\n"
     assert invoke("dead", "list", "--queue", "apples", dsn=dsn).stdout == "no dead letters in 'apples'\n"
@@ -575,7 +578,7 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     assert [letter["queue"] for letter in listed] == ["pears", "apples"]  # the latest first
     text = invoke("dead", "list", "--limit", "1", dsn=dsn).stdout
     assert "pears" in text
-    assert "1 of 2; --limit shows more" in text
+    assert "1 of 2 dead letters are listed; --limit N lists more" in text
     assert invoke("dead", "show", str(dead_id), dsn=dsn).stdout.startswith(f"job {dead_id} of 'apples': failed")
     assert "give --queue" in invoke("dead", "retry", "--all", "--yes", dsn=dsn).stderr
     assert invoke("dead", "retry", str(dead_id), dsn=dsn).stdout == "retried 1\n"

@@ -240,7 +240,7 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
         (["move", "--queue", "a", "--all"], None, "no target is given"),
         (["move", "--queue", "a", "--to", "b"], None, "give IDs, or --all"),
         (["move", "1", "--queue", "a", "--to", "b", "--all"], None, "give IDs, or --all"),
-        (["move", "1", "--queue", "a", "--to", "b", "--limit", "1"], None, "--limit goes with --all"),
+        (["move", "1", "--queue", "a", "--to", "b", "--limit", "1"], None, "--limit is only for --all"),
         (["move", "--queue", "a", "--to", "b", "--all"], None, "There is no terminal to ask on: give --yes"),
         (["move", "--queue", "a", "--to", "a", "--all", "--yes"], None, "'a' is the queue that the jobs are in"),
         (["move", "--queue", "a", "--to-archive", "--all"], None, "--to-archive moves finished rows"),
@@ -413,7 +413,7 @@ def test_list_command_filters_and_limits(dsn: str, pq: PQ) -> None:
     execute(dsn, f"UPDATE queue SET enqueued_at = now() - interval '2 h' WHERE id = {ids['done']}")
     assert listed("--older-than", "1h", "--state", "all") == [ids["done"]]
     done = call("list", "--queue", "a", "--limit", "1", dsn=dsn)
-    assert "the first 1; --limit shows more" in done.stdout
+    assert "only the first 1 jobs are listed; --limit N lists more" in done.stdout
     assert call("list", "--queue", "none", dsn=dsn).stdout == "no such jobs in 'none'\n"
 
 

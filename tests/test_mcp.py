@@ -550,7 +550,7 @@ def test_mcp_tool_changes_all_jobs_only_when_asked(secret_dsn: str, orchard: Orc
             assert "give the ids of jobs, or all_jobs as true" in purge
             assert "give the ids of jobs, or all_jobs as true" in move
         ids = [orchard.ready]
-        assert "goes with all_jobs" in await refused(
+        assert "give it with all_jobs" in await refused(
             client, "move_jobs", queue="fruit", to="basket", job_ids=ids, limit=1
         )
 

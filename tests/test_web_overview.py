@@ -254,7 +254,7 @@ def test_web_page_shows_last_outcome_and_next_run_of_periodic_tasks(dsn: str, pq
         done = confirmed(client, link)
         after = text_of(client.get(done.headers["location"]).text)
         assert "within a minute" in after
-        assert "shop.hourly a 0 * * * * UTC asked for" in after
+        assert "shop.hourly a 0 * * * * UTC run requested" in after
         [(changed,)] = execute(dsn, "SELECT tick FROM queue_ticks WHERE name = 'shop.hourly'")
         assert timedelta(0) < tick - changed < timedelta(seconds=1)
         assert confirmed(client, path("change", do="run-now", queue="a", name="shop.none")).status_code == 400

@@ -45,62 +45,67 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 )
 @click.option("--quick", "scale", flag_value="quick", help="Run for about two minutes.")
 @click.option("--full", "scale", flag_value="full", help="Run for hours, with more rounds and larger tables.")
-@click.option("--rounds", metavar="N", type=click.IntRange(min=1), help="How often each contender runs each workload.")
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="How many times each backend runs each workload.",
+)
 @click.option(
     "--concurrency",
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Also run the simple workloads with these numbers of threads or tasks.",
+    help="Also run the simple workloads with these numbers of threads or tasks, as in 2,8.",
 )
 @click.option(
     "--processes",
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Also run the simple workloads with these numbers of processes.",
+    help="Also run the simple workloads with these numbers of processes, as in 2,8.",
 )
-@click.option("--soak", metavar="TIME", type=duration, help="How long the soak lasts: 3600, or 1h.")
+@click.option("--soak", metavar="TIME", type=duration, help="How long the scenario soak lasts, as in 3600 or 1h.")
 @click.option(
     "--dsn",
     envvar="PQCORE_BENCH_DSN",
     show_envvar=True,
     metavar="URL",
-    help="The server to measure; by default an embedded, durable one.",
+    help="The server to measure on; by default, an embedded server with durable commits.",
 )
 @click.option(
     "--targets/--no-targets",
     "judged",
     default=None,
-    help="Fail if a target is missed (the default, but not with --quick), or only show the ratios.",
+    help="Fail if a target is missed, or only show the ratios. The default is --targets; with --quick, --no-targets.",
 )
 @click.option(
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail if a ratio to a bare loop is below this; with --compare or --against, a ratio to the older build.",
+    help="Fail if a ratio to a bare loop is below RATIO. With --compare or --against, ratios to the older build count.",
 )
 @click.option(
     "--json",
     "json_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
-    help="Write all figures, as JSON.",
+    help="Write all figures to FILE, as JSON.",
 )
 @click.option(
     "--html",
     "html_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True),
-    help="Write a page with charts.",
+    help="Write a page with charts to FILE.",
 )
 @click.option(
     "--markdown",
     "markdown_path",
     metavar="PATH",
     type=click.Path(exists=True, writable=True),
-    help="Put tables and charts between the marks in a document, or in all documents of a folder: "
-    "<!-- measured: targets -->.",
+    help="Put tables and charts between the marks in a document, or in all documents of a folder. "
+    "A mark looks like <!-- measured: targets -->.",
 )
 @click.option(
     "--compare",
@@ -118,7 +123,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
 def bench(**options: Any) -> None:
     """Measure puts, gets, leases and workers.
 
-    All backends are measured in alternation, next to bare loops.
+    The backends take turns with bare loops, which use the driver without pqcore.
     """
     try:
         command = importlib.import_module("pqcore.benchmarks.command")

@@ -44,14 +44,14 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option("--queue", metavar="NAME", help="The queue; without it, all queues that have dead letters.")
+@click.option("--queue", metavar="NAME", help="The queue; by default, all queues that have dead letters.")
 @click.option(
     "--limit",
     metavar="N",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Dead letters to list, at most.",
+    help="List at most N dead letters.",
 )
 @json_option
 @with_database
@@ -91,7 +91,7 @@ def list_(database: Database, queue: str | None, limit: int, as_json: bool) -> N
             for name, number in numbers.items()
         ]
         if sum(counted) > limit:
-            write(f"{limit} of {sum(counted)}; --limit shows more")
+            write(f"{limit} of {sum(counted)} dead letters are listed; --limit N lists more")
 
 
 @dead.command(cls=IdCommand)

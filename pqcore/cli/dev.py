@@ -93,8 +93,8 @@ def _make_tables(queues: Sequence[Any], dsn: str) -> None:
         try:
             if (place := runner.call(describe_database)) != expected:
                 raise UsageError(
-                    f"the queues are of {place}, and not of the embedded server: have the module read a variable, "
-                    "as in PQ(os.environ['PQCORE_DSN'])"
+                    f"the queues are in {place}, not on the embedded server: let the module take the DSN from a "
+                    "variable, as in PQ(os.environ['PQCORE_DSN'])"
                 )
             runner.call(admin.create)
         finally:

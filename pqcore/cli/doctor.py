@@ -22,7 +22,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
     "queues",
     metavar="NAME",
     multiple=True,
-    help="Explain the statements that take jobs of this queue; repeatable.",
+    help="Check the plans (EXPLAIN) of the statements that take jobs of this queue; repeatable.",
 )
 @click.option("--read-only", is_flag=True, help="Send no test notification; every other check only reads.")
 @import_option

@@ -26,7 +26,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     help="A queue with its serializer, as in cards/json+fernet; repeatable.",
 )
 @click.option(
-    "--accept", metavar="NAME", multiple=True, help="Another serializer that the queues may read; repeatable."
+    "--accept", metavar="NAME", multiple=True, help="Another serializer whose data the queues may read; repeatable."
 )
 @import_option
 @click.option("--count", "only_count", is_flag=True, help="Count the data by serializer and key, and change nothing.")
@@ -36,7 +36,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     type=click.IntRange(1, reencoding.MOST_STEP),
     default=REENCODE_STEP,
     show_default=True,
-    help="Rows in one transaction, at most.",
+    help="Write at most N rows per transaction.",
 )
 @click.option("--all", "every", is_flag=True, help="Also re-encode data that already has its queue's encoding.")
 @click.option(
@@ -45,7 +45,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     type=duration,
     default=REENCODE_WAIT,
     show_default=True,
-    help="How long to wait for rows in use.",
+    help="How long to wait for rows that other transactions or leases hold.",
 )
 @json_option
 @with_database

@@ -37,7 +37,7 @@ from pqcore.runner import PQRunner, open_async
     metavar="TOKEN",
     envvar="PQCORE_MCP_TOKEN",
     show_envvar=True,
-    help="Over HTTP: accept only clients that send this token.",
+    help="With --http: accept only clients that send this token.",
 )
 @database_options
 def mcp(

@@ -33,7 +33,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 @click.option(
     "--mode", type=click.Choice(list(MODES)), default="blocking", show_default=True, help="The kind of driver."
 )
-@click.option("--driver", metavar="MODULE", help="The module that the driver is imported as; by default NAME.")
+@click.option("--driver", metavar="MODULE", help="The name of the module to import for the driver; by default NAME.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),

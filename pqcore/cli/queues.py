@@ -78,14 +78,14 @@ def _input() -> Any:
 @click.argument("data", required=False)
 @queue_option
 @click.option("--lines", is_flag=True, help="Put one job for each line of standard input, all in one transaction.")
-@time_option("--schedule-at", help="Run the job no earlier than this: 5m from now, or ISO 8601.")
+@time_option("--schedule-at", help="Run the job no earlier than this time: from now, as in 5m, or in ISO 8601.")
 @time_option("--expected-at", help="The time by which the job is wanted: jobs with an earlier time are taken first.")
 @click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
 @click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")
 @click.option(
-    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="At most N jobs run concurrently."
+    "--limit", "limits", metavar="NAME=N", multiple=True, callback=_numbers, help="Limit NAME to N concurrent jobs."
 )
-@click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="A header; repeatable.")
+@click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, callback=_pairs, help="A header of the job.")
 @json_option
 @with_database
 def put(
@@ -202,7 +202,7 @@ _n_option = click.option(
     type=click.Choice(["keep", "delete", "archive"]),
     default="keep",
     show_default=True,
-    help="Keep, delete or archive the row.",
+    help="Keep, delete or archive the row of each job.",
 )
 @json_option
 @with_database
@@ -303,7 +303,7 @@ def list_(
     ]
     table((">id", "state", "due, until, at (UTC)", ">attempts", ">failures", "task", "waits for, or error"), rows)
     if len(found) == limit:
-        write(f"the first {limit}; --limit shows more")
+        write(f"only the first {limit} jobs are listed; --limit N lists more")
 
 
 @click.command()
@@ -313,7 +313,7 @@ def list_(
     metavar="TIME",
     type=duration,
     required=True,
-    help="Only rows that finished at least this long ago, as in 14d; 0: all.",
+    help="Only rows that finished at least this long ago, as in 14d; 0 deletes all.",
 )
 @yes_option
 @json_option
@@ -364,18 +364,18 @@ def move(
     settings = database.queue(queue)
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:
-            raise click.UsageError("--to-archive moves finished rows: only --older-than can go with it")
+            raise click.UsageError("--to-archive moves finished rows: give no IDs, and no option but --older-than")
         number = database.call(archive_jobs, settings, older_than or 0)
         _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
         return
     if target is None:
         raise click.UsageError("no target is given: give --to NAME, or --to-archive")
     if older_than is not None:
-        raise click.UsageError("--older-than goes with --to-archive")
+        raise click.UsageError("--older-than is only for --to-archive")
     if bool(job_ids) == everything:
         raise click.UsageError("give IDs, or --all")
     if job_ids and limit is not None:
-        raise click.UsageError("--limit goes with --all")
+        raise click.UsageError("--limit is only for --all")
     other = database.queue(target)
     chosen = tuple(dict.fromkeys(job_ids)) or None
     if chosen is None:

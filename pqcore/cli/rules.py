@@ -1,6 +1,6 @@
 """The commands ``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``.
 
-They set and show rules, also while workers run.
+The commands set and show rules, also while workers run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @click.command()
 @queue_option
 @_what_options
-@time_option("--until", help="When the pause ends: 5m from now, or ISO 8601.  [default: until pqcore resume]")
+@time_option("--until", help="End of the pause: a time from now, as in 5m, or in ISO 8601.  [default: pqcore resume]")
 @json_option
 @with_database
 def pause(
@@ -134,7 +134,7 @@ def limit(database: Database, name: str, places: int | None, queue: str, as_json
 def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) -> None:
     """Set how many jobs under a limit begin per period.
 
-    NAME is the limit; a rate is written as 10/s, 600/min or 100/5m.
+    NAME is the limit. Write the rate as in 10/s, 600/min or 100/5m.
     """
     _set(database, operations.set_rate, "rate", queue, name, None if rate == NONE else rate, as_json=as_json)
 
@@ -178,7 +178,7 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
 def limits(database: Database, queue: str, as_json: bool) -> None:
     """List the limits and groups in use.
 
-    The list has their places, the running jobs, and the number of waiting jobs.
+    For each of them, the list has the number of places, the running jobs, and the number of waiting jobs.
     """
     found = database.call(list_limits, database.queue(queue))
     if as_json:

@@ -75,7 +75,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Jobs that run concurrently in each process, at most.",
+    help="Run at most N jobs concurrently in each process.",
 )
 @click.option(
     "--processes",
@@ -115,7 +115,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=1_000,
     show_default=True,
-    help="Jobs to fetch ahead from each queue, at most, if jobs run fast.",
+    help="If jobs are short, fetch at most N jobs ahead from each queue.",
 )
 @click.option(
     "--prefetch-bytes",
@@ -123,7 +123,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=16 * 2**20,
     show_default=True,
-    help="Bytes of data that the prefetched jobs hold, at most.",
+    help="Fetch at most N bytes of data ahead.",
 )
 @click.option(
     "--run-in",
@@ -138,32 +138,32 @@ def log_to_stderr(level: str) -> None:
     type=duration,
     default="20s",
     show_default=True,
-    help="Close a connection that leaves a statement unanswered for this time.",
+    help="Close a connection if the server does not answer a statement within this time.",
 )
 @click.option(
     "--keep-errors",
     type=click.Choice(["all", "type", "none"]),
     default="all",
     show_default=True,
-    help="What to store of exceptions; 'type' leaves out messages and tracebacks. A task's own option overrides it.",
+    help="What to store of exceptions; 'type' leaves out messages and tracebacks. A task's own setting counts first.",
 )
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(
     "--max-jobs",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Replace a process of --run-in process once it has run N jobs.",
+    help="With --run-in process: replace each process after N jobs.",
 )
 @click.option(
     "--max-memory",
     metavar="SIZE",
     type=size,
-    help="Replace a process of --run-in process that holds more memory, as in 512MB, once its job has ended.",
+    help="With --run-in process: replace a process that holds more memory, as in 512MB, when its job has ended.",
 )
 @click.option(
     "--health",
     metavar="HOST:PORT",
-    help="Answer over HTTP: /live while the event loop runs, /ready if the database answers.",
+    help="Answer health checks over HTTP: /live while the event loop runs, /ready while the database answers.",
 )
 @click.option("--log-jobs", is_flag=True, help="Log one line for each attempt to run a job, at any --log-level.")
 @modules_option
@@ -173,7 +173,7 @@ def log_to_stderr(level: str) -> None:
     metavar="NAME",
     multiple=True,
     shell_complete=_instruments,
-    help="Turn on an instrument; repeatable.",
+    help="Turn on an instrument, as in prometheus; repeatable.",
 )
 @click.option("--uvloop", is_flag=True, help="Run on the event loop of uvloop.")
 @click.option(
@@ -320,7 +320,7 @@ def _again(ctx: click.Context, health: Address | None, number: int) -> Sequence[
 
     Args:
         ctx: The context of this command.
-        health: Where the first process answers about its health; each of the others has the next port.
+        health: The address at which the first process answers health checks; each further process uses the next port.
         number: The number of the process, from 1.
     """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does

@@ -270,7 +270,7 @@ async def check_snapshots(context: CheckContext) -> list[Finding]:
         found = [Finding("snapshots", "ok", message)]
     if unseen:
         message = f"{counted(unseen, 'session')} of other roles cannot be seen: one of them may hold an old snapshot"
-        found.append(Finding("snapshots", "warning", message, "GRANT pg_monitor TO the role that asks"))
+        found.append(Finding("snapshots", "warning", message, "GRANT pg_monitor TO the role that runs pqcore doctor"))
     return found
 
 

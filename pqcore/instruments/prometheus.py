@@ -66,7 +66,11 @@ class Prometheus:
             "pqcore_job_duration_seconds", "How long jobs took.", task, registry=home, buckets=buckets
         )
         self._waited = Histogram(
-            "pqcore_job_waiting_seconds", "How long jobs waited once due.", task, registry=home, buckets=buckets
+            "pqcore_job_waiting_seconds",
+            "How long due jobs waited until they began.",
+            task,
+            registry=home,
+            buckets=buckets,
         )
         self._notifications = Gauge(
             "pqcore_notification_queue_usage",

@@ -4,9 +4,10 @@
     await pq["emails"].put({"to": "ann@example.com"})
     job = await pq["emails"].get()
 
-The asynchronous connections of psycopg and asyncpg need asyncio, and so does `pqcore.AsyncPQ`. Each call here calls the
-blocking face in a worker thread of anyio. A writing call finishes even if its task is cancelled. If the task of a call
-that waits for a job is cancelled, the call is aborted, and a job that it took at that moment is put back.
+The asynchronous connections of psycopg and asyncpg need asyncio, and so does `pqcore.AsyncPQ`. Each method of this
+module calls the blocking `PQ` in a worker thread of anyio. A call that writes finishes even if its task is cancelled.
+If a task is cancelled while its call waits for a job, the call is aborted; if the call had just taken a job, the job
+is put back.
 """
 
 # ruff: noqa: ASYNC109 - the arguments are those of the blocking face
@@ -335,7 +336,7 @@ class _Attempt:
         return result
 
     def groups(self) -> bool:
-        """Return False, because a take that can be aborted must not share a statement with others."""
+        """Return False, because a take that can be aborted must not share a statement with other takes."""
         return False
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:

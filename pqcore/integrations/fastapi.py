@@ -41,15 +41,14 @@ def lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """Return a lifespan for ``FastAPI(lifespan=...)``.
 
-    It provides the PQ to `queue`, and closes the PQ's connections at the end.
-
-    It closes only connections that the PQ opened itself, not a connection or pool that the PQ was given. The
+    The lifespan provides the PQ to `queue`. At its end, it closes the connections that the PQ opened itself, but not a
+    connection or pool that the PQ was given. The
     application can be started again, as tests do.
 
     Args:
         pq: The PQ whose queues the application uses.
-        worker: A worker to run in the application's process and event loop, from start to end. At the end it takes no
-            more jobs, and running jobs have its ``grace`` to finish.
+        worker: A worker to run in the application's process and event loop, from start to end. At the end the worker
+            takes no more jobs, and running jobs get the worker's ``grace`` to finish.
         create: Whether to make or migrate the table when the application starts.
         inner: Another lifespan to run inside this one. The worker can use what the inner lifespan opens. The value that
             the inner lifespan yields becomes the application's state.

@@ -99,7 +99,7 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
 
 
 def _is_async(engine: object) -> TypeGuard[AsyncEngine]:
-    """Return whether an object is an AsyncEngine, without an import: from SQLAlchemy 2.1 on, it needs greenlet."""
+    """Return whether an object is an AsyncEngine, without importing it: from SQLAlchemy 2.1 on, that needs greenlet."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return module is not None and isinstance(engine, module.AsyncEngine)
 
@@ -194,7 +194,7 @@ def _asyncpg_dsn(arguments: Mapping[str, Any]) -> str:
 def _cannot_pass(arguments: Mapping[str, Any]) -> ConfigurationError:
     named = ", ".join(f"{name} (a {type(value).__name__})" for name, value in arguments.items())
     return ConfigurationError(
-        f"the engine connects with {named}, which a DSN cannot hold: give PQ a pool of the driver's"
+        f"the engine connects with {named}, which a DSN cannot hold: give PQ a pool of the driver"
     )
 
 

@@ -30,7 +30,7 @@ def pqcore_unwrap(target: Any) -> Any:
             _hand_over(target)
         return target.connection.driver_connection
     if "sqlalchemy.PoolProxiedConnection" in names:
-        # An asynchronous engine begins transactions in its own way: before that, the driver's connection is in none.
+        # An asynchronous engine begins transactions itself: until then, the driver's connection is in none.
         return target.driver_connection if target.dbapi_connection is target.driver_connection else None
     # Django's caches have proxies of the same class.
     if "django.BaseDatabaseWrapper" in names or (

@@ -60,7 +60,7 @@ class ReadTools:
             list[State] | None, Field(description="Only jobs in these states; without it, all unfinished jobs.")
         ] = None,
         task: Annotated[
-            str | None, Field(description="Only calls of this function, by its path: 'app.tasks.send'.")
+            str | None, Field(description="Only calls of this function, by its path, as in 'app.tasks.send'.")
         ] = None,
         older_than: Annotated[
             Age | None, Field(description="Only jobs that were put at least this long ago, as in '1h'.")

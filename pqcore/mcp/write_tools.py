@@ -43,9 +43,10 @@ class WriteTools:
     async def put_job(
         self,
         queue: QueueName,
-        data: Annotated[str, Field(description='The data, as JSON text: \'{"to": "ann"}\'.')],
+        data: Annotated[str, Field(description='The data, as JSON text, as in \'{"to": "ann"}\'.')],
         schedule_at: Annotated[
-            Time | None, Field(description="Run the job no earlier than this: '5m' from now, or ISO 8601.")
+            Time | None,
+            Field(description="Run the job no earlier than this: a time from now, as in '5m', or in ISO 8601."),
         ] = None,
         expected_at: Annotated[
             Time | None,
@@ -139,7 +140,7 @@ class WriteTools:
         """
         _say_which(job_ids, all_jobs=all_jobs)
         if job_ids and limit is not None:
-            raise ConfigurationError(f"limit is {limit}; it goes with all_jobs, not with job_ids")
+            raise ConfigurationError(f"limit is {limit}; give it with all_jobs, not with job_ids")
         settings, target = self._runner.queue(queue), self._runner.queue(to)
         moved = await self._runner.call(move.move, settings, target, job_ids, limit)
         return self._redactor.document({"queue": settings.name, "to": target.name, "moved": moved})
@@ -147,7 +148,9 @@ class WriteTools:
     async def pause(
         self,
         queue: QueueName,
-        until: Annotated[Time | None, Field(description="When the pause ends; without it, at `resume`.")] = None,
+        until: Annotated[
+            Time | None, Field(description="When the pause ends; without it, when `resume` is called.")
+        ] = None,
         task: PausedTask | None = None,
         limit: PausedLimit | None = None,
         group: PausedGroup | None = None,
@@ -198,7 +201,8 @@ class WriteTools:
         queue: QueueName,
         name: LimitName,
         rate: Annotated[
-            str | None, Field(description="Jobs and a time: '10/s', '600/min', '100/5m'; null to remove the rule.")
+            str | None,
+            Field(description="Jobs per time, as in '10/s', '600/min' or '100/5m'; null to remove the rule."),
         ],
     ) -> dict[str, Any]:
         """Set how many jobs under a limit may begin in a period."""

@@ -163,7 +163,9 @@ def scheduled(job_id: int, due: UtcDatetime, attempts: int, failures: int, error
             "retry", f"It failed {_times(failures)}{said}, and is tried again at {when}.", f"Wait. {now}", until=due
         )
     if attempts or error:
-        return Cause("put_off", f"It was taken before, and given back until {when}.", f"Wait. {now}", until=due)
+        return Cause(
+            "put_off", f"A consumer took it, and gave it back: it is due again at {when}.", f"Wait. {now}", until=due
+        )
     return Cause("scheduled", f"It is scheduled for {when}.", f"Wait. {now}", until=due)
 
 

@@ -1,4 +1,4 @@
-"""Jobs and dead letters in Django's admin: everyone can look at them, but only pqcore's operations change them."""
+"""Jobs and dead letters in Django's admin: rows are read-only, except for actions that call pqcore's operations."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class MigrateTables(Operation):
 
     The operation runs pqcore's own migrations on the migration's connection, up to the version that the installed
     pqcore needs. In an atomic migration, they are part of its transaction, and a table with rows is locked while its
-    indexes are built. In a non-atomic one, they work like `pqcore migrate`, and block nobody. The reverse operation
-    drops the tables with all jobs if ``creates`` is true; otherwise it does nothing.
+    indexes are built. In a non-atomic migration, they work like `pqcore migrate`, and block no session. The reverse
+    operation drops the tables with all jobs if ``creates`` is true; otherwise it does nothing.
 
     Args:
         version: The lowest schema version that the tables must have afterwards.

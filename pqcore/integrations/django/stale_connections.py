@@ -1,4 +1,4 @@
-"""Closing Django's connections that are too old, before and after each run of a job, as around a request."""
+"""Closing Django's old connections before and after each run of a job, as Django does before and after a request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def renewed() -> Iterator[None]:
 
 
 class Connections:
-    """A plugin that works in the function's thread, or for coroutine functions where `sync_to_async` runs."""
+    """A plugin that closes them in the function's thread; for coroutine functions, in the thread of `sync_to_async`."""
 
     @hookimpl
     def pqcore_around_run(self, event: JobEvent) -> AbstractContextManager[None] | None:

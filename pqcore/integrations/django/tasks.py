@@ -87,7 +87,7 @@ _STATUS = {"leased": "RUNNING", "dead": "FAILED", "done": "SUCCESSFUL"}
 class ResultId(str):
     """The id of a result, as `enqueue` returned it.
 
-    It belongs to one job alone, even if another job gets the same id later.
+    The id of a result belongs to one job alone, even if another job gets the same job id later.
     """
 
     __slots__ = ("job_id",)
@@ -279,7 +279,7 @@ class ResultNotJsonError(BaseException):
 
     By Django's rules it has failed, and it does not run again.
 
-    The class is not an `Exception`, because those are retried.
+    The class is not an `Exception`, because pqcore retries a job that raised an `Exception`.
     """
 
 

@@ -41,7 +41,7 @@ for _alias in pqs:
 
 
 def queues_to_work_on(alias: str) -> list[str]:
-    """Return the names of the queues that a worker works on, unless they are named.
+    """Return the names of the queues that a worker works on, unless the command line names queues.
 
     These are the queues of ``QUEUES``, those on which tasks are declared, and those of Django's own tasks.
 
