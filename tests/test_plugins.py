@@ -988,7 +988,7 @@ def test_backend_choice_of_the_async_face_follows_its_order(monkeypatch: pytest.
         monkeypatch.setenv("PQCORE_BACKEND", variable)
         assert AsyncPQ(DSN).backend == "asyncpg (named by PQCORE_BACKEND)"
     with pytest.raises(
-        UnknownBackend, match="driver that only PQ has: give it to PQ; for AsyncPQ, write postgresql://"
+        UnknownBackend, match="driver that only PQ supports: give the URL to PQ; for AsyncPQ, write postgresql://"
     ):
         AsyncPQ(DSN.replace(":", "+psycopg2:", 1))
 
@@ -1012,7 +1012,7 @@ def test_backend_choice_of_the_async_face_follows_its_order(monkeypatch: pytest.
             DSN.replace(":", "+asyncpg:", 1),
             {},
             None,
-            "driver that only AsyncPQ has: give it to AsyncPQ; for PQ, write ",
+            "driver that only AsyncPQ supports: give the URL to AsyncPQ; for PQ, write ",
         ),
         (DSN.replace(":", "+psycopg_async:", 1), {}, None, r"for PQ, write postgresql://, or postgresql\+psycopg://"),
     ],

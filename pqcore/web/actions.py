@@ -96,7 +96,7 @@ ACTIONS: dict[str, Action] = {
     "retry-unreadable": Action(
         "Retry unreadable ones",
         "Run again the {count} of {queue} that no worker could read?",
-        "Each is due immediately, keeps its id, and starts with no failures. First deploy workers that can read these jobs.",
+        "Each is due immediately, keeps its id, and starts with no failures. First deploy workers that can read them.",
         "Dead letters that are due now: {n}.",
         retry_unreadable,
         of_job=False,
