@@ -1,7 +1,7 @@
 """The asynchronous backend for asyncpg.
 
-asyncpg prepares every statement and caches it. Transactions use asyncpg's own objects, because it refuses
-``connection.transaction()`` within a transaction that was begun by hand.
+asyncpg prepares every statement and caches it. Transactions use asyncpg's own objects, because asyncpg refuses
+``connection.transaction()`` within a transaction that a BEGIN statement began.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AsyncpgSession:
             return False
 
     async def alive(self) -> bool:
-        return self.usable()  # if the loop has not noticed a loss yet, `execute` notices it
+        return self.usable()  # if the event loop has not noticed yet that the connection is lost, `execute` notices it
 
     async def _answer(self, send: Callable[..., Awaitable[T]], *arguments: Any, again: bool = False) -> T:
         """Await the answer to the call of a method.
@@ -79,7 +79,7 @@ class AsyncpgSession:
         return await self._answer(send, *arguments)
 
     async def _deal_with(self, exc: Exception, *, again: bool) -> None:
-        """Replace the connection, so that the call can be repeated, or raise the error that the exception means."""
+        """Replace the connection, so that the call can be repeated, or raise an error for the exception."""
         if isinstance(exc, asyncpg.InternalClientError):
             if not again:
                 raise exc
@@ -111,7 +111,7 @@ class AsyncpgSession:
     async def _replace(self) -> None:
         """Open another connection in place of an idle one that the server ended.
 
-        asyncpg has then read that the server ended the connection, and refuses to send anything, so nothing was sent.
+        asyncpg has read that the server ended the connection, and refuses to send anything, so nothing was sent.
         """
         within = self._transaction is not None or self.connection.is_in_transaction()
         self.connection.terminate()

@@ -17,7 +17,7 @@ _UNUSED = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
     *("client_encoding", "gssdelegation", "load_balance_hosts", "sslcompression", "sslsni"),
 )
-"""Parameters that asyncpg lacks or does not let choose, and that affect only speed."""
+"""Parameters that asyncpg lacks, or whose values it does not let a user choose, and that affect only speed."""
 _OPTIONAL = {
     "channel_binding": ("disable", "prefer"),
     "gssencmode": ("disable", "prefer", "allow"),
@@ -31,7 +31,7 @@ _OPTIONAL = {
 def arguments(dsn: str) -> dict[str, Any]:
     """Return arguments for `asyncpg.connect` from a libpq URL or keyword string.
 
-    Environment variables fill in the rest.
+    Environment variables give the values of missing parameters.
 
     Raises:
         ValueError: The DSN cannot be read, or requires a safeguard that asyncpg lacks. The message quotes only the

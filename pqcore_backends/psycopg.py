@@ -107,7 +107,7 @@ class PsycopgSession(Common, AutocommitSession):
             raise
 
     def _cut_off(self) -> None:
-        """End an exchange that an interrupt cut off, as psycopg does when Ctrl-C interrupts a statement."""
+        """End an interrupted exchange with the server, as psycopg does when Ctrl-C interrupts a statement."""
         try:
             self.cancel()
         finally:
@@ -223,7 +223,7 @@ class AsyncPsycopgSession(Common):
             return await self.connection.wait(exchange)
         except BaseException:
             exchange.close()  # after an interrupt, the generator would end only with the traceback
-            # a thread would wait for the answers, but an event loop must not block
+            # A blocking session would now wait for the answers, but an event loop must not block.
             if not is_left(self.connection.pgconn):
                 self.connection.pgconn.finish()
             raise
@@ -343,7 +343,7 @@ class PsycopgBackend(Pooled):
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
         said = pool.conninfo, pool.kwargs
-        # the pool evaluates these for each connection, too
+        # The pool, too, calls these functions for each connection.
         conninfo, kwargs = (each() if callable(each) else each for each in said)
         return self.wrap(bare(pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
@@ -386,7 +386,7 @@ class AsyncPsycopgBackend(Pooled):
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
         said = []
-        for each in (pool.conninfo, pool.kwargs):  # the pool evaluates these for each connection, too
+        for each in (pool.conninfo, pool.kwargs):  # the pool, too, calls functions given here for each connection
             value = each() if callable(each) else each
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said

@@ -54,7 +54,8 @@ _KINDS = (
     extensions.UNICODEARRAY,
 )
 _TYPECASTERS = {oid: kind for kind in _KINDS for oid in kind.values}
-"""psycopg2's own typecasters, by OID: an application may register others for its connection or for the process."""
+"""psycopg2's own typecasters, by OID. They are kept here because an application may register other typecasters for its
+connection or for the process."""
 _ADAPTERS: dict[type, Callable[[Any], Any]] = {
     bool: extensions.Boolean,
     int: extensions.Int,
@@ -64,7 +65,8 @@ _ADAPTERS: dict[type, Callable[[Any], Any]] = {
     datetime: extensions.TimestampFromPy,
     list: List,
 }
-"""psycopg2's own adapters: an application may register others, which then apply to the whole process."""
+"""psycopg2's own adapters. They are kept here because an application may register other adapters, which then apply to
+the whole process."""
 
 
 _CASTS: dict[str, Sequence[type]] = {
@@ -94,7 +96,7 @@ class _Call(NamedTuple):
         sql: The EXECUTE statement; None if the statement is not prepared.
         registered: A function that reads from `_registered` only the adapters that the parameters need, because
             comparing all adapters takes longer.
-        own: The result of this function if each adapter is psycopg2's own.
+        own: The result of ``registered`` if each adapter is psycopg2's own.
     """
 
     sql: str | None
@@ -113,7 +115,7 @@ _registered = extensions.adapters
 
 
 def _kinds_of(query: Query) -> Iterable[type]:
-    """Return the types that a statement's parameters may have; if it does not cast each of them, all types."""
+    """Return the types that a statement's parameters may have; all types, if it does not cast each parameter."""
     casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
     if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
         return _ADAPTERS
@@ -189,9 +191,9 @@ class Psycopg2Session(AutocommitSession):
                 given = parameters if query.distinct else query.pick(parameters)
                 cursor.execute(before + sql if before else sql, given)
             except (InvalidSqlStatementName, FeatureNotSupported):
-                # The statement was deallocated by other code (DISCARD ALL, a pooler), or its result types have changed,
-                # as by ALTER TABLE ("cached plan must not change result type"). It had no effect, so it is repeated,
-                # unless it has aborted a transaction.
+                # Other code deallocated the statement (DISCARD ALL, a pooler), or its result types have changed, as by
+                # ALTER TABLE ("cached plan must not change result type"). The refused statement had no effect, so it is
+                # repeated, unless the refusal has aborted a transaction.
                 self._calls.clear()
                 if self.in_transaction():
                     raise
@@ -200,7 +202,7 @@ class Psycopg2Session(AutocommitSession):
 
     def _prepare(self, query: Query) -> _Call | None:
         call = None
-        if query.sql in self._calls:  # preparing is worthwhile from the second call on
+        if query.sql in self._calls:  # the second call of a statement: from here on, preparing is worthwhile
             name = f"pqcore_{next(_names)}"
             self._cursor.execute(query.prepare(name))
             call = _Call.of(f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})", _kinds_of(query))

@@ -110,7 +110,7 @@ class Common:
         before, connection.cursor_factory = connection.cursor_factory, kind
         try:
             cursor = proxy.cursor(row_factory=tuple_row)
-        except TypeError:  # it only gives the caller's kind of cursors
+        except TypeError:  # the connection makes only the caller's kind of cursors
             return
         finally:
             connection.cursor_factory = before
@@ -229,7 +229,7 @@ class Common:
 
 
 class _Handler:
-    """A handler that psycopg's connection calls with each notification: it keeps pqcore's and passes the others on.
+    """A handler of a connection's notifications: it keeps those for pqcore's channels, and passes the others on.
 
     `add_notify_handler` is not used, because psycopg then stores no notifications for ``connection.notifies()``.
     """

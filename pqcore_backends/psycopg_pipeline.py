@@ -1,7 +1,7 @@
 """Statements of psycopg that share one round trip, in libpq's pipeline mode.
 
 psycopg's own ``connection.pipeline()`` does the same, but needs more than twice the CPU time for two statements,
-because it keeps queues of them and their results.
+because it keeps queues of statements and of their results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUPPORTED = psycopg.Pipeline.is_supported()
 def together(
     connection: Any, cursor: Any, leading: Sequence[bytes], text: bytes, parameters: Sequence[object], *, prepared: bool
 ) -> Generator[Any, Any, None]:
-    """Run statements without parameters or rows, and then one more, whose result the cursor receives.
+    """Run statements without parameters or rows, and then a last statement, whose result the cursor receives.
 
     The generator is of the kind that psycopg's connections wait for, and the connection's lock must be held. psycopg
     adds no BEGIN. As in `psycopg.Cursor.execute`, the statement is prepared after it has run often enough.

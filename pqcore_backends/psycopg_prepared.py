@@ -1,8 +1,8 @@
 """Statements that psycopg has prepared, sent without a cursor.
 
-`psycopg.Cursor.execute` converts the query, looks for it among the prepared ones twice, and stores the result for
-methods that pqcore does not call. Without these steps, a statement takes about half of the CPU time. psycopg still
-prepares the statements, and forgets them: see `psycopg._preparing.PrepareManager`.
+`psycopg.Cursor.execute` converts the query, looks for it among the prepared statements twice, and stores the result for
+methods that pqcore does not call. Without these steps, a statement takes about half as much CPU time. psycopg itself
+still prepares the statements and forgets them: see `psycopg._preparing.PrepareManager`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PreparedStatements:
         self._encoding: bytes | None = None
 
     def run(self, query: Query, parameters: Sequence[object]) -> Generator[Any, Any, Sequence[Row]] | None:
-        """Return a generator that runs a statement; None if the statement is not prepared, or needs a cursor.
+        """Return a generator that runs a prepared statement; None if the statement is not prepared, or needs a cursor.
 
         The generator is of the kind that psycopg's connections wait for, and the connection's lock must be held.
         """

@@ -33,7 +33,8 @@ _CALLS_ONLY = {"connection", "after"}
 """Options that a declaration cannot have."""
 _OF_CALLS = _OPTIONS - _DECLARED_ONLY | _CALLS_ONLY
 _RESEMBLED = _OF_CALLS - {"after"}
-"""The options with which a misspelled option is compared: too many names of arguments resemble ``after``."""
+"""The options with which a name is compared that may be a misspelled option. ``after`` is not one of them, because too
+many names of arguments resemble it."""
 _OTHER_WAYS = {
     **dict.fromkeys(("delay", "defer", "send", "enqueue"), "call it: {name}(...)"),
     **dict.fromkeys(("apply_async", "configure", "send_with_options"), "write {name}.options(schedule_at=...)(...)"),
@@ -146,7 +147,7 @@ class BaseEnqueuer(Generic[P, R]):
 
 
 def with_options(declared: TaskOptions, chosen: Mapping[str, Any]) -> TaskOptions:
-    """Return the options of a call: the declared ones, with the changes that the call chose."""
+    """Return the options of a call: the declared options, with the changes that the call chose."""
     if not chosen:
         return declared
     own = dict(chosen)
@@ -197,7 +198,7 @@ def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         kwargs: The keyword arguments.
 
     Raises:
-        InvalidCall: The function does not accept them, or one looks like a misspelled option.
+        InvalidCall: The function does not accept the arguments, or one of them looks like a misspelled option.
     """
     signature = task.signature
     if signature is None:
@@ -215,7 +216,7 @@ def check_arguments(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def _taken(task: Task, signature: inspect.Signature) -> str:
-    """Return the arguments of a call, as Python source."""
+    """Return the parameters that a call of a task accepts, as Python source."""
     parameters = list(signature.parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if task.first != "nothing" and parameters and parameters[0].kind in positional:

@@ -49,7 +49,7 @@ class JobContext:
         self.queue = queue
         self.leaves = leaves
         self._stopped = False
-        self._woken: threading.Event | None = None  # made when a function waits for it, which most jobs never do
+        self._woken: threading.Event | None = None  # made by the first `wait`, because most functions never call it
         self._progress: str | None = None
         self.stop_reason = ""
         self.finished = False
@@ -61,14 +61,14 @@ class JobContext:
 
     @property
     def attempt(self) -> int:
-        """The number of the run: 1 for the first run, 2 for the second."""
+        """The number of the present attempt: 1 for the first run of the job, 2 for the second."""
         return self.job.attempts
 
     @property
     def previous(self) -> Any:
         """The result of the previous function in the chain.
 
-        After a batch, a dict with ``batch``, ``total`` and ``failed``.
+        In a call that follows a batch, this is a dict with ``batch``, ``total`` and ``failed``.
         """
         stored = self.job.headers.get("previous")
         return None if stored is None else StoredPut.read_previous(self.queue, self.job.id, stored)
@@ -76,7 +76,8 @@ class JobContext:
     def results_of_parents(self) -> Any:
         """Return the results of the jobs that the job waited for (``after``), by id.
 
-        Jobs without a kept result are left out: give them ``keep_result``. On an asynchronous queue, await this method.
+        Jobs without a kept result are left out, so put the parents with ``keep_result``. On an asynchronous queue,
+        await this method.
 
         Raises:
             DeserializationError: The queue cannot decode a result.
@@ -103,7 +104,7 @@ class JobContext:
             raise JobCancelled(self.stop_reason)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, at most until the function must stop; return whether it must stop.
+        """Sleep for some seconds, but at most until the function must stop; return whether the function must stop.
 
         This method is for functions in threads.
         """
@@ -116,7 +117,7 @@ class JobContext:
     def progress(self, value: Any) -> None:
         """Report the function's progress, as any value that JSON can hold.
 
-        The worker stores it, at most once per second.
+        The worker stores the progress, at most once per second.
 
         Raises:
             SerializationError: JSON cannot hold the value.
@@ -130,20 +131,20 @@ class JobContext:
         """Finish the job in a transaction: the job's end and the function's writes commit together, or not at all.
 
         Call this within ``with queue``, or with your own connection. If the transaction is rolled back, the job is
-        not finished, and runs again if the function raises. On an asynchronous queue, await this method.
+        not finished; if the function then raises, the job runs again. On an asynchronous queue, await this method.
 
         Args:
             result: The result to store, if results are kept, in place of the function's return value.
             connection: A connection whose open transaction finishes the job; see `Queue.put`.
 
         Raises:
-            LeaseLost: Another consumer got the job meanwhile, so roll back.
+            LeaseLost: Another consumer got the job meanwhile; roll the transaction back.
         """
         engine = self.queue.engine  # type: ignore[attr-defined]
 
         async def work() -> None:
             outcome = Outcome(self.job, "done", result)
-            # set first, because the worker may find the job finished before the answer arrives here
+            # The flag is set before the statement, because the worker may see the finished job before this answer.
             self._note_finished(finished=True)
             try:
                 if await finish(engine, self.queue, [outcome], connection):

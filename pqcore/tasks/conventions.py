@@ -1,4 +1,4 @@
-"""The conventions by which a class of queues declares and calls tasks: those of `pqcore.PQ`, or of pq 1.9.1."""
+"""The conventions by which a class of queues declares and calls tasks: `pqcore.PQ`'s own, or the ones of pq 1.9.1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pqcore.job import AsyncJob, BaseJob, Job
 from pqcore.tasks.retry import Exponential, RetryPolicy
 
 First: TypeAlias = Literal["id", "job", "nothing"]
-"""The argument that a function gets before those of the call: the job's id, the job, or none."""
+"""The first argument of a function, before the arguments of the call: the job's id, the job, or nothing."""
 
 
 class _ByConvention:
@@ -39,8 +39,8 @@ class Conventions:
     """The rules for declaring and calling tasks.
 
     Attributes:
-        always_id: Whether a function always gets the job's id first. Otherwise it gets the job if its first parameter
-            is annotated as one, and only the call's arguments if not.
+        always_id: Whether a function always gets the job's id first. Otherwise the function gets the job first if its
+            first parameter is annotated as a job; if not, it gets only the arguments of the call.
         max_retries: The default number of retries after exceptions.
         retry: The retry policy of a task whose declaration has neither a policy nor a fixed pause; None for pauses of
             30 seconds.
@@ -51,14 +51,14 @@ class Conventions:
     retry: RetryPolicy | None
 
     def first(self, function: Callable[..., Any], path: str) -> First:
-        """Return the argument that a function gets before those of the call.
+        """Return the argument that a function gets before the arguments of the call.
 
         Args:
             function: The function.
             path: The function's path, for the message.
 
         Raises:
-            ConfigurationError: The annotation of the first parameter cannot be read, so it may be that of a job.
+            ConfigurationError: The annotation of the first parameter cannot be read, so the parameter may be a job.
         """
         if self.always_id:
             return "id"
@@ -91,8 +91,8 @@ def signature_of(function: Callable[..., Any], *, follow_wrapped: bool = True) -
 
     Args:
         function: The function.
-        follow_wrapped: Whether to use the signature of the wrapped function, for a decorated function; its decorator
-            may pass more arguments.
+        follow_wrapped: Whether to return the signature of the function inside a decorated function. The decorator may
+            pass more arguments to this function than it gets.
 
     Raises:
         TypeError, ValueError: The function's signature cannot be read, because it is not written in Python.
@@ -131,7 +131,7 @@ def _is_job(annotation: Any, names: Mapping[str, Any], path: str) -> bool:
 def _names_of(function: Any) -> Mapping[str, Any]:
     """Return the names that an annotation may use.
 
-    Pqcore's come last, because a module may import them only for type checkers.
+    The names of pqcore's own classes are included, because a module may import these classes only for type checkers.
     """
     while True:
         if isinstance(function, functools.partial):
@@ -170,7 +170,7 @@ def refuse_generator(function: Callable[..., Any], path: str) -> None:
         path: The function's name, for the message.
 
     Raises:
-        ConfigurationError: The function is a generator function or an asynchronous one.
+        ConfigurationError: The function is a generator function or an asynchronous generator function.
     """
     within = called_by(function)
     if inspect.isgeneratorfunction(within) or inspect.isasyncgenfunction(within):

@@ -46,7 +46,8 @@ class TaskOptions:
         retry_in: A fixed pause before each retry; None for no pause.
         retry: A retry policy in place of a fixed pause: `Fixed`, `Exponential`, or a function of the number of failures
             and the exception that returns seconds.
-        retry_on: The exceptions, one or a tuple, after which the job is retried; after others it becomes a dead letter.
+        retry_on: An exception class, or a tuple of them, after which the job is retried; after any other exception, the
+            job becomes a dead letter.
         discard_on: The exceptions after which the job is discarded.
         timeout: How long the function may run: seconds, ``'5m'`` or a timedelta.
         deadline: The time by which the job must have started: a time from its put, or a datetime. A job that is later
@@ -63,8 +64,8 @@ class TaskOptions:
             ``"none"``. None for the worker's choice.
         headers: JSON values that are stored with a job.
         tenant: The share that a job belongs to, or a function that makes its name from the arguments.
-        priority: A number; jobs with higher numbers are taken first. Or a function that makes the number from the
-            arguments.
+        priority: A number, or a function that makes the number from the arguments. Jobs with higher numbers are taken
+            first.
     """
 
     schedule_at: TimeSpec = None
@@ -171,7 +172,7 @@ class Task:
         path: The task's name in rows: the declared name, or else ``module.qualname``.
         function: The function.
         options: The options with which the task is put and run.
-        first: The argument that the function gets before those of the call.
+        first: The argument that the function gets before the arguments of the call.
     """
 
     path: str
@@ -181,12 +182,12 @@ class Task:
 
     @property
     def location(self) -> str:
-        """Return ``module.qualname``: where the function can be imported from, whatever its name in rows."""
+        """Return ``module.qualname``, from which the function can be imported, whatever the task's name in rows is."""
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
     @functools.cached_property
     def signature(self) -> inspect.Signature | None:
-        """Return the signature of the function, including that of a decorator; None if it cannot be read."""
+        """Return the signature of the function, as its decorators leave it; None if the signature cannot be read."""
         try:
             return signature_of(self.function, follow_wrapped=False)
         except (TypeError, ValueError):  # the function is not written in Python
@@ -237,7 +238,7 @@ class Call:
         return f"<call of {self.task.path}({', '.join(given)}) for queue {self.queue.name!r}>"
 
     def data(self) -> dict[str, Any]:
-        """The stored data, in pq's own form, which pq's workers can also run."""
+        """The stored data of the call, in pq's own form, so that pq's workers can also run the job."""
         retry_in = self.options.retry_in
         if isinstance(retry_in, timedelta):
             whole = retry_in // timedelta(seconds=1)
@@ -350,7 +351,7 @@ def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
         what: The name of the method that puts them, for the message.
 
     Raises:
-        InvalidCall: One of the values is not a call that is still to be put.
+        InvalidCall: One of the values is not a call, or the call was put already.
         ConfigurationError: One of the calls has a connection of its own.
     """
     links = list(calls)
@@ -368,7 +369,7 @@ def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
         if isinstance(given, JobId):
             put = f"; job {int(given)} was put already, and stays put"
         elif inspect.iscoroutine(given):
-            given.close()  # it was not awaited, so nothing was put
+            given.close()  # the coroutine of the put was not awaited, so nothing was put
         msg = (
             f"{what} takes calls that are not put yet: write task.call(...), without await; it was given {given!r}{put}"
         )

@@ -1,7 +1,7 @@
 """Jobs taken with `get`, whose follow-ups wait because `Queue.perform` may still perform the jobs.
 
-`Queue.perform` knows what the function returned, so it runs the follow-ups. If nobody performs a job, its follow-ups
-run as soon as that is certain: the job's object is gone, its block ends, or the queue begins to work.
+`Queue.perform` knows what the function returned, so it runs the follow-ups. If the program does not perform a job, its
+follow-ups run as soon as this is certain: when the job's object is gone, its block ends, or the queue begins to work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Popped:
     Attributes:
         row: The job's row.
         job: A reference to the object that the user has.
-        in_block: Whether the transaction block that took the job is still open; the block's end then decides.
+        in_block: Whether the transaction block that took the job is still open. If so, the follow-ups run at its end.
         performed: Whether the job is being performed.
         thread: The thread that took the job.
     """
@@ -59,7 +59,7 @@ class PoppedJobs:
 
     @contextmanager
     def performing(self, job_id: int) -> Iterator[None]:
-        """Keep a job from counting as given up, while the block lasts."""
+        """Keep a job from counting as given up during a ``with`` block."""
         popped = self._jobs.get(job_id)
         if popped is not None:
             popped.performed = True
@@ -74,7 +74,8 @@ class PoppedJobs:
 
         Args:
             queue: The queue.
-            begins: Whether the queue begins to work in this thread; then jobs that the thread took before are given up.
+            begins: Whether the queue begins to work in this thread. If so, the jobs that the thread took before count
+                as given up.
         """
         here = threading.get_ident()
         found = [
@@ -92,7 +93,7 @@ def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
 
     The list is empty if the queue performs no jobs.
     """
-    found: Any = vars(queue).get("popped")  # not created here, because a queue in its initial state may be forgotten
+    found: Any = vars(queue).get("popped")  # not created if missing, because a `PQ` may forget only unchanged queues
     return found.given_up(queue, begins=True) if isinstance(found, PoppedJobs) else []
 
 

@@ -10,7 +10,7 @@ from pqcore.job import JobId
 
 
 class QueueOfHandle(Protocol):
-    """The methods of the `pqcore.Queue` of a job that its handle calls."""
+    """The methods of `pqcore.Queue` that the handle of a job calls."""
 
     def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
 
@@ -22,7 +22,7 @@ class QueueOfHandle(Protocol):
 
 
 class AsyncQueueOfHandle(Protocol):
-    """The methods of the `pqcore.AsyncQueue` of a job that its handle calls."""
+    """The methods of `pqcore.AsyncQueue` that the handle of a job calls."""
 
     async def result(self, job_id: int, timeout: str | float | timedelta | None = None) -> Any: ...
 

@@ -46,7 +46,7 @@ class Attempt:
 
 
 class JobEvents:
-    """A caller of plugins' hooks for jobs; if no plugin has a hook, it costs almost nothing.
+    """A caller of plugins' hooks for jobs; if no plugin has a hook, its calls cost almost nothing.
 
     Args:
         hooks: The hooks that any plugin implements.
@@ -56,7 +56,7 @@ class JobEvents:
     Attributes:
         hooks: The hooks that any plugin implements.
         logs_ends: Whether a worker logs a line for each attempt that has ended.
-        needs_ends: Whether anything looks at an attempt after it has ended.
+        needs_ends: Whether a hook or the log needs an attempt after the attempt has ended.
     """
 
     def __init__(self, hooks: Collection[str], *, blocking: bool = False, logs_ends: bool = False) -> None:
@@ -87,7 +87,7 @@ class JobEvents:
             attempt: The attempt.
             outcome: The outcome that was stored.
             lost: Whether the outcome could not be stored, because another worker has the job.
-            hook: The hook to call in place of that of the outcome.
+            hook: The hook to call in place of the outcome's own hook.
         """
         if attempt.run is not None or outcome.kind in ("dead", "drop") or outcome.reason in PUT_OFF:
             chosen = "pqcore_job_lost" if lost else hook or OUTCOME_HOOKS[outcome.kind]

@@ -94,7 +94,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except Unreadable as exc:
         return _expired(job) if _is_late(job) else snooze_unrunnable(queue, job, exc, "unreadable")
     except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
-        if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this one later
+        if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this worker may have later
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return crashed(job, MEMORY_PAUSE, "the job's data does not fit into memory")
         fault = InvalidCall(f"the data has no {exc}, so it is not a call") if isinstance(exc, KeyError) else exc
@@ -181,7 +181,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
-    """Return the failure of a job for the exception of its function: JobCancelled if the function cancelled itself.
+    """Return the failure of a job for the exception of its function; if the function cancelled itself, JobCancelled.
 
     Args:
         error: The exception.
@@ -200,7 +200,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
 
 
 def failure_of(context: JobContext, error: BaseException) -> BaseException | None:
-    """Return the failure of a job whose function raises; None if the job is given back, cancelled or lost.
+    """Return the failure of a job whose function raised; None if the job is given back or cancelled, or its lease lost.
 
     Args:
         context: The context of the running function.
@@ -279,7 +279,7 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
 def path_of(job: BaseJob, *, quickly: bool = False) -> str:
     """Return the path that a job names, even if no such function is known.
 
-    Empty if the job is not a call of a function.
+    Return an empty path if the job is not a call of a function.
 
     Args:
         job: The job.
@@ -318,12 +318,12 @@ def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
 
 
 def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:
-    """Return what is stored of the exceptions of a run: the option of its task, or else the caller's value."""
+    """Return the option ``keep_errors`` of a run's task or, if the task has none, the caller's value."""
     return otherwise if run is None else run.task.options.keep_errors or otherwise
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
-"""The types of most results: checking whether such a value is awaitable takes longer than everything else here."""
+"""The types of most results. No value of these types is awaitable, and checking that would take longer than all else."""
 
 
 def refuse_unrun(result: Any) -> None:

@@ -1,7 +1,8 @@
 """Periodic tasks: cron expressions with time zones, read by cronsim.
 
-When clocks are set back, a job for the repeated hour runs once. When they are set forward, a job for the skipped hour
-runs right after it. Jobs that run every few minutes follow elapsed time (as in Debian's cron; see cronsim).
+When clocks are set back, a job for a time in the repeated hour runs once. When clocks are set forward, a job for a time
+in the skipped hour runs right after this hour. Jobs that run every few minutes follow elapsed time (as in Debian's
+cron; see cronsim).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ MINUTE = timedelta(minutes=1)
 Missed: TypeAlias = Literal["latest", "all", "skip"]
 
 NOTICED = 60.0
-"""Seconds after which a tick that no worker has put counts as late: a worker looks at least once a minute."""
+"""Seconds after which a tick for which no worker has put a job counts as late: workers look at least once a minute."""
 LATE = 30.0
-"""Seconds after which a tick counts as missed."""
+"""Seconds after which a tick for which no worker has put a job counts as missed."""
 MOST_MISSED = 1_000
 """The largest number of missed ticks that are caught up; older ticks are dropped."""
 _ALIASES = {
@@ -108,7 +109,7 @@ def timetable_of(found: FoundTimetable) -> Timetable:
 
 @dataclass(frozen=True, eq=False)
 class Periodic(Timetable):
-    """A task that is declared in code, and that workers put at each tick.
+    """A periodic task that is declared in code; workers put a call of it at each tick.
 
     Attributes:
         call: The call to put.
@@ -118,7 +119,7 @@ class Periodic(Timetable):
 
     def __post_init__(self) -> None:
         self.check()
-        self.call.stored()  # a call that cannot be put at a tick must fail here
+        self.call.stored()  # raises an error for a call that cannot be put at a tick
 
     @property
     def task(self) -> Task:
@@ -186,14 +187,14 @@ def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
 
 
 def seconds_late(tick: Tick) -> float | None:
-    """Return how late a periodic task is: seconds since its earliest tick that no worker has put; 0 if there is none.
+    """Return how many seconds a periodic task is late: the time since the earliest tick for which no worker put a job.
 
-    The server's clock decides, because the clock of this machine may be wrong.
-    None if the expression cannot be read: another version wrote it, or cronsim is missing. A task is not late if
-    somebody has asked for the job of its last tick again, or if it is a paused schedule.
+    The result is 0 if there is no such tick, and None if the expression cannot be read, because another version wrote
+    it or cronsim is missing. The server's clock decides, because the clock of this machine may be wrong. A task is not
+    late if somebody has asked for the job of its last tick again, or if it is a paused schedule.
 
     Args:
-        tick: The last tick that was put.
+        tick: The last tick for which a job was put.
     """
     if tick.cron is None or tick.tz is None:
         return None
@@ -232,7 +233,7 @@ def _with_seconds(minutes: Iterable[datetime], seconds: Sequence[int]) -> Iterat
 def _later_than(moment: datetime, ticks: Iterable[datetime]) -> Iterator[datetime]:
     """Yield ticks in UTC, each later than the one before.
 
-    In a repeated hour, cronsim returns times of its first pass.
+    This skips ticks in the second pass of a repeated hour, for which cronsim returns times of the first pass.
     """
     for tick in ticks:
         if (instant := tick.astimezone(UTC)) > moment:

@@ -204,8 +204,8 @@ class TaskQueueMixin(WorkingQueue):
 
         Args:
             name: The name of the schedule, which is unique in the queue.
-            task: A declared task, ``task.options(...)``, a call as ``task.call(...)`` returns it, or the path of a task
-                that this program need not know.
+            task: A declared task, ``task.options(...)``, a call as ``task.call(...)`` returns it, or the path of a
+                task. This program need not know the task of a path.
             cron: Five fields, six fields with seconds first, or a name such as ``@daily``.
             args: The positional arguments of the function, without the job or its id.
             kwargs: The keyword arguments of the function.
@@ -273,7 +273,7 @@ class TaskQueueMixin(WorkingQueue):
         run_sync(operations.schedules.resume_schedule(self.engine, self, name, connection))
 
     def trigger(self, name: str, *, connection: Any = None) -> Handle[Any]:
-        """Put the job of a schedule now, whether the schedule is paused or not; its ticks stay as they are.
+        """Put the job of a schedule now, even if the schedule is paused; the times of its ticks do not change.
 
         Args:
             name: The name of the schedule.
@@ -300,7 +300,7 @@ class TaskQueueMixin(WorkingQueue):
     def put_calls(self, *calls: Call, connection: Any = None) -> list[Handle[Any]]:
         """Put calls, all or none; return the ids in order.
 
-        Each call keeps its options. If another job has the dedup key of a call, the id is that of the other job.
+        Each call keeps its options. If another job has the dedup key of a call, the id of the other job is returned.
 
         Args:
             *calls: The calls.

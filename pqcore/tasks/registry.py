@@ -29,7 +29,7 @@ class TaskDeclarations:
         trusted_modules: Names of modules whose functions rows may name without a declaration.
         conventions: The conventions by which tasks of this class are declared and called.
         performs_taken: Whether `Queue.perform` is expected to perform jobs that `get` took, so that their follow-ups
-            wait for it. This is so after a task was declared on the queue.
+            wait for it. True after a task was declared on the queue.
         declares_tasks: Whether a task is declared on this queue.
     """
 
@@ -79,9 +79,9 @@ class TaskDeclarations:
             queues: The names of the queues with jobs of the task; None for this queue, or any if it has no name.
 
         Raises:
-            ConfigurationError: The function has ``yield``, so that a call runs nothing. Or it has no name that a worker
-                can find. Or the annotation of its first parameter cannot be read, and may be that of a job. Or a name
-                is invalid, or belongs to another function.
+            ConfigurationError: The function has ``yield``, so that a call runs nothing; or it has no name that a worker
+                can find; or the annotation of its first parameter cannot be read, so that the parameter may be a job;
+                or a name is invalid, or belongs to another function.
         """
         if isinstance(declared := getattr(function, "task", None), Task):
             function = declared.function
@@ -116,7 +116,7 @@ class TaskDeclarations:
 
     @classmethod
     def declared_task(cls, path: str) -> Task | None:
-        """Return the task that some queue has declared under a path; None if there is none."""
+        """Return the task that a queue has declared under a path; None if no queue has declared one."""
         return cls._tasks.get(path)
 
     def find_task(self, path: str) -> Task:
@@ -131,8 +131,8 @@ class TaskDeclarations:
 
             found = locate(path)
             if callable(found):
-                # The import may have declared the function; otherwise the name may refer to the object that a decorator
-                # left.
+                # If the import has declared the function, the registry has it now. Otherwise the name may refer to a
+                # decorated function, which has the function itself in `__wrapped__`.
                 function = self.handler_registry.setdefault(path, getattr(found, "__wrapped__", found))
         if function is None:
             msg = f"unknown function {path!r}: declare it with @queue.task, or list its module in trusted_modules"
@@ -162,7 +162,7 @@ class TaskDeclarations:
         return sorted(names)
 
     def most_crashes(self) -> int:
-        """Return the largest ``max_crashes`` of all declared tasks, or the default: no job may crash more often."""
+        """Return the largest ``max_crashes`` of all declared tasks, or the default without tasks."""
         return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)
 
     @classmethod
@@ -175,7 +175,7 @@ class TaskDeclarations:
 
 
 def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
-    """Return the names of a task, its own first."""
+    """Return the names of a task: its path, and then its aliases."""
     if isinstance(aliases, str) or not isinstance(aliases, Iterable):
         msg = f"aliases is {aliases!r}; give a list of names"
         raise ConfigurationError(msg)
@@ -188,7 +188,7 @@ def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions are one, declared twice because its module was reloaded or run as a program."""
+    """Return whether two functions are the same one, declared twice: its module was reloaded, or run as a program."""
     if one is other or _path_of(one) == _path_of(other):
         return True
     mine, others = (getattr(called_by(function), "__code__", None) for function in (one, other))

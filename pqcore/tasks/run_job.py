@@ -46,7 +46,7 @@ class WorkerProcessDied(Exception):
 
 
 class ResultNotSent(Exception):
-    """The function returned in its process, but its result cannot be pickled there, or not be unpickled here."""
+    """The function returned, but its result cannot be pickled in its process, or cannot be unpickled in the worker."""
 
 
 A = TypeVar("A", bound=Attempt)
@@ -143,9 +143,8 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     The order is the same wherever a job runs: decode the job; call ``pqcore_job_started``; run the function within
     ``pqcore_around_run``; call ``pqcore_job_failed``, if it failed; store the outcome; call the hook of the outcome.
 
-    Any exception of the function is a failure of the job. One kind of exception leaves this function:
-    `JobContext.leaves` says that it ends the program. Then the job returns to the queue, and the attempt does not
-    count.
+    An exception of the function is a failure of the job, unless `JobContext.leaves` says that the exception ends the
+    program. Then the job returns to the queue, the attempt does not count, and this coroutine raises the exception.
 
     Args:
         runner: The runner that calls the function and stores the outcome.
@@ -166,12 +165,12 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     try:
         run: Run | Outcome | None = attempt.run
         if run is None:
-            if attempt.job.leased and attempt.job.crashes > 0:  # kept before the job can crash this process, too
+            if attempt.job.leased and attempt.job.crashes > 0:  # record the crash before the job can crash this process
                 await runner.keep_crash(attempt)
             run = await runner.decode(attempt)
         if attempt.run is not None and "pqcore_job_started" in runner.events.hooks:
             await runner.start(attempt)
-        context.check()  # until now, no other code could stop it
+        context.check()  # a stop request may have come before the function could be stopped
         if isinstance(run, Outcome):
             outcome = run
         else:
@@ -245,7 +244,7 @@ def _outcome_of_stop(attempt: Attempt, reason: str, error: BaseException) -> Out
         return Outcome(job, "drop", reason="cancelled")
     if reason == "shutdown":
         return Outcome(job, "snooze", reason="shutdown")
-    if run is None:  # cancelled from within, by the decoder
+    if run is None:  # the decoder raised CancelledError itself
         return snooze_unrunnable(queue, job, error, "unreadable")
     failure = attempt.error = as_failure(error, late=job if reason == "timeout" else None)
     return outcome_of_failure(queue, run, failure)

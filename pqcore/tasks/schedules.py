@@ -111,7 +111,7 @@ def _task(queue: TaskDeclarations, task: Any) -> Task:
     """Return the task of a path, or of a declared function; a task that this program does not know takes any arguments.
 
     Raises:
-        ConfigurationError: The value is neither.
+        ConfigurationError: The value is neither a path nor a declared function.
     """
     path = getattr(task, "_path", task)  # the path of a function that was declared as a task
     if not isinstance(path, str) or not path.strip() or "\0" in path:

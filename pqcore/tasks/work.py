@@ -97,8 +97,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
     def work(self, burst: bool = False) -> None:
         """Perform jobs as they come, one at a time, in this thread; with ``burst``, return when no job is left.
 
-        Each job is leased meanwhile: if the process dies, another process performs the job. `Worker` runs jobs
-        concurrently.
+        Each job is leased while this method performs it: if the process dies, another process performs the job.
+        `Worker` runs jobs concurrently.
 
         If the server fails, this method waits, and tries again. In the main thread, KeyboardInterrupt and SystemExit
         end this method: the running job is given back, and the attempt does not count. A signal that arrives while a
@@ -174,8 +174,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
         A leased job is finished, or given back. A job taken with `get` is already finished. If it fails and has retries
         left, it is put again as a new job; it never becomes a dead letter. When this method ends, the job's chain
-        continues, and its batch counts it. A job that was taken in a ``with`` block must be performed in the block: at
-        the end of the block it counts as done.
+        continues, and its batch counts it. A job that was taken in a ``with`` block must be performed in the block: a
+        job that was not performed counts as done at the end of the block.
 
         Raises:
             KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised it. The job was
@@ -198,7 +198,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
 
         Args:
             job: The job.
-            data: The job's data; if it is another object than the decoded data, it replaces the stored data.
+            data: The job's data. If this is not the object that the job decoded, it replaces the stored data.
             e: The function's exception.
         """
         runner = _performing.get()
@@ -291,7 +291,7 @@ class _Performer(Runner[Attempt]):
         await self.events.call_for_outcome(self.attempt, outcome, lost=lost, hook=hook)
 
     async def _end_popped(self, outcome: Outcome, data: Any) -> JobHook | None:
-        """End a job that was taken with `get`; return the hook to call, if it is not that of the outcome."""
+        """End a job that was taken with `get`; return the hook to call, if it is not the outcome's own hook."""
         owed = claim_owed(self._job)
         if outcome.kind in ("retry", "snooze", "crash"):
             again = await self._put_again(outcome, data, owed=owed)
@@ -384,6 +384,6 @@ def _as_stored(queue: QueueSettings, job: BaseJob) -> QueueSettings:
 
 
 _working: ContextVar[bool] = ContextVar("pqcore_working", default=False)
-"""Whether this is within a call of `Queue.work`, which goes on when the server fails."""
+"""Whether a call of `Queue.work`, which goes on when the server fails, is running in this thread."""
 _performing: ContextVar[_Performer | None] = ContextVar("pqcore_performing", default=None)
 """The runner of the job that this thread performs."""
