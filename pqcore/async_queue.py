@@ -1,8 +1,9 @@
 """The asynchronous face: `AsyncPQ` and `AsyncQueue`.
 
-Names and arguments are those of `pqcore.queue`, which documents their meaning. A task that is cancelled while it awaits
-a job does not lose the job: the statement finishes, and pqcore puts the taken jobs back. Within a transaction block,
-such a cancellation leaves a transaction that can only be rolled back: later calls raise `TransactionAborted`.
+The methods have the names and arguments of `pqcore.queue`, which documents their meaning. A task that is cancelled
+while it awaits a job does not lose the job: the statement finishes, and pqcore puts the taken jobs back. After such a
+cancellation within a transaction block, the transaction can only be rolled back: later calls raise
+`TransactionAborted`.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
             raise lease.lease_lost(self, lost)
 
     async def ack_many(self, jobs: Iterable[AsyncJob], *, connection: Any = None) -> list[AsyncJob]:
-        """Finish leased jobs, and return those whose leases were lost; see `pqcore.Queue.ack_many`."""
+        """Finish leased jobs, and return the jobs whose leases were lost; see `pqcore.Queue.ack_many`."""
         return await complete.acknowledge(self.engine, self, check_jobs(jobs), connection)
 
     async def nack(self, job: AsyncJob, delay: TimeSpec = None) -> None:

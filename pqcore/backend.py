@@ -1,7 +1,7 @@
 """The whole contract between the core and a driver: the duties and the options of a backend.
 
-A backend is some hundred lines. A backend carries statements to the server and rows back, and knows nothing of queues.
-It comes in two parts:
+A backend has a few hundred lines. It carries statements to the server and rows back, and knows nothing of queues. A
+backend has two parts:
 
 * a `BackendSpec`, which a plugin registers (see `pqcore.hookspecs`). The spec names the backend and its capabilities;
   importing the spec imports no driver;
@@ -43,7 +43,8 @@ Row: TypeAlias = Sequence[Any]
 class Capability(enum.Enum):
     """An ability that a backend may have, beyond running statements in transactions.
 
-    `BackendSpec.missing` must give a reason for each ability that the backend lacks; the conformance report lists both.
+    `BackendSpec.missing` must give a reason for each ability that the backend lacks. The conformance report lists the
+    abilities, and these reasons.
     """
 
     LISTEN = "waits for notifications; else waiters poll"
@@ -64,7 +65,7 @@ class BackendSpec:
         install: The command that installs the modules, shown when they are missing.
         paramstyle: The style of the placeholders in statements.
         capabilities: The abilities that the backend has.
-        missing: The reason why each other ability is missing.
+        missing: The reason why the backend lacks an ability, for each ability that is not in ``capabilities``.
         missing_on_adopted: For an ability that only connections of `Backend.connect` have: the reason why a connection
             that the caller opened lacks it. Only LISTEN can be such an ability.
         connections: Dotted names of the connection classes that the backend accepts: the class's ``__module__``, a dot,
@@ -105,7 +106,8 @@ class DriverSession(Protocol):
     Attributes:
         connection: The driver's connection.
         server_version: What the server's function ``version()`` returned to `direct`. The core finds out from this text
-            whether all clients of the server share one session. May be left out: then the core does not find out.
+            whether all clients of the server share one session. May be left out: then the core assumes that they do
+            not.
     """
 
     connection: Any
@@ -142,7 +144,7 @@ class DriverSession(Protocol):
         """
 
     def execute(self, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
-        """Run one statement and return its rows as sequences, or nothing unless ``query.rows``.
+        """Run one statement, and return its rows as sequences; without ``query.rows``, return an empty sequence.
 
         Act as the driver's own cursor does: without autocommit, the statement begins a transaction. Adapters, codecs
         and row types that the application registered must not affect pqcore's statements.
@@ -159,8 +161,8 @@ class DriverSession(Protocol):
     def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the statement's rows.
 
-        If the driver cannot adapt a value, nothing must be sent, and the error must have no SQLSTATE. May be left out:
-        without it, the core sends the two statements one after the other.
+        If the driver cannot adapt a value, send nothing, and raise an error without a SQLSTATE. This method may be left
+        out: without it, the core sends the two statements one after the other.
 
         Args:
             before: The SAVEPOINT statement, without parameters or rows.
@@ -178,8 +180,9 @@ class DriverSession(Protocol):
     def commit(self) -> None:
         """Commit in the driver's own way.
 
-        If a statement of the transaction failed, the server rolls back and reports this only in the command tag, which
-        most drivers ignore. Then raise the driver's error for SQLSTATE 25P02, with the text `pqcore.backend.ABORTED`.
+        If a statement of the transaction failed, the server rolls back at COMMIT, and reports the rollback only in the
+        command tag, which most drivers ignore. In this case, raise the driver's error for SQLSTATE 25P02, with the text
+        `pqcore.backend.ABORTED`.
         """
 
     def rollback(self) -> None:
@@ -232,8 +235,8 @@ class DriverSession(Protocol):
         Run `WHO`, and compare the process id with the one that the server sent when the connection was opened. Keep the
         other column, the server's version, in the attribute `server_version`.
 
-        Prepare nothing on the server for this check. May be left out, for drivers that do not know the process id from
-        the opening of the connection.
+        Prepare nothing on the server for this check. This method may be left out if the driver does not keep the
+        process id that the server sent.
         """
 
     def close(self) -> None:
@@ -313,8 +316,8 @@ class AsyncDriverSession(Protocol):
 class Backend(Protocol):
     """The maker of sessions, for a blocking driver.
 
-    The constructor takes ``prepared`` (bool): whether statements may be prepared on the server. It is False behind a
-    pooler that changes servers between transactions.
+    The constructor takes ``prepared`` (bool): whether statements may be prepared on the server. ``prepared`` is False
+    behind a pooler that gives each transaction another session of the server.
     """
 
     @property
@@ -324,10 +327,10 @@ class Backend(Protocol):
         OSError need not be included.
 
         The core reads the SQLSTATE from an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere, set
-        the attribute. Every error that the server reports must have it: docs/reference/backend-contract.md lists what
-        pqcore does with which SQLSTATE. If the driver gives none, no backend over that driver can conform. Users see
-        the ``str()`` of such an exception, and pqcore reads the server's DETAIL from it, or from an attribute
-        ``detail``. A class attribute may replace the property.
+        the attribute. Every error that the server reports must have a SQLSTATE: docs/reference/backend-contract.md
+        lists what pqcore does with which SQLSTATE. If a driver gives none, no backend over that driver can conform.
+        Users see the ``str()`` of an exception, and pqcore reads the server's DETAIL from this text, or from an
+        attribute ``detail``. A class attribute may replace the property.
         """
 
     def connect(self, dsn: str) -> DriverSession:
@@ -375,9 +378,9 @@ class Backend(Protocol):
     def pool_size(self, pool: Any) -> int:
         """Return the largest number of connections of the caller's pool.
 
-        Only for a driver that takes several round trips for a statement, such as one to prepare it and one to execute
-        it. If all clients of the server share one session, these clients disturb each other, and the core refuses a
-        pool of more than one connection. May be left out.
+        Only a driver that takes several round trips for a statement needs this method, such as one to prepare the
+        statement and one to execute it. If all clients of the server share one session, such clients disturb each
+        other, so the core refuses a pool of more than one connection. For other drivers, leave the method out.
         """
 
     def close_connection(self, connection: Any) -> None:
@@ -448,7 +451,7 @@ def session_over(wrap: Callable[[Any], _S], connection: Any) -> _S:
 
 
 CONNECT_TIMEOUT = 10
-"""Seconds that `Backend.connect` may take, because a server may accept a connection and never answer."""
+"""Seconds that `Backend.connect` may take: without a limit, it could wait forever for a server that never answers."""
 WHO = plain("who", "SELECT pg_backend_pid(), version()")
 """The statement with which `DriverSession.direct` finds out which server answers."""
 ABORTED = "the transaction was rolled back, because a statement in it had failed"
@@ -466,7 +469,7 @@ def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def encoding_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the libpq parameter that lets the connection send and read any text, unless the caller has set it.
 
-    Otherwise the connection uses the database's encoding, which may lack letters, or be SQL_ASCII.
+    Without this parameter, the connection uses the database's encoding, which may lack letters, or be SQL_ASCII.
     """
     said = "client_encoding" in parameters or "PGCLIENTENCODING" in os.environ
     return {} if said else {"client_encoding": "UTF8"}
@@ -487,7 +490,7 @@ class AutocommitSession:
     connection: Any
     aborted: type[Exception]
     _switched = False  # set by `enter`
-    _begun = False  # even if the driver sends BEGIN only with the next statement
+    _begun = False  # set by `begin`, even if the driver sends BEGIN only with the next statement
     _flipped = False  # set by `begin`, until autocommit is switched back
 
     def in_transaction(self) -> bool:
@@ -647,7 +650,7 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
     An idle connection is readable only if a notification, a message that the server ends the connection, or the end of
     the stream has arrived. poll(2) is used because select(2) fails for file descriptors from 1,024 on.
     """
-    if seconds == 0:  # runs before each use of a connection, so it must be cheap
+    if seconds == 0:  # this case must be cheap, because it precedes each use of a connection
         try:
             return bool(_polls(fileno).poll(0))
         except RuntimeError:  # another thread polls at the same moment
@@ -659,7 +662,7 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _polls(fileno: int) -> select.poll:
-    # The poll object refers to a descriptor number, so it can be used again for another file with that number.
+    # A poll object refers to the number of a descriptor, so it works also for another file that has this number later.
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
     return poll

@@ -1,4 +1,4 @@
-"""Checks of a `BackendSpec` when a plugin registers it; later, a mistake would show far from its cause."""
+"""Checks of a `BackendSpec` when a plugin registers it, because a mistake would otherwise show far from its cause."""
 
 from __future__ import annotations
 

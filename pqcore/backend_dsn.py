@@ -1,4 +1,4 @@
-"""DSNs in libpq's forms, for backends of drivers that do not read them."""
+"""Reading DSNs in libpq's forms, for backends of drivers that do not read these forms."""
 
 from __future__ import annotations
 

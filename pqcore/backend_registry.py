@@ -25,7 +25,7 @@ logger = logging.getLogger("pqcore")
 BACKENDS = "pqcore.backends"
 """The entry point group of plugins that bring backends."""
 PREFERENCE = ("psycopg", "asyncpg", "psycopg2")
-"""The order of choice for a DSN without a backend's name: the first of these that is installed, then any other backend.
+"""The order in which backends are tried for a DSN that names no backend; after these, any other backend is tried.
 """
 MOST_CLASSES = 1_000
 """The largest number of classes for which the registry caches the backends that accept them."""
@@ -63,7 +63,7 @@ class BackendRegistry(PluginLoader):
 
         Raises:
             UnknownBackend: No backend has this name and mode.
-            PluginError: Its plugin is broken.
+            PluginError: The backend's plugin is broken.
         """
         self._load(BACKENDS, name)
         spec = self._specs.get((name, mode))
@@ -81,11 +81,12 @@ class BackendRegistry(PluginLoader):
     def choose(self, mode: Mode, *, name: str | None = None, dsn: str | None = None) -> tuple[BackendSpec, str]:
         """Choose a backend for a DSN, and return the reason for the choice.
 
-        These decide, in this order: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the first name in
-        PQCORE_BACKEND that has this mode; `PREFERENCE`, and then all others, if the driver is installed and new enough.
+        The first of these that names a backend decides: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the
+        names in PQCORE_BACKEND, of which the first with this mode counts. Without any, the first backend of
+        `PREFERENCE`, or else any other backend, is chosen whose driver is installed and new enough.
 
         Raises:
-            UnknownBackend: No backend has this name, or none has this mode.
+            UnknownBackend: No backend has this name, or no backend of this name has this mode.
             BackendNotInstalled: No backend of this mode has its driver installed, in a version that works.
             ConfigurationError: The DSN's scheme is not one of PostgreSQL.
             PluginError: The plugin of the named backend is broken, or two plugins bring the backend to be chosen.
@@ -212,9 +213,9 @@ class BackendRegistry(PluginLoader):
         raise UnknownBackend(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
-        """Return the backend that accepts an object or the object inside its proxies, and whether that is a pool.
+        """Return the backend that accepts an object, or the object inside its proxies, and whether this is a pool.
 
-        None if none does.
+        Return None if no backend accepts the object.
 
         Raises:
             UnknownBackend: Only backends of the other mode accept the object.
@@ -329,5 +330,5 @@ def _needs(spec: BackendSpec) -> str | None:
 
 
 def _faces(mode: Mode) -> tuple[str, str]:
-    """Return the names of the user-facing classes for a mode: first of this mode, then of the other."""
+    """Return the names of the user-facing classes: first for the given mode, then for the other mode."""
     return ("PQ", "AsyncPQ") if mode == "blocking" else ("AsyncPQ", "PQ")

@@ -77,7 +77,7 @@ class BasePQ(Generic[Q]):
         self._queues: dict[str, Q] = {}
         self._forgotten: WeakValueDictionary[str, Q] = WeakValueDictionary()
         self.engine = engine
-        # so that a bad option fails here, and not when the first queue is made
+        # Options are checked here, so that a bad option fails now, and not when the first queue is made.
         for option in options:
             check_option(self.queue_class, option)
         QueueSettings("any", engine.names, None, {name: options[name] for name in OPTIONS if name in options})

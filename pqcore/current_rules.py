@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 KEPT = 0.5
 """The largest number of seconds for which rules are cached."""
 UNSETTLED = 60.0
-"""For this number of seconds after a change in an open transaction, rules that are read in a transaction are not
+"""Seconds after a change of rules in an open transaction during which rules that are read in a transaction are not
 cached."""
 
 

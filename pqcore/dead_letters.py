@@ -24,8 +24,8 @@ class DeadLetter(BaseJob):
         error: The last exception, as ``type``, ``message`` and ``traceback``; empty if no exception was raised.
         reason: Why the job is dead. ``failed``: no retries were left. ``crashed``: running the job killed its workers.
             ``expired``: the deadline had passed. ``invalid``: the data is damaged, or does not call a function.
-            ``unreadable``: no worker had the serializer or key of the data in time. ``parent``: a job that this
-            job waited for failed.
+            ``unreadable``: no worker had the serializer or key of the data in time. ``parent``: this job waited for
+            another job, which failed.
         died_at: When the job became a dead letter.
     """
 

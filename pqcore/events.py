@@ -30,7 +30,7 @@ OUTCOME_HOOKS: dict[str, JobHook] = {
 FAILURES = ("retry", "crash", "dead")
 """The kinds of outcome that follow a failure."""
 REASONS = {"retry": "failed", "snooze": "snoozed"}
-"""The reason that an event gets if the outcome itself names none, by the kind of outcome."""
+"""The reason that an event gets if the outcome itself names no reason, by the kind of outcome."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ def _each(hook: str, event: PutEvent | JobEvent | ServerEvent) -> Iterator[Any]:
 
 
 class _Watched:
-    """The end of a plugin's context manager, which can neither raise nor suppress an exception."""
+    """The exit of a plugin's context manager, wrapped so that the plugin cannot raise or suppress an exception."""
 
     def __init__(self, hook: str, manager: AbstractContextManager[object]) -> None:
         self._hook = hook
@@ -54,7 +54,7 @@ class _Watched:
 
 @contextmanager
 def run_wrapped(hook: Literal["pqcore_around_put", "pqcore_around_run"], event: PutEvent | JobEvent) -> Iterator[None]:
-    """Enter the context managers that plugins return; log and leave out one that fails to open."""
+    """Enter the context managers that plugins return; log and skip a context manager that raises as it is entered."""
     with ExitStack() as stack:
         for manager in _each(hook, event):
             try:
@@ -103,7 +103,7 @@ def _run(awaitable: Any) -> None:
     coroutine = wait()
     try:
         asyncio.run(coroutine)
-    finally:  # in a running loop, the coroutine was never started
+    finally:  # if a loop was already running here, the coroutine was never started
         coroutine.close()
         if inspect.iscoroutine(awaitable):
             awaitable.close()

@@ -55,9 +55,9 @@ def pqcore_register_dialects(register: Callable[[type[Dialect]], None]) -> None:
 def pqcore_unwrap(target: Any) -> Any:
     """Return the driver's connection inside ``target``, or None if the plugin does not know ``target``.
 
-    This hook is called for ``put(..., connection=target)`` if no backend knows the type, such as an ORM's session. The
-    hook may return another wrapper; pqcore then calls it again, until a backend knows the result. Calls stop at the
-    first result that is not None.
+    pqcore calls this hook for ``put(..., connection=target)`` if no backend knows the type of ``target``, such as an
+    ORM's session. It calls the plugins in turn, up to the first result that is not None. The result may be another
+    wrapper; pqcore then calls the hook for this wrapper, until a backend knows the result.
     """
 
 
@@ -80,7 +80,7 @@ def pqcore_job_put(event: PutEvent) -> Awaitable[None] | None:
 def pqcore_around_run(event: JobEvent) -> AbstractContextManager[object]:
     """Return a context manager to enter around a job's function.
 
-    It is entered in the function's thread or asyncio task; for a function in another process, it is entered in the
+    The context manager is entered in the function's thread or asyncio task; for a function in another process, in the
     worker. If the function raises, the context manager receives the exception.
     """
     raise NotImplementedError
@@ -108,7 +108,7 @@ def pqcore_job_failed(event: JobEvent) -> Awaitable[None] | None:
 
 @hookspec
 def pqcore_job_retried(event: JobEvent) -> Awaitable[None] | None:
-    """Report that a job returns to the queue for ``event.delay`` seconds; ``event.reason`` has the cause."""
+    """Report that a job returns to the queue, and is due in ``event.delay`` seconds; ``event.reason`` has the cause."""
 
 
 @hookspec
@@ -120,7 +120,7 @@ def pqcore_job_dead(event: JobEvent) -> Awaitable[None] | None:
 def pqcore_job_dropped(event: JobEvent) -> Awaitable[None] | None:
     """Report that a job was discarded, was cancelled while running, or failed after `get`.
 
-    ``event.reason`` tells which.
+    ``event.reason`` says which of these happened.
     """
 
 

@@ -21,7 +21,7 @@ Identity: TypeAlias = tuple[int, float | None]
 """The id of a job and the time of its put, as in `JobId`."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FARTHEST = 9_000_000_000.0
-"""Seconds since 1970: up to here, in the year 2255, a float distinguishes microseconds."""
+"""Seconds since 1970, up to which a float distinguishes microseconds; this is a time in the year 2255."""
 
 
 class JobId(int):
@@ -176,7 +176,7 @@ class BaseJob:
 
     @property
     def header_faults(self) -> str:
-        """What was wrong with the headers that were left out; empty if all headers were read."""
+        """A description of the headers that were left out because they are invalid; empty if all headers were read."""
         _ = self.headers
         return self._faults
 

@@ -92,7 +92,7 @@ def stored(job: StoredJob) -> dict[str, Any]:
 
 
 def whole(job: WholeJob) -> dict[str, Any]:
-    """Return all that is stored of a job."""
+    """Return all stored values of a job."""
     return {
         **stored(job),
         "error": job.error or None,
@@ -167,7 +167,7 @@ def data(raw: str | bytes, serializer: str | None) -> dict[str, Any]:
 
 
 def task(found: DeadLetter) -> str | None:
-    """Return the path of the function, if a dead letter is a call of one."""
+    """Return the path of the function that a dead letter calls; None if the dead letter is not a call."""
     call = _parsed(found.raw)
     path = call.get("function") if isinstance(call, dict) else None
     return path if isinstance(path, str) else None

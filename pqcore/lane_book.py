@@ -2,8 +2,9 @@
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
-time, so that it cannot save up turns. A share that gave a job a moment ago keeps a few turns: jobs whose ends are not
-stored yet may hold all places under its limit. See P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing"
+time, so that it cannot save up turns. A share that gave a job a moment ago, and has none to give now, keeps a few
+turns: its jobs may only wait for places under a limit, because the ends of earlier jobs are not stored yet. See P.
+Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing"
 (IEEE/ACM Transactions on Networking, 1997).
 """
 
@@ -22,14 +23,13 @@ T = TypeVar("T")
 FIND = 0.02
 """Seconds between looks for lanes with new jobs, while no lane is known."""
 FIND_MORE = 0.005
-"""Seconds between looks for lanes with new jobs, while some lanes are known; a look is then cheap relative to the take.
-"""
+"""Seconds between looks for lanes with new jobs, while some lanes are known: a look then costs less than a take."""
 SCAN = 0.5
 """Seconds after which a take scans more of the existing lanes."""
 SCAN_IDLE = 0.05
 """Seconds after which a take scans more of the existing lanes, if the last take found nothing."""
 LATE = 1_000
-"""How far below the highest seen id a look searches, to find jobs whose puts were committed late."""
+"""How many ids below the highest seen id a look searches, too, because their puts may have been committed late."""
 KNOWN = 20_000
 """The largest number of lanes that are remembered."""
 DUE = -1
@@ -56,10 +56,10 @@ class LaneBook:
 
     Attributes:
         lanes: The lanes, by their texts.
-        adopted: How many jobs that came due, or had no lane, were put on their lanes.
+        adopted: The number of jobs that came due, or had no lane, and were put on their lanes.
         is_narrow: Whether the last take considered only some of the lanes; if it found nothing, the next take considers
             more.
-        left_none: Whether the last lease left no due job, on any lane or without one.
+        left_none: Whether the last lease left no due job, neither on a lane nor without a lane.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class LaneBook:
 
         Args:
             now: The time by the monotonic clock, in seconds.
-            ends: Whether the same statement finishes jobs, which must not wait for many looks.
+            ends: Whether the statement also finishes jobs. Such a statement looks less often, so that ends do not wait.
         """
         return now - self._found >= (FIND_MORE if self.lanes and not ends else FIND)
 
@@ -122,9 +122,9 @@ class LaneBook:
         since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
         if self._taken >= SUCCESSION and not self._scans.is_due(now):
-            scans = False  # it may step over many dead entries
+            scans = False  # a scan may step over many dead entries
         if len(self.lanes) >= KNOWN:
-            scans = False  # enough lanes are known; the scan continues from its position when some of these are empty
+            scans = False  # enough lanes are known; the scan continues from its position when some of them are empty
         return {
             "newest": max(self._newest - LATE, -1),
             "after": self._cursor if scans else None,
@@ -215,10 +215,11 @@ class LaneBook:
     # Hidden jobs
 
     def out_within(self, now: float) -> float | None:
-        """Return a number of seconds: hidden jobs that came out earlier were found before; None to find them all.
+        """Return the seconds since which hidden jobs that a look must find have come out; None to look for all of them.
 
-        Such jobs are scheduled and expected at a time, or their lease ran out. As with the position of
-        `pqcore.scan_position`, a consumer that takes many jobs in succession rarely looks for all of them.
+        A hidden job is scheduled and also expected at a time, or its lease ran out. Jobs that came out earlier were
+        found by an earlier look. As with the position of `pqcore.scan_position`, a consumer that takes many jobs in
+        succession rarely looks for all hidden jobs.
         """
         if self._taken < SUCCESSION or self._hidden_looks.is_due(now):
             return None
@@ -228,10 +229,10 @@ class LaneBook:
         """Record a look for hidden jobs.
 
         Args:
-            out_within: Which of them the look considered; see the method of this name.
+            out_within: Which hidden jobs the look considered; see the method of this name.
             began: When the look began, by the monotonic clock, in seconds.
             ended: When the look ended, by the same clock.
-            found: Whether the look may have left such a job.
+            found: Whether the look may have left a hidden job.
         """
         if not found:
             self._none_hidden_at = began
@@ -252,7 +253,7 @@ class LaneBook:
         names = list(self._fresh)[: considered // 2]  # shares with new jobs that no take has considered
         names += [share for share, _ in self._rotate(None, list(self._shares.items()), considered)]
         shares_of_lanes = [(share, self._shares.get(share, {})) for share in list(dict.fromkeys(names))[:considered]]
-        shares_of_lanes.sort(key=lambda each: len(each[1]))  # smallest first: the others get what a share does not use
+        shares_of_lanes.sort(key=lambda each: len(each[1]))  # smallest first: the next shares get what one does not use
         chosen: list[KnownLane] = []
         for left, (share, of_share) in zip(range(len(shares_of_lanes), 0, -1), shares_of_lanes, strict=True):
             chosen += self._lanes_of(share, list(of_share.values()), (considered - len(chosen)) // left)
@@ -264,7 +265,7 @@ class LaneBook:
         return Choice(chosen, shares, starts, quota, now, self.weights)
 
     def _start_of(self, share: str, n: int, now: float) -> float:
-        """Return the virtual time of a share; if it gave a job a moment ago, it keeps the turns of two takes."""
+        """Return the virtual time of a share; a share that gave a job a moment ago keeps the turns of two takes."""
         turn, is_served = self._turns.get(share, 0.0), now - self._served.get(share, float("-inf")) < SERVED
         return max(turn, self._now - 2 * n / self.weights.get(share, 1.0) if is_served else self._now)
 

@@ -15,17 +15,17 @@ PATIENCE = 1.0
 
 
 class KnownLane:
-    """The state that is remembered of a lane with waiting jobs.
+    """A lane with waiting jobs, and what a queue object remembers of it.
 
     Attributes:
         lane: The lane.
         newest: The highest id seen in the lane.
-        blocked_since: The time, by the monotonic clock, since which takes have found no job that may run in the lane;
-            None if the last take found one.
+        blocked_since: The time, by the monotonic clock, since which takes have found no job in the lane that may run;
+            None if the last take found such a job.
         last: The position of the job that was taken last, in the form for `take_lanes`; None before the first.
         taken: How many jobs were taken in succession.
         full_looks: The takes that scanned the lane from its beginning.
-        is_full: Whether the present take does.
+        is_full: Whether the present take scans the lane from its beginning.
     """
 
     __slots__ = ("blocked_since", "full_looks", "is_full", "lane", "last", "last_at", "newest", "taken")
@@ -66,7 +66,7 @@ class Choice(NamedTuple):
     weights: Mapping[str, float]
 
     def without(self, keys: Collection[str]) -> Choice:
-        """Return the same choice without lanes that need one of some keys."""
+        """Return the same choice without the lanes that need any of the given keys."""
         return self._replace(
             lanes=[known for known in self.lanes if not any(key in keys for key, _ in known.lane.needs)]
         )

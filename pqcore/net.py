@@ -1,4 +1,4 @@
-"""Hosts: whether only this machine can reach one, and how one is written before a port."""
+"""Hosts: whether only this machine can reach a host, and how a host is written before a port."""
 
 from __future__ import annotations
 

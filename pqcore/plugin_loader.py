@@ -218,10 +218,10 @@ def check_version(what: str, api: object) -> None:
 
     Args:
         what: Its name, for the message.
-        api: The version that it declares.
+        api: The version that the plugin or backend declares.
 
     Raises:
-        PluginError: It was written for another version.
+        PluginError: The plugin or backend was written for another version.
     """
     if not isinstance(api, int) or isinstance(api, bool):
         raise PluginError(f"{what} has the plugin API version {api!r}; give a number, {PLUGIN_API}")
@@ -239,7 +239,7 @@ def origin_of(point: importlib.metadata.EntryPoint) -> str:
 
 
 def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint) -> PluginError:
-    """Return an error that names the plugin in question."""
+    """Return the error with the plugin's name in its message."""
     if point.value in str(error):
         return error
     blamed = PluginError(f"plugin {name!r} ({origin_of(point)}): {error}")
@@ -248,5 +248,5 @@ def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint)
 
 
 def describe_exception(exc: BaseException) -> str:
-    """Return an exception's text for a message, with the class where the class says more."""
+    """Return an exception's text for a message; if the text alone does not say enough, also the exception's class."""
     return str(exc) if isinstance(exc, ImportError) else f"{type(exc).__name__}: {exc}".removesuffix(": ")

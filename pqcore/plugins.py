@@ -1,8 +1,8 @@
 """The plugin manager: it finds plugins in metadata, loads them by name when needed, and checks them when loaded.
 
-A backend is one entry point in the group ``pqcore.backends``, a serializer one in ``pqcore.serializers``, a dialect one
-in ``pqcore.dialects``. The entry point's name is that of the backend, serializer or dialect; its value is a module with
-hook implementations (`pqcore.hookspecs`). Other plugins are entry points in ``pqcore.plugins``. Built-in plugins are
+A backend is an entry point in the group ``pqcore.backends``, a serializer in ``pqcore.serializers``, a dialect in
+``pqcore.dialects``. The entry point has the name of the backend, serializer or dialect; its value is a module with hook
+implementations (`pqcore.hookspecs`). Other plugins are entry points in ``pqcore.plugins``. Built-in plugins are
 registered in the same way. Listing reads only metadata, so a broken plugin, or a missing driver, affects only programs
 that choose it.
 """
@@ -100,7 +100,7 @@ class Plugins(BackendRegistry):
     def serializer_points(self, name: str) -> list[importlib.metadata.EntryPoint]:
         """Return the entry point of a serializer, or none if it was registered by hand.
 
-        More than one raises an error.
+        If several distributions have such an entry point, raise an error.
         """
         return self._points(SERIALIZERS, name)
 

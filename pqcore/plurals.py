@@ -18,12 +18,12 @@ def counted(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
 
 
 def which_of(number: int, given: int, noun: str) -> str:
-    """Return which of the given things are not as wanted: ``the given job is``, ``1 of the 2 given jobs is``.
+    """Return the subject of a message about wrong arguments: ``the given job is``, ``1 of the 2 given jobs is``.
 
     Args:
-        number: How many are not as wanted; at least one.
-        given: How many were given.
-        noun: What they are, in the singular.
+        number: The number of arguments that are wrong; at least one.
+        given: The number of all given arguments.
+        noun: The kind of the arguments, in the singular.
     """
     if given == 1:
         return f"the given {noun} is"

@@ -60,7 +60,7 @@ class Dedup:
 
 @dataclass(frozen=True)
 class After:
-    """A job that another job waits for, and what happens if it fails: ``put(data, after=[a, After(b, "run")])``.
+    """A job for which another job waits, and what happens if this job fails: ``put(data, after=[a, After(b, "run")])``.
 
     A job fails if it becomes a dead letter, is cancelled or discarded, or is deleted before it ran.
 
@@ -133,8 +133,8 @@ class NewJob:
         dedup: A key that only one job can have at a time: a string, or a `Dedup`.
         group: The job's FIFO group.
         limits: How many leased jobs of a name all workers together may run concurrently: ``{"reports": 3}``.
-        headers: JSON values that are stored with the job's data. The headers of the call are added, except those of
-            the same names.
+        headers: JSON values that are stored with the job's data. Headers of the call of `put_many` are added, unless
+            the job has a header of the same name.
         tenant: The share that the job belongs to.
         priority: A whole number; jobs with higher numbers are taken first.
         after: Jobs that the job waits for: an id, or ids and `After`; see `Queue.put`. They must exist before the call.
@@ -189,7 +189,7 @@ def given(
     priority: int = 0,
     after: Parents = None,
 ) -> dict[str, Any] | None:
-    """Return the options given to a put, for `put_options` to check; None if none were given, which is usual."""
+    """Return the options given to a put, for `put_options` to check; None without options, which is the usual case."""
     if dedup is None and group is None and not limits and not headers and tenant is None and priority == 0:
         return None if after is None else {"after": after}
     return {

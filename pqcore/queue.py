@@ -69,8 +69,8 @@ class QueueIterator:
 class Queue(TaskQueueMixin):
     """A transactional queue.
 
-    ``pq["name"]`` makes one. Threads may share it if the `PQ` has a pool or a DSN. ``with queue as cursor:`` opens a
-    transaction in the running thread; all queues of the same `PQ` take part in it.
+    ``pq["name"]`` makes a queue. Threads may share the queue if the `PQ` has a pool or a DSN. ``with queue as cursor:``
+    opens a transaction in the running thread; all queues of the same `PQ` take part in the transaction.
 
     Args:
         name: The queue's name; ``/`` and the name of a serializer may follow.
@@ -136,8 +136,8 @@ class Queue(TaskQueueMixin):
             tenant: The share that the job belongs to; leases serve the tenants of a queue in turn, by their weights.
             priority: A whole number; jobs with higher numbers are taken first. Older versions of pqcore, and pq, ignore
                 the priority.
-            after: Jobs that this job waits for: an id, or a list of ids and `After`, which says what happens if that
-                job fails. By default, this job then becomes a dead letter.
+            after: Jobs that this job waits for: an id, or a list of ids and `After`. If one of those jobs fails, this
+                job becomes a dead letter, unless an `After` says otherwise.
 
         Returns:
             The job's id; if another job has the dedup key, the id of that job.
@@ -187,8 +187,8 @@ class Queue(TaskQueueMixin):
             DuplicateJob: Another job, or an earlier item, has the dedup key of a `NewJob`, and ``on_conflict`` is
                 ``"error"``; nothing was put.
             JobNotFound: The table has no job with an id in the ``after`` of a `NewJob`; nothing was put.
-            TransientError: In your own transaction, a deadlock with another put of the same keys happened. Outside
-                of one, the jobs are put again, and this is raised after several deadlocks.
+            TransientError: A deadlock with another put of the same keys happened in your own transaction. Outside of a
+                transaction, pqcore puts the jobs again, and raises this error only after several deadlocks.
         """
         options = given(None, group, limits, headers, tenant, priority)
         return run_sync(put_many.put_many(self.engine, self, items, schedule_at, expected_at, connection, options))
@@ -398,7 +398,7 @@ class Queue(TaskQueueMixin):
         A job that waits for other jobs (``after``) no longer waits for them.
 
         Returns:
-            True if the job is due now; False if it waits already, is leased or parked, or is not there.
+            True if the job is due now; False if it was ready already, is leased or parked, or is not there.
         """
         return run_sync(operations.retry.retry(self.engine, self, job_id)).done
 
@@ -496,7 +496,7 @@ class Queue(TaskQueueMixin):
         """List workers of the queue that run, and workers that stopped without notice within the last hour.
 
         Only instances of `pqcore.worker.Worker` are listed, in the order of their start. Consumers that call `get`,
-        `lease` or `work` are not.
+        `lease` or `work` are not listed.
         """
         return run_sync(operations.worker_registry.list_workers(self.engine, self))
 
@@ -541,7 +541,7 @@ class Queue(TaskQueueMixin):
             connection: A connection whose open transaction ends the pause; see `put`.
 
         Returns:
-            Whether such a pause was set.
+            Whether this pause was in force.
         """
         return run_sync(operations.rules.resume(self.engine, self, connection, task=task, limit=limit, group=group))
 
@@ -687,9 +687,9 @@ class PQ(BasePQ[Queue]):
         pool_timeout: Seconds to wait for a free connection, or for your connection while another thread or task uses
             it.
         answer_timeout: Seconds that a statement of pqcore may wait for the server's answer; None for no limit. After
-            three quarters of that time, pqcore asks the server to cancel the statement. After all of it, the connection
-            is closed, and the call raises `ConnectionLost`. Statistics, moves and purges may take ten times as long,
-            and `create` has no limit.
+            three quarters of this time, pqcore asks the server to cancel the statement. At the end of this time, pqcore
+            closes the connection, and the call raises `ConnectionLost`. Statistics, moves and purges may take ten times
+            as long, and `create` has no limit.
         prepared: Whether pqcore may prepare statements on the server, and waiters may LISTEN. By default, pqcore checks
             whether a pooler such as PgBouncer answers. Behind a pooler, statements are not prepared, and waiters poll.
             Give True for a pooler in session mode, and False for one in transaction mode; True skips the check. With
@@ -788,7 +788,7 @@ class PQ(BasePQ[Queue]):
         return run_sync(operations.worker_registry.list_workers(self.engine))
 
     def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
-        """Tell a worker to take no more jobs; return whether it is listed.
+        """Tell a worker to take no more jobs; return whether the worker is listed.
 
         The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives
         back jobs that it has not started. It does not stop. A worker that is started later has another id.
@@ -820,8 +820,8 @@ class PQ(BasePQ[Queue]):
                 and those in its ``accept``, with all keys. It writes with its own serializer, under the first key.
             step: Rows to write in one transaction, from 1 to 1,000.
             every: Whether to re-encode data that is already as the queue writes it.
-            wait: How long to wait, at the end, for locked rows and for leased jobs in chains: seconds, ``'5m'`` or a
-                timedelta.
+            wait: How long the call may wait, at its end, for locked rows and for leased jobs in chains: seconds,
+                ``'5m'`` or a timedelta.
 
         Returns:
             The encodings before and after, and the data that is left.

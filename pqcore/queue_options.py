@@ -38,7 +38,7 @@ def check_option(kind: type, option: str) -> None:
         option: The name of the setting.
 
     Raises:
-        ConfigurationError: The name is not that of a setting.
+        ConfigurationError: No setting has this name.
     """
     if option in OPTIONS:
         return

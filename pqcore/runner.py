@@ -153,8 +153,8 @@ class BlockingRunner:
         try:
             result: T = self._loop.run_until_complete(task)
         except BaseException:
-            # Ctrl-C stops the loop but not the operation: without this, it would continue, and might commit, when the
-            # loop runs again.
+            # Ctrl-C stops the loop but not the operation. Without this cancellation, the operation would continue, and
+            # might commit, when the loop runs again.
             task.cancel()
             self._loop.run_until_complete(asyncio.wait([task], timeout=UNWIND))
             raise

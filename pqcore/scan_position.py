@@ -4,13 +4,14 @@ Taken rows leave dead entries at the head of the index. While another session ho
 remove these entries. Every look from the head steps over all of them, so each get is slower than the last. So a
 consumer that takes many jobs in succession begins where its last take ended.
 
-Jobs before that position are found a little later: a job put with an earlier time, a rolled back take, an expired
-lease. Every `FULL_LOOK` seconds, and whenever a look finds nothing, the next look begins at the head. Later looks
-continue from the job that this look took. Consumers that take fewer than a thousand jobs in succession always look from
-the head.
+Some jobs are before that position: a job was put with an earlier time, a take was rolled back, or a lease ran out. The
+consumer finds them a little later: every `FULL_LOOK` seconds, and whenever a look finds nothing, the next look begins
+at the head. Later looks continue from the job that this look took. Consumers that take fewer than a thousand jobs in
+succession always look from the head.
 
-A look from the head takes longer the more dead entries there are. After a slow one, the next waits for `SPARING` times
-as long as the look took, so that such looks take about a twentieth of a consumer's time.
+A look from the head takes longer the more dead entries there are. After a slow look from the head, the consumer waits
+at least `SPARING` times as long as the look took before the next one. So such looks take at most about a twentieth of
+a consumer's time.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from pqcore.backend import Row
 from pqcore.rows import JobRow, expected_at_of
 
 FULL_LOOK = 1.0
-"""Seconds after which a look begins at the head again; a job before the position may stay unseen for that time."""
+"""Seconds after which a look begins at the head again; until then, a job before the position may stay unseen."""
 SPARING = 20
-"""After a look from the head, the next begins after at least this many times the duration of the look."""
+"""The shortest time between two looks from the head, as a multiple of the duration of the first look."""
 LONGEST_PAUSE = 10.0
 """The largest number of seconds between two looks from the head."""
 SUCCESSION = 1_000
-"""Jobs taken in succession, with no pause of `FULL_LOOK` seconds, after which the position is used."""
+"""The number of jobs taken in succession, with no pause of `FULL_LOOK` seconds, after which the position is used."""
 STRIDE = 16
-"""Jobs after which the position advances: stepping over this number of dead entries is cheaper than writing the
-position for each job."""
+"""The number of jobs after which the position advances: stepping over this number of dead entries is cheaper than
+writing the position for each job."""
 
 _BEFORE_URGENT = "-infinity -infinity -1"
 _BEFORE_READY = "-infinity -1"
 
 
 class FullLooks:
-    """When the last look from the head ended, and when the next is due.
+    """The times of looks from the head: when the last one ended, and when the next one is due.
 
     Attributes:
-        pause: Seconds from the end of the last such look to the beginning of the next.
+        pause: Seconds from the end of the last look from the head to the beginning of the next.
     """
 
     __slots__ = ("_ended", "pause")
@@ -68,7 +69,7 @@ class FullLooks:
 class ScanPosition:
     """The last keys that a queue object took, for each class of waiting rows.
 
-    Threads may share the object: it always holds the key of a row that one of them took.
+    Threads may share the object: it always holds the keys of rows that one of the threads took.
     """
 
     def __init__(self) -> None:

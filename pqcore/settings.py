@@ -66,10 +66,10 @@ def _identity(value: Any) -> Any:
 
 
 QUICK_SIZE = 32_768
-"""A number of characters or bytes. Decoding larger data takes longer than handing the data to a thread."""
+"""The size, in characters or bytes, above which decoding data takes longer than handing the data to a thread."""
 QUICK_VALUES = 1_000
-"""A number of values, where 32 characters of text count as a value. Encoding more takes longer than handing the data to
-a thread."""
+"""The number of values above which encoding data takes longer than handing the data to a thread; 32 characters of text
+count as a value."""
 KEEP_FINISHED, KEEP_DEAD = "7d", "90d"
 """How long a new table keeps finished rows and dead letters, by default."""
 AS_IT_IS: Any = object()
@@ -102,7 +102,7 @@ class QueueSettings:
         cursor_kwargs: Keyword arguments for the cursor that ``with queue as cursor`` yields.
         converters: Serializers in pq's form: a dict of names to (dumps, loads), which convert between data and the
             values that ``encode`` takes.
-        encode, decode: Replacements for `json`, in pq's form: they convert between those values and JSON text.
+        encode, decode: Replacements for `json`, in pq's form: they convert between these values and JSON text.
     """
 
     timeout: float = 1
@@ -153,7 +153,7 @@ class QueueSettings:
             msg = f"poll_interval is {self.poll_interval!r}; give at least {SHORTEST_POLL} seconds"
             raise ConfigurationError(msg)
         if self.rate is not None:
-            _ = self.bucket  # an invalid rate must fail here
+            _ = self.bucket  # raises an error for an invalid rate
         if isinstance(self.accept, str) or not isinstance(self.accept, Iterable):
             msg = f"accept is {self.accept!r}; give a tuple of names: ({self.accept!r},)"
             raise ConfigurationError(msg)
@@ -261,7 +261,7 @@ class QueueSettings:
                 return self.serializer.loads(raw)
             if self.accept and (loads := self._accepted(written_by)) is not None:
                 return loads(raw)
-            # safe to read, even if another program wrote it
+            # JSON is safe to read, even if another program wrote it.
             if written_by == "json" and not authenticates(self.serializer):
                 return self.decode(raw)  # type: ignore[arg-type]
         except BaseException as exc:
@@ -369,10 +369,10 @@ Q = TypeVar("Q", bound=QueueSettings)
 
 
 def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: Callable[[str], Q]) -> None:
-    """Remove the oldest queues from the ones that a `PQ` keeps, to bound the memory that names need.
+    """Remove the oldest of the queues that a `PQ` keeps by name, to limit the memory that queues take.
 
-    A queue stays if it differs from a new one: an attribute was set, or a task was declared on it. A removed queue that
-    is still referenced elsewhere is found again.
+    A queue stays if it differs from a new queue, because an attribute was set or a task was declared on it. A removed
+    queue that is still referenced elsewhere is found again.
 
     Args:
         kept: The queues by name, the oldest first.

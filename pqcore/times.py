@@ -31,7 +31,7 @@ _MOST_SECONDS = _FURTHEST.total_seconds()
 class UtcDatetime(datetime):
     """An aware datetime in UTC that also compares with naive datetimes, as if they were in UTC.
 
-    pq gave naive datetimes; so existing code may compare a job's times with ``datetime.utcnow()``, or subtract them.
+    pq gives naive datetimes, so existing code may compare a job's times with ``datetime.utcnow()``, or subtract them.
     """
 
     @classmethod

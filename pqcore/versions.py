@@ -11,7 +11,7 @@ _VERSION = re.compile(r"v?(?:\d+!)?(\d+(?:\.\d+)*)[._-]?(a|b|c|rc|alpha|beta|pre
 
 
 def too_old(lowest: Mapping[str, str]) -> list[str]:
-    """Return which installed distributions are too old: "psycopg 3.2 or newer, 3.1.18 is installed".
+    """Return a description of each installed distribution that is too old: "psycopg 3.2 or newer, 3.1.18 is installed".
 
     Args:
         lowest: The lowest version of each distribution that works. Distributions that are not installed are left out.

@@ -323,7 +323,7 @@ def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:
 
 
 _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
-"""The types of most results. No value of these types is awaitable, and checking that would take longer than all else."""
+"""The types of most results. No value of these types is awaitable, and the check of a value takes relatively long."""
 
 
 def refuse_unrun(result: Any) -> None:
