@@ -1,4 +1,4 @@
-"""Running pqcore's commands, in separate processes as users do or in this one, for the project's own tests."""
+"""Running pqcore's commands for the project's own tests: in separate processes, as users do, or in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pqcore.testing.harness import PATIENCE
 def environment(dsn: str | None, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables for a command's process.
 
-    These are the variables of this process and the given ones, without any that would choose a database.
+    The process gets the variables of this process, except variables that would choose a database, and the given ones.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_"))}
     return {**kept, **({} if dsn is None else {"PQCORE_DSN": dsn}), **(variables or {})}
@@ -60,7 +60,7 @@ def invoke(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end as `run` does, but in this process, without the start of an interpreter.
 
-    It suits commands that import no module of the test, and start nothing that outlives them.
+    This function suits commands that import no module of the test, and start no process or thread that outlives them.
     """
     from click.testing import CliRunner
 
@@ -79,7 +79,7 @@ def invoke(
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
-    """Repeat a question until its answer is true, for changes that are not announced."""
+    """Call a function repeatedly until it returns a true value, and return this value."""
     deadline = time.monotonic() + PATIENCE
     pause = threading.Event()
     while not (answer := condition()):
@@ -122,12 +122,12 @@ _LASTING = ("multiprocessing.resource_tracker", "def guard(")
 """Processes that end together with the run's process: Python's resource tracker, and the guard of an embedded server.
 """
 _FORK_SERVER = "multiprocessing.forkserver"
-"""A part of the command line of Python's fork server, which ends with the process that started it; its forks have the
-same one."""
+"""A part of the command line of Python's fork server, which ends with the process that started it. Processes that the
+fork server forks have the same command line."""
 
 
 def left_over(run: int) -> list[str]:
-    """Return the processes that tests have started and not ended, if there is /proc: the command of each, and its test.
+    """Return the command and the test of each process that a test started and did not end; none without /proc.
 
     Args:
         run: The process id of the test run, which set `MARK`.
@@ -228,7 +228,7 @@ class Command:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end, but wrote:\n{self.log}") from None
-        self._reader.join(PATIENCE)  # reads the last output
+        self._reader.join(PATIENCE)  # wait until the thread has read the last output
         return code
 
     def __enter__(self) -> Command:  # noqa: PYI034 - no subclasses
@@ -236,7 +236,7 @@ class Command:
 
     def __exit__(self, *_: object) -> None:
         workers = [int(pid) for pid in re.findall(r"is process (\d+)", self.log)]
-        for pid in (self.process.pid, *workers):  # if all is well, none is left
+        for pid in (self.process.pid, *workers):  # usually, all of these processes have ended already
             if alive(pid):
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)

@@ -30,7 +30,7 @@ SELECT set_config(name, value, false)
 FROM (VALUES ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
   ('DateStyle', 'ISO')) AS wanted (name, value)
 WHERE current_setting(name, true) IS NOT NULL"""
-# What stays on a connection after the statement: settings, transactions, listening, temporary tables, advisory locks.
+# Statements that change the state of a connection: settings, transactions, LISTEN, temporary tables, advisory locks.
 _LASTING = re.compile(
     r"^\s*(?:SET|BEGIN|START|SAVEPOINT|LISTEN|PREPARE|DECLARE|LOAD)\b"
     r"|\btemp(?:orary)?\b|\bset_config\b|\bpg_(?:try_)?advisory_lock",
@@ -79,8 +79,8 @@ class Connection:
 class Observer:
     """A connection from which harnesses look at the database, one after another.
 
-    It has an event loop of its own if the backend is asynchronous. It may stay idle for the whole test, and reads dates
-    as text, whatever the server's settings are.
+    The observer has its own event loop if the backend is asynchronous. The connection may stay idle for the whole test,
+    and reads dates as text, whatever the server's settings are.
 
     Args:
         spec: The backend.
@@ -94,7 +94,7 @@ class Observer:
         sql = plugins.dialect()(TableName("queue"), spec.paramstyle)
         make = partial(plugins.make, spec)
         opener = BackendAdapter(make, sql, suspends=spec.mode == "async", prepared=prepared())
-        # An application name of its own, so that a pooler never uses the same session for it and for queues.
+        # The connection has its own application name, so that a pooler never gives it a session that queues use.
         named = with_options(dsn, application_name=f"pqcore-test-observer-{self._pid}-{next(_numbers)}")
 
         async def connect() -> Session:
@@ -106,7 +106,7 @@ class Observer:
         self._changed = False
         try:
             self._connection = Connection(self._wait_for, self._wait_for(connect))
-            if prepared():  # otherwise it would be set on a connection that a pooler lends to other clients
+            if prepared():  # without this check, the setting could stay on a connection that a pooler lends to others
                 self._connection.sql(_OBSERVING)
         except BaseException:
             self._close_portal()
@@ -130,7 +130,7 @@ class Observer:
         return found
 
     def unchanged(self) -> bool:
-        """Return whether another test may use the connection: it is as new."""
+        """Return whether another test may use the connection, because its state is that of a new connection."""
         known = not self._changed and not self._running
         return known and os.getpid() == self._pid and self.session.usable()
 

@@ -1,7 +1,7 @@
 """Consumers for threads and spawned processes: importable functions, whose arguments can be pickled.
 
-A process gets a `Place`, which tells it where the queue is, and communicates through a pipe. An asynchronous backend is
-used through a portal here too, so that each consumer is written once.
+A process gets a `Place`, which says where the queue is, and communicates with the test through a pipe. The functions
+use an asynchronous backend through a portal, so that each consumer is written once.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _attached(work: Callable[..., None], *arguments: object) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     end_with_parent(parent.sentinel)
-    # a shell sets this for programs that it runs in the background
+    # A shell ignores SIGINT for programs that it runs in the background.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     work(*arguments)

@@ -1,10 +1,10 @@
 """Databases for users' tests: each test gets its own database within milliseconds.
 
-After a test, its database is usually restored, which is fastest: rows that were put into tables are deleted, and
-sequences are reset. Another test gets the database only if nothing else changed. No foreign connection may be left, and
-the original rows must be the same. The catalogue must show that no table, column, index, trigger, function, type or
-schema was made, changed or dropped. Otherwise the database is dropped, and the next test gets a new copy of the
-template.
+After a test, its database is usually restored, which is faster than making a new one: rows that the test put into
+tables are deleted, and sequences are reset. Another test gets the database only if nothing else changed: no foreign
+connection is left, and the original rows are the same. The catalogue must also show that no table, column, index,
+trigger, function, type or schema was made, changed or dropped. Otherwise the database is dropped, and the next test
+gets a new copy of the template.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ T = TypeVar("T")
 OURS = "pqcore_test_own"
 """The application name of connections that end with their test."""
 LARGEST = 32 * 2**20
-"""Bytes; a database with larger tables is dropped and copied again, instead of emptied."""
+"""The largest size of the tables, in bytes. A database with larger tables is dropped and copied again, not emptied."""
 MOST_KEPT = 4 * 2**20
-"""Bytes; a database with more original rows is also dropped, because they would have to be compared after each test."""
+"""The largest size of the original rows, in bytes. A database with more is dropped, too, because the rows would have to
+be compared after each test."""
 
 _ALONE = f"""
 SELECT coalesce(bool_and(application_name = '{OURS}'), true), count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -53,7 +54,7 @@ _CATALOGUES = (
     *("pg_class", "pg_attribute", "pg_attrdef", "pg_index", "pg_constraint", "pg_trigger", "pg_proc", "pg_type"),
     *("pg_namespace", "pg_extension", "pg_rewrite", "pg_policy", "pg_largeobject_metadata", "pg_db_role_setting"),
 )
-# VACUUM and ANALYZE change the catalogue in place, so a row keeps the transaction id of its last real change.
+# VACUUM and ANALYZE change the catalogue's rows in place, so each row keeps the transaction id of its last real change.
 _SHAPE = "concat_ws(' ', {})".format(
     ", ".join(f"(SELECT concat(count(*), ':', max(xmin::text::bigint)) FROM {name})" for name in _CATALOGUES)
 )
@@ -65,7 +66,8 @@ _SEQUENCES = """
 SELECT quote_literal(format('%I.%I', schemaname, sequencename)),
   coalesce(last_value, start_value), last_value IS NOT NULL
 FROM pg_sequences"""
-# Foreign keys may need several rounds; sequences are not transactional, so they come last.
+# Because of foreign keys, deleting the rows may need several rounds. Sequences are reset last, because they are not
+# transactional.
 _EMPTY = """
 DO $do$ DECLARE
   name text;
@@ -269,7 +271,7 @@ class Databases:
         self._server = server
         self._prepare = prepare
         self._pid = os.getpid()  # a forked child leaves everything here to its parent
-        # This mark differs from those of other runs, which may use the same server concurrently.
+        # The mark of this run differs from the marks of other runs, which may use the same server concurrently.
         self.mark = f"pqcore_test_{os.getpid()}_{token_hex(4)}"
         self._admin = Connection(with_options(server, application_name=self.mark), TableName("queue"))
         self._numbers = count(1)
@@ -358,7 +360,7 @@ class Databases:
             [[version, fsync]] = self._admin.sql(
                 "SELECT current_setting('server_version_num')::int, current_setting('fsync')"
             )
-            # Copying files is faster, except for the checkpoints that it takes on a server with fsync.
+            # Copying files is the faster way, but needs checkpoints, which are slow on a server with fsync.
             self._strategy = " STRATEGY FILE_COPY" if version >= 150000 and fsync == "off" else ""
             try:
                 self._admin.sql(f"CREATE DATABASE {quote(self._template)}", rows=False)
@@ -388,8 +390,8 @@ class Databases:
             self._drop(str(name))
 
     def _discard(self, database: Database) -> None:
-        # Sessions take a moment to end, and DROP waits a tenth of a second if it finds one, so databases are dropped
-        # later.
+        # Sessions take a moment to end, and DROP DATABASE waits a tenth of a second if it finds a session. So databases
+        # are dropped later.
         self._drop_doomed()
         try:
             database.connection.close()
@@ -412,7 +414,8 @@ class Databases:
 def _create(dsn: str, names: TableName) -> None:
     connection = Connection(with_options(dsn, application_name=OURS), names)
     try:
-        # All rows are kept: stored times are deleted between tests, and tests that move the time expect no deletes.
+        # All rows are kept: stored expiry times would be deleted between tests, and tests that move the time expect
+        # that no row is deleted.
         connection.call(partial(admin.create, keep_finished=None, keep_dead=None))
     finally:
         connection.close()

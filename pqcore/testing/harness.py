@@ -1,6 +1,6 @@
 """The harness that a scenario works with: queues over the tested backend, and a second, observing connection.
 
-Everything uses the tested backend, so that it can be tested without any other driver.
+Both use the tested backend, so that a backend can be tested without any other driver.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _numbers = itertools.count(1)
 SETTLED = 0.05
 """Seconds without a statement after which a waiter that cannot listen counts as waiting."""
 PATIENCE = float(os.environ.get("PQCORE_TEST_PATIENCE", "20"))
-"""Seconds after which an awaited event counts as lost. No test measures this time."""
+"""Seconds after which a test stops waiting for an event, and fails. No test measures this time."""
 SIDE_TABLES = (
     "_archive",
     "_slots",
@@ -90,7 +90,7 @@ class Harness:
     Attributes:
         spec: The backend.
         dsn: The DSN of the server; ``application_name`` marks the connections.
-        mode: ``"blocking"`` or ``"async"``; scenarios are the same in both.
+        mode: ``"blocking"`` or ``"async"``; the scenarios are the same in both modes.
         partitions: The number of partitions of new tables; None for none.
         left_out: A function that is told which ability is missing, if the scenario is skipped for it.
     """
@@ -108,7 +108,7 @@ class Harness:
             spec: The backend.
             dsn: The DSN of the server.
             left_out: See the attribute.
-            schemas: The schemas that other tests have left as they got them; None if each test makes its own.
+            schemas: The schemas that earlier tests have left unchanged; None if each test makes its own schema.
         """
         self.spec = spec
         self._pid = os.getpid()
@@ -120,7 +120,7 @@ class Harness:
         self._dsn = dsn
         self._names = TableName("queue", self.application.replace("-", "_"))
         self._made = False
-        self._tables: Tables | None = None  # the test's tables, if another test may have them next
+        self._tables: Tables | None = None  # the test's tables, if another test may use them afterwards
         self._schemas = schemas
         self._stack = ExitStack()
         self._portal = Portal() if spec.mode == "async" else None
@@ -161,7 +161,7 @@ class Harness:
         return result
 
     def pq(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
-        """Return a `PQ` over the backend, which is closed at the end; an `AsyncPQ` looks like one.
+        """Return a `PQ` over the backend, which is closed at the end; an `AsyncPQ` gets blocking methods.
 
         Args:
             target: A DSN or connection; by default the test's DSN.
@@ -173,7 +173,7 @@ class Harness:
     def tasks(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
         """Return a `pqcore.tasks.PQ`, as `pq` returns a `pqcore.PQ`.
 
-        Its queues' tasks are called like blocking ones.
+        The tasks of its queues are called like tasks of a blocking queue.
         """
         return self._pq(tasks.PQ, tasks.AsyncPQ, target, create, options)
 
@@ -328,8 +328,8 @@ class Harness:
     def needs_sessions(self) -> None:
         """Skip a scenario that inspects or changes the server's sessions, if a pooler shares its connections.
 
-        Behind such a pooler, a session belongs to no client: settings would affect other clients, and so would ending
-        it.
+        Behind such a pooler, a session belongs to no single client: a setting, or the end of a session, would affect
+        other clients.
         """
         if not prepared():
             import pytest
@@ -338,9 +338,10 @@ class Harness:
             pytest.skip("not offered: SESSIONS: a pooler in between shares the server's sessions")
 
     def needs_options(self, dsn: str, setting: str, value: str) -> None:
-        """Skip a scenario whose connections need a setting of the DSN's options, if a pooler in between drops it.
+        """Skip a scenario whose connections need a setting of the DSN's options, if a pooler drops the setting.
 
-        Only a pooler may do so: ``PQCORE_TEST_PREPARED=yes`` says that there is one, which shares no session.
+        Only a pooler may drop a setting: ``PQCORE_TEST_PREPARED=yes`` says that there is a pooler, which shares no
+        session.
         """
         if os.environ.get("PQCORE_TEST_PREPARED") != "yes":
             return
@@ -365,7 +366,7 @@ class Harness:
             pytest.skip(f"not offered: UTF8: the database's encoding is {encoding}")
 
     def needs_method(self, name: str) -> None:
-        """Skip a scenario about a method that a session may go without, if the session has none."""
+        """Skip a scenario about a method that a session may leave out, if the session has left it out."""
         if not hasattr(self._observer.session.driver, name):
             import pytest
 
@@ -373,11 +374,11 @@ class Harness:
             pytest.skip(f"not offered: {name}(): the session has no such method, which may be left out")
 
     def needs_put_function(self) -> None:
-        """Skip a scenario about the function that puts jobs from SQL, if the dialect has none."""
+        """Skip a scenario about the function that puts jobs from SQL, if the dialect lacks this function."""
         self._needs_of_dialect("put function")
 
     def needs_end_and_take(self) -> None:
-        """Skip a scenario about a statement that ends jobs and leases others, if the dialect has none."""
+        """Skip a scenario about the statement that ends jobs and leases others, if the dialect lacks this statement."""
         self._needs_of_dialect("end and take")
 
     def _needs_of_dialect(self, feature: str) -> None:
@@ -394,7 +395,7 @@ class Harness:
         return int(number)
 
     def cut_connections(self) -> int:
-        """Make the server end all these connections, as a restart would; return their number."""
+        """Make the server end all connections of the test's queues, as a restart would; return their number."""
         self.needs_sessions()
         return self._cut()
 
@@ -418,11 +419,11 @@ class Harness:
 
     @property
     def listeners(self) -> int:
-        """Return how many connections a `PQ` over a DSN has for waiting: none, if its waiters poll."""
+        """Return how many connections a `PQ` over a DSN has for LISTEN: 1, or 0 if its waiters poll."""
         return int(Capability.LISTEN in self.spec.capabilities)
 
     def listening(self) -> bool:
-        """Return whether a waiter waits, or is about to look once more before that: from now on, a put wakes it.
+        """Return whether a put wakes a waiter from now on: the waiter waits, or will look once more before it waits.
 
         If the backend cannot listen, return whether a waiter has looked, and now waits until it polls again.
         """
@@ -436,7 +437,7 @@ class Harness:
         )
 
     def eventually(self, condition: Callable[[], Any]) -> Any:
-        """Repeat a question until its answer is true, for changes on the server that are not announced."""
+        """Call a function repeatedly until it returns a true value, and return this value."""
         deadline = time.monotonic() + PATIENCE
         pause = threading.Event()
         while not (answer := condition()):
@@ -475,7 +476,7 @@ class Harness:
     def at_once(self, *works: Callable[[], T]) -> list[T]:
         """Run each function in a thread, all starting concurrently; return their results in order.
 
-        An exception of one of them is raised.
+        If one of the functions raises an exception, this method raises it.
         """
         start = threading.Barrier(len(works))
 
@@ -516,7 +517,7 @@ class Harness:
                 self._portal.close()
 
     def _put_back(self) -> bool:
-        """Leave the schema to another test; return whether it is as a new one."""
+        """Leave the schema to another test, if it can be restored; return whether it was."""
         if self._schemas is None or self._tables is None:
             return False
         try:

@@ -1,11 +1,11 @@
 """Records of what producers and consumers did, and a check whether the queue behaved correctly.
 
 Users of the queue record each operation with the instants between which it happened (`History.record`). Afterwards,
-`check` looks for observations that no interleaving of these operations explains. Only intervals are compared: of two
-overlapping operations, either may have been first, and neither order is a violation.
+`check` looks for observations that no interleaving of these operations explains. Only intervals are compared: if two
+operations overlap, either may have been first, and neither order is a violation.
 
 The instants are of ``CLOCK_MONOTONIC``, which all processes of one machine share. So the histories of several processes
-can be merged (`History.merged`), but not those of several machines.
+can be merged (`History.merged`), but not the histories of several machines.
 
 An empty result proves three things about the *recorded* operations. No operation lost, invented or doubled a job. No
 operation finished a job with an older token. Jobs of one key were first taken in the order of their puts. The result
@@ -37,7 +37,7 @@ class Operation:
         begin: The time in nanoseconds after which the operation took effect.
         end: The time in nanoseconds before which the operation took effect.
         job: The job's id; None if unknown, as for a failed put.
-        token: The job's ``token`` with which it was taken or finished.
+        token: The fencing token with which the job was taken or finished.
         key: A key that jobs share if they must be taken in the order of their puts.
         outcome: ``undone``: the operation was rolled back. ``lost``: it was refused, because the lease was lost.
             ``unknown``: it failed, and may or may not have taken effect.
@@ -64,8 +64,8 @@ class Recording:
     Attributes:
         job: The job's id.
         token: The job's fencing token.
-        jobs: In place of these, the (id, token) of each job of a batch.
-        outcome: The outcome. Set it if the exception does not show it: ``"undone"``, before a transaction is rolled
+        jobs: For an operation on several jobs, the (id, token) of each job, in place of ``job`` and ``token``.
+        outcome: The outcome. Set it if no exception shows the outcome: ``"undone"``, before a transaction is rolled
             back.
     """
 
@@ -91,8 +91,8 @@ class History:
         """Record the operation in the block.
 
         ``with history.record("put", key="a") as op: op.job = queue.put(...)``. For a get within a transaction, the
-        block must include the commit, because the get takes effect with it. A get or lease that sets no job is dropped:
-        it found none.
+        block must include the commit, because the get takes effect with the commit. A get or lease that sets no job is
+        not recorded, because it found no job.
 
         Args:
             kind: The kind of operation.
@@ -116,15 +116,16 @@ class History:
             jobs: list[tuple[int | None, int | None]] = [*recording.jobs]
             if recording.job is not None or (not jobs and outcome == "unknown"):
                 jobs.append((recording.job, recording.token))
-            # A single call, so that threads need no lock, and the object can be pickled.
+            # All operations are added in a single call, so that threads need no lock, and the object can be pickled.
             self.operations.extend([Operation(kind, begin, end, job, mark, key, outcome) for job, mark in jobs])
 
 
 def check(history: History, left: Collection[int] = ()) -> list[str]:
     """Return the violations in a history.
 
-    An operation with an unknown outcome may have happened or not, whichever explains more. For each put or get that
-    failed without telling the job's id, one ghost or one loss is not a violation. Violations are:
+    If the outcome of an operation is unknown, the check assumes whichever of the two outcomes leaves fewer violations.
+    For each put or get that failed without telling the job's id, one ghost or one loss is not a violation. Violations
+    are:
 
     * a loss: an acknowledged put of a job that is neither left, nor was popped or acknowledged (a lease alone finishes
       nothing);
@@ -132,8 +133,8 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
     * a double delivery: a job that was popped twice, delivered after it was finished, or leased twice with one token;
     * a double acknowledgement, and an acknowledgement of a popped job;
     * an ack or nack that succeeded with an older token;
-    * disorder: two jobs of a key were put one after the other, but the first take of the second had ended before that
-      of the first began. Redeliveries are not violations, and jobs that were never taken are not, either.
+    * disorder: two jobs of a key were put one after the other, but the first take of the second job had ended before
+      the first take of the first job began. A redelivery, or a job that was never taken, is not a violation.
 
     Args:
         history: The operations of all users of the queue.
@@ -207,7 +208,7 @@ def _fenced(job: int, operations: list[Operation]) -> Iterator[str]:
         for taken in _of(operations, "get", "lease"):
             if held.token is None or taken.token is None or taken.token <= held.token:
                 continue
-            # An ack is the last operation with a job, so the two exclude each other in either order.
+            # An ack is the last operation on a job, so a take with a newer token is wrong, before or after the ack.
             if held.kind == "ack" or taken.end < held.begin:
                 yield f"job {job}: the {held.kind} succeeded though its token was overtaken: {held}, {taken}"
 

@@ -28,7 +28,7 @@ from pqcore.testing.matching import is_call
 LEASE = 86_400.0
 """Seconds for which a job is leased: long enough for debugging."""
 MOST_RUN = 1_000
-"""The default for the largest number of jobs to run, because a job that puts itself again would never end."""
+"""The default for the largest number of jobs to run. Without it, a job that puts itself again would run without end."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ async def _next(queue: Any) -> BaseJob | None:
         if rows:
             kind: type[BaseJob] = Job if isinstance(queue, core.Queue) else AsyncJob
             return kind(queue, rows[0], leased=True)
-        if wake_in != 0.0:  # otherwise the job was parked, and others may be behind it
+        if wake_in != 0.0:  # 0 means that the look parked a job, and that other jobs may be behind it
             return None
 
 
@@ -147,7 +147,7 @@ class _Drainer(Runner[Attempt]):
         """Decode the job; refuse a coroutine function that this runner cannot await."""
         run = await super().decode(attempt)
         if not isinstance(run, Outcome) and run.task.is_coroutine and not self._suspends and in_loop():
-            attempt.run = None  # so that no plugin gets an event
+            attempt.run = None  # without the run, no plugin gets an event of this attempt
             msg = f"{run.task.path} must be awaited, within an event loop: await jobs.adrain(queue)"
             self._misuse = ConfigurationError(msg)
             raise self._misuse

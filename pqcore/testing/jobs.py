@@ -1,4 +1,4 @@
-"""Helpers for users' tests: a queue for each test, a view of its content, and a way to run its jobs.
+"""Helpers for users' tests: a queue for each test, methods that show its jobs, and a method that runs them.
 
     from pqcore.testing.jobs import isolated
 
@@ -133,8 +133,8 @@ class Jobs:
                 msg = f"{given!r} cannot be pointed at another database; give a PQ, an AsyncPQ or a queue"
                 raise ConfigurationError(msg)
             if not self._has(engine):
-                # Queues, handles and similar objects refer to the engine, so the engine stays and gets the content of
-                # another.
+                # Queues, handles and similar objects refer to the engine. So the engine object stays, and gets the
+                # attributes of another engine.
                 inside = Engine(
                     engine._mode,
                     type(engine.runtime)(),
@@ -197,12 +197,12 @@ class Jobs:
         headers: Mapping[str, Any] | None = None,
         connection: Any = None,
     ) -> list[Enqueued]:
-        """Fail the test unless such a job waits.
+        """Fail the test unless a job that meets the criteria waits.
 
         Args:
-            what: A task, the path of one, a call (``send.call("ann")``), or the data that was put; if not given, any
+            what: A task, the path of a task, a call (``send.call("ann")``), or the data that was put; if not given, any
                 job.
-            queue: The queue of the job; if not given, the task's own queue, or any.
+            queue: The queue of the job; if not given, the task's own queue, or any queue.
             args: The expected positional arguments of the call, without the job's id.
             kwargs: The expected keyword arguments of the call.
             times: The expected number of such jobs; None for at least one.
@@ -237,7 +237,7 @@ class Jobs:
         raise AssertionError(msg)
 
     def assert_not_enqueued(self, what: Any = ..., **criteria: Any) -> None:
-        """Fail the test if such a job waits.
+        """Fail the test if a job that meets the criteria waits.
 
         Args:
             what: See `assert_enqueued`.
@@ -262,7 +262,7 @@ class Jobs:
         Coroutine functions run, too, each in a new event loop. Groups and limits apply; rates and timeouts do not.
 
         Args:
-            *queues: The queues; each job comes from the first of them that has one.
+            *queues: The queues; each job comes from the first queue that has a due job.
             raise_errors: Whether to raise the first exception of a function, after the job's outcome is stored.
                 Exceptions that are meant to be raised do not count: `Snooze`, `Discard`, `Retry` with retries left, and
                 those in ``discard_on``.
@@ -303,8 +303,8 @@ class Jobs:
     ) -> datetime:
         """Let time pass: scheduled jobs become due, leases and results run out, periodic tasks tick.
 
-        The server's clock decides which jobs are due, and cannot be moved. So the rows are moved: all times in the
-        queues' tables are set back by the same distance. Python's clock does not change either.
+        The server's clock decides which jobs are due, and a test cannot change this clock. So the rows are changed: all
+        times in the queues' tables are set back by the same distance. Python's clock does not change either.
 
         Args:
             by: The distance: seconds, ``'1h'`` or a timedelta.
@@ -398,7 +398,7 @@ class Jobs:
             if not self._has(one.engine):
                 msg = f"{one!r} is not in the test's database: give it, or its PQ, to jobs.use() first"
                 raise ConfigurationError(msg)
-        # Queues that were named one by one come first, because they may have options of their own.
+        # Queues that were given themselves, and not by their `PQ`, come first: they may have options of their own.
         for one in sorted(given or self._faces, key=_is_pq):
             for queue in self._of(one) if _is_pq(one) else [one]:
                 found.setdefault((str(queue.table), queue.name), queue)
@@ -446,7 +446,7 @@ class Jobs:
                 kept = self._ask(queue, last_tick, queue, timetable.name)
                 begins = kept.line is not None and kept.line != timetable.line
                 last = start if kept.tick is None or begins else kept.tick + self._travelled
-                if not down:  # ticks missed before are settled
+                if not down:  # a worker ran until now, so no earlier tick is missed
                     last = max(last, self._down_until)
                 found.append(Ticks(queue, timetable, job, last, due(timetable, last, arrival, down=down)))
         return found
@@ -489,8 +489,8 @@ def _shut(engine: Engine) -> None:
     for loop in engine.loops():
         if not loop.is_closed() and not loop.is_running() and not in_loop():
             loop.run_until_complete(engine.close())
-            return  # also closes the connections of other loops
-    # Otherwise its connections end with the loop, or the server ends them.
+            return  # the call above also closes the connections of other event loops
+    # If no call could close the connections, they end with their event loop, or the server ends them.
 
 
 class Isolated:
@@ -555,7 +555,7 @@ class _Shared:
     databases: dict[Any, Databases] = field(default_factory=dict)
 
     def of(self, prepare: Callable[[str], object] | None) -> Databases:
-        # on the first call, or after a fork, because the parent's objects belong to the parent
+        # Objects are made on the first call, and also after a fork, because the parent's objects belong to the parent.
         if self.pid != os.getpid():
             self.pid, self.databases, self.stack = os.getpid(), {}, ExitStack()
             self.dsn, _ = self.stack.enter_context(server())
@@ -575,8 +575,8 @@ _shared = _Shared()
 def isolated(*, prepare: Callable[[str], object] | None = None) -> Isolated:
     """Return a context manager for a test's own database and its `Jobs`; it works with and without pytest.
 
-    The server is the one in ``PQCORE_TEST_DSN``, a container (``PQCORE_TEST_CONTAINER``), or an embedded one, which is
-    started once in each process.
+    The server is the one in ``PQCORE_TEST_DSN``, a container (``PQCORE_TEST_CONTAINER``), or an embedded server, which
+    is started once in each process.
 
     Args:
         prepare: A function that makes the application's own tables; it is called once in each process, with a DSN. Each

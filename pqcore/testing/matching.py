@@ -119,7 +119,7 @@ def _later(moment: UtcDatetime | None, by: timedelta) -> datetime | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The criteria that a job is compared with; see `Jobs.assert_enqueued`."""
+    """The criteria with which a job is compared; see `Jobs.assert_enqueued`."""
 
     what: Any
     args: Sequence[Any] | None
@@ -162,7 +162,7 @@ class Wanted:
 
 
 def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime, margin: timedelta) -> bool:
-    """Return whether a time is as wanted; a distance counts from the job's put, or from now."""
+    """Return whether a time is the wanted one; if this is a distance, it may count from the job's put, or from now."""
     when = parse(wanted)
     if found is None or when is None:
         return False
@@ -172,7 +172,7 @@ def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime
 
 
 def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
-    """Return whether a value is as wanted, or would be after it was stored: a tuple comes back as a list."""
+    """Return whether a value is equal to the wanted one, as given or as it is after storing: a tuple becomes a list."""
     if wanted == found:
         return True
     try:

@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for users' tests, and the options, parameters, report and guard of the suite.
 
-Every pytest run imports it if pqcore is installed. So it imports no module of pqcore before a fixture is used, or a
-test of the suite is collected.
+Every pytest run imports this module if pqcore is installed. So the module imports no other module of pqcore before a
+fixture is used, or a test of the suite is collected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUITE = "pqcore.testing.suite."
 LONGEST = 180
 """Seconds after which a test of the suite fails, unless pytest-timeout was given another limit."""
 MANY = 200
-"""If a run has at least this number of tests, the garbage collector skips their objects."""
+"""The number of tests in a run from which the garbage collector skips the objects of the tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,7 +98,7 @@ def pqcore_prepare() -> Callable[[str], object] | None:
 
 @pytest.fixture(scope="session")
 def pqcore_databases(pqcore_server: str, pqcore_prepare: Callable[[str], object] | None) -> Iterator[Databases]:
-    """Yield the databases of the tests; each test has one to itself."""
+    """Yield the databases of the tests, from which each test gets its own database."""
     from pqcore.testing.databases import Databases
 
     with Databases(pqcore_server, pqcore_prepare) as databases:
@@ -128,7 +128,7 @@ def pqcore_async_pq(pqcore_jobs: Jobs) -> AsyncPQ:
 
 @pytest.fixture(scope="session")
 def pqcore_schemas(request: pytest.FixtureRequest, pqcore_server: str) -> Iterator[Schemas | None]:
-    """Yield the schemas that one test of the suite leaves to another; None if each test makes its own."""
+    """Yield the schemas that tests of the suite leave to later tests; None if each test makes its own schema."""
     from pqcore.testing.schemas import Schemas
 
     schemas = Schemas.of_run()
@@ -179,7 +179,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # A scenario about one face is left out for a backend that has only the other.
     items[:] = [item for item in items if not _standard(item) or _concerned(item)]
-    if _has_no_timeout(config):  # otherwise a driver's call that never returns would hang the run
+    if _has_no_timeout(config):  # without a timeout, a driver's call that never returns would hang the run
         for item in items:
             if _standard(item) and item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LONGEST))
@@ -195,7 +195,7 @@ def spare_collected_tests(session: pytest.Session) -> None:
     """Keep the garbage collector from looking at hundreds of tests and their sources each time that it runs."""
     if len(session.items) >= MANY:
         with suppress(ImportError):
-            importlib.import_module("hypothesis")  # which looks at the referrers of objects when it is imported
+            importlib.import_module("hypothesis")  # imported first: its import looks at the referrers of objects
         gc.collect()
         gc.freeze()
 

@@ -22,7 +22,7 @@ from pqcore.tasks import AsyncEnqueuer, AsyncHandle, Batch
 
 _WRAPPED = (AsyncPQ, AsyncQueue, AsyncJob, AsyncQueueIterator, AsyncDeadLetters, AsyncEnqueuer)
 ENDING = 10.0
-"""The largest number of seconds to wait for cancelled tasks, because a driver's call may not end."""
+"""The largest number of seconds to wait for cancelled tasks: a limit is needed, because a driver's call may not end."""
 _DECORATORS = ("task", "periodic")
 
 
@@ -158,13 +158,13 @@ class Blocking:
 
 
 class BlockingHandle(int):
-    """An `AsyncHandle` whose methods are called through a portal; it is a number, too."""
+    """An `AsyncHandle` whose methods are called through a portal; like a handle, the object is also a number."""
 
     _blocking: Blocking
 
     @classmethod
     def of(cls, handle: AsyncHandle[Any], portal: Portal) -> BlockingHandle:
-        """Return the same handle."""
+        """Return a blocking handle of the same job."""
         made = cls(handle)
         made._blocking = Blocking(handle, portal)
         return made

@@ -1,4 +1,4 @@
-"""Latches that functions of a test wait for, and notes that they take, in threads and on event loops."""
+"""Latches for which functions of a test wait, and notes that such functions take, in threads and on event loops."""
 
 from __future__ import annotations
 

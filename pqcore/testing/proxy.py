@@ -1,4 +1,4 @@
-"""A proxy between a driver and the server that can go silent, as a network does, and recover.
+"""A proxy between a driver and the server, which can go silent, as a network does, and recover.
 
 The proxy listens on loopback, with two threads for each connection. A *stalled* connection stays open, but passes
 nothing on: data that is sent is read and dropped. A *slow* connection passes everything on, late and in small pieces. A
@@ -27,7 +27,7 @@ CHUNK = 65_536
 class _Delay:
     """A delay for what one side of a connection sends: each piece leaves a fixed time after it arrived.
 
-    The pieces keep their distance: a piece that arrived 2 ms after another leaves 2 ms after it.
+    The pieces keep their distance: a piece that arrived 2 ms after another piece leaves 2 ms after that piece.
     """
 
     def __init__(self, sink: socket.socket) -> None:
@@ -61,7 +61,7 @@ class _Link:
         self._ends = (client, server)
         self._proxy = proxy
         self.traffic = ConnectionTraffic()
-        # otherwise a message of two pieces waits 40 ms for an acknowledgement (Nagle's algorithm)
+        # Without this option, a message in two pieces would wait 40 ms for an acknowledgement (Nagle's algorithm).
         for end in self._ends:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stalled = threading.Event()
@@ -190,7 +190,7 @@ class Proxy:
         """Stop passing data on over the present connections; return their number.
 
         Args:
-            new: Whether to stall new connections, too, until `resume`: they are accepted, and nothing more.
+            new: Whether to stall new connections, too, until `resume`: the proxy accepts them, and passes nothing on.
             last: Whether to stall only the connection that was made last.
         """
         with self._lock:
@@ -256,8 +256,8 @@ class Proxy:
         """End the next connection that sends a text, once.
 
         Args:
-            marker: The text, as part of a statement or a parameter; an empty text matches all data. It is also found
-                in lower case, because some drivers send "commit", unless it is part of a longer word.
+            marker: The text, as part of a statement or a parameter; an empty text matches all data. The proxy also
+                finds the text in lower case, because some drivers send "commit", but not as part of a longer word.
             answered: Whether the server receives the data, and its answer is dropped; otherwise the server receives
                 nothing.
             torn: Whether half of the answer is passed on.

@@ -1,4 +1,4 @@
-"""The report of a run of the suite: a table of capabilities and results, and a guard against gaps.
+"""The report of a run of the suite: a table of capabilities and results, and a check that no standard test is missing.
 
 Every standard test must have run, unchanged, for every tested backend. A deselected test makes the run a partial one. A
 deleted, replaced, skipped or expected-to-fail test makes the run fail.
@@ -28,7 +28,7 @@ ALONE = "alone"
 def standard_tests() -> Mapping[str, str | None]:
     """Return the names of all standard tests, as ``module::test``, with the mode that each is limited to, or `ALONE`.
 
-    They are read from the sources, once, so that changes to the imported modules have no effect.
+    The names are read once from the source files, so that changes to the imported modules have no effect.
     """
     found: dict[str, str | None] = {}
     for entry in resources.files("pqcore.testing.suite").iterdir():
@@ -104,7 +104,7 @@ class Report:
             self._results.setdefault(key, "passed")
 
     def partial(self) -> list[tuple[str, str]]:
-        """Return the tests that were deselected, or are gone."""
+        """Return the standard tests that were deselected, or that no longer exist."""
         known = standard_tests()
         wanted = {
             (test, _label(spec)) for test, mode in known.items() for spec in self.specs if mode in (None, spec.mode)
@@ -214,7 +214,7 @@ def _modes(names: Sequence[str] | None) -> list[tuple[str, Any]]:
     wanted = [name for part in names for name in part.split(",")]
     for name in wanted:
         if name not in {known for known, _ in registered}:
-            plugins.backend_spec(name, "blocking")  # raises the reason why the backend is broken
+            plugins.backend_spec(name, "blocking")  # this call raises the error of a broken backend
     return [(name, mode) for name, mode in registered if name in wanted]
 
 

@@ -1,6 +1,6 @@
-"""Schemas with a queue's empty tables: one test after another gets the same schema.
+"""Schemas with a queue's empty tables, which tests use one after the other.
 
-Making the tables takes 79 statements, and dropping them takes the server as long again. Emptying them is one statement.
+Making the tables takes 79 statements, and dropping the tables takes the server as long. Emptying them is one statement.
 The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing of the rows that were
 there. A schema in which a test made, changed or dropped anything else is dropped.
 """
@@ -94,11 +94,11 @@ _REFILL = """
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a schema, as they were when they were made.
+    """The state of the tables of a schema right after the tables were made.
 
     Attributes:
         schema: The oid of the schema.
-        objects: A digest of what the schema consists of.
+        objects: A digest of the objects in the schema.
         size: The size of the tables and indexes, in bytes.
         rows: The rows of each table, as JSON; None for tables without a page. `PQ.create` makes some tables with pages
             and no rows, which are emptied by DELETE, so that they keep their pages.
@@ -172,7 +172,8 @@ class Schemas:
     def of_run(cls) -> Schemas | None:
         """Return an object for a run of the suite.
 
-        None for tables in partitions, and for other engines than PostgreSQL, whose catalogues and statements differ.
+        Return None for partitioned tables, and for other engines than PostgreSQL, because their catalogues and
+        statements differ.
         """
         return cls() if plugins.dialect() is Dialect and partitions() is None else None
 

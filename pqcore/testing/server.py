@@ -29,8 +29,9 @@ def partitions() -> int | None:
 def server() -> Iterator[tuple[str, str]]:
     """Yield a running server.
 
-    It is the first of these: the running server in ``PQCORE_TEST_DSN``; the image in ``PQCORE_TEST_CONTAINER``, such as
-    ``postgres:15``, run by testcontainers; an embedded server, which is stopped at the end.
+    With ``PQCORE_TEST_DSN``, this is the running server that the DSN names. Otherwise, with ``PQCORE_TEST_CONTAINER``,
+    testcontainers runs the image that the variable names, such as ``postgres:15``. Without both variables, the function
+    starts an embedded server, and stops it at the end.
 
     Yields:
         A DSN (a URL), and the origin of the server.

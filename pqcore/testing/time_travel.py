@@ -66,7 +66,7 @@ async def set_back(session: Session, names: TableName, distance: timedelta) -> N
 
 
 async def _set_deadlines_back(session: Session, table: str, column: str, distance: timedelta) -> None:
-    """Move back the deadlines in the headers of jobs, and in those of the jobs that follow them."""
+    """Move back the deadlines in the headers of jobs, and in the headers of the jobs that follow these jobs."""
     found = await session.execute(compiled(session, "deadlines", _DEADLINES.format(table=table, column=column)))
     for number, text in found:
         stored = json.loads(text)
@@ -91,7 +91,7 @@ class Ticks:
         queue: The queue.
         timetable: The timetable of a periodic task or of a schedule.
         job: A function that makes the job of a tick.
-        last: The last tick before them, by the test's clock.
+        last: The last tick before the ticks in ``due``, by the test's clock.
         due: The ticks, by the test's clock.
     """
 
@@ -103,10 +103,10 @@ class Ticks:
 
 
 def due(timetable: Timetable, last: datetime, arrival: datetime, *, down: bool) -> list[datetime]:
-    """Return the ticks to put until ``arrival``: every tick, or, if no worker ran, those that the task catches up on.
+    """Return the ticks to put until ``arrival``: every tick or, if no worker ran, the ticks that ``missed`` chooses.
 
     Raises:
-        ConfigurationError: The ticks are too many.
+        ConfigurationError: There are more than `MOST_TICKS` ticks.
     """
     if down:
         return timetable.due(last, arrival)

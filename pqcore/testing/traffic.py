@@ -1,6 +1,6 @@
-"""Counts of what a connection and the server exchange, from the bytes of the frontend/backend protocol.
+"""Counting the messages between a client and the server, from the bytes of the frontend/backend protocol.
 
-Only the protocol is known, so an encrypted connection (TLS, GSSAPI) is not counted.
+This module cannot read an encrypted connection (TLS, GSSAPI), so the traffic of such a connection is not counted.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Messages:
         return taken
 
     def take_request(self) -> int | None:
-        """Return the code of a message without a letter; such messages come before the first one with a letter."""
+        """Return the code of a message without a letter; such messages come before the first message with a letter."""
         if len(self._bytes) < 8:
             return None
         message = self.take(int.from_bytes(self._bytes[:4], "big"))

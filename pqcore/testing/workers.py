@@ -1,7 +1,7 @@
 """Workers that run in spawned processes, and functions for them; all are importable, as spawning requires.
 
-Such a worker's work is recorded in a table, ``runs``, in the test's schema: a function writes a row when it begins, and
-updates it when it ends. Functions wait for rows in ``released``.
+The table ``runs`` in the test's schema records what such a worker runs: a function writes a row when it begins, and
+updates the row when it ends. Functions that must wait do so until their job's row is in the table ``released``.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class Unreadable(Exception):
 
 
 def tell(job_id: int) -> dict[str, Any]:
-    """Return what a function knows of its job."""
+    """Return the values that a function can read of its job."""
     context = current()
     context.progress({"at": 1})
     return {"id": context.id, "attempt": context.attempt, "previous": context.previous}
@@ -262,12 +262,12 @@ def describe_job(job: Job | AsyncJob, word: str) -> list[Any]:
 
 
 def repeat_word(word: str, times: int) -> str:
-    """Return what the arguments of a function with pqcore's own conventions contain."""
+    """Return the word as often as asked for; the function has pqcore's own conventions."""
     return word * times
 
 
 def describe_id(job_id: int, word: str) -> list[Any]:
-    """Return what a function with pq's conventions got."""
+    """Return the arguments that a function with pq's conventions got."""
     return [job_id, word]
 
 
