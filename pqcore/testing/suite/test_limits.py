@@ -494,7 +494,8 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("action", REFUSALS.values(), ids=REFUSALS.keys())
-def test_job_whose_admission_fails_is_put_back(harness: Harness, action: str) -> None:
+def test_job_whose_admission_fails_is_put_back(harness: Harness, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_book, "ASIDE", 3.0)  # lanes stay set aside, even if the machine is busy
     harness.needs_sessions()
     queue = harness.queue()
     queue.put_many(["a", "b"], limits={"two": 2})
