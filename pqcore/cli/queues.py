@@ -189,7 +189,7 @@ _n_option = click.option(
     type=click.IntRange(1, 10_000),
     default=1,
     show_default=True,
-    help="Number of jobs, at most.",
+    help="Take at most N jobs.",
 )
 
 
@@ -262,7 +262,7 @@ def _until(job: list_jobs.StoredJob) -> Any:
     type=click.IntRange(1, list_jobs.MOST),
     default=100,
     show_default=True,
-    help="Number of jobs, at most.",
+    help="List at most N jobs.",
 )
 @json_option
 @with_database

@@ -39,7 +39,10 @@ def renewed() -> Iterator[None]:
 
 
 class Connections:
-    """A plugin that closes them in the function's thread; for coroutine functions, in the thread of `sync_to_async`."""
+    """A plugin that closes old connections in the function's thread.
+
+    For a coroutine function, it closes those of the thread in which `sync_to_async` runs code.
+    """
 
     @hookimpl
     def pqcore_around_run(self, event: JobEvent) -> AbstractContextManager[None] | None:
