@@ -410,9 +410,9 @@ PROXIES = 10
 
 
 def layers(target: Any) -> Iterator[Any]:
-    """Iterate over an object and the objects that its proxies hold in ``__wrapped__``, the outermost first.
+    """Iterate over an object, the object that it wraps (its ``__wrapped__``), the object that this wraps, and so on.
 
-    Tracers wrap connections, cursors and pools in such proxies.
+    Tracers wrap connections, cursors and pools in proxies with this attribute.
 
     Args:
         target: The object.

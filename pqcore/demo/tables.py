@@ -18,7 +18,7 @@ from typing import Any
 from pqcore import PQ
 from pqcore.demo.messages import DemoError
 
-# No constraint refuses a second result of a job, so that the proof would find one.
+# The table has no constraint against a second result of a job: the proof must be able to find one.
 TABLES = """
 CREATE TABLE demo_results (
   job_id bigint, path text, sha256 text, worker text, driver text,

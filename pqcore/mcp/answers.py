@@ -111,7 +111,7 @@ class Redactor:
 
 
 def _without_data(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a job without its data, and a job or rule without texts that may quote data."""
+    """Return a row without a job's data, and without texts that may quote such data."""
     for name in ("data", "payload", "headers", "group", "dedup_key"):
         found.pop(name, None)
     for each in (found, *found.get("past_attempts", ())):

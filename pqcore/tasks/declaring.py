@@ -344,7 +344,7 @@ def direct_puts(engine: Engine, calls: Iterable[Call]) -> list[DirectPut]:
 
 
 def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
-    """Check the calls that a method puts together.
+    """Check the calls that one call of a method puts.
 
     Args:
         calls: The calls.
