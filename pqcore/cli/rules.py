@@ -31,7 +31,7 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--task",
             metavar="PATH",
-            help="Only calls of this task, as in app.tasks.send; pqcore get ignores this pause.",
+            help="Only calls of this task, such as app.tasks.send; pqcore get ignores this pause.",
         ),
     ):
         function = option(function)

@@ -121,7 +121,7 @@ def _kept(text: str | float | None) -> float | None:
     "--roles", is_flag=True, help="Also make database roles with the rights of producers, consumers and admins."
 )
 @click.option(
-    "--role-prefix", metavar="NAME", help="With --roles: begin the roles' names with NAME, not the table's name."
+    "--role-prefix", metavar="NAME", help="With --roles: begin the roles' names with NAME instead of the table's name."
 )
 @click.option("--partitions", metavar="N", type=int, help="Split a new table into N partitions, by the queue's name.")
 @click.option(

@@ -102,7 +102,7 @@ class Engine(Grouping):
         self._mode: Mode = mode
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
-        self.security: Security | None = None  # the reason why rows of the table are hidden, after it was checked
+        self.security: Security | None = None  # why rows of the table are hidden; None before the first check
         self.set_back: list[tuple[datetime, timedelta]] = []  # set by the test kit when it moves times back
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"

@@ -106,7 +106,7 @@ async def count(engine: Engine, queue: QueueSettings) -> int:
 
 
 async def clear(engine: Engine, queue: QueueSettings) -> None:
-    """Delete a queue's rows; the batches of unfinished jobs count these jobs as failed."""
+    """Delete a queue's rows. If an unfinished job belongs to a batch, the batch counts the job as failed."""
 
     async def work(s: Session) -> None:
         async with atomic(s):
