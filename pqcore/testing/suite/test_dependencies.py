@@ -484,7 +484,7 @@ def test_jobs_put_together_wait_as_those_put_one_by_one(harness: Harness, retent
     found = []
     for name in ("one", "many"):
         queue = pq.queue(name, retention=retention)
-        work = queue.task(name="work")(lambda job_id, number: None)
+        work = queue.task(name="follow")(lambda job_id, number: None)
         if name == "one" and way == "put_many":
             ids = [queue.put(number, **each) for number, each in enumerate(options)]
         elif name == "one":
