@@ -380,7 +380,7 @@ class Backend(Protocol):
 
         Only a driver that takes several round trips for a statement needs this method, such as one to prepare the
         statement and one to execute it. If all clients of the server share one session, such clients disturb each
-        other, so the core refuses a pool of more than one connection. For other drivers, leave the method out.
+        other, so the core refuses a pool of more than one connection. May be left out for other drivers.
         """
 
     def close_connection(self, connection: Any) -> None:

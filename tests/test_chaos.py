@@ -358,7 +358,10 @@ def _(run: Forger) -> None:
 
 @forges("an effect, and each who took it was told that it failed")
 def _(run: Forger) -> None:
-    run.told("take", "ok", lambda entry: entry["tokens"])["outcome"] = "failed"
+    begun = Counter(
+        token for e in run.history if (e["act"], e["outcome"]) == ("take", "begun") for token in e["tokens"]
+    )
+    run.told("take", "ok", lambda entry: any(begun[token] == 1 for token in entry["tokens"]))["outcome"] = "failed"
 
 
 @forges("a transaction was done in part")

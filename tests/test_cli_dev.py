@@ -52,7 +52,7 @@ def test_dev_runs_a_server_the_table_a_worker_and_the_page(tmp_path: Path) -> No
 def test_dev_refuses_a_queue_of_another_server(dsn: str) -> None:
     with (
         PQ(dsn) as pq,
-        pytest.raises(UsageError, match=r"the queues are of database .*PQ\(os.environ\['PQCORE_DSN'\]\)"),
+        pytest.raises(UsageError, match=r"the queues are in database .*PQ\(os.environ\['PQCORE_DSN'\]\)"),
     ):
         _make_tables([pq["hello"]], with_database(dsn, "postgres"))
 

@@ -107,8 +107,8 @@ def test_event_loop_that_ended_is_not_referenced(harness: Harness, pq: AsyncPQ) 
 
     for _ in range(5):
         asyncio.run(use())
-    harness.eventually(lambda: harness.connections() == 0)
     gc.collect()
+    harness.eventually(lambda: harness.connections() == 0)
     assert len(loops) == 0
 
 
