@@ -110,10 +110,8 @@ async def _work(contender: Contender, pq: Any, number: int) -> int:
         nonlocal done
         done += 1
 
-    count.__module__, count.__qualname__ = (
-        noop.__module__,
-        noop.__qualname__,
-    )  # so that the worker finds it by the path in the jobs
+    # the worker finds the function by the path in the jobs
+    count.__module__, count.__qualname__ = noop.__module__, noop.__qualname__
     queue.task()(count)
     await Worker(queue, burst=True).run()
     return done

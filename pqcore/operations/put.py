@@ -64,9 +64,8 @@ def put(
         options: ``headers``, ``group``, ``limits``, ``dedup`` and ``after`` of `Queue.put`; also ``task``, and ``own``
             for headers that pqcore adds.
     """
-    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
     put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
-    return put_one(read_id, engine, queue, data, times, connection, options)
+    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 def put_call(
