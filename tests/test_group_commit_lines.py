@@ -170,7 +170,8 @@ def interrupted(number: int, whom: int, *, busy: bool) -> tuple[list[Caller], li
         kind = (Interrupted, TimeLimit)[number % 2]
         callers.append(Caller(line, value, traced(number, kind, raised) if place == whom else None))
         callers[-1].joins()
-    line.end(began)
+    if line.since == began:
+        line.pass_on()
     for caller in callers:
         assert caller.is_over(), f"{caller.value} waits after an interrupt at line {raised}"
         sent.check(caller.value, caller.answer)
@@ -277,7 +278,8 @@ def test_cancelled_caller_takes_no_other_along_at_any_step(whom: int, after: int
         values = ["a", *OTHERS]
         tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
         await turns(1)
-        line.end(began)
+        if line.since == began:
+            line.pass_on()
         await turns(after)
         over = tasks[whom].done()
         tasks[whom].cancel()
@@ -305,7 +307,8 @@ def test_line_goes_on_after_all_tasks_of_its_loop_were_cancelled(after: int) -> 
         values = ["a", *OTHERS]
         tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
         await turns(1)
-        line.end(began)
+        if line.since == began:
+            line.pass_on()
         await turns(after)
         for task in asyncio.all_tasks() - {asyncio.current_task(), *tasks}:
             task.cancel()
@@ -358,13 +361,13 @@ def test_answer_to_a_cancelled_caller_is_undone_and_others_wait_for_nothing(
         values = ["a", *OTHERS]
         tasks = [asyncio.ensure_future(caught(line.join(value))) for value in values]
         await turns(1)
-        if not before:
-            line.end(began)
+        if not before and line.since == began:
+            line.pass_on()
         await turns(after)
         over, start = tasks[whom].done(), time.monotonic()
         tasks[whom].cancel()
-        if before:
-            line.end(began)
+        if before and line.since == began:
+            line.pass_on()
         answer = await tasks[whom]
         assert time.monotonic() - start < runtime.AFTER_CANCEL / 2, "there was nothing to wait for"
         done = values[whom] in [value for group in sent.groups for value in group]

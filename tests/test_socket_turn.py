@@ -117,13 +117,13 @@ def test_thread_that_comes_after_the_listeners_own_reads_again(waiters: Waiters,
 def test_thread_that_reads_is_woken_by_its_own_process(pq: PQ, waiters: Waiters) -> None:
     job = waiters.wait("a")
     looked = threading.Event()
-    groups = pq.engine.groups
+    line = pq.engine.line
 
-    def look() -> bool:
+    def look(*args: Any) -> Any:
         looked.set()
-        return groups()
+        return line(*args)
 
-    pq.engine.groups = look  # type: ignore[method-assign]
+    pq.engine.line = look  # type: ignore[assignment]
     pq.engine.wake("a")
     assert looked.wait(PATIENCE)
     pq["a"].put(1)

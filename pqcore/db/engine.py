@@ -334,7 +334,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does, outside of blocks: the caller has called `groups`, which checks that.
+        """Run an operation as `run` does, outside of blocks: the caller has called `line`, which checks that.
 
         Args:
             operation: See `run`.
@@ -342,20 +342,18 @@ class Engine(Grouping):
             protect: See `run`.
             loan: A loan, which may have a session; None to make one.
         """
-        source, began = self.source, 0.0
-        if loan is None:
-            loan = Loan()
+        source, began = self.source, monotonic()
+        loan = Loan() if loan is None else loan
         try:
             if line is not None:
-                line.since = began = monotonic()
-            if not loan and not source.lend(loan):
+                line.since = began
+            if not loan and not source.lend(loan, began):
                 await source.acquire(loan)
             session = loan[-1]
             if not self._checked:
                 await self._check(session)
-            within = False
+            within = source.may_have_open_transaction and session.in_transaction()  # the caller's own transaction
             if source.may_have_open_transaction:
-                within = session.in_transaction()  # the caller's own transaction
                 loan.idle = session.autocommit = not within
             result = await (in_savepoint(session, operation) if within and protect else operation(session))
             del session
@@ -365,8 +363,11 @@ class Engine(Grouping):
             await self._failed(loan, exc)
             raise
         finally:
-            if line is not None:
-                line.end(began)
+            if line is not None and line.since == began:
+                if not line.waiting:  # as `pass_on` does: each operation comes here, and usually nobody waits
+                    line.since = 0.0
+                if line.waiting:
+                    line.pass_on()
         return result
 
     async def _check(self, session: Session) -> None:

@@ -14,7 +14,7 @@ The operation defines what a group does: it gets the values of the calls, and re
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -91,19 +91,19 @@ class Line(Protocol):
     Attributes:
         since: When the running statement of the line began, by the monotonic clock; 0.0 if no statement is running. A
             call that runs by itself sets this time.
+        waiting: The calls that wait for a group.
     """
 
     since: float
 
+    @property
+    def waiting(self) -> Sized: ...
+
     def is_here(self) -> bool:
         """Return whether the line belongs to this process, and to the running event loop."""
 
-    def end(self, began: float) -> None:
-        """Record the end of a statement, and let the waiting calls go together.
-
-        Args:
-            began: The value of ``since`` that was set as the statement began.
-        """
+    def pass_on(self) -> None:
+        """Let the waiting calls go together, after a statement has ended; if no call waits, the line is free."""
 
     def join(self, value: Any) -> Awaitable[Any]:
         """Add a call to a group.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Hashable
+from time import monotonic
 from typing import TypeVar
 
 from pqcore.db.group_commit import Line, Lines, Together
@@ -43,7 +44,7 @@ class Grouping(Waiting):
         """Run an operation by itself, as `run_alone` does; if the caller is cancelled meanwhile, undo its result."""
         loan = Loan()
         try:
-            if not self.source.lend(loan):
+            if not self.source.lend(loan, monotonic()):
                 await self.source.acquire(loan)  # a cancellation closes the connection
             work = self.run_alone(operation, line, protect=protect, loan=loan)
             return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
@@ -73,20 +74,23 @@ class Grouping(Waiting):
             wanted = False
         self._groups = isinstance(self.source, Pool) if wanted is None else wanted
 
-    def groups(self) -> bool:
-        """Return whether calls of the running thread or task share statements.
+    def line(self, lines: Lines, key: Hashable, together: Callable[..., Together], *args: object) -> Line | None:
+        """Return the line of concurrent calls for a call; None if the call shares no statement.
 
         Calls in a transaction block never share statements. Calls on connections that the engine did not open share
         statements only if the caller asked for group commit.
-        """
-        return self._groups and (not self._open or self._current() is None)
-
-    def line(self, lines: Lines, key: Hashable, together: Together) -> Line:
-        """Make a line of concurrent calls, because this process or event loop has none yet.
 
         Args:
             lines: The lines of a queue.
             key: The values that the calls have in common.
-            together: The operation that the calls ask for.
+            together: A function that returns the operation that the calls ask for.
+            args: The arguments of ``together``.
         """
-        return lines.add(key, self.runtime.line(self.run_alone, together))
+        if not self._groups or (self._open and self._current() is not None):
+            return None
+        line = lines.get(key)
+        # A free line of threads serves any process: only its running statement and its waiting calls belong to one. So
+        # a forked child checks a line only if the line is busy.
+        if line is None or ((line.since or self.runtime.suspends) and not line.is_here()):
+            line = lines.add(key, self.runtime.line(self.run_alone, together(*args)))
+        return line

@@ -104,20 +104,20 @@ class Pool(SessionSource):
         self._alone_until = 0.0 if opener.prepared else math.inf
         self.kept = runtime.kept(Sessions)
 
-    def lend(self, loan: Loan) -> bool:
+    def lend(self, loan: Loan, now: float) -> bool:
         if self._closed:
             return False
         try:
             loan.append(self.kept.get().idle.pop())
         except IndexError:
             return False
-        now, session = monotonic(), loan[-1]
+        session = loan[-1]
         return now - session.last_reply_at < FRESH and now - session.planned_at < REPLAN
 
     async def acquire(self, loan: Loan) -> None:
         if self._closed:
             raise Closed(CLOSED_PQ)
-        if not loan and self.lend(loan):
+        if not loan and self.lend(loan, monotonic()):
             return
         sessions = self.kept.get()
         if sessions.end is None:

@@ -60,10 +60,14 @@ class SessionSource(Protocol):
     may_have_open_transaction: bool
     seeks_primary: bool
 
-    def lend(self, loan: Loan) -> bool:
+    def lend(self, loan: Loan, now: float) -> bool:
         """Give the loan a session if that needs no wait; return whether it succeeded.
 
         Otherwise the caller calls `acquire`.
+
+        Args:
+            loan: The loan.
+            now: The time, by the monotonic clock.
         """
         return False
 

@@ -61,12 +61,8 @@ class TaskLine:
         except RuntimeError:  # no event loop runs
             return False
 
-    def end(self, began: float) -> None:
-        if self.since == began:
-            self.pass_on()
-
     def pass_on(self) -> None:
-        """Send the waiting calls as a group; if nobody waits, the line is free."""
+        # sends the waiting calls as a group
         self.since = 0.0
         if self.waiting and self.is_waited_for():
             self._set_off()

@@ -84,15 +84,8 @@ class ThreadLine:
         # inlined, because each operation runs this
         return self._process == (current.id if unforked_page[0] else process_id())
 
-    def end(self, began: float) -> None:
-        if self.since == began:
-            if not self.waiting:  # as `pass_on` does, because each operation comes here, and usually nobody waits
-                self.since = 0.0
-            if self.waiting:
-                self.pass_on()
-
     def pass_on(self) -> None:
-        """Make the first waiting caller lead; if nobody waits, the line is free."""
+        # makes the first waiting caller lead
         while True:
             with suppress(IndexError):  # no call waits, or an interrupted caller has just removed its call
                 first = self.waiting[0]

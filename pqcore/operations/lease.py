@@ -117,11 +117,9 @@ async def _go(
         job: The job.
         alone: A function that changes the one row, and returns it if the lease was held.
     """
-    if not engine.groups():
+    line = engine.line(queue.lines, key, together)
+    if line is None:
         return bool(await engine.run(alone, protect=False))
-    line = queue.lines.get(key)
-    if line is None or not line.is_here():
-        line = engine.line(queue.lines, key, together())
     if not line.since:
         return bool(await engine.run_alone(alone, line, protect=False))
     if await line.join((job.id, job.token)) is not ALONE:

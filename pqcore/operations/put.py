@@ -39,6 +39,8 @@ ROUNDS = 20
 _CHECKED = ("headers", "group", "limits", "dedup", "own", "tenant", "priority", "after")
 """The options of a put, in the order of the parameters of `put_options`."""
 _NO_OPTIONS = PutOptions(None, None, None)
+_HOOKS = ("pqcore_around_put", "pqcore_job_put")
+_known_impl = plugins.manager.heard.get  # checked before `has_impl` is called, because each put asks this
 _DROPPED = object()
 """The result of a put that shared a statement with others, and whose row a trigger dropped."""
 
@@ -64,8 +66,9 @@ def put(
         options: ``headers``, ``group``, ``limits``, ``dedup`` and ``after`` of `Queue.put`; also ``task``, and ``own``
             for headers that pqcore adds.
     """
-    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
-    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    put_one = _put_and_tell if _known_impl(_HOOKS, True) and plugins.has_impl(*_HOOKS) else _put
+    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
+    return put_one(read_id, engine, queue, data, times, connection, options)
 
 
 def put_call(
@@ -78,8 +81,9 @@ def put_call(
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
     """Put one row as `put` does; return its id with the time of the put."""
-    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
-    return put_one(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
+    put_one = _put_and_tell if _known_impl(_HOOKS, True) and plugins.has_impl(*_HOOKS) else _put
+    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
+    return put_one(read_identity, engine, queue, data, times, connection, options)
 
 
 read_id: Callable[[Row], int] = itemgetter(0)
@@ -134,11 +138,11 @@ async def _put(
         work, headers = partial(_insert_chosen, read, engine, row, chosen.dedup), chosen.headers
         travels = travels and chosen.dedup is None and chosen.group is None and chosen.lane is None
         travels = travels and len(headers or "") < LARGE
-    if travels and connection is None and engine.groups() and len(encoded.data or encoded.payload or "") < LARGE:
+    line = None
+    if travels and connection is None and len(encoded.data or encoded.payload or "") < LARGE:
         key = read if headers is None else (read, "headers")
-        line = queue.lines.get(key)
-        if line is None or not line.is_here():
-            line = engine.line(queue.lines, key, Together(partial(_put_together, read, queue, headers is not None)))
+        line = engine.line(queue.lines, key, _together, read, queue, headers is not None)
+    if line is not None:
         if not line.since:
             return await engine.run_alone(work, line)
         element = encoded.data if queue.writes_json else as_element(encoded)
@@ -210,6 +214,11 @@ async def _put_after(
             return read(await insert(engine, s, {**row, **blocked}, chosen.dedup, query))
 
     return await engine.run(work, connection=connection)
+
+
+def _together(read: Callable[[Row], T], queue: QueueSettings, headed: bool) -> Together:
+    """Return the operation that puts rows of several callers; see `_put_together`."""
+    return Together(partial(_put_together, read, queue, headed))
 
 
 async def _put_together(

@@ -43,18 +43,23 @@ def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
     """Take rows as `take` does, together with concurrent callers."""
-    if n >= MOST_TOGETHER or patient or not engine.groups():
+    line = None
+    if n < MOST_TOGETHER and not patient:
+        line = engine.line(queue.lines, lease, _together, engine, queue, lease)
+    if line is None:
         return take(engine, queue, n, lease, patient=patient)
-    line = queue.lines.get(lease)
-    if line is None or not line.is_here():
-        run, undo = partial(_take_together, engine, queue, lease), partial(_untake, engine, queue, lease)
-        line = engine.line(queue.lines, lease, Together(run, undo, MOST_TOGETHER))
     if line.since:
         return _join(engine, queue, n, lease, line)
     work = partial(_take_on, engine, queue, n, lease, False, False)
     if not engine.runtime.suspends:  # a blocking call cannot be cancelled
         return engine.run_alone(work, line, protect=False)
     return engine.run_settled(work, partial(_untake, engine, queue, lease), line, protect=False)
+
+
+def _together(engine: Engine, queue: QueueSettings, lease: float | None) -> Together:
+    """Return the operation that takes rows for several callers."""
+    run, undo = partial(_take_together, engine, queue, lease), partial(_untake, engine, queue, lease)
+    return Together(run, undo, MOST_TOGETHER)
 
 
 async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | None, line: Line) -> Taken:
