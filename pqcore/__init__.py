@@ -66,8 +66,8 @@ __all__ = [
     "logger",
 ]
 
-# Names are imported on first use: pytest imports this package in every run, for pqcore's plugin, and the import of all
-# modules would delay each run.
+# Names are imported on first use. pytest imports this package in every run, for pqcore's pytest plugin, and importing
+# all modules would delay each run.
 _HOMES = {
     "AsyncPQ": "async_queue",
     "AsyncQueue": "async_queue",

@@ -14,7 +14,7 @@ IDS = range(-(2**63), 2**63)
 
 
 def check_job_id(job_id: object) -> int:
-    """Return the number of a job.
+    """Return the id of a job as an int.
 
     Raises:
         ConfigurationError: The value is not a number that a job can have.

@@ -348,7 +348,7 @@ class Backend(Protocol):
         """
 
     def wrap(self, connection: Any) -> DriverSession:
-        """Make a session for a connection that the caller gave, for one call or for long.
+        """Make a session for a connection that the caller gave; pqcore uses the session for one call, or keeps it.
 
         State that must outlive the session, such as names of prepared statements, belongs on the connection.
         ``connection`` is the driver's own object. If the caller gave a proxy around that object, see
@@ -461,7 +461,7 @@ POOL_CLOSED = "the connection pool is closed: give an open one"
 
 
 def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the libpq parameter that limits the time of connecting, unless the caller has set it."""
+    """Return the libpq parameter for the connection timeout, unless the caller or the environment has set it."""
     said = "connect_timeout" in parameters or "PGCONNECT_TIMEOUT" in os.environ
     return {} if said else {"connect_timeout": CONNECT_TIMEOUT}
 
@@ -489,9 +489,12 @@ class AutocommitSession:
 
     connection: Any
     aborted: type[Exception]
-    _switched = False  # set by `enter`
-    _begun = False  # set by `begin`, even if the driver sends BEGIN only with the next statement
-    _flipped = False  # set by `begin`, until autocommit is switched back
+    # Whether `enter` switched the connection to autocommit.
+    _switched = False
+    # Whether `begin` was called, even if the driver sends BEGIN only with the next statement.
+    _begun = False
+    # Whether `begin` switched autocommit off, and it is still off.
+    _flipped = False
 
     def in_transaction(self) -> bool:
         raise NotImplementedError
@@ -512,7 +515,7 @@ class AutocommitSession:
 
     def enter(self) -> None:
         if not self.connection.autocommit and not self.in_transaction():
-            self._switched = True  # set first, because an interrupt may come in between
+            self._switched = True  # set before the switch, because an interrupt may come between the two lines
             self.connection.autocommit = True
 
     def leave(self) -> None:
@@ -521,7 +524,7 @@ class AutocommitSession:
             self._switched = False
 
     def begin(self) -> None:
-        self._begun = self._flipped = True  # set first, because an interrupt may come in between
+        self._begun = self._flipped = True  # set before the switch: an interrupt may come between the two lines
         self._switch(autocommit=False)
 
     def commit(self) -> None:
@@ -662,7 +665,8 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _polls(fileno: int) -> select.poll:
-    # A poll object refers to the number of a descriptor, so it works also for another file that has this number later.
+    # A poll object refers to the number of a file descriptor. So the cached object also works when another socket has
+    # this number later.
     poll = select.poll()
     poll.register(fileno, select.POLLIN)
     return poll

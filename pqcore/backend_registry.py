@@ -82,8 +82,8 @@ class BackendRegistry(PluginLoader):
         """Choose a backend for a DSN, and return the reason for the choice.
 
         The first of these that names a backend decides: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the
-        names in PQCORE_BACKEND, of which the first with this mode counts. Without any, the first backend of
-        `PREFERENCE`, or else any other backend, is chosen whose driver is installed and new enough.
+        first name in PQCORE_BACKEND with this mode. If none of them names a backend, the choice falls on backends whose
+        driver is installed and new enough: first in the order of `PREFERENCE`, then any other.
 
         Raises:
             UnknownBackend: No backend has this name, or no backend of this name has this mode.

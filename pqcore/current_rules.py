@@ -1,7 +1,8 @@
 """The rules of a queue that its consumers cache for a short time: pauses of the queue and of tasks, and weights.
 
-Consumers must obey a changed rule soon, but a take must not read the rules each time. So each queue object caches the
-rules that it read. For `KEPT` seconds, or half of the queue's poll interval, it remembers that the queue is not paused.
+Consumers must obey a changed rule soon, but reading the rules before every take would cost too much. So each queue
+object caches the rules that it read. If the queue is not paused, the queue object uses the cached rules for `KEPT`
+seconds, or for half of the queue's poll interval.
 While the queue is paused, each take reads the rules, so that a waiter woken by `Queue.resume` takes immediately.
 """
 

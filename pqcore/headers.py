@@ -1,7 +1,7 @@
 """Reading headers from rows: a row may have been written in plain SQL, and not by `put`.
 
-If a header that pqcore itself reads is not in the form that `put` writes, the header is left out. So no row can stop
-the consumer that takes it. A worker makes a dead letter of a job with such a header.
+If a header that pqcore itself reads is not in the form that `put` writes, the header is left out. So an invalid header
+cannot make a take fail. A worker makes a dead letter of a job with such a header.
 """
 
 from __future__ import annotations

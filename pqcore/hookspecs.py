@@ -1,7 +1,7 @@
 """All hooks. A plugin implements any of the hooks; see docs/plugins.md and docs/reference/event-hooks.md.
 
-Hooks find things or report events. No hook is called for each statement. A hook that reports an event may return an
-awaitable; an exception of the hook is logged.
+Some hooks register backends, serializers or dialects, or unwrap objects; other hooks report events. No hook is called
+for each statement. A hook that reports an event may return an awaitable; an exception of the hook is logged.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def pqcore_register_backends(register: Callable[[BackendSpec], None]) -> None:
 def pqcore_register_serializers(register: Callable[[Serializer | type[Serializer]], None]) -> None:
     """Call ``register(serializer)`` for each serializer of the plugin.
 
-    ``register`` also accepts a class. The class is constructed each time a queue chooses the serializer, so that a
-    construction that failed because a library or key was missing can be repeated. A `pqcore.serializers.Wrapper` is
-    always registered as a class. This hook is called once for each plugin, when the plugin is loaded. Do not import the
-    library here.
+    ``register`` also accepts a class. pqcore constructs the class each time a queue chooses the serializer: if a
+    library or key was missing at first, a later construction can succeed. A `pqcore.serializers.Wrapper` is always
+    registered as a class. This hook is called once for each plugin, when the plugin is loaded. Do not import the
+    serializer's library here.
     """
 
 

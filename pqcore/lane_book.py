@@ -3,9 +3,8 @@
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
 time, so that it cannot save up turns. A share that gave a job a moment ago, and has none to give now, keeps a few
-turns: its jobs may only wait for places under a limit, because the ends of earlier jobs are not stored yet. See P.
-Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing"
-(IEEE/ACM Transactions on Networking, 1997).
+turns: perhaps its jobs only wait for places until the ends of earlier jobs are stored. See P. Goyal, H. M. Vin and
+H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class LaneBook:
         self._aside_until = now + ASIDE
 
     def aside_for(self, now: float) -> float:
-        """Return for how many seconds lanes stay set aside; ``now`` is of the monotonic clock."""
+        """Return for how many more seconds takes look at no lanes; ``now`` is of the monotonic clock."""
         return max(self._aside_until - now, 0.0)
 
     @property
@@ -215,11 +214,11 @@ class LaneBook:
     # Hidden jobs
 
     def out_within(self, now: float) -> float | None:
-        """Return the seconds since which hidden jobs that a look must find have come out; None to look for all of them.
+        """Return how many seconds back a look must search for hidden jobs that became due; None to search for all.
 
-        A hidden job is scheduled and also expected at a time, or its lease ran out. Jobs that came out earlier were
-        found by an earlier look. As with the position of `pqcore.scan_position`, a consumer that takes many jobs in
-        succession rarely looks for all hidden jobs.
+        A hidden job has both a ``schedule_at`` and an ``expected_at``, or its lease ran out. An earlier look found the
+        hidden jobs that became due before. As with the position of `pqcore.scan_position`, a consumer that takes many
+        jobs in succession rarely looks for all hidden jobs.
         """
         if self._taken < SUCCESSION or self._hidden_looks.is_due(now):
             return None
@@ -253,7 +252,8 @@ class LaneBook:
         names = list(self._fresh)[: considered // 2]  # shares with new jobs that no take has considered
         names += [share for share, _ in self._rotate(None, list(self._shares.items()), considered)]
         shares_of_lanes = [(share, self._shares.get(share, {})) for share in list(dict.fromkeys(names))[:considered]]
-        shares_of_lanes.sort(key=lambda each: len(each[1]))  # smallest first: the next shares get what one does not use
+        # The smallest shares come first, because the next ones get what a small share does not use.
+        shares_of_lanes.sort(key=lambda each: len(each[1]))
         chosen: list[KnownLane] = []
         for left, (share, of_share) in zip(range(len(shares_of_lanes), 0, -1), shares_of_lanes, strict=True):
             chosen += self._lanes_of(share, list(of_share.values()), (considered - len(chosen)) // left)
@@ -324,10 +324,11 @@ class LaneBook:
             elif known.blocked_since is None:
                 known.blocked_since = now
         for share, number in used.items():
-            begun = max(choice.starts[share], self._turns.get(share, 0.0))  # another thread may have taken meanwhile
+            # Another thread may have taken jobs meanwhile.
+            begun = max(choice.starts[share], self._turns.get(share, 0.0))
             self._turns[share] = begun + number / self.weights.get(share, 1.0)
             self._served[share] = now
-        if used:  # the virtual time follows the share with the lowest virtual time, among the shares that gave jobs
+        if used:  # the book's virtual time follows the lowest virtual time of the shares that gave jobs
             self._now = max(self._now, min(choice.starts[share] for share in used))
         if len(self._turns) > 10_000:
             self._turns = {share: turn for share, turn in list(self._turns.items()) if turn > self._now}

@@ -72,7 +72,7 @@ class Choice(NamedTuple):
         )
 
     def patient(self, now: float) -> list[KnownLane]:
-        """Return the lanes under several keys that have given no job for long, to reserve their keys."""
+        """Return the lanes with several keys that have given no job for a long time; their keys are then reserved."""
         return [
             known
             for known in self.lanes

@@ -400,14 +400,14 @@ class Queue(TaskQueueMixin):
         A job that waits for other jobs (``after``) no longer waits for them.
 
         Returns:
-            True if the job is due now; False if it was ready already, is leased or parked, or is not there.
+            True if the job is due now; False if it was ready already, is leased or parked, or does not exist.
         """
         return run_sync(operations.retry.retry(self.engine, self, job_id)).done
 
     def move(self, target: Queue | str, ids: Iterable[int] | None = None, most: int | None = None) -> int:
         """Move waiting, scheduled and parked jobs to another queue of the table; they keep their ids and times.
 
-        Leased jobs stay. A job also stays if the target queue has a job with the same dedup key.
+        Leased jobs stay, and so do jobs whose dedup key is in use in the target queue.
 
         Args:
             target: The target queue, or its name.
@@ -543,7 +543,7 @@ class Queue(TaskQueueMixin):
             connection: A connection whose open transaction ends the pause; see `put`.
 
         Returns:
-            Whether this pause was in force.
+            Whether the pause was in force before the call.
         """
         return run_sync(operations.rules.resume(self.engine, self, connection, task=task, limit=limit, group=group))
 
@@ -564,7 +564,7 @@ class Queue(TaskQueueMixin):
     def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
         """Set how many jobs of a limit may begin in a period.
 
-        After a pause, a whole period's number of jobs may begin together.
+        If no job has begun for a period, as after a pause, the number for a whole period may begin together.
 
         Args:
             name: The name of the limit, as in ``put(limits={name: 2})``.
@@ -762,8 +762,8 @@ class PQ(BasePQ[Queue]):
     ) -> None:
         """Set how long finished rows and dead letters are kept, in all queues that have no other setting.
 
-        Workers delete older rows, at a rate of some thousand rows a minute or more. Rows with a kept result stay until
-        the result expires, and rows of an open batch stay until the batch ends.
+        Workers delete older rows, at least a few thousand per minute. Rows with a kept result stay until the result
+        expires, and rows of an open batch stay until the batch ends.
 
         Args:
             finished: How long finished rows are kept, archived ones included: seconds, ``'7d'`` or a timedelta; None to
@@ -826,7 +826,7 @@ class PQ(BasePQ[Queue]):
                 ``'5m'`` or a timedelta.
 
         Returns:
-            The encodings before and after, and the data that is left.
+            The encodings before and after, and the data that is still not as its queue writes it.
 
         Raises:
             ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of range,

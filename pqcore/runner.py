@@ -59,7 +59,7 @@ def _open(
     options = {"max_connections": CONNECTIONS, "prepared": False, **options}
     try:
         return face(dsn, **options)
-    except (UnknownBackend, BackendNotInstalled):  # the other face may have a backend
+    except (UnknownBackend, BackendNotInstalled):  # a backend for the other face may be installed
         return other(dsn, **options)
 
 

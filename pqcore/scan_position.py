@@ -115,8 +115,9 @@ class ScanPosition:
         self._last = now
         if full_since is not None:
             self._full_looks.note(now, now - full_since)
-            self._moves_at = 0  # the look may have found a job before the position
-        if self._taken < SUCCESSION // 2:  # the position will not be used soon
+            self._moves_at = 0  # the look from the head may have found a job before the position
+        if self._taken < SUCCESSION // 2:
+            # The consumer has taken too few jobs in succession to use the position soon.
             return
         last = rows[-1]
         if expected_at_of(last) is None:

@@ -219,7 +219,7 @@ class QueueSettings:
             kind = f"{type(data).__module__}.{type(data).__qualname__}"
             msg = f"queue {self.name!r}: {self.serializer_name} cannot encode a {kind}: {_text_of(exc)}"
             raise SerializationError(msg) from exc
-        if self.encode is json_encode and serializer is None and len(raw) <= self.max_size:  # ASCII: one byte each
+        if self.encode is json_encode and serializer is None and len(raw) <= self.max_size:  # ASCII: len() counts bytes
             return _encoded((raw, None))
         if not isinstance(raw, bytes if serializer is not None and serializer.binary else str):
             msg = f"queue {self.name!r}: {self.serializer_name} returned a {type(raw).__name__} as the encoded data"
@@ -251,7 +251,7 @@ class QueueSettings:
             Unreadable: The serializer cannot be loaded here, or it reports that another program can read the data.
             DeserializationError: The serializer did not write this data.
         """
-        if written_by is None:  # pq wrote this row: JSON, or the output of a converter
+        if written_by is None:  # pq wrote this row as JSON, or with the caller's converter
             written_by = self.serializer_name if self.serializer is None else "json"
         try:
             if written_by == self.serializer_name:

@@ -27,8 +27,9 @@ def guard(roots: list[str], ending: int, identity: dict[str, Any]) -> None:
     from pathlib import Path
 
     libc = ctypes.CDLL(None)
-    prctl: Any = getattr(libc, "prctl", lambda *_: None)  # Linux only
-    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the sessions of a dead server become children of this process
+    prctl: Any = getattr(libc, "prctl", lambda *_: None)
+    # PR_SET_CHILD_SUBREAPER (Linux only): the sessions of a dead server become children of this process.
+    prctl(36, 1, 0, 0, 0)
     server: subprocess.Popen[bytes] | None = None
 
     def die_with_guard() -> None:

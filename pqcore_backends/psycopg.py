@@ -101,7 +101,7 @@ class PsycopgSession(Common, AutocommitSession):
         try:
             return self.connection.wait(exchange)
         except BaseException:
-            exchange.close()  # after an interrupt, the generator would end only with the traceback
+            exchange.close()  # after an interrupt, the traceback would keep the generator open
             if not is_left(self.connection.pgconn):
                 self._cut_off()
             raise
@@ -222,14 +222,15 @@ class AsyncPsycopgSession(Common):
         try:
             return await self.connection.wait(exchange)
         except BaseException:
-            exchange.close()  # after an interrupt, the generator would end only with the traceback
+            # After an interrupt, the traceback would keep the generator open.
+            exchange.close()
             # A blocking session would now wait for the answers, but an event loop must not block.
             if not is_left(self.connection.pgconn):
                 self.connection.pgconn.finish()
             raise
 
     async def begin(self) -> None:
-        self._begun = self._flipped = True  # set first, because an interrupt may come in between
+        self._begun = self._flipped = True  # set before the switch, because an interrupt may come between the two
         if not self._flip(autocommit=False):
             await self.connection.set_autocommit(False)
 
@@ -332,7 +333,7 @@ class PsycopgBackend(Pooled):
                     return session
             except POOL_ERRORS as exc:
                 raise pool_error(exc) from exc
-            except BaseException:  # an interrupt: otherwise the pool would count the connection as lent permanently
+            except BaseException:  # after an interrupt, the pool would otherwise count the connection as lent
                 if connection is not None:
                     pool.putconn(connection)
                 raise

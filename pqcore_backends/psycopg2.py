@@ -293,7 +293,7 @@ class Psycopg2Backend:
                     raise Closed(POOL_CLOSED) from exc
                 msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
                 raise PoolTimeout(msg) from exc
-            except BaseException:  # an interrupt: otherwise the pool would count the connection as lent permanently
+            except BaseException:  # after an interrupt, the pool would otherwise count the connection as lent
                 if connection is not None:
                     pool.putconn(connection, close=True)
                 raise

@@ -84,11 +84,16 @@ class Common:
     connection: Any
     prepared: bool
     cursor: Any
-    lent: Any  # the object that a pool lent, and takes back
-    _cursor: Any  # a cursor of pqcore's own class, or a tracer's around it
-    _plain: Any  # a cursor of pqcore's own class
-    _prepared_statements: PreparedStatements | None  # None if nothing may be prepared, and for a tracer's cursor
-    _traced = False  # a traced cursor is given text, because a tracer cannot add a comment to bytes
+    # The object that a pool lent, and takes back.
+    lent: Any
+    # A cursor of pqcore's own class, or a tracer's cursor around such a cursor.
+    _cursor: Any
+    # A cursor of pqcore's own class.
+    _plain: Any
+    # None if nothing may be prepared, and for a tracer's cursor.
+    _prepared_statements: PreparedStatements | None
+    # Whether a tracer's cursor is used. It gets statements as text, because a tracer cannot add a comment to bytes.
+    _traced = False
     server_version = ""
     _switched = False
     _begun = False

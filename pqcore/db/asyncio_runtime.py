@@ -186,7 +186,7 @@ class AsyncioRuntime:
         self, work: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]], break_off: Callable[[], object]
     ) -> T:
         loop = asyncio.get_running_loop()
-        over = loop.create_future()  # a waiter for a task would be woken one turn of the loop later
+        over = loop.create_future()  # a future wakes its waiter one turn of the loop earlier than a task does
 
         async def finish() -> T:
             try:
@@ -249,7 +249,7 @@ class _Guard:
         self._cancellation: asyncio.CancelledError | None = None
 
     def cancelled(self) -> bool:
-        """Whether the task was cancelled by other code; a timeout within the coroutine takes its cancellation back."""
+        """Return whether other code cancelled the task; a timeout in the coroutine takes its own cancellation back."""
         return self._cancellation is not None and still_cancelled()
 
     def cancellation(self) -> asyncio.CancelledError:

@@ -182,7 +182,7 @@ class BackendAdapter:
             raise ConfigurationError(msg)
 
     def leave(self) -> None:
-        """Let no present session be lent or used for LISTEN again, because the server no longer takes writes."""
+        """Stop lending the present sessions and using them for LISTEN, because the server no longer takes writes."""
         for session in self.sessions():
             session.state_unknown = session.left = True
 
@@ -207,7 +207,7 @@ class BackendAdapter:
         return 0.0 if number < 0 else min(0.1 * 2.0**number, LONGEST_PAUSE)
 
     def break_off_unheard(self, limit: float) -> None:
-        """Close idle connections on which the server has not been heard for ``limit`` seconds.
+        """Close idle connections on which the server has sent no answer for ``limit`` seconds.
 
         If one connection is half-open, the others probably are, too: finding them one by one would take long.
         """

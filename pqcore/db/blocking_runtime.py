@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class _ThreadEvent:
-    # This class uses a bare lock; threading.Event has a condition, which makes one more lock for each wait.
+    # This class uses a bare lock, because threading.Event makes another lock for each wait.
     __slots__ = ("_is_set", "_lock")
 
     def __init__(self) -> None:
@@ -29,8 +29,10 @@ class _ThreadEvent:
         self._lock.acquire()
 
     def set(self) -> None:
-        self._is_set = True  # set before the release: an interrupt may come in between, and a waiter checks `_is_set`
-        with suppress(RuntimeError):  # the event was already set
+        # `_is_set` is set first, because waiters check `_is_set`, and an interrupt may come before the release. If the
+        # event was already set, `release` raises RuntimeError.
+        self._is_set = True
+        with suppress(RuntimeError):
             self._lock.release()
 
     async def wait(self, seconds: float) -> bool:
@@ -43,7 +45,7 @@ class _ThreadLock:
     def __init__(self) -> None:
         lock: Any = threading.RLock()  # an RLock knows its owner
         self.leave = lock.release
-        self.mine = lock._is_owned  # the method that threading.Condition calls, too
+        self.mine = lock._is_owned  # a private method of RLock, which threading.Condition calls, too
         self._acquire = lock.acquire
 
     async def enter(self) -> object:

@@ -25,12 +25,13 @@ class OpenTransaction:
     """A transaction that a ``with`` block began or joined."""
 
     loan: Loan
-    lock: Lock | None  # taken by tasks that share the transaction; None for threads, which never share a transaction
+    # A lock for tasks that share the transaction; None for threads, which never share a transaction.
+    lock: Lock | None
     # The task that began the transaction, if tasks are used. The reference is weak, because a task keeps the traceback
     # of its error.
     task: ref[object] | None
     blocks: list[Block] = field(default_factory=list)
-    abort_only: bool = False  # whether it took a job for a caller that is gone, so that it can only be rolled back
+    abort_only: bool = False  # whether the transaction must be rolled back: it took a job for a caller that is gone
     process: int = field(default_factory=os.getpid)
     savepoints: int = 0  # the number of operations' savepoints that are kept until the block ends
 
@@ -132,7 +133,7 @@ class Leaving:
             else partial(self._leave, queue.engine, statement)
         )
         engine = None if queue is None else ref(queue.engine)
-        # not the frame of this function, whose reference to itself would keep the statement alive
+        # Take the caller's frame: this function's own frame would refer to itself, and keep the statement alive.
         frame = sys._getframe(1)
         _entering.lookup = _Lookup(ref(statement or leaving), engine, id(frame), frame.f_code, frame.f_lasti)
         return leaving

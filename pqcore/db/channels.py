@@ -80,8 +80,10 @@ class Channels:
 
     def _forget(self) -> None:
         self._channels: set[str] = set()
-        self._unsettled: dict[str, float] = {}  # when waiters with earlier tickets must look once more
-        self._waited: dict[str, float] = {}  # when the last wait ended
+        # By new channel, the time when waiters with earlier tickets must look once more.
+        self._unsettled: dict[str, float] = {}
+        # By channel, the time when the last wait ended.
+        self._waited: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._retry_at = 0.0
         self._tidied = time.monotonic()

@@ -97,13 +97,13 @@ class Engine(Grouping):
             if name is not None and not isinstance(name, str):
                 raise ConfigurationError(f"{kind} is {name!r}; give the name of a {kind}")
         self.dialect, self.names = plugins.dialect(dialect), names
-        self._lent = False  # whether another engine lent the backend, and will close it
-        self._origin: SessionSource | None = None  # for a clone, the source of the engine that it is a clone of
+        self._lent = False  # Whether another engine lent the backend, and will close it.
+        self._origin: SessionSource | None = None  # If this engine is a clone, the source of the original engine.
         self._mode: Mode = mode
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
-        self.security: Security | None = None  # why rows of the table are hidden; None before the first check
-        self.set_back: list[tuple[datetime, timedelta]] = []  # set by the test kit when it moves times back
+        self.security: Security | None = None  # Why rows of the table are hidden; None before the first check.
+        self.set_back: list[tuple[datetime, timedelta]] = []  # The test kit adds a value when it moves times back.
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
             raise ConfigurationError(msg)
@@ -160,7 +160,7 @@ class Engine(Grouping):
         """Return an engine for the same table and server, over the same backend.
 
         The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. The clone shares a
-        pool, and the only connection to a server whose clients share one session, and does not close them.
+        pool. If the server's clients share one session, the clone shares the only connection. The clone closes neither.
 
         Args:
             max_connections: The largest number of the clone's own connections.

@@ -1,8 +1,8 @@
 """Deferring signals while a step must not be left half done.
 
 Python runs signal handlers in the main thread, between any two of its instructions. A handler may raise
-KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. Without a deferral, such an exception could
-lose a job that was just taken for a caller, or keep a done job from being stored as done.
+KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. In the middle of a step, such an exception
+could lose a job that was just taken for a caller, or leave a finished job stored as unfinished.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ def handle_kept() -> None:
 
 
 def leaves(error: BaseException) -> bool:
-    """Return whether an exception from a job's function must end the program, and is no failure of the job.
+    """Return whether an exception from a job's function must end the program, instead of counting as a failure.
 
     Signal handlers raise exceptions only in the main thread, so in any other thread the function itself raised the
-    exception. As an exception to this rule, gevent ends a greenlet by an exception.
+    exception. The only other case is GreenletExit, by which gevent ends a greenlet.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return threading.current_thread() is threading.main_thread()
@@ -139,7 +139,7 @@ def leaves(error: BaseException) -> bool:
 
 
 def is_from_outside(error: BaseException) -> bool:
-    """Return whether a signal's handler, or gevent, raised an exception that left a serializer, a plugin or a policy.
+    """Return whether an exception from a serializer, plugin or policy was raised by a signal handler or by gevent.
 
     Any other exception is a fault of the called code, whatever its class. For example, a panic of a Rust library is not
     an ``Exception``. Python's own handler of SIGINT leaves no frame in the traceback, so a KeyboardInterrupt in the
@@ -163,7 +163,7 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def _was_raised_by(error: BaseException, functions: Iterable[Any]) -> bool:
-    """Return whether one of these functions raised an exception, as the handler of a SIGALRM time limit does."""
+    """Return whether one of the functions, such as the handler of a SIGALRM time limit, raised the exception."""
     codes = {_code_of(function) for function in functions} - {None}
     trace = error.__traceback__
     while codes and trace is not None:
@@ -185,7 +185,7 @@ def _code_of(function: Any) -> Any:
 
 
 def _leaves_no_trace(handler: Any) -> bool:
-    """Return whether a signal handler may raise SystemExit without appearing in a traceback."""
+    """Return whether a signal handler leaves no frame in the traceback of an exception that it raises."""
     return callable(handler) and handler is not signal.default_int_handler and _code_of(handler) is None
 
 

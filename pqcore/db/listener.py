@@ -13,16 +13,16 @@ look notifies the waiter if its INSERT saw the lock:
   is a transaction of its own commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first
   `SETTLE` seconds after the registration looks once more. If the transaction takes longer, polling finds the job.
 
-The listener releases the lock when nobody has waited for `LINGER` seconds. The release counts as a notification, and so
-voids earlier tickets: their holders look again. Then nothing of the channel remains, here or on the server.
+The listener releases the lock when nobody has waited for `LINGER` seconds. The release counts as a notification, so
+waiters with earlier tickets look again. Then neither this process nor the server keeps any state for the channel.
 
 No waiter runs a statement on the listening connection. A waiter asks for the registration of its channel, and waits for
-it at most as long as it would wait for a job. One thread or task registers all requested channels. A second one passes
-notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does not answer a
-call on that connection within `ANSWER` seconds, the connection counts as lost.
+it at most as long as it would wait for a job. One thread or task registers all requested channels. A second thread or
+task passes notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does
+not answer a call on the listening connection within `ANSWER` seconds, the connection counts as lost.
 
-Results and cancellations notify even if nobody waits, so their channels need no lock. They are registered in the same
-way, because the lock does no harm.
+Results and cancellations notify even if nobody waits, so their channels need no lock. The listener takes the lock for
+these channels, too, because the lock does no harm.
 """
 
 from __future__ import annotations
@@ -84,9 +84,12 @@ class Listener(Waiters):
         self._end: object = None
         self._log = ListenerLog()
         self._heard = 0.0
-        self._wishes: dict[str, set[Event]] = {}  # channels to register, and their waiters
-        self._registrar: Background | None = None  # the thread or task that registers the channels
-        self._era = object()  # replaced when the listener is closed
+        # The channels to register, and their waiters.
+        self._wishes: dict[str, set[Event]] = {}
+        # The thread or task that registers the channels.
+        self._registrar: Background | None = None
+        # An object that is replaced when the listener is closed.
+        self._era = object()
 
     async def listen(self, channel: str, seconds: float) -> bool:
         """Ask for a channel's registration, and wait for it.
@@ -113,7 +116,7 @@ class Listener(Waiters):
         return channel in self._channels
 
     async def _register_wishes(self, era: object) -> None:
-        """Register the requested channels, until there are none."""
+        """Register the requested channels, until no request is left."""
         while self._era is era:
             with self._lock:
                 wishes, self._wishes = self._wishes, {}
@@ -139,8 +142,8 @@ class Listener(Waiters):
             return
         try:
             await channels.register(session, wanted)
-            # The driver read some notifications together with these answers, so the socket does not wake the thread for
-            # them.
+            # The driver may have read notifications together with the answers to LISTEN. The socket wakes no thread for
+            # notifications that were already read.
             self._pass_on(await session.notifications())
         except Exception as exc:  # noqa: BLE001 - waiters poll, whatever it is
             if session.usable():  # for example, the lock table is full: all locks of this session are released
@@ -199,7 +202,7 @@ class Listener(Waiters):
         if session is None:
             return
         if not self._runtime.suspends:
-            session.abort()  # so that threads that use or await the connection notice immediately
+            session.abort()  # threads that use the connection or wait for it then notice the end immediately
         entered = await self._session_lock.enter_within(CLOSING)
         try:
             if not entered:

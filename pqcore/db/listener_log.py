@@ -18,7 +18,7 @@ number that differs each time."""
 
 
 class ListenerLog:
-    """A log of the reasons why a listener cannot listen; each reason is logged only once, also if reasons alternate."""
+    """A log of the reasons why a listener cannot listen; each reason is logged only once, even if reasons alternate."""
 
     def __init__(self) -> None:
         self._refused: set[str] = set()

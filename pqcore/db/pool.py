@@ -135,7 +135,7 @@ class Pool(SessionSource):
         while True:
             waiter = Waiter(self._runtime.event())
             try:
-                sessions.waiting.append(waiter)  # first, so that a session that comes back later is handed over
+                sessions.waiting.append(waiter)  # from here on, a session that comes back is handed to the waiter
                 opened = await self._wait(sessions, waiter, loan, deadline)
             except BaseException:
                 sessions.withdraw(waiter)
@@ -296,7 +296,7 @@ class Pool(SessionSource):
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:
             settings["idle_session_timeout"] = ("0", False)
-        check = {"client_connection_check_interval": (CHECK, True)}  # works only if poll(2) reports a close
+        check = {"client_connection_check_interval": (CHECK, True)}  # works only if poll(2) reports closed sockets
         for wanted in ({**settings, **check}, settings):
             values = {
                 "names": list(wanted),

@@ -68,7 +68,8 @@ class Sessions:
                 self.places.add(ref(place, self.places.discard))
                 if len(self.places) <= size:
                     return place
-                self.places.discard(ref(place))  # another thread came first, or also checks again
+                # Another thread took the last place, or both threads did, and both try again.
+                self.places.discard(ref(place))
             except BaseException:  # a traceback may keep the token
                 self.places.discard(ref(place))
                 raise
@@ -120,7 +121,7 @@ def pop_idle(sessions: list[Session]) -> Session | None:
 
 
 async def end_sessions(sessions: Sessions) -> None:
-    """Close idle sessions, and have sessions closed that are given back later, because the event loop ends."""
+    """Close idle sessions because the event loop ends; sessions in use are closed when they are given back."""
     sessions.over = True
     await close_idle_sessions(sessions)
 

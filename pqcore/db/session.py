@@ -44,7 +44,7 @@ UNLISTENED = 20
 """The largest number of channels that one call gives up."""
 ASKING = 5.0
 """Seconds that a cancel request may take."""
-# limits the threads with running cancel requests, which may hang like their connections
+# This semaphore limits the threads that send cancel requests: a cancel request may hang like the connection itself.
 _asking = threading.BoundedSemaphore(8)
 NO_ANSWER = "the server did not answer in time (answer_timeout), and was asked to cancel the statement"
 UNKNOWN = "it may have taken effect, or not: check before you repeat it"
@@ -108,7 +108,7 @@ class Session:
         self.caller_owned = False
         # Whether pqcore opened the connection, so that no other code closes it.
         self.opened = False
-        # The pool's record of the session, and the token with which the pool counts it.
+        # The pool's record of the session, and the token with which the pool counts the session.
         self.pool: Any = None
         self.place: object = None
         # A forked child has a copy of the connection, and must leave it to the parent.
@@ -197,8 +197,8 @@ class Session:
     async def _execute_behind(self, ahead: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a statement behind a savepoint, in one round trip if the driver can send both together.
 
-        `ahead` stays set if the savepoint was not made: an aborted transaction refuses it, and a driver sends nothing
-        if it cannot adapt a value.
+        If the savepoint was not made, `ahead` stays set. This happens if the transaction is aborted, or if the driver
+        cannot adapt a value and so sends nothing.
         """
         if not hasattr(self.driver, "execute_behind"):
             self.ahead = None
@@ -253,7 +253,7 @@ class Session:
         return rows
 
     def _commits(self, query: Query) -> bool:
-        """Return whether a statement itself commits what it writes."""
+        """Return whether a statement writes, and commits by itself."""
         return self.autocommit and not self.caller_owned and writes(query.sql)
 
     async def enter(self) -> None:
@@ -316,7 +316,7 @@ class Session:
                 await self._call("unlisten", self.driver.unlisten, channels[start : start + UNLISTENED])
 
     async def wait(self, seconds: float) -> None:
-        # This call does not record itself, because another call may be running, whose record it would erase.
+        # This method does not set `busy_since`, because another call may be running, and its `busy_since` must stay.
         try:
             waiting: Any = self.driver.wait(seconds)
             if self.suspends:
@@ -368,7 +368,7 @@ class Session:
             getattr(self.driver, "drop", self.driver.abort)()
 
     def __del__(self) -> None:
-        if getattr(self, "opened", False):  # an interrupt, or the end of the event loop, dropped all references to it
+        if getattr(self, "opened", False):  # an interrupt or the end of the event loop dropped all references
             self.drop()
 
     def abort(self) -> None:
@@ -403,7 +403,7 @@ class Session:
         The session of an event loop is closed in that loop, after the loop had time to read what arrived.
 
         Returns:
-            Whether this is the first attempt to break this call off.
+            True if this call was not broken off before, and is still running.
         """
         if self._broken_off == since or self.busy_since != since:
             return False

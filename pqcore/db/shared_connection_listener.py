@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def _nothing(session: Session) -> None:
-    """Do nothing with a session."""
+    """Do nothing: the end of the loan reads the notifications."""
 
 
 class SharedConnectionListener(Channels):
@@ -52,7 +52,7 @@ class SharedConnectionListener(Channels):
             return False
         try:  # borrowing the connection also checks for a pooler
             return await self._lent(min(seconds, channels.REGISTER), lambda session: self._listen(session, channel))
-        except PoolTimeout:  # another thread or task uses it
+        except PoolTimeout:  # another thread or task uses the connection
             return False
 
     async def _lent(self, seconds: float, work: Callable[[Session], Awaitable[T]]) -> T:
@@ -88,7 +88,7 @@ class SharedConnectionListener(Channels):
             try:
                 # arrived notifications are read at the end of the loan
                 await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
-            except PoolTimeout:  # another thread or task uses the connection, and reads notifications at its end
+            except PoolTimeout:  # another thread or task uses the connection; the end of its loan reads notifications
                 return
         self._settle(channel)
 

@@ -87,8 +87,10 @@ class SharedLook:
         self._lock = Lock()
         self._sharers: dict[Sharer, None] = {}  # in the order of their arrival
         self._leader: Sharer | None = None
-        self._due = 0.0  # when the next look is due
-        self._missed_at = 0.0  # when the leader counts as gone
+        # The time of the next look.
+        self._due = 0.0
+        # The time from which the leader counts as gone.
+        self._missed_at = 0.0
 
     async def wait(self, sharer: Sharer, seconds: float, look: Look) -> None:
         """Wait until a waiter is woken, for at most ``seconds``.

@@ -63,8 +63,9 @@ class SocketTurn:
         self._reader: ref[ReadingWaiter] | None = None
         self._over = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._idle = select.epoll()  # the listener's own thread waits on this object
-        self._reading = select.epoll()  # the reader waits on this object
+        # The listener's own thread waits on `_idle`. The waiter that has the turn waits on `_reading`.
+        self._idle = select.epoll()
+        self._reading = select.epoll()
         self._idle.register(fileno, select.EPOLLIN)
         self._reading.register(fileno, select.EPOLLIN)
         self._reading.register(self._bell, select.EPOLLIN)

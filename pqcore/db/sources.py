@@ -190,7 +190,7 @@ class AdoptedPool(SessionSource):
             await self._opener.call("release", self._pool, driver)
             return
         try:
-            loan.clear()  # cleared first, because the pool may lend it to another thread at any moment
+            loan.clear()  # before the release, after which the pool may lend the connection to another thread
             self._opener.call_blocking("release", self._pool, driver)
         except BaseException as exc:
             loan.clear()

@@ -200,8 +200,10 @@ class _Group:
                 found = dict(zip(self._futures, answers, strict=True))
                 line.start(line.undo(gone, [found[future] for future in gone]))
         if line.since == self._began and len(self._futures) > 1:
-            await asyncio.sleep(0)  # callers that were just answered may call again, and then join the next group
-        if line.since != self._began:  # this statement took long, so another task sends the waiting calls
+            # Callers that were just answered may call again in this turn of the loop, and then join the next group.
+            await asyncio.sleep(0)
+        if line.since != self._began:
+            # This statement took long, so another task already sends the waiting calls.
             return False
         if line.is_waited_for():
             line.since = NOT_YET

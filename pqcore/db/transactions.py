@@ -51,8 +51,10 @@ class Transactions(ABC):
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._blocks = runtime.context_slot()
-        self._open: set[Block] = set()  # the blocks of all threads and tasks
-        self._checked = False  # whether a check has found the table
+        # The open blocks of all threads and tasks.
+        self._open: set[Block] = set()
+        # Whether a check has found the table.
+        self._checked = False
 
     @abstractmethod
     async def _check(self, session: Session) -> None:
@@ -154,7 +156,7 @@ class Transactions(ABC):
             raise TransactionOrderError(FORKED.format(transaction.process))
         if not transaction.blocks or transaction.blocks[-1] is not block:
             if block in transaction.blocks:
-                transaction.blocks.remove(block)  # the last block to end gives the connection back
+                transaction.blocks.remove(block)  # when the last block ends, the connection is given back
             msg = "transaction blocks did not end in the reverse order of their begin: do concurrent tasks share one?"
             raise TransactionOrderError(msg)
         transaction.blocks.pop()
@@ -174,7 +176,7 @@ class Transactions(ABC):
         blocks: tuple[Block, ...] = self._blocks.get() or ()
         for block in blocks:
             if block.statement is not None and block.statement() is None:
-                self._cut_off(block)  # in case an interrupt hit that call, too
+                self._cut_off(block)  # an interrupt may have stopped the call at the end of the ``with`` statement
         return tuple(block for block in blocks if block in self._open)
 
     def _current(self) -> OpenTransaction | None:
@@ -334,7 +336,7 @@ async def keep_result(result: object) -> None:
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
-    """Return an operation with a time limit ``times`` as long for its statements; None for no limit."""
+    """Return an operation whose statements have ``times`` the usual time limit; None for no limit."""
 
     async def work(session: Session) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):

@@ -27,8 +27,10 @@ class Waiters(Channels):
         self._waiters: dict[str, set[Event]] = {}
         # channels that are not registered, each with the time of the last `snapshot` of it
         self._paused: dict[str, float] = {}
-        self._woken: set[str] = set()  # the channels of `_paused` that were woken after their last `snapshot`
-        self._trimmed = 0.0  # when channels without waiters were last forgotten
+        # The channels of `_paused` that were woken after their last `snapshot`.
+        self._woken: set[str] = set()
+        # The time when channels without waiters were last forgotten.
+        self._trimmed = 0.0
         self._shared = SharedLook(self.wake_waiters)
 
     @property

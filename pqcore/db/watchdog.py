@@ -55,7 +55,8 @@ class Watchdog:
 
     def watch(self, opener: Watched) -> None:
         """Check the sessions of an opener from now on."""
-        if self._process != os.getpid():  # after a fork, only the parent has the thread, and the thread with the lock
+        # A forked child has no watchdog thread, and its copy of the lock may be locked.
+        if self._process != os.getpid():
             self._begin()
         with self._lock:
             self._openers.add(opener)
@@ -64,7 +65,7 @@ class Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        steady = looked = time.monotonic()  # the process was not suspended after the time `steady`
+        steady = looked = time.monotonic()  # `steady`: the time since which the process was not suspended
         pause, idle = LOOK, 0
         while True:
             time.sleep(pause)

@@ -62,7 +62,7 @@ class Completer:
         self._lease = lease
         self._prefetch = prefetch
         self._awaits_until: float | None = None
-        self._is_limited = False  # whether the last statement that ended and leased jobs leased fewer than asked for
+        self._is_limited = False  # whether the last statement that ended and leased jobs leased fewer than requested
 
     async def run(self) -> None:
         """Store outcomes until cancelled; if called again, continue with the outcomes that are left."""
@@ -74,7 +74,8 @@ class Completer:
             queue_state.wake_completer.clear()
             if self._awaits_fetch():
                 continue
-            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:  # jobs of the same places end soon
+            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:
+                # Other jobs that hold the same places end soon.
                 await asyncio.sleep(GATHER_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
@@ -88,7 +89,8 @@ class Completer:
             if queue_state.throughput > GATHER_ABOVE and not self._is_limited:
                 await asyncio.sleep(GATHER_SECONDS)
             elif queue_state.ends_take and not self._is_limited and queue_state.longest < queue_state.turnaround:
-                await asyncio.sleep(queue_state.longest)  # so that the next statement ends more jobs
+                # More jobs end during this pause, and the next statement ends them together.
+                await asyncio.sleep(queue_state.longest)
 
     def _awaits_fetch(self) -> bool:
         """Return whether to wait until a fetch has ended, so that the statement that ends jobs can lease other jobs."""
@@ -105,7 +107,7 @@ class Completer:
         return False
 
     async def _give_back_unstarted(self) -> PQError | None:
-        """Give back jobs that were not started; return the error if giving back failed."""
+        """Give back jobs that were not started; if the statement fails, return its error."""
         queue_state = self._queue_state
         jobs, queue_state.unstarted = queue_state.unstarted, []
         if not jobs:
@@ -137,8 +139,10 @@ class Completer:
                 self._worker_state.wake_fetchers.set()
                 endings = await queue_state.bridge.call(complete.finish_each, queue_state.queue, outcomes)
                 if any(has_lane(outcome.job.raw_headers) for outcome in outcomes):
-                    queue_state.bridge.engine.wake_unlistened(queue_state.channel)  # waiting jobs may get the places
-        except BaseException:  # after a cancellation, it is unknown whether the outcomes are stored
+                    # Waiting jobs may now get the places of the ended jobs.
+                    queue_state.bridge.engine.wake_unlistened(queue_state.channel)
+        except BaseException:
+            # After a cancellation, it is unknown whether the outcomes are stored.
             queue_state.is_ending = False
             self._store_again(outcomes)
             raise
@@ -154,7 +158,7 @@ class Completer:
         """End jobs that have places under keys, and lease other jobs for these places in the same statement.
 
         Returns:
-            The results of the ends; None if this is not possible now, so that nothing was done.
+            The results of the ends; None if one statement cannot do both now, and the caller must store the outcomes.
         """
         queue_state, worker_state, leased_ahead = self._queue_state, self._worker_state, self._queue_state.jobs_ahead()
         queue, self._is_limited, queue_state.ends_take = queue_state.queue, False, False
@@ -168,7 +172,7 @@ class Completer:
             try:
                 await queue_state.bridge.call(read_current_rules, queue)
             except PQError:
-                return None  # the caller stores the outcomes, and sees then whether the server is at fault
+                return None  # the caller then stores the outcomes, and finds out whether the server is at fault
         if queue.rule_cache.rules.paused or queue.rule_cache.rules.paused_tasks:
             return None  # the fetcher takes the next jobs, and obeys the pauses
         queue_state.ends_take = queue.rate is None and not queue_state.quiet
@@ -206,7 +210,7 @@ class Completer:
             for outcome in outcomes:  # the statement may be committed although a later step failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
-            return None  # the caller stores the outcomes without a take, and sees then which of them are at fault
+            return None  # the caller then stores the outcomes without a take, and finds out which of them fail
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
         accept((lost, taken))
@@ -214,7 +218,7 @@ class Completer:
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 
     def _leases_ahead(self, n: int, free: int, own: int) -> tuple[int, int]:
-        """Return how many jobs to lease, and how many of them for one place under a limit.
+        """Return how many jobs to lease in all, and at most how many of them for each place under a limit.
 
         Args:
             n: The number of jobs to lease without regard to limits.

@@ -56,10 +56,14 @@ class Fetcher:
         self._poll_interval = poll_interval
         self._prefetch = prefetch
         self._stop = stop
-        self._took_all = False  # whether the last fetch took all jobs that were due and admitted
-        self._before: int | None = None  # the channel's snapshot from before the last fetch
-        self._failures = 0  # the number of failed fetches since the last successful one
-        self._slept_with: int | None = None  # the channel's snapshot from before a wait that ended without a look
+        # Whether the last fetch took all jobs that were due and admitted.
+        self._took_all = False
+        # The channel's snapshot from before the last fetch.
+        self._before: int | None = None
+        # The number of failed fetches since the last successful one.
+        self._failures = 0
+        # The channel's snapshot from before a wait, if the wait ended without a look.
+        self._slept_with: int | None = None
 
     async def run(self) -> None:
         """Fetch jobs until the worker drains."""
@@ -80,23 +84,23 @@ class Fetcher:
                     await asyncio.wait_for(self._worker_state.draining.wait(), pause)
 
     async def _follow_given_up(self) -> None:
-        """Run the follow-ups of jobs that this thread took with `get` and never performed."""
+        """Put the follow-ups of jobs that this thread took with `get` and never performed."""
         queue = self._queue_state.queue
         if given_up := given_up_jobs(queue):
             await self._queue_state.bridge.call(follow_ups.complete_given_up, queue, given_up)
 
     async def _wait_for_slots(self) -> int:
-        """Return how many jobs to fetch. If none can be fetched, wait until that may have changed, and return 0."""
+        """Return how many jobs to fetch. If none can be fetched now, wait for a change, and return 0."""
         worker_state, queue_state = self._worker_state, self._queue_state
         queue_state.measure(time.monotonic())
         slots = worker_state.slots_for(queue_state)
         n = 0 if queue_state.fetching or queue_state.quiet else queue_state.fetch_size(slots, self._prefetch)
         if n and (queue_state.shares_places or queue_state.awaits_ends):
-            n = 0  # the statement that ends running jobs leases other jobs, of all lanes
+            n = 0  # the statement that ends the running jobs will lease the next jobs
         queue_state.reserved_slots = max(min(n, slots), 0)
         if n == 0:
             if queue_state.quiet and self._stop is not None and not worker_state.draining.is_set():
-                self._stop()  # a burst worker does not wait until an operator lets it take jobs again
+                self._stop()  # a burst worker stops; it does not wait for an operator's permission to take jobs
             queue_state.wants_slot = not queue_state.quiet and queue_state.next_job() is None
             worker_state.wake_fetchers.clear()
             pause = 2 * PLACE_SECONDS if queue_state.shares_places else None
@@ -108,7 +112,7 @@ class Fetcher:
     async def _fetch(self, n: int) -> None:
         worker_state, queue_state = self._worker_state, self._queue_state
         engine = queue_state.bridge.engine
-        snapshot = engine.snapshot(queue_state.channel)  # before the statement, so that a put after it counts
+        snapshot = engine.snapshot(queue_state.channel)  # read before the look, so that no later put is missed
         woken = None not in (snapshot, self._slept_with) and snapshot != self._slept_with
         self._slept_with = None
         seen, leased_at = worker_state.changes, time.monotonic()
@@ -213,8 +217,8 @@ class Fetcher:
     def _begin_look(self) -> int:
         """Return how many jobs to fetch after a wait; 0 if only the event loop can tell.
 
-        Called in a thread, over a blocking driver. The thread knows the free slots only if the worker has one queue:
-        with several queues, the event loop gives slots away meanwhile.
+        With a blocking driver, a thread calls this method. The thread knows the free slots only if the worker has one
+        queue: with several queues, the event loop gives slots away meanwhile.
         """
         worker_state, queue_state = self._worker_state, self._queue_state
         in_thread = not queue_state.bridge.engine.runtime.suspends

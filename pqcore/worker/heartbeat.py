@@ -130,7 +130,7 @@ class Heartbeat:
                     self._executor.stop(active, "lost")
 
     def _extend_alone(self, active: ActiveJob) -> None:
-        """Extend the lease of a row that another transaction has locked, after a wait for this transaction.
+        """Wait for the transaction that has locked a row, and then extend the row's lease.
 
         Only one row at a time is waited for, because each wait uses a connection of the worker. The next beat extends
         the leases of the other rows.

@@ -89,7 +89,7 @@ class Maintenance:
             turn += 1
 
     async def _release(self) -> None:
-        """Release jobs that wait for no other job any more, on queues that always have jobs to take."""
+        """Release jobs whose parents have all ended, also on queues whose workers never become idle."""
         bridge = self._queue_state.bridge
         while self._released:
             await asyncio.sleep(RELEASE_INTERVAL * (0.5 + random.random()))  # noqa: S311 - see `_sweep`
@@ -114,7 +114,7 @@ class Maintenance:
         await engine.run(work)
 
     async def _run_chores(self) -> None:
-        """Delete expired rows and the attempts of jobs that are gone, and keep samples, as far as the role may."""
+        """Delete expired rows and attempts of deleted jobs, and store samples of figures, as far as the role may."""
         for chore in list(self._chores):
             try:
                 await self._queue_state.bridge.run(chore.run, self._queue_state.bridge.engine)

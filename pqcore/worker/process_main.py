@@ -67,7 +67,7 @@ class Request:
 
 
 class _Context(JobContext):
-    """The context of a job in a process, which is killed to stop the job."""
+    """The context of a job in a process; the worker stops the job by killing the process."""
 
     def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
         super().__init__(queue, job, leaves=lambda _: False)  # any exception of the function is its failure
@@ -93,7 +93,7 @@ def serve(pipe: Connection, first: Sequence[str] = (), max_memory: int | None = 
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal, or systemd, may send signals to all processes, but the worker alone decides when jobs stop.
-        # SIG_IGN would not do: a job's child processes would inherit it.
+        # SIG_IGN is not used, because a job's child processes would inherit it.
         signal.signal(number, lambda *_: None)
     if (worker := multiprocessing.parent_process()) is not None:
         end_with_parent(worker.sentinel)  # otherwise the job would go on while another worker runs it again

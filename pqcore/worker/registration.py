@@ -98,7 +98,7 @@ class Registration:
             logger.debug("%s: cannot delete this worker from the list of workers: %s", self._names(), exc)
 
     def _report(self, error: PQError) -> None:
-        """Log why the worker is not listed. Warn only once, and not of a lost connection: other parts warn of that."""
+        """Log why the worker is not listed. Warn only once, and not of a lost connection, of which other parts warn."""
         unreachable = isinstance(error, (ConnectionLost, PoolTimeout, Closed))
         level = logging.DEBUG if self._has_warned or unreachable else logging.WARNING
         self._has_warned |= not unreachable

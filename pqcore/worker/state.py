@@ -55,7 +55,7 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(eq=False)
 class Places:
-    """The places under a limit for which the worker leased more jobs than may run; the rest of the jobs wait in it.
+    """The places under a limit for which the worker leased more jobs than may run; the others wait in the worker.
 
     Attributes:
         number: How many of the jobs may run concurrently.
@@ -234,7 +234,7 @@ class QueueState:
 
     @property
     def awaits_ends(self) -> bool:
-        """Whether a statement is about to run that ends jobs, and is expected to lease other jobs, of all lanes."""
+        """Whether the completer will soon send a statement that ends jobs, and that probably leases the next ones."""
         return self.ends_take and (self.is_ending or bool(self.outcomes))
 
     @property
@@ -261,7 +261,7 @@ class QueueState:
         self.turnaround = max(seconds, self.turnaround * LONGEST_FADES)
 
     def jobs_ahead(self) -> list[ActiveJob]:
-        """Return jobs that were leased ahead for places and whose ends are not being stored; forget unused places.
+        """Return jobs that were leased ahead for places, except jobs that are being ended; forget unused places.
 
         Call this before outcomes are stored, after they were removed from `outcomes`.
         """

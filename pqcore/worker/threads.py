@@ -149,7 +149,7 @@ class Threads:
             return None
         if self._idle:
             self._wakes.put(True)
-            self._coming = True  # set last: Ctrl-C before the wake-up must leave it False
+            self._coming = True  # set last: if Ctrl-C prevents the wake-up, `_coming` stays False
             self._idle -= 1
             return None
         if len(self._threads) >= self._number or self._closed:
@@ -200,8 +200,8 @@ class Threads:
                 self._idle += 1
             elif self._waiting:
                 new = self._call_thread()
-            # A thread that wakes up reports these outcomes soon: until it gets the GIL, the event loop would wait, too.
-            # A new thread may fail to start.
+            # If another thread is waking up, that thread soon reports these outcomes, too: the event loop would not get
+            # the GIL earlier. This does not apply to a new thread, which may fail to start.
             is_told_of = self._told or (call is not None and self._coming and new is None)
             must_tell = bool(self._made) and not is_told_of
             self._told |= must_tell
