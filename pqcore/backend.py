@@ -493,7 +493,7 @@ class AutocommitSession:
     _switched = False
     # Whether `begin` was called, even if the driver sends BEGIN only with the next statement.
     _begun = False
-    # Whether `begin` switched autocommit off, and it is still off.
+    # Whether autocommit is off because `begin` switched it off.
     _flipped = False
 
     def in_transaction(self) -> bool:

@@ -82,8 +82,8 @@ class BackendRegistry(PluginLoader):
         """Choose a backend for a DSN, and return the reason for the choice.
 
         The first of these that names a backend decides: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the
-        first name in PQCORE_BACKEND with this mode. If none of them names a backend, the choice falls on backends whose
-        driver is installed and new enough: first in the order of `PREFERENCE`, then any other.
+        first name in PQCORE_BACKEND with this mode. If none of them names a backend, a backend is chosen whose
+        driver is installed and new enough: the first one in `PREFERENCE`, or else any other.
 
         Raises:
             UnknownBackend: No backend has this name, or no backend of this name has this mode.
@@ -287,7 +287,7 @@ class BackendRegistry(PluginLoader):
         if self._loading is not None and owners and all(each.value != self._loading.value for each in owners):
             brings = f"a backend {spec.name!r}, a name that belongs to {origin_of(owners[0])}"
             raise PluginError(f"{origin_of(self._loading)} registers {brings}: give the backend another name")
-        if len({each.value for each in owners}) > 1:  # ambiguous; `_load` raises the error
+        if len({each.value for each in owners}) > 1:  # two plugins bring the backend: `_load` raises the error
             return
         key = (spec.name, spec.mode)
         if key in self._specs and self._specs[key] != spec:
@@ -303,7 +303,7 @@ def class_names(cls: type) -> set[str]:
 
 
 def _classes_of(target: Any) -> Iterator[type]:
-    """Return an object's class, the classes in its proxies, and the class that a proxy reports as its own."""
+    """Return the classes of an object and of the objects inside its proxies, and the class that a proxy claims."""
     layer = target
     for layer in layers(target):
         yield type(layer)

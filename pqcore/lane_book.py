@@ -144,7 +144,7 @@ class LaneBook:
             ended: When the look ended, by the same clock.
 
         Returns:
-            Whether the look found a new lane or job; and the texts of lanes that only the headers of jobs define.
+            Whether the look found a new lane or job; and the texts of lanes that only the headers of their jobs define.
         """
         found: dict[str, int] = {}
         scanned: list[str] = []

@@ -86,7 +86,7 @@ class PsycopgSession(Common, AutocommitSession):
             self._forget_prepared()
             if not begins:
                 raise
-            self.connection.rollback()  # only BEGIN was sent before
+            self.connection.rollback()  # nothing is lost: the transaction had only its BEGIN
             self._wait(self._together(self._leading(before), query, parameters))
         except psycopg.OperationalError:
             self._bury()

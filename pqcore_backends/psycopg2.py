@@ -206,7 +206,7 @@ class Psycopg2Session(AutocommitSession):
             name = f"pqcore_{next(_names)}"
             self._cursor.execute(query.prepare(name))
             call = _Call.of(f"EXECUTE {name} ({', '.join(['%s'] * len(query.first))})", _kinds_of(query))
-        self._calls[query.sql] = call  # stored only after it exists on the server
+        self._calls[query.sql] = call  # stored only after the prepared statement exists on the server
         return call
 
     def listen(self, channel: str) -> None:

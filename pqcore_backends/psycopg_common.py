@@ -92,7 +92,7 @@ class Common:
     _plain: Any
     # None if nothing may be prepared, and for a tracer's cursor.
     _prepared_statements: PreparedStatements | None
-    # Whether a tracer's cursor is used. It gets statements as text, because a tracer cannot add a comment to bytes.
+    # Whether a tracer's cursor is used, which gets statements as text: a tracer cannot add a comment to bytes.
     _traced = False
     server_version = ""
     _switched = False

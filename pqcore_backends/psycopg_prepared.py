@@ -95,5 +95,6 @@ class PreparedStatements:
         converters.set_pgresult(result, set_loaders=statement.name is not name)
         statement.name = name
         rows: Sequence[Row] = converters.load_rows(0, result.ntuples, tuple)
-        converters.set_pgresult(None, set_loaders=False)  # `converters` keeps no result until the next one
+        # Without this call, `converters` would keep the result in memory until the next statement.
+        converters.set_pgresult(None, set_loaders=False)
         return rows

@@ -133,7 +133,7 @@ class Leaving:
             else partial(self._leave, queue.engine, statement)
         )
         engine = None if queue is None else ref(queue.engine)
-        # Take the caller's frame: this function's own frame would refer to itself, and keep the statement alive.
+        # Take the caller's frame: this function's own frame would refer to itself, and so keep the statement alive.
         frame = sys._getframe(1)
         _entering.lookup = _Lookup(ref(statement or leaving), engine, id(frame), frame.f_code, frame.f_lasti)
         return leaving

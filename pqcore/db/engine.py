@@ -159,8 +159,8 @@ class Engine(Grouping):
     def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
         """Return an engine for the same table and server, over the same backend.
 
-        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. The clone shares a
-        pool. If the server's clients share one session, the clone shares the only connection. The clone closes neither.
+        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. A caller's pool is
+        shared, and so is the only connection to a server whose clients share one session. The clone closes neither.
 
         Args:
             max_connections: The largest number of the clone's own connections.
@@ -321,7 +321,7 @@ class Engine(Grouping):
     async def close(self) -> None:
         """Close the connections; those in use are closed when they are given back."""
         if not self._lent:
-            await self.source.close()  # closed first, so that woken waiters find it closed
+            await self.source.close()  # before the waiters wake, so that they find the source closed
         for listener in self._listeners.others():
             listener.end_from_afar()
         await self.listener.end()

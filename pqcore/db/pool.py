@@ -277,7 +277,7 @@ class Pool(SessionSource):
             if session.lasting:
                 await self._set_up(session, listens=listens)
             return session  # noqa: TRY300 - an interrupt may come to this line, too
-        except BaseException:  # after any exception, even a cancellation, because no other code knows of the session
+        except BaseException:  # also after a cancellation: no other code refers to the session, and could close it
             if session is not None:
                 await discard(session)
             raise
@@ -327,7 +327,7 @@ class Pool(SessionSource):
     async def _reach(self) -> Session:
         try:
             return await self._opener.open("connect", self._dsn)  # type: ignore[return-value]
-        except (ValueError, TypeError) as exc:  # a driver that parses the DSN itself
+        except (ValueError, TypeError) as exc:  # from a driver that parses the DSN itself
             raise ConfigurationError(why_unread(exc, self._dsn)) from None
         except PQError as exc:
             cause, sqlstate = exc.__cause__, getattr(exc, "sqlstate", None)

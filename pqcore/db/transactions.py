@@ -89,7 +89,8 @@ class Transactions(ABC):
         try:
             await source.acquire(loan)
             begin = self._begin(loan)
-            if source.may_have_open_transaction:  # otherwise an interrupt only loses one of pqcore's own connections
+            # On one of pqcore's own connections, `shield` is not needed: an interrupt would only lose the connection.
+            if source.may_have_open_transaction:
                 savepoint = await self.runtime.shield(begin, partial(self._abandon, loan), loan.abort)
             else:
                 savepoint = await begin

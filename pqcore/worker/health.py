@@ -98,7 +98,7 @@ class Answer(NamedTuple):
 
 
 class Look(Generic[T]):
-    """Asks the database one question for all clients that want the answer, never twice concurrently.
+    """Asks the database a question; clients that ask meanwhile, or soon afterwards, get the same answer.
 
     Args:
         ask: The function that asks the question.

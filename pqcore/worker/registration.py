@@ -78,7 +78,7 @@ class Registration:
         age = time.monotonic() - self._started
         renewal = self._bridge.call(worker_registry.announce, self._worker, tasks, running, age)
         self._renewal = asyncio.ensure_future(renewal)
-        quiet = await asyncio.shield(self._renewal)  # a statement that arrives after the withdrawal would undo it
+        quiet = await asyncio.shield(self._renewal)  # arriving after the withdrawal, it would list the worker again
         self._listed = True
         for each in self._queue_states:
             if self._worker_state.set_quiet(each, quiet=each.queue.name in quiet):
