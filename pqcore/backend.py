@@ -126,8 +126,8 @@ class DriverSession(Protocol):
         """Return whether a transaction is open, even a failed one; ask the driver, not the server.
 
         Return True after `begin`, even if the driver sends BEGIN later. Even in asynchronous sessions, the method is
-        not awaited. If the driver's own answer is a coroutine, await that answer in `enter`, and then follow the BEGIN,
-        COMMIT and ROLLBACK of `begin`, `commit`, `rollback` and `execute`.
+        not awaited. If the driver's own answer is a coroutine, await that answer in `enter`, and then keep track of
+        each BEGIN, COMMIT and ROLLBACK that `begin`, `commit`, `rollback` and `execute` send.
         """
 
     def usable(self) -> bool:
@@ -253,7 +253,8 @@ class DriverSession(Protocol):
     def busy(self) -> bool:
         """Return whether a statement is running, including the caller's own; ask the driver, not the server.
 
-        Another thread calls this method. May be left out.
+        Another thread calls this method. May be left out: without it, pqcore cannot break off a statement that the
+        caller runs in a transaction block.
         """
 
     def through(self, proxy: Any) -> None:
@@ -278,9 +279,9 @@ class AsyncDriverSession(Protocol):
     """One connection of an asynchronous driver: like `DriverSession`, but awaited.
 
     If a call of the driver ends immediately when its task is cancelled, the session may set an attribute
-    ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. If no call of the
-    driver cancels its own task, as `asyncio.timeout` does, the session may set an attribute ``cancels_task`` to false.
-    A get or a lease then needs no separate task.
+    ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. Some calls
+    of a driver cancel their own task, as `asyncio.timeout` does. If no call does so, the session may set an attribute
+    ``cancels_task`` to false, and a get or a lease then needs no separate task.
 
     If the task is cancelled, the call may raise `asyncio.CancelledError`, even if the server still runs the statement.
     On its own connection, pqcore then calls only `abort` and `close`. On a caller's connection, it waits until `begin`

@@ -3,7 +3,7 @@
 Consumers must obey a changed rule soon, but reading the rules before every take would cost too much. So each queue
 object caches the rules that it read. If the queue is not paused, the queue object uses the cached rules for `KEPT`
 seconds, or for half of the queue's poll interval.
-While the queue is paused, each take reads the rules, so that a waiter woken by `Queue.resume` takes immediately.
+While the queue is paused, each take reads the rules, so that a waiter woken by `Queue.resume` takes a job immediately.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _LINK = frozenset({"queue", "serializer", "data", "payload", "headers", "delay"}
 def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
     """Return the headers of a row, and the faults of headers that were left out.
 
-    The faults are empty if there are none.
+    The faults are an empty text if no header was left out.
 
     Args:
         text: The text in the row, which should be JSON.

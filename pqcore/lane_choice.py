@@ -41,7 +41,7 @@ class KnownLane:
         self.taken = 0
 
     def after(self, now: float) -> str | None:
-        """Return the job behind which the next look begins; None for a look from the beginning."""
+        """Return the job after which the next look begins; None for a look from the beginning."""
         self.is_full = self.taken < SUCCESSION or now - self.last_at >= FULL_LOOK or self.full_looks.is_due(now)
         return None if self.is_full else self.last
 

@@ -88,7 +88,7 @@ Parents: TypeAlias = "int | After | Iterable[int | After] | None"
 
 
 def rereadable(after: Any) -> Any:
-    """Return the option ``after`` in a form that can be read several times, although a generator was given."""
+    """Return the option ``after`` in a form that can be read several times, even if the caller gave a generator."""
     return list(after) if isinstance(after, Iterator) else after
 
 

@@ -1,9 +1,10 @@
 """Group commit in the client: concurrent calls of one process share a statement.
 
-The flush of a commit to disk dominates the cost of a small operation, and concurrent callers would each pay it. A
-*line* holds the calls of one operation with the same queue and options, from one process or event loop. While no
-statement of the line is running, a call runs by itself, immediately. While a statement is running, calls wait in the
-line. When it ends, the waiting calls go together, in one statement and one commit, and each call gets its own answer.
+The flush of a commit to disk dominates the cost of a small operation, and without groups, each caller would wait for a
+flush of its own. A *line* holds the calls of one operation with the same queue and options, from one process or event
+loop. While no statement of the line is running, a call runs by itself, immediately. While a statement is running, calls
+wait in the line. When it ends, the waiting calls go together, in one statement and one commit, and each call gets its
+own answer.
 
 No call waits only so that others can join it. No call waits long for a slow statement, which may wait for a lock or a
 trigger. After `PATIENCE` seconds, the next group uses another connection.

@@ -110,7 +110,7 @@ class Runtime(Protocol):
         *,
         own_task: bool = True,
     ) -> T:
-        """Finish ``work`` once it has begun; if the caller was cancelled meanwhile, undo it.
+        """Run ``work`` to its end, even if the caller is cancelled meanwhile; in that case, undo the result.
 
         Args:
             work: The work to finish. After a cancellation, the work has `AFTER_CANCEL` seconds.

@@ -139,7 +139,7 @@ class Executor(Runner[ActiveJob]):
     def _warn_of_unstopped(self, active: ActiveJob, told_at: float) -> None:
         """Warn that a thread goes on although its job was stopped, and break off the statement that the thread runs.
 
-        This is possible only for a statement in a transaction block of the thread. Nothing else can end a thread.
+        Only statements in a transaction block of the thread can be broken off. Nothing else can end a thread.
         """
         if not active.is_running or active.context is None or active.thread is None:
             return
@@ -355,7 +355,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.notify_if_idle()
 
     def leave(self, error: BaseException) -> None:
-        """Have the worker raise an error after it gave its jobs back; raised here, it would end the event loop."""
+        """Have the worker raise an error after it gave its jobs back: an error raised here would end the event loop."""
         self._worker_state.interrupt(error)
 
     async def _call_in_process(self, active: ActiveJob, run: Run) -> Any:

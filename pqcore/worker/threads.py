@@ -83,9 +83,9 @@ class Threads:
     The threads are daemons: a thread that never ends does not keep the process from ending.
 
     Calls and outcomes are handed over in batches, because waking a thread costs more than a short call. A thread makes
-    the waiting calls one after another. Before each call, if more calls wait and no other thread is waking up, it wakes
-    another thread, so that no call waits behind a long call. The event loop is woken once for all outcomes that have
-    gathered.
+    the waiting calls one after another. Before each call, if more calls wait and no other thread is waking up, the
+    thread wakes another one, so that no call waits behind a long call. The event loop is woken once for all outcomes
+    that have gathered.
 
     Args:
         number: The largest number of threads.

@@ -10,8 +10,8 @@ The worker is asynchronous inside, over any backend. These parts run concurrentl
 * `Maintenance` (one per queue) puts the jobs of periodic tasks, and sweeps;
 * `Registration` (one per table) lists the worker in the table of workers.
 
-They share a `WorkerState`, with a `QueueState` per queue. A failure of the database stops none of these parts: each
-waits, with backoff and jitter, and goes on.
+The parts share a `WorkerState`, with a `QueueState` per queue. A failure of the database stops none of these parts:
+each waits, with backoff and jitter, and goes on.
 """
 
 from __future__ import annotations
