@@ -577,7 +577,7 @@ class Signal:
     async def wait(self, seconds: float) -> bool:
         """Wait until the signal is set, for at most ``seconds``; return whether it is set."""
         if not self._is_set:
-            from asyncio import get_running_loop  # takes long to import, and blocking drivers do not need it
+            from asyncio import get_running_loop  # asyncio takes long to import, and blocking drivers do not need it
 
             loop = get_running_loop()
             waiter = loop.create_future()

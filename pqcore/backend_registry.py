@@ -166,7 +166,7 @@ class BackendRegistry(PluginLoader):
         if scheme == kind and kind in ("", *POSTGRESQL):
             return None
         if strict and wanted in self.backend_names():
-            self._load(BACKENDS, wanted)  # raises the plugin's error if it is broken
+            self._load(BACKENDS, wanted)  # if the plugin is broken, `_load` raises the plugin's error
         spelt = {scheme, f"postgresql+{wanted}"} if kind in POSTGRESQL else {scheme}
         named = [
             spec

@@ -79,7 +79,7 @@ async def call_hook(hook: str, event: PutEvent | JobEvent | ServerEvent, *, bloc
     for result in _each(hook, event):
         if not inspect.isawaitable(result):
             continue
-        import asyncio  # takes long to import, and few hooks return awaitables
+        import asyncio  # asyncio takes long to import, and few hooks return awaitables
 
         try:
             if blocking:

@@ -385,7 +385,7 @@ def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: C
         if _as_new(queue, make(name)):
             forgotten[name] = queue
         else:
-            kept[name] = queue  # insert it as the newest
+            kept[name] = queue  # as the last key of the dict, the queue counts as the newest
 
 
 def _as_new(queue: QueueSettings, new: QueueSettings) -> bool:

@@ -48,7 +48,8 @@ _SETTINGS = {
     "max_connections": "200",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    "dynamic_shared_memory_type": "mmap",  # kept in the data directory, so that a crash leaves nothing in /dev/shm
+    # With mmap, shared memory is in the data directory, so a crash leaves nothing in /dev/shm.
+    "dynamic_shared_memory_type": "mmap",
 }
 
 
@@ -285,7 +286,8 @@ class EmbeddedServer:
             if self._wait() is None:
                 self.port = port
                 return
-            if self.port or is_free(port):  # if not, another process took the port meanwhile: try the next one
+            # If the port is not free, another process took it meanwhile: try the next port.
+            if self.port or is_free(port):
                 break
         raise EmbeddedServerError(f"the embedded server did not start:\n{self._log_tail(begin)}")
 

@@ -50,7 +50,7 @@ PSYCOPG_ASYNC = BackendSpec(
     connections=("psycopg.AsyncConnection",),
     pools=("psycopg_pool.pool_async.AsyncConnectionPool",),
     bare_loop="pqcore.benchmarks.bare_psycopg:BareAsyncPsycopg",
-    schemes=("postgresql+psycopg_async",),  # the form that SQLAlchemy uses
+    schemes=("postgresql+psycopg_async",),  # the scheme that SQLAlchemy uses for this driver
     lowest=_PSYCOPG,
 )
 

@@ -223,7 +223,7 @@ class Common:
         try:
             pgconn.consume_input()
         except psycopg.OperationalError:
-            pgconn.notifies()  # this reads what had arrived before the end
+            pgconn.notifies()  # makes libpq parse what arrived before the end, such as the server's last message
             self._raise_farewell()
             raise
         while notify := pgconn.notifies():

@@ -12,7 +12,7 @@ from pqcore.errors import Closed, PoolTimeout
 
 try:
     import psycopg_pool
-except ImportError:  # without it, there are no pools to accept
+except ImportError:  # without psycopg_pool, there are no pools to accept
     POOL_ERRORS: tuple[type[Exception], ...] = ()
 else:
     POOL_ERRORS = (psycopg_pool.PoolClosed, psycopg_pool.PoolTimeout)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pqcore.db import runtime
 
 if TYPE_CHECKING:
-    import asyncio  # takes long to import, and sessions of threads do not need it
+    import asyncio  # asyncio takes long to import, and sessions of threads do not need it
 
 T = TypeVar("T")
 

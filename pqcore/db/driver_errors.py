@@ -46,7 +46,7 @@ _BY_SQLSTATE: tuple[tuple[str, type[DatabaseError], str], ...] = (
 READ_ONLY = "25006"
 """The SQLSTATE with which a server refuses a statement because the server takes no writes."""
 _UNIQUE = "23505"
-_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # the form in the error's detail, in any language
+_ID = re.compile(r"\(id(?:, q_name)?\)=\((-?\d+)")  # the error's detail has this form in any language
 _BEHIND = (
     "a sequence is behind the stored ids, as after logical replication, a restore, or TRUNCATE ... RESTART IDENTITY:"
     " run pqcore create --set-sequences"
@@ -76,7 +76,7 @@ def translate(exc: BaseException, doing: str, *, lost: bool = False) -> Exceptio
         return SchemaOutdated(f"{doing}: {_first(reason)}: {advice}")
     if sqlstate == _UNIQUE and (taken := _ID.search(f"{reason} {getattr(exc, 'detail', '')}")):
         return IdTaken(f"{doing}: id {taken[1]} is taken ({_BEHIND})", sqlstate)
-    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # in any language that the server speaks
+    if sqlstate == NOTIFICATIONS_FULL and "NOTIFY" in reason:  # the message has this word in any language of the server
         return TransientError(f"{doing}: {reason} ({_FULL})", sqlstate)
     if sqlstate == "42501":
         reason = _first(reason)

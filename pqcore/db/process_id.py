@@ -49,7 +49,8 @@ and then reads ``current.id``; other code calls `process_id`."""
 def process_id() -> int:
     """Return the id of this process."""
     if not unforked_page[0]:
-        current.id = os.getpid()  # set first, because another thread that sees a 1 uses this id
+        # The id is set first, because another thread that reads a 1 from the page uses the id.
+        current.id = os.getpid()
         if isinstance(unforked_page, mmap.mmap):
             unforked_page[0] = 1
     return current.id

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pqcore.errors import PQError
 
 if TYPE_CHECKING:
-    import asyncio  # takes long to import, and the blocking face does not need it
+    import asyncio  # asyncio takes long to import, and the blocking face does not need it
 
     from pqcore.db.group_commit import Line, Runner, Together
 

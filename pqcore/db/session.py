@@ -84,7 +84,7 @@ class Session:
         self.limit = limit
         self._loop: asyncio.AbstractEventLoop | None = None
         if suspends:
-            import asyncio  # takes long to import, and sessions of threads do not need it
+            import asyncio  # asyncio takes long to import, and sessions of threads do not need it
 
             with suppress(RuntimeError):  # a caller's connection may be wrapped before the loop runs
                 self._loop = asyncio.get_running_loop()

@@ -55,7 +55,8 @@ class TaskLine:
         self._travelling: set[asyncio.Task[None]] = set()  # references are kept, because a loop holds its tasks weakly
 
     def is_here(self) -> bool:
-        process = current.id if unforked_page[0] else process_id()  # inlined, because each operation runs this
+        # `process_id` is partly inlined, because each operation runs this line.
+        process = current.id if unforked_page[0] else process_id()
         try:
             return self._process == process and asyncio.get_running_loop() is self._loop()
         except RuntimeError:  # no event loop runs

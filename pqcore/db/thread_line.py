@@ -81,7 +81,7 @@ class ThreadLine:
         self.waiting: deque[_Call] = deque()
 
     def is_here(self) -> bool:
-        # inlined, because each operation runs this
+        # `process_id` is partly inlined, because each operation runs this line.
         return self._process == (current.id if unforked_page[0] else process_id())
 
     def pass_on(self) -> None:
@@ -159,7 +159,7 @@ class _Group:
         self._calls: list[_Call] = []
         self._answers: Sequence[Any] | None = None
         self._failure: BaseException | None = None
-        self._over = False  # set last, because `__del__` checks it
+        self._over = False  # `_over` is set last: `__del__` needs the other attributes
         line.since = NOT_YET
 
     async def go(self) -> None:

@@ -114,7 +114,7 @@ class Schedules:
         plan = self._plan(found) if len(found) <= FEW else await asyncio.to_thread(self._plan, found)
         if not plan.due:
             return plan.pause
-        random.shuffle(plan.due)  # so that several workers begin with different schedules
+        random.shuffle(plan.due)  # several workers then begin with different schedules
         some = plan.due[:MOST_DUE]
         calls = await bridge.call(find_calls, queue, [planned.found.name for planned in some])
         numbers = [await self._tick(planned, calls.get(planned.found.name)) for planned in some]

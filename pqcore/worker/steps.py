@@ -79,7 +79,8 @@ class Steps(ThreadCall):
                 active.steps = None
                 self._executor.stepped.discard(self)
         if pause is CALL_IN_THREAD:
-            self.context = self._own_context.copy()  # so that variables that the function sets are not seen afterwards
+            # The function runs in a copy, so that the coroutine does not see variables that the function sets.
+            self.context = self._own_context.copy()
             self._executor.call_in_thread(self)
         elif pause is TASK:
             active.task = self._own_context.run(asyncio.get_running_loop().create_task, self._coroutine)

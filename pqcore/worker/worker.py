@@ -317,7 +317,7 @@ class Worker:
             while stopped in pending and not all(task.done() for task in fetchers):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()  # errors that end the worker are raised here
+                    task.result()  # raises an error that ends the worker, if there is one
         finally:
             stopped.cancel()
 
