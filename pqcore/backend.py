@@ -161,8 +161,8 @@ class DriverSession(Protocol):
     def execute_behind(self, before: Query, query: Query, parameters: Sequence[object]) -> Sequence[Row]:
         """Run a SAVEPOINT and one statement within a transaction, in one round trip; return the statement's rows.
 
-        If the driver cannot adapt a value, send nothing, and raise an error without a SQLSTATE. This method may be left
-        out: without it, the core sends the two statements one after the other.
+        If the driver cannot adapt a value, send nothing, and raise an error without a SQLSTATE. May be left out:
+        without it, the core sends the two statements one after the other.
 
         Args:
             before: The SAVEPOINT statement, without parameters or rows.

@@ -3,8 +3,8 @@
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
 time, so that it cannot save up turns. A share that gave a job a moment ago, and has none to give now, keeps a few
-turns: perhaps its jobs only wait for places until the ends of earlier jobs are stored. See P. Goyal, H. M. Vin and
-H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
+turns, because perhaps its jobs only wait for places until the ends of earlier jobs are stored. See P. Goyal, H. M. Vin
+and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
 """
 
 from __future__ import annotations
@@ -276,11 +276,11 @@ class LaneBook:
         for known in first:
             fresh.pop(known.lane.text, None)
         if fresh:
-            self._fresh[share] = fresh  # behind the other shares
+            self._fresh[share] = fresh  # the share moves behind the other shares
         return list(dict.fromkeys([*first, *self._rotate(share, lanes, most - len(first))]))
 
     def _rotate(self, key: str | None, items: list[T], most: int) -> list[T]:
-        """Return up to ``most`` items, beginning where the last call for the key ended."""
+        """Return up to ``most`` items, beginning after the last item of the previous call for the key."""
         if len(items) <= most:
             return items
         start = self._rotations.get(key, 0) % len(items)

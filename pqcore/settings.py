@@ -371,8 +371,8 @@ Q = TypeVar("Q", bound=QueueSettings)
 def forget_queues(kept: dict[str, Q], forgotten: MutableMapping[str, Q], make: Callable[[str], Q]) -> None:
     """Remove the oldest of the queues that a `PQ` keeps by name, to limit the memory that queues take.
 
-    A queue stays if it differs from a new queue, because an attribute was set or a task was declared on it. A removed
-    queue that is still referenced elsewhere is found again.
+    A queue stays if it differs from a new queue, because an attribute was set or a task was declared on it. While other
+    code refers to a removed queue, the `PQ` finds the same queue object again by its name.
 
     Args:
         kept: The queues by name, the oldest first.

@@ -58,7 +58,7 @@ class EmbeddedServer:
     """A PostgreSQL server with the default durability, which ends with this process at the latest.
 
     Use it as a context manager, or call `start` and `stop`. A forked child may connect to the server, but does not own
-    it: `stop` does nothing there.
+    the server, and `stop` does nothing in the child.
 
     Args:
         data_dir: The data directory, which is made if missing and kept on `stop`. ``None`` means a temporary directory,

@@ -115,7 +115,7 @@ _registered = extensions.adapters
 
 
 def _kinds_of(query: Query) -> Iterable[type]:
-    """Return the types that a statement's parameters may have; all types, if it does not cast each parameter."""
+    """Return the types that a statement's parameters may have: all types unless the statement casts each one."""
     casts = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", query.numbered))
     if not casts or len(casts) < len(query.first) or not _CASTS.keys() >= {*casts.values()}:
         return _ADAPTERS

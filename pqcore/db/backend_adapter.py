@@ -91,7 +91,7 @@ class BackendAdapter:
             return self.call_blocking(method, *arguments)
         try:
             return await getattr(self.backend, method)(*arguments)
-        except PQError:  # not translated again: some PQErrors are OSErrors, which `errors` may include
+        except PQError:  # no second translation: some PQErrors are OSErrors, and `errors` may include OSError
             raise
         except self.errors as exc:
             raise translate(exc, method, lost=method == "connect") from exc

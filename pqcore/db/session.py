@@ -343,7 +343,7 @@ class Session:
     async def writes(self) -> bool:
         """Return whether the server takes writes on this session, between transactions.
 
-        Return True also if the question cannot be asked now, or the server answers with an error.
+        Return True also if the session cannot ask the server now, or if the server answers with an error.
         """
         if not self.usable() or self.in_transaction():
             return True
@@ -525,7 +525,7 @@ class Session:
             result: Any = method(*arguments)
             if self.suspends:
                 result = await (bounded(result, self) if self._bounds else result)
-        except PQError:  # not translated again: some PQErrors are OSErrors, which the driver's errors may include
+        except PQError:  # no second translation: some PQErrors are OSErrors, as the driver's errors may be
             raise
         except self._errors as exc:
             raise self._told(exc, doing, commits=doing == "commit") from exc

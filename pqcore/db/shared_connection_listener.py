@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def _nothing(session: Session) -> None:
-    """Do nothing: the end of the loan reads the notifications."""
+    """Do nothing: the notifications are read when the loan ends."""
 
 
 class SharedConnectionListener(Channels):
@@ -88,7 +88,7 @@ class SharedConnectionListener(Channels):
             try:
                 # arrived notifications are read at the end of the loan
                 await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
-            except PoolTimeout:  # another thread or task uses the connection; the end of its loan reads notifications
+            except PoolTimeout:  # the thread or task that uses the connection reads notifications when it ends
                 return
         self._settle(channel)
 

@@ -63,7 +63,7 @@ class SessionSource(Protocol):
     def lend(self, loan: Loan, now: float) -> bool:
         """Give the loan a session if that needs no wait; return whether it succeeded.
 
-        Otherwise the caller calls `acquire`.
+        If the result is False, the caller calls `acquire`.
 
         Args:
             loan: The loan.
@@ -74,7 +74,7 @@ class SessionSource(Protocol):
     def take_back(self, loan: Loan) -> bool:
         """Take back a session that is usable and in no transaction, if that needs no wait.
 
-        Return whether it succeeded.
+        Return whether the session was taken back.
         """
         return False
 

@@ -86,7 +86,7 @@ class Waiting(Transactions):
                 hear of a notification.
         """
         if isinstance(self.listener, SharedConnectionListener) and self._current() is not None:
-            await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block uses the only connection: none can listen
+            await self.runtime.sleep(min(seconds, BLIND_POLL))  # the block uses the only connection
         elif ticket is not None:
             await self.listener.wait(channel, ticket, seconds, reads=reads)
         else:

@@ -217,8 +217,8 @@ class Fetcher:
     def _begin_look(self) -> int:
         """Return how many jobs to fetch after a wait; 0 if only the event loop can tell.
 
-        With a blocking driver, a thread calls this method. The thread knows the free slots only if the worker has one
-        queue: with several queues, the event loop gives slots away meanwhile.
+        With a blocking driver, a thread calls this method. The thread knows the free slots only if the worker has a
+        single queue. With several queues, the event loop gives slots away meanwhile.
         """
         worker_state, queue_state = self._worker_state, self._queue_state
         in_thread = not queue_state.bridge.engine.runtime.suspends

@@ -1,4 +1,4 @@
-"""The line that a worker logs for each attempt to run a job, if it is told to."""
+"""The line that a worker logs for each attempt to run a job, if the worker was told to log runs."""
 
 from __future__ import annotations
 

@@ -182,6 +182,6 @@ class Maintenance:
 
 
 def _event(queue: Any, periodic: Periodic) -> PutEvent:
-    """Return the event for plugins of a job that a tick puts."""
+    """Return the event that plugins receive for a job that a tick puts."""
     call = periodic.call
     return PutEvent(queue.name, call.data(), call.task.path, dict(call.options.headers or {}))

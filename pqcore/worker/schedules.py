@@ -62,7 +62,7 @@ class _Planned:
 
 @dataclass
 class _Plan:
-    """The schedules at one look.
+    """The schedules that one look found.
 
     Attributes:
         due: The schedules of which a tick is due, or whose stored tick has to be corrected.
