@@ -329,7 +329,7 @@ class Backend(Protocol):
 
         The core reads the SQLSTATE from an attribute ``sqlstate`` or ``pgcode``; if the driver keeps it elsewhere, set
         the attribute. Every error that the server reports must have a SQLSTATE: docs/reference/backend-contract.md
-        lists what pqcore does with which SQLSTATE. If a driver gives none, no backend over that driver can conform.
+        lists what pqcore does with which SQLSTATE. A backend over a driver without SQLSTATEs cannot conform.
         Users see the ``str()`` of an exception, and pqcore reads the server's DETAIL from this text, or from an
         attribute ``detail``. A class attribute may replace the property.
         """

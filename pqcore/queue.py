@@ -793,7 +793,8 @@ class PQ(BasePQ[Queue]):
         """Tell a worker to take no more jobs; return whether the worker is listed.
 
         The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives
-        back jobs that it has not started. It does not stop. A worker that is started later has another id.
+        back jobs that it has not started. The worker process does not stop. The request does not apply to a worker that
+        is started later, because that worker has another id.
 
         Args:
             worker_id: The id of the worker, from `workers`.

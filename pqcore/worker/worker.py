@@ -377,7 +377,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         for queue_state in self._worker_state.queue_states:
-            queue_state.bridge.engine.wake(queue_state.control)  # threads that listen to it then end
+            queue_state.bridge.engine.wake(queue_state.control)  # threads that wait on this channel then end
         await executor.close()
         await _cancel_and_wait(tasks)
 
