@@ -164,10 +164,9 @@ class Engine(Grouping):
 
         Args:
             max_connections: The largest number of the clone's own connections.
-            limit: Seconds that a statement may wait for the server's answer, and after which the server ends a
-                connection of the clone that is idle in a transaction. If this process stops or loses its connection,
-                other clients wait for its locks at most for this time. Behind a pooler, the server's limit is not set,
-                because it would stay with the server's connection.
+            limit: Seconds that a statement may wait for the server's answer, and after which the server ends an idle
+                transaction of the clone. If this process dies, other clients wait for its locks at most for this time.
+                Behind a pooler, the server's limit is not set: it would stay with the server's connection.
 
         Raises:
             ConfigurationError: This engine was given a single connection.
