@@ -62,7 +62,7 @@ SELECT q_name, count(*), max(age) FROM (
 
 
 async def check_leases(context: CheckContext) -> list[Finding]:
-    """Check for expired leases whose jobs nobody took again."""
+    """Check for jobs whose leases have expired, and which no consumer has taken again."""
     rows = await context.ask("expired_leases", _EXPIRED, overdue=OVERDUE)
     details = {"queues": [{"queue": queue, "leases": number, "seconds": age} for queue, number, age in rows]}
     if not rows:

@@ -1,4 +1,4 @@
-"""The table and the session with which checks run."""
+"""What each check of ``pqcore doctor`` receives: the table to examine, and a session to the database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pqcore.doctor.findings import Finding
 from pqcore.operations.activity import STORED
 from pqcore.operations.schema_info import ask
 
-# The figures of partitions are added up; the storage options are those of the partition with the fewest options.
+# For a partitioned table, the query adds up the figures of the partitions. It returns the storage options of the
+# partition that has the fewest options.
 _FIGURES = f"""
 WITH stored AS (
   SELECT c.oid, c.reloptions, c.relpages FROM pg_class AS c WHERE c.oid IN {STORED}
@@ -30,7 +31,7 @@ FROM stored AS c LEFT JOIN pg_stat_all_tables AS s ON s.relid = c.oid"""
 
 
 class TableRow(NamedTuple):
-    """The columns of the statement that describes the table; for partitions, the sums.
+    """A row of the statement that describes the table; for a partitioned table, the figures of all partitions together.
 
     Attributes:
         autovacuum: The server's setting ``autovacuum``.
@@ -65,7 +66,7 @@ class TableRow(NamedTuple):
 
 @dataclass
 class CheckContext:
-    """The table and the session with which checks run.
+    """What each check receives: the table to examine, and a session to the database.
 
     Attributes:
         engine: The engine.
@@ -81,18 +82,18 @@ class CheckContext:
     _table: TableRow | None = None
 
     async def table(self) -> TableRow:
-        """Return the description of the table, which is read once."""
+        """Return the description of the table; only the first call reads it from the database."""
         if self._table is None:
             [row] = await self.ask("table", _FIGURES)
             self._table = TableRow._make(row)
         return self._table
 
     async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
-        """Run a statement that only reads, with the names of the tables inserted; see `schema_info.ask`."""
+        """Insert the names of the tables into a reading statement, and run it; see `schema_info.ask`."""
         return await ask(self.engine, self.s, name, template, **values)
 
     def bare(self, name: str) -> str:
-        """Return an identifier without quotes and schema, as the catalogues have it."""
+        """Return an identifier as PostgreSQL's catalogues store it: without quotes and without the schema."""
         quoted = self.engine.names.substitutions()[name]
         prefix = "" if self.engine.names.schema is None else self.engine.names.qualified("x")[: -len('"x"')]
         return quoted.removeprefix(prefix)[1:-1].replace('""', '"')

@@ -1,7 +1,7 @@
-"""The examination of a table and its server by ``pqcore doctor``, and its judgement.
+"""Examine a table and its server for ``pqcore doctor``, and judge what the checks find.
 
-Nothing is changed, and no job is taken. Queries run in a read-only transaction; the only other statement is a
-notification on a separate channel. If the role may not ask something, that is a finding like the others.
+The examination changes nothing, and takes no job. Queries run in a read-only transaction; the only other statement is a
+notification on a separate channel. If the role lacks the privilege for a query, the report says so in a finding.
 """
 
 from __future__ import annotations

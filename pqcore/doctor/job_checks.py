@@ -58,7 +58,7 @@ async def check_batches(context: CheckContext) -> list[Finding]:
 
 
 async def check_dependencies(context: CheckContext) -> list[Finding]:
-    """Check for jobs that wait for other jobs which are gone, as after TRUNCATE or with the trigger disabled."""
+    """Check for jobs whose parents are gone, for example after a TRUNCATE, or while the trigger was disabled."""
     query = context.s.sql.dependencies.lost_parents
     lost = [(job, parent) for job, parent in await context.s.execute(query, query.bind({"n": MOST_LOST}))]
     query = context.s.sql.dependencies.count_blocked
@@ -78,7 +78,7 @@ async def check_dependencies(context: CheckContext) -> list[Finding]:
     return [Finding("dependencies", "warning", message, f"pqcore retry {job}, or pqcore cancel {job}", details)]
 
 
-# Only waiting rows are read, and no more than the message needs; finished rows are not read.
+# The query reads at most 10,000 waiting rows of each class, and no finished rows.
 _PUT_OFF = f"""
 SELECT q_name, error->>'type', count(*), min(error->>'message') FROM (
   {
@@ -92,7 +92,7 @@ WHERE error->>'type' = ANY (:reasons::text[]) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 
 
 
 async def check_put_off(context: CheckContext) -> list[Finding]:
-    """Check for jobs that wait for another deployment, which knows their function or can read their data."""
+    """Check for jobs that workers postpone, because they do not know the jobs' function or cannot read the data."""
     rows = await context.ask("put_off_jobs", _PUT_OFF, reasons=list(PUT_OFF))
     if not rows:
         return [Finding("put_off", "ok", "no job waits for another deployment of its workers", details={"jobs": []})]
@@ -107,7 +107,7 @@ async def check_put_off(context: CheckContext) -> list[Finding]:
 
 
 async def check_pauses(context: CheckContext) -> list[Finding]:
-    """Check for pauses in force, which an operator may have forgotten."""
+    """Check for pauses that are in force; an operator may have forgotten to end them."""
     rows = await context.ask(
         "pauses",
         "SELECT q_name, name, extract(epoch FROM statement_timestamp() - changed_at)::float8,"
@@ -129,7 +129,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:
-    """Check for ticks in the future, which were put while the server's clock was ahead, and then for late ticks."""
+    """Check for ticks in the future, put while the server's clock was ahead; if there are none, for late ticks."""
     rows = await context.ask(
         "ticks_ahead",
         "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"
@@ -172,7 +172,7 @@ async def _late_ticks(context: CheckContext) -> list[Finding]:
 
 
 async def check_encodings(context: CheckContext) -> list[Finding]:
-    """Check for data of serializers that this process lacks, or under keys that it does not hold."""
+    """Check for data that this process cannot read, because it lacks the data's serializer or key."""
     counted = await count_part(context.s, EXAMINED)
     kinds = {(one.serializer, one.key) for one in counted}
     serializers = {name: _serializer(name) for name, _ in kinds if name}
@@ -205,7 +205,7 @@ async def check_encodings(context: CheckContext) -> list[Finding]:
 
 
 def _serializer(name: str) -> object:
-    """Return the serializer for a stored name, or the error that explains why there is none."""
+    """Return the serializer for a stored name; if this process has none, return the error that says why."""
     try:
         return plugins.serializer(name)
     except PQError as exc:

@@ -37,7 +37,7 @@ async def check_plans(context: CheckContext) -> list[Finding]:
         most = sorted(numbers, key=lambda number: number[0], reverse=True)
         queues = [queue for _, queue in most[:QUEUES] if queue is not None] or ["pqcore doctor"]
     pages = (await context.table()).pages
-    # A plan names a partition, or an index of one.
+    # The plan for a partitioned table names a partition, or an index of a partition.
     whole = {str(part): str(name) for part, name in await context.ask("partitions", _WHOLE)}
     found: list[Finding] = []
     takes = [context.s.sql.fetch("ordered", "keep", 1), context.s.sql.fetch("ordered", "lease", 1)]
@@ -58,9 +58,9 @@ async def check_plans(context: CheckContext) -> list[Finding]:
 
 
 async def _explained(s: Session, query: Query, values: Mapping[str, object], mode: str) -> Any:
-    """Return the plan of a statement as a prepared statement has it, without running it.
+    """Prepare a statement, and return the plan that EXPLAIN shows for it; do not run the statement.
 
-    The transaction is read-only, so that even EXPLAIN ANALYZE would take nothing.
+    The transaction is read-only, so the examination cannot take a job, even if EXPLAIN ran the statement.
     """
     name = f"pqcore_doctor_{uuid.uuid4().hex}"
     arguments = [_literal(value) for value in query.given(values)]
@@ -116,7 +116,7 @@ def _judged(
 
 
 def _in_order(node: Any) -> bool:
-    """Return whether a node reads an index in its order, or so few entries that sorting them costs as much."""
+    """Return whether a node of a plan reads an index in order, or reads only a few entries, which are cheap to sort."""
     if node["Node Type"] == "Bitmap Index Scan":
         return bool(node["Plan Rows"] <= FEW_ROWS)
     return node["Node Type"] in ("Index Scan", "Index Only Scan")

@@ -18,7 +18,7 @@ WHERE pg_has_role(role.oid, 'USAGE') ORDER BY place DESC LIMIT 1"""
 
 
 async def check_privileges(context: CheckContext) -> list[Finding]:
-    """Check the privileges of the role: all that a worker and an operator need, or those of a role of the table."""
+    """Check that the role has all privileges of workers and operators, or those of one of the table's own roles."""
     names = context.engine.names
     [[role, may_look]] = await context.ask(
         "role",

@@ -132,7 +132,8 @@ async def check_clock(context: CheckContext) -> list[Finding]:
     return [Finding("clock", "ok", message, details=details)]
 
 
-# Sessions of any database, because the server keeps entries until every listening session has read them.
+# The query includes sessions of other databases: the server keeps a notification until every listening session has
+# read it.
 _IN_TRANSACTION = """
 SELECT pid, coalesce(application_name, ''), datname::text, extract(epoch FROM clock_timestamp() - xact_start)::float8
 FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND datname IS NOT NULL
@@ -214,9 +215,10 @@ _PID = plain("pid", "SELECT pg_backend_pid()")
 
 
 async def _is_moved(s: Session, other: Session) -> bool:
-    """Return whether statements of one connection reach several sessions, or those of two connections the same session.
+    """Return whether a pooler assigns the server's sessions to connections separately for each transaction.
 
-    A pooler lends the session that was used last, or the next in turn, but none with an open transaction.
+    In that case, one connection reaches several sessions, or two connections reach the same session. A pooler assigns
+    the session that was used last, or the next session in turn, but no session with an open transaction.
     """
 
     async def pid(session: Session) -> int:

@@ -60,7 +60,7 @@ async def check_schema_version(context: CheckContext) -> list[Finding]:
     try:
         found = await schema.version(context.s, names)
     except AccessDenied as exc:
-        if exc.sqlstate is not None:  # the server's own error: the role lacks a privilege
+        if exc.sqlstate is not None:  # the server refused the query, because the role lacks a privilege
             raise
         return [Finding("schema", "problem", str(exc), "see row_security")]
     details = {"version": found, "latest": schema.latest()}
@@ -81,7 +81,7 @@ async def check_schema_version(context: CheckContext) -> list[Finding]:
 
 
 async def _tables_without_security(context: CheckContext) -> list[Finding]:
-    """Check whether row-level security, if it is on for the jobs, is on for all tables that hold something of jobs."""
+    """If the table of jobs has row-level security, check that the other tables with data of jobs have it, too."""
     if context.s.sql.name in security.UNSUPPORTED:
         return []
     places = context.engine.names.substitutions()
@@ -117,7 +117,7 @@ def _table_names(context: CheckContext) -> dict[str, object]:
 
 
 def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
-    """Return the statements of the migrations that name an object, as they would run now."""
+    """Return the statements of the migrations that name an object, with the names of this table inserted."""
     places = context.engine.names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
     return statements_naming(placeholder, places)
 
@@ -242,7 +242,7 @@ _OPTIONS = ("vacuum_index_cleanup", "autovacuum_vacuum_scale_factor", "autovacuu
 
 
 async def check_autovacuum(context: CheckContext) -> list[Finding]:
-    """Check whether autovacuum runs on the table, and keeps up."""
+    """Check whether autovacuum runs on the table, and runs often enough."""
     table_row = await context.table()
     running, counting = table_row.autovacuum, table_row.track_counts
     vacuumed, analyzed = table_row.vacuumed, table_row.analyzed

@@ -32,7 +32,7 @@ _RARE = frozenset(
 )
 """Modules that are imported on first use, because a program that puts and takes jobs needs none of them."""
 
-if not TYPE_CHECKING:  # a type checker would otherwise accept any name
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any attribute of this module
 
     def __getattr__(name: str) -> ModuleType:
         if name in _RARE:

@@ -21,7 +21,7 @@ MOST_SESSIONS = 500
 
 @dataclass(frozen=True)
 class Finished:
-    """The finished jobs of a queue, among the jobs that were put last; only kept or archived rows count.
+    """The recently finished jobs of a queue, counted among the jobs that were put last; deleted rows are not counted.
 
     Attributes:
         minute: The number of jobs finished within the last minute.

@@ -80,7 +80,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
-    """Delete a waiting row, or ask a running job to stop; return whether the job was waiting or running."""
+    """Delete a waiting row, or ask a running job to stop; return False if the job was neither."""
     number, put_at = check_job_id(job_id), put_time(engine, job_id)
 
     async def work(s: Session) -> bool:
@@ -138,7 +138,7 @@ async def count_waiting(engine: Engine, name: str | None) -> tuple[dict[str, Que
 
 
 async def count_queues(engine: Engine, queue: QueueSettings | None = None) -> dict[str, QueueFigures]:
-    """Count the waiting jobs and dead letters of each queue that has such jobs, in the order of names.
+    """Count the waiting jobs and dead letters of each queue that has such jobs, sorted by the queue's name.
 
     Args:
         engine: The engine.
@@ -163,7 +163,7 @@ async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | 
 
 
 async def run_in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
-    """Run a statement that continues ``after`` an id, for each slice of the table; return how many rows it changed."""
+    """Run a statement for each slice of the table, the ids behind ``after``; return how many rows changed."""
     changed, after = 0, 0
     while True:
         [[last, number]] = await engine.execute(statement, {**values, "after": after}, patient=True)
@@ -191,7 +191,7 @@ async def create(
         keep_dead: How long dead letters are kept, if the table is new.
 
     Returns:
-        The sequences that were behind, as they were before the call.
+        The sequences whose values were below existing ids, as the sequences were before the call.
     """
     for period in (keep_finished, keep_dead):
         if period is not None:

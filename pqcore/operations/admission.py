@@ -61,7 +61,7 @@ class Taken(NamedTuple):
 
 
 async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) -> bool:
-    """Look for lanes with waiting jobs, and record the lanes in the queue's book.
+    """Look for lanes with waiting jobs, and record the lanes in the queue object (`LaneBook`).
 
     Args:
         queue: The queue.
@@ -87,22 +87,22 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         except PQError as exc:
             if in_transaction or not s.usable():
                 raise
-            # only these jobs failed: the loop still writes the lanes of other jobs
+            # the statement failed only for these jobs: the loop still writes the lanes of other jobs
             logger.warning("%r: cannot assign jobs of %r to their lanes yet: %s", queue.name, text, exc)
     return news
 
 
 async def _adopt_due(queue: QueueSettings, s: Session) -> None:
-    """Put due jobs that should wait on a lane on their lanes."""
+    """Assign lanes to due jobs that should wait on a lane, but do not yet."""
     find = s.sql.tasks.find_unadopted
     async with atomic(s):
         await adopt(queue, s, await s.execute(find, find.bind({"q_name": queue.name})))
 
 
 async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1) -> None:
-    """Write the lanes that the headers of waiting jobs name, in place of ``text``.
+    """Find waiting jobs whose rows have ``text`` instead of a lane, and write the lanes that their headers name.
 
-    If a lane is too long to be written out, record it in the queue's book.
+    If a lane is too long to be written out, record the lane in the queue object (`LaneBook`).
 
     Args:
         queue: The queue.
@@ -128,7 +128,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
         but: The text of the lane that the jobs are on.
 
     Returns:
-        Whether the jobs are on their own lane, which is too long to be written out.
+        Whether the jobs are already on the right lane, which is too long to be written out.
     """
     lanes: list[dict[str, object]] = []
     for job, headers in rows:
@@ -138,7 +138,7 @@ async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]],
             return True
         lanes.append({"id": job, **lane_values(lane)})
         if lane is not None:
-            queue.lanes.add(lane).taken = 0  # in the lane's order, the job may come before the job that was taken last
+            queue.lanes.add(lane).taken = 0  # the job may come earlier on the lane than the job that was taken last
     if lanes:
         queue.lanes.adopted += len(lanes)
         query = s.sql.tasks.set_lanes
@@ -239,7 +239,7 @@ async def end_and_take(
         ahead: The ids and tokens of the jobs that the caller leased in this way before, and that do not end now.
 
     Returns:
-        The ids and tokens of the jobs that ended, and the jobs that were leased. More jobs may be available.
+        The ids and tokens of the jobs that ended, and the jobs that were leased. Other jobs may be ready, too.
     """
     book = queue.lanes
     if looked := book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes
@@ -273,7 +273,7 @@ async def end_and_take(
 
 
 async def _settle(queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]]) -> list[JobRow]:
-    """Record the rows that a take returned, park jobs that it found without a lane, and return the others in order."""
+    """Record the rows that a take returned, and return the leased ones in order; write the lanes of parked jobs."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
@@ -291,7 +291,7 @@ async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> 
 
 
 async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
-    """Write the lanes of jobs that a take parked, and of similar jobs, of which there may be many.
+    """Write the lanes of jobs that a take parked, and of other due jobs that have no lane yet.
 
     Outside a transaction, the take is already committed: the caller gets the leased jobs, and a later look writes the
     lanes.
@@ -352,10 +352,10 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:
-    """Correct what other programs than takes have written: lanes of jobs, keys that lack a job, old keys.
+    """Correct the lanes of jobs, and the rows of keys, after other programs than this version have changed jobs.
 
-    pq, older versions of pqcore and SQL statements finish and lease waiting jobs, but leave the jobs on their lanes.
-    Older versions also park jobs.
+    pq, older versions of pqcore and SQL statements finish and lease waiting jobs, but do not remove the jobs from
+    their lanes. Older versions also park jobs.
     """
     tasks = s.sql.tasks
     await s.execute(tasks.leave_lanes, tasks.leave_lanes.bind({"q_name": queue.name}))

@@ -28,7 +28,7 @@ async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
 
 @asynccontextmanager
 async def atomic(s: Session) -> AsyncIterator[None]:
-    """Open a transaction at READ COMMITTED; if the session already has one, run the block as a part of it.
+    """Open a transaction at READ COMMITTED; if the session already has one, run the block in that transaction.
 
     On an idle connection of the caller, the driver may begin a transaction with the first statement. Then the caller
     must commit it.

@@ -15,9 +15,10 @@ _NOTHING: dict[str, object] = dict.fromkeys(("attempt", "outcome", "worker", "er
 
 
 def attempt_values(outcome: Outcome) -> dict[str, object]:
-    """Return the values that are kept of an attempt, by the statement's parameters; all are None if nothing is kept.
+    """Return the values to keep of an attempt, by the names of the statement's parameters; all are None for no attempt.
 
-    A job that was put off, given back before its function ended, or dead before it ran, had no attempt.
+    There was no attempt if the job was postponed for other workers, was given back before its function ended, or
+    became a dead letter before it ran.
 
     Args:
         outcome: How the attempt ended.
@@ -41,10 +42,10 @@ def attempt_values(outcome: Outcome) -> dict[str, object]:
 
 
 def this_process() -> str:
-    """Return the name of this process in the attempts that it makes: its host and its process id."""
+    """Return the name under which attempts record this process: its host and its process id."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _stored(text: str | None) -> str:
-    """Return a text as PostgreSQL can store it."""
+    """Replace the characters of a text that PostgreSQL cannot store."""
     return (text or "").replace("\0", "\ufffd").encode("utf-8", "replace").decode()

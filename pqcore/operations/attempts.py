@@ -89,7 +89,7 @@ async def list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAtt
 
 
 async def read_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
-    """Return the attempts as `list_attempts` does; none if the role may not read them."""
+    """Return the attempts as `list_attempts` does; return an empty list if the role may not read attempts."""
     with suppress(AccessDenied):
         return await list_attempts(engine, queue, job_id)
     return []

@@ -53,9 +53,10 @@ class Membership:
         return None if batch is None else cls(batch, headers.get("batch_token", ""))
 
     def mark(self, call: StoredPut) -> StoredPut:
-        """Return the call as a job of the batch.
+        """Return the call with headers that make its job a job of the batch.
 
-        In a chain, every link carries the batch, so that the last link counts, or the link that fails.
+        The later calls of a chain get these headers, too: the batch counts the last job of the chain, or the job that
+        fails.
         """
         headers: dict[str, Any] = {**call.headers, "batch": self.batch, "batch_token": self.token}
         if "then" in headers:
@@ -110,7 +111,7 @@ async def count_down(
         count[0] += 1
         count[1] += int(not done)
     tasks = s.sql.tasks
-    # rows of batches are locked here, so all callers use the same order
+    # these statements lock rows of batches; the same order in all callers prevents deadlocks
     for membership, (number, failed) in sorted(counts.items()):
         values = {"id": membership.batch, "token": membership.token or None, "done": number, "failed": failed}
         for row in await s.execute(tasks.batch_progress, tasks.batch_progress.bind(values)):
@@ -142,8 +143,8 @@ class Watch:
     async def look(self, engine: Engine, queue: QueueSettings) -> int:
         """Look once, and end the batches that are lost; return their number.
 
-        The jobs are searched for only if nothing was counted since the last look. While jobs are found, the searches
-        become rarer.
+        A look searches for the jobs of a batch only if the batch has counted no job since the last look. Each search
+        that finds jobs doubles the number of looks until the next search, up to `LONGEST_PAUSE`.
         """
         rows = await engine.execute("tasks.open_batches", {"q_name": queue.name}, protect=False)
         before, self._seen = self._seen, {}
@@ -190,7 +191,7 @@ class _Seen:
     pause: int = 1
 
     def count_look(self) -> bool:
-        """Count a look; return whether to search for the jobs in it."""
+        """Count a look; return whether this look must search for the jobs."""
         self.looks += 1
         return self.looks > 0 if self.alive is not True else self.looks >= self.pause
 

@@ -95,7 +95,7 @@ async def _put_together(
 
 
 def _events(calls: Sequence[StoredPut]) -> dict[str, PutEvent]:
-    """Return the events of calls put together, by queue, for plugins."""
+    """Return one event for each queue of the calls; plugins receive these events."""
     events: dict[str, PutEvent] = {}
     for call in calls:
         event = events.setdefault(call.queue, PutEvent(call.queue, [], None, {}, many=len(calls) > 1))
@@ -130,12 +130,12 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
 
 
 def _common(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a row that `insert_many` gives to all its rows."""
+    """Return the values of a row without its data; `insert_many` can put rows in which these values are the same."""
     return {**row, "data": None, "payload": row["payload"] is None}
 
 
 def chain_calls(calls: Sequence[StoredPut]) -> StoredPut:
-    """Return the first call of a chain, which carries the others."""
+    """Return the first call of a chain, with the other calls in its headers."""
     if not calls:
         msg = "a chain needs at least one call"
         raise ConfigurationError(msg)

@@ -30,7 +30,7 @@ def of_another_queue(job_id: int, queue: str, named_queue: str) -> Cause:
 
 
 def ended(job_id: int, state: str) -> Cause:
-    """Return the `Cause` for a job that ended with its result kept, but not its row."""
+    """Return the `Cause` for a job that ended, and whose result was kept, but not its row."""
     said = {
         "done": "ended well",
         "failed": "failed for good",
@@ -69,7 +69,7 @@ _DIED = {
 
 
 def _in_brackets(error: dict[str, str]) -> str:
-    """Return an error for the text of a cause; the message may not be kept."""
+    """Return an error in brackets, for the text of a cause; only its type if its message was not kept."""
     said = ": ".join(filter(None, (error.get("type", "").removeprefix("builtins."), error.get("message"))))
     return f" ({said})" if said else ""
 

@@ -139,9 +139,9 @@ async def find_already_stored(
 ) -> list[Outcome]:
     """Return the outcomes that an earlier try has stored, although the server's answer was lost.
 
-    The leases of these jobs are not held now. If the row of a job still exists, it shows whether the holder ended the
-    lease. If the row was deleted, or the job was taken again, only the clock can show this: only the holder can end a
-    lease that has not run out.
+    The leases of these jobs are no longer held. If the row of a job still exists, the row shows whether the holder
+    ended the lease. If the row was deleted, or the job was taken again, the outcome counts as stored if the lease has
+    time left by the clock: before a lease runs out, only its holder can end it.
 
     Args:
         engine: The engine.
@@ -164,7 +164,7 @@ async def find_already_stored(
 
 
 def _divide(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
-    """Return the outcomes without follow-ups, and the others."""
+    """Divide outcomes into two lists: done jobs without follow-ups, and all other jobs."""
     plain: list[Outcome] = []
     others: list[Outcome] = []
     for one in outcomes:
@@ -182,7 +182,7 @@ def _group(outcomes: Sequence[Outcome]) -> list[Sequence[Outcome]]:
 async def _store_groups(
     engine: Engine, queue: QueueSettings, groups: Sequence[Sequence[Outcome]], endings: Endings
 ) -> PQError | None:
-    """Store groups of outcomes, each in its own transaction; return an error of the server itself, which ends this."""
+    """Store groups of outcomes, each in its own transaction; stop at an error of the server itself, and return it."""
     ailment: PQError | None = None
     for group in groups:
         if ailment is None:
@@ -296,7 +296,7 @@ async def _complete_batch(
     async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
             for outcome in outcomes:
-                buried.pop(id(outcome), None)  # an earlier try, which was rolled back, may have added it
+                buried.pop(id(outcome), None)  # an earlier try may have added the outcome before it was rolled back
             found = await _lock_free(s, queue, outcomes) if free else outcomes
             ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])

@@ -107,7 +107,7 @@ def _dead(job: BaseJob, error: BaseException | str | None) -> Outcome:
 
 
 def _reason_of(error: object) -> str:
-    """Return the reason of the dead letter for a job that met this error before or during its run."""
+    """Return the reason to store in a dead letter whose job died of this error."""
     if isinstance(error, Unreadable):
         return "unreadable"
     return "invalid" if isinstance(error, DeserializationError) else "failed"

@@ -59,7 +59,7 @@ class StoredPut:
         return dict(vars(self))
 
     def after(self, queue: QueueSettings, result: Encoded, chain: list[dict[str, Any]]) -> StoredPut:
-        """Return the same put, with the result of the job before it and the rest of the chain.
+        """Return the same put with two more headers: the previous job's result, and the remaining calls of the chain.
 
         Args:
             queue: The queue whose serializer encoded the result.
@@ -74,14 +74,14 @@ class StoredPut:
 
     @staticmethod
     def read_previous(queue: QueueSettings, job_id: int, stored: dict[str, Any]) -> Any:
-        """Return the result of the job before, as `after` wrote it."""
+        """Decode the result of the previous job of the chain, which `after` stored in the headers."""
         raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
         return queue.decode_row(job_id, stored["serializer"], raw)
 
     def with_headers(self, headers: dict[str, Any]) -> StoredPut:
         """Return the same put with additional headers, also for the calls after it.
 
-        Headers that it already has stay.
+        If the put already has a header of the same name, that header stays.
         """
         if not headers:
             return self

@@ -2,8 +2,8 @@
 
 The end of a parent only marks the parent as ended, in its own transaction (`pqcore/schema/0015_dependencies.sql`). So
 ends never wait for each other, and an end that is stored cannot be lost. A later, short transaction finds the marks,
-and decides which jobs no longer wait. Takes that find no job do this, and workers do it every few seconds. A process
-that dies meanwhile leaves the marks for the next one.
+and decides which jobs no longer wait. Takes that find no job do this, and workers do it every few seconds. If a
+process dies meanwhile, the next process finds the marks.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ value of the lowest integer is out of range."""
 
 @dataclass(frozen=True, order=True)
 class Encoding:
-    """How some of the data is encoded.
+    """A number of data values in one place that are encoded in the same way.
 
     Attributes:
         queue: The queue that reads the data.
@@ -50,7 +50,7 @@ class Encoding:
 
 
 class Piece(NamedTuple):
-    """Encoded data in headers.
+    """One encoded data value in the headers of a job, or in a stored call.
 
     Attributes:
         queue: The queue that reads the data.
@@ -171,7 +171,7 @@ class Counts:
                 self.add_pieces("chains", list(pieces_of(load_json(headers), queue)))
 
     def add_pieces(self, place: str, pieces: Sequence[Piece]) -> None:
-        """Count data in headers, or of batches and schedules."""
+        """Count data values from headers, or from the calls of batches and schedules."""
         for piece in pieces:
             self._numbers[piece.queue, place, str(piece.held["serializer"] or ""), "+".join(piece.marks)] += 1
 
@@ -185,7 +185,7 @@ def read_key_ids(marks: str) -> tuple[str, ...]:
 
 
 def find_statement(s: Session, name: str) -> Query:
-    """Return a statement of `pqcore.sql.encoding_statements`, by its name and place, as in ``count.dead``."""
+    """Return a statement of `pqcore.sql.encoding_statements` by its name and the place of the data: ``count.dead``."""
     kind, _, place = name.partition(".")
     found = getattr(s.sql.encodings, kind)
     return found[place] if place else found  # type: ignore[no-any-return]
@@ -196,7 +196,7 @@ Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
 
 
 def ask_alone(engine: Engine) -> Ask:
-    """Return a function that runs each statement by itself."""
+    """Return a function that runs each statement on a session that it gets from the engine."""
 
     async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
         return await engine.run(lambda s: ask_within(s)(name, values), protect=False, patient=True)
@@ -205,7 +205,7 @@ def ask_alone(engine: Engine) -> Ask:
 
 
 def ask_within(s: Session) -> Ask:
-    """Return a function that runs statements with a session."""
+    """Return a function that runs statements in a given session."""
 
     async def ask(name: str, values: Mapping[str, object]) -> Sequence[Row]:
         query = find_statement(s, name)
@@ -273,7 +273,7 @@ class StoredCall(NamedTuple):
 
 
 async def read_calls(ask: Ask) -> AsyncIterator[tuple[str, list[StoredCall]]]:
-    """Yield the calls of open batches and of schedules, a slice at a time, each slice with its place."""
+    """Yield slices of the calls of open batches and then of schedules, each with ``batches`` or ``schedules``."""
     after: int | str
     for place, statement, after in (("batches", "callbacks", FIRST), ("schedules", "scheduled_calls", "")):
         queue = ""

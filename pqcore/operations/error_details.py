@@ -11,7 +11,7 @@ from pqcore.errors import ConfigurationError
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an exception in another process, as text; the cause of the exception in the worker."""
+    """The traceback of an exception in another process, as text; the worker sets it as the exception's cause."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"

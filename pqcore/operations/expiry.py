@@ -96,7 +96,7 @@ async def set_first_expiry(s: Session, finished: Time, dead: Time) -> None:
 
 
 async def list_expiry(engine: Engine) -> list[Expiry]:
-    """Return the times that are set; the times for all queues come first. Empty if everything is kept."""
+    """Return the times that are set, those for all queues first; return an empty list if no time is set."""
     return await engine.run(list_expiry_of, protect=False)
 
 
@@ -163,7 +163,7 @@ class Sweep:
 
 
 def _of_queue(found: Sequence[Expiry], queue: str) -> dict[Kept, tuple[str, float]]:
-    """Return the times that apply to a queue: by kind, the name under which the time is set, and the seconds."""
+    """Return the times that apply to a queue; for each kind of rows, the name in the rule's row and the seconds."""
     kept: dict[Kept, Expiry] = {}
     for one in found:
         if one.queue in (None, queue) and (one.queue == queue or one.kind not in kept):

@@ -61,7 +61,7 @@ async def get(
             operation runs them.
         patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
     """
-    if n != 1 or type(n) is not int:  # most callers take one job
+    if n != 1 or type(n) is not int:  # the quick check suffices for most callers, who take one job
         _check_number(n)
     left = 0.0
     if block or timeout is not None:
@@ -72,10 +72,10 @@ async def get(
     rows: Sequence[Row] = ()
     woken = False
     while True:
-        ticket = engine.snapshot(topic) if block else None  # taken before the look, so that later notifications count
+        ticket = engine.snapshot(topic) if block else None  # read before the look, so no later notification is missed
         if woken and (rows := await take_woken(engine, queue, n, lease)):
             break
-        # The clock is read here, so that a take needs no further coroutine while the queue's rules are cached.
+        # While the queue's rules are cached, this comparison of times saves the coroutine that reads the rules.
         if monotonic() >= queue.rule_cache.expires_at and (await read_current_rules(engine, queue)).paused:
             rows, wake_in = (), queue.rule_cache.rules.seconds_paused(monotonic())
         else:
@@ -83,7 +83,7 @@ async def get(
         if rows:
             break
         woken = False
-        if wake_in == 0.0:  # the jobs that the look found cannot run yet, but jobs behind them may be able to
+        if wake_in == 0.0:  # the look found only jobs that cannot run yet; later jobs may be able to run
             continue
         if not block:
             return rows

@@ -81,7 +81,7 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     """Store the results of ended jobs, put the next jobs of their chains, and count the jobs in their batches."""
     for outcome in ended:
-        if outcome.by_hand and outcome.job.header_faults:  # its headers are invalid; a worker would make a dead letter
+        if outcome.by_hand and outcome.job.header_faults:  # a worker would make a dead letter
             job = outcome.job
             logger.error(
                 "%r: job %d ended, but its follow-ups were not put, because its headers are invalid: %s",
@@ -103,7 +103,8 @@ async def mark_deleted(s: Session, job_id: int, outcome: str) -> None:
 def dead_letter_headers(job: BaseJob, *, owed: bool = True) -> str | None:
     """Return the headers for the dead letter of a job, as JSON text; None if the headers can stay as they are.
 
-    The new headers name no batch, because the batch has counted the job, and contain nothing unreadable.
+    The new headers name no batch, because the batch has counted the job. Headers that pqcore could not read are left
+    out.
 
     Args:
         job: The job.

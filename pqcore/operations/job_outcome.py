@@ -38,7 +38,7 @@ _PASSING = (TransientError, StatementCancelled, AccessDenied)
 """Refusals that the job did not cause: storing its outcome is tried again while they last."""
 
 
-@dataclass(eq=False, slots=True)  # not frozen: making a frozen one takes ten times as long, and each job needs one
+@dataclass(eq=False, slots=True)  # not frozen: a frozen object takes ten times as long to make
 class Outcome:
     """The way in which a leased job ends.
 
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def stored_error(self) -> dict[str, str] | None:
-        """The stored parts of ``error``; all parts for a postponed job, because its row tells workers the reason."""
+        """The stored parts of ``error``: all parts for a postponed job, because workers need the reason."""
         return self.error if self.reason in PUT_OFF else reduce_error(self.error, self.keep_errors)
 
     @property
@@ -88,7 +88,7 @@ def done_by_hand(job: BaseJob) -> Outcome:
 
 
 def crashed(job: BaseJob, pause: float, message: str) -> Outcome:
-    """Return the outcome of an attempt that crashed, although the worker did not: the job is given back.
+    """Return the outcome of a crashed attempt whose worker still runs: the worker gives the job back.
 
     Args:
         job: The job.

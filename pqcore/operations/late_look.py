@@ -54,7 +54,7 @@ async def wait_and_look(
             lease, or 0 for no look.
 
     Returns:
-        The result of the look; None if the operation did not look.
+        The result of the look; None if ``begin`` returned 0, so that the operation did not look.
     """
     if pause is None:
         wake_in = await fetch.next_due(engine, queue)
@@ -63,7 +63,7 @@ async def wait_and_look(
     n = begin()
     if not n:
         return None
-    before, snapshot = snapshot, engine.snapshot(queue.channel)  # taken before the look, so that later puts count
+    before, snapshot = snapshot, engine.snapshot(queue.channel)  # read before the look, so no later put is missed
     leased_at, woken = time.monotonic(), before is not None and snapshot != before
     rows, wake_in = await fetch.look(engine, queue, n, lease, patient=True, woken=woken)
     return LateLook(snapshot, leased_at, n, rows, wake_in)

@@ -95,7 +95,7 @@ async def ack(
 
 
 def _held(rows: Sequence[Row]) -> set[tuple[int, int]]:
-    """Return the ids and tokens in the rows that a statement changed; it changes only rows whose leases are held."""
+    """Return the ids and tokens in a statement's result, which has a row for each held lease."""
     return {(job, token) for job, token, *_ in rows}
 
 
@@ -132,8 +132,8 @@ def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]
 
     The operation returns True for each held lease, and `ALONE` for each row that it did not find.
 
-    Another transaction may have locked such a row. Its caller then runs a statement alone, which waits for the row and
-    shows whether the lease is held.
+    If the operation does not find a row, another transaction may have locked the row. The row's caller then runs a
+    statement for this row alone; the statement waits for the row, and shows whether the lease is held.
 
     Args:
         query_of: A function that returns the statement. The statement takes ids and tokens, and returns the ids and
@@ -148,7 +148,7 @@ def _together(query_of: Callable[[Session], Query], values: Mapping[str, object]
         answers: list[Any] = []
         for lease in leases:
             answers.append(True if lease in done else ALONE)
-            done.discard(lease)  # a second caller with the same lease gets `ALONE`, and then finds the row changed
+            done.discard(lease)  # a second caller with the same lease gets `ALONE`, and finds the lease ended
         return answers
 
     return Together(run)
@@ -237,8 +237,9 @@ async def beat(
     """Set the end of leases to ``length`` seconds from now; skip rows that other transactions have locked.
 
     Returns:
-        Two values. The first is a dict of the extended leases, by id and token, with whether the job was asked to stop.
-        The second has the leases that are held but were not extended, because their rows are locked.
+        Two values. The first is a dict: its keys are the ids and tokens of the extended leases, its values say whether
+        the job was asked to stop. The second is a set: the ids and tokens of the leases that are held but were not
+        extended, because other transactions have locked their rows.
     """
     rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
     kept = {(job, token): bool(stops) for job, token, stops in rows}
@@ -248,7 +249,7 @@ async def beat(
 async def last_leases(
     engine: Engine, queue: QueueSettings, jobs: Sequence[BaseJob]
 ) -> list[tuple[tuple[int, int], bool]]:
-    """Return the id and token of each job's last lease, if its row exists, with whether the holder ended the lease."""
+    """Return, for each job with a row, the id and token of its last lease, and whether the holder ended the lease."""
     values = {"ids": sorted({job.id for job in jobs}), "q_name": queue.name}
     rows = await engine.execute("tasks.find_leases", values, protect=False)
     return [((job, token), bool(is_over)) for job, token, is_over in rows]

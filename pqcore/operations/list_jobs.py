@@ -109,7 +109,7 @@ def _waited_for(lane: str | None) -> str | None:
 
 
 def path_in(head: str | None) -> str | None:
-    """Return the path of the function that data calls, if the data is a call of one.
+    """Return the path of the function that data calls; None if the data is not a call.
 
     Args:
         head: The beginning of the data, as JSON text.
@@ -139,8 +139,9 @@ async def list_by_state(
     """Return up to ``n`` jobs of a queue, grouped by state.
 
     Waiting jobs come in the order in which they are taken; scheduled jobs come in the order in which they become due,
-    and leased jobs in the order in which their leases end. Done and dead jobs come latest first (for rows kept in the
-    table: the last put first). A filter that matches few jobs makes the server read many rows.
+    and leased jobs in the order in which their leases end. Of done and dead jobs, those that ended last come first. Of
+    done jobs whose rows stay in the table, those that were put last come first. A filter that matches few jobs makes
+    the server read many rows.
 
     Args:
         engine: The engine.
@@ -189,7 +190,7 @@ async def list_by_state(
 
 
 async def _finished(engine: Engine, values: dict[str, object], n: int) -> list[StoredJob]:
-    """Return archived rows and kept rows; the operation finds kept rows by a scan of the table from its end."""
+    """Return archived rows, and kept rows, which the operation finds by a scan from the highest ids downwards."""
     archived = await engine.execute("admin.list_archived", values, protect=False, patient=True)
     kept: list[StoredJobRow] = []
     before = _LAST

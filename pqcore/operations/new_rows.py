@@ -53,7 +53,7 @@ class NewRow(NamedTuple):
 
     @classmethod
     def of(cls, place: int, values: Mapping[str, Any], dedup: Dedup | None, behind: Behind | None = None) -> NewRow:
-        """Return the row of the values for a statement of one row, with the payload in base64."""
+        """Return a row with the values that a statement of one row would have, but with the payload in base64."""
         columns = {name: value for name, value in values.items() if value is not None}
         if dedup is not None and dedup.period is None:
             columns["dedup_key"] = dedup.key
@@ -62,7 +62,7 @@ class NewRow(NamedTuple):
 
     @property
     def size(self) -> int:
-        """About how many characters statements have for the row."""
+        """About how many characters the row adds to a statement."""
         return len(self.text) + (EDGE_SIZE * len(self.behind.parents) if self.behind else 0)
 
     @property
@@ -86,13 +86,13 @@ class NewRow(NamedTuple):
         return "" if self.dedup is None else self.dedup.on_conflict
 
     def merged(self, later: NewRow) -> NewRow:
-        """Return one row for this row and a later row of the same call that has the same key and replaces this row."""
+        """Merge this row with a later row of the same call that has the same key and replaces this row."""
         if self.dedup is None or self.on_conflict == "error":
             return self._replace(text=later.text, blocked=None)
         return self._replace(text=later.text, dedup=replace(self.dedup, on_conflict="replace"), blocked=None)
 
     def waiting(self, blocked: Mapping[str, str] | None) -> NewRow:
-        """Return the row of a job that waits for others; with None, the row as it is.
+        """Return the row, changed so that its job waits for its parents; if ``blocked`` is None, return it unchanged.
 
         Args:
             blocked: See `NewRow`.
@@ -137,7 +137,7 @@ def rows_of_jobs(
 
 
 def _options_of(job: NewJob, options: Mapping[str, Any], common: PutOptions) -> PutOptions:
-    """Return the options of a job: its own ones, and those of the call for the others."""
+    """Return the options of a job: for each option that the job does not give, the call's value."""
     dedup = job.dedup if job.dedup is None or isinstance(job.dedup, Dedup) else Dedup(job.dedup)
     own = {name: value for name in _OWN if (value := getattr(job, name)) is not None}
     if not own and (dedup is None or dedup.until != "started"):

@@ -66,8 +66,8 @@ async def await_parents(
         subject: A function that returns, for the number of a new job, how an error names it.
 
     Returns:
-        For each new job, the values for the statement that stores what it waits for; None for a job that need not wait,
-        because all that it would wait for is done.
+        For each new job, the values for the statement that stores its parents; None if the job need not wait, because
+        all its parents have ended as the job requires.
 
     Raises:
         JobNotFound: A parent has no row.
@@ -98,7 +98,7 @@ async def await_parents(
 
 
 async def block(s: Session, q_name: str, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Store what jobs wait for that were put in the same transaction, scheduled for infinity.
+    """Store the parents of jobs that the same transaction has put, scheduled for infinity.
 
     Args:
         s: The session.
@@ -111,7 +111,7 @@ async def block(s: Session, q_name: str, jobs: Sequence[Mapping[str, Any]]) -> N
 
 
 def _blocked(job: Behind, states: Mapping[int, str | None]) -> dict[str, str] | None:
-    """Return what is stored of a job's parents; None if the job need not wait for any.
+    """Return the values to store about a job's parents; None if the job need not wait for any of them.
 
     Args:
         job: What the job waits for.
@@ -132,13 +132,13 @@ def _blocked(job: Behind, states: Mapping[int, str | None]) -> dict[str, str] | 
 
 
 def _epoch(engine: Engine, parent: After) -> float | None:
-    """Return when a job was put, if its id tells; see `JobId`."""
+    """Return when a job was put, if its id is a `JobId`, which contains this time; otherwise return None."""
     put_at = put_time(engine, parent.job_id) if isinstance(parent.job_id, JobId) else None
     return None if put_at is None else put_at.timestamp()
 
 
 def _is_same(given: float | None, found: float | None) -> bool:
-    """Return whether a row can be that of the job that the caller means, by the time of the put, because ids repeat."""
+    """Return whether two times of a put can be of one job; the time tells apart jobs with the same id."""
     return given is None or found is None or abs(given - found) < 1e-5
 
 

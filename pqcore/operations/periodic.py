@@ -71,7 +71,7 @@ async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick
 async def begin(
     engine: Engine, queue: QueueSettings, line: Line, moment: datetime, version: datetime | None = None
 ) -> None:
-    """Let the ticks of a task count from a moment on, if the task is new, or its expression or time zone has changed.
+    """If a task is new, or its expression or time zone has changed, store a moment: only later ticks are put.
 
     Args:
         engine: The engine.
@@ -131,10 +131,12 @@ async def tick_window(
 
 
 async def repeat_tick(engine: Engine, queue: QueueSettings, name: str, moment: datetime) -> bool:
-    """Let a worker put the job of a tick again within a minute; return whether the task is known, and was not changed.
+    """Set the last tick of a task back, so that a worker puts the job of the given tick again within a minute.
 
     The stored last tick is set to just before the given tick. A worker that declares the task with ``missed="skip"``
     puts no job for this tick, unless the tick has just passed.
+
+    Return False if the task is unknown, or if another program has changed the last tick meanwhile.
 
     Args:
         engine: The engine.

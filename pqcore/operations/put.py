@@ -80,7 +80,7 @@ def put_call(
     connection: object,
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
-    """Put one row as `put` does; return its id with the time of the put."""
+    """Put one row as `put` does; return the row's id and the time of the put."""
     put_one = _put_and_tell if _known_impl(_HOOKS, True) and plugins.has_impl(*_HOOKS) else _put
     times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
     return put_one(read_identity, engine, queue, data, times, connection, options)
@@ -197,7 +197,7 @@ async def _put_after(
     connection: object,
     options: Mapping[str, Any],
 ) -> T:
-    """Put a row that waits for the ends of other jobs, in one transaction with what it waits for."""
+    """Put a job that waits for other jobs, and store the list of these parents in the same transaction."""
     chosen = checked_options(options)
     behind = behind_of(engine, queue, chosen)
     row = {**NO_TIMES, **values, **chosen.values()}
@@ -228,7 +228,7 @@ async def _put_together(
     s: Session,
     elements: list[str],
 ) -> Sequence[Any]:
-    """Put rows of several callers; return for each what ``read`` gives, or `_DROPPED`.
+    """Put rows of several callers; return what ``read`` returns for each row, or `_DROPPED` for a row not stored.
 
     Args:
         read: A function that reads from a row what the callers need.
@@ -258,7 +258,7 @@ async def _put_together(
 
 
 def ids_by_place(pairs: str | None) -> dict[int, int]:
-    """Read the ids that a statement of many rows returned as text: the place and the id of each stored row."""
+    """Return the id of each stored row by its place, from text with the place and the id of each row in turn."""
     found = [int(each) for each in (pairs or "").split()]
     return dict(zip(found[::2], found[1::2], strict=True))
 
@@ -266,8 +266,8 @@ def ids_by_place(pairs: str | None) -> dict[int, int]:
 def is_binary(queue: QueueSettings) -> bool | None:
     """Return whether the queue's data is bytes; None if it is text that is known to be JSON.
 
-    A statement of many rows includes the text of pqcore's own encoder unchanged. Text of other encoders might hold two
-    values, or none.
+    A statement of many rows includes text of pqcore's own encoder unchanged. Text of other encoders is parsed row by
+    row, because it might hold two JSON values, or none.
     """
     return None if queue.writes_json else queue.serializer is not None and queue.serializer.binary
 
@@ -285,7 +285,8 @@ async def insert(
         query: The statement that inserts the row; None for the usual one.
 
     Returns:
-        The id and the time of the put, for `read_identity`; if another job has the key, those of that job.
+        A row for `read_identity`, with the id and the time of the put. If another job has the key, the row describes
+        the other job.
 
     Raises:
         DuplicateJob: Another job has the key, and ``on_conflict`` is ``"error"``.
@@ -302,7 +303,7 @@ async def insert(
     values = {**row, "dedup_key": dedup.key, "channel": channel(str(row["q_name"]))}
     put = tasks.put_replacing if dedup.on_conflict == "replace" else usual
     find = tasks.find_duplicate if dedup.period is None else tasks.find_held
-    for _ in range(ROUNDS):  # the job with the key may be finished between the two statements
+    for _ in range(ROUNDS):  # between the two statements, the job with the key may finish
         if dedup.period is not None:
             rows = await _put_for_a_time(engine, s, values, dedup.period, usual)
         else:
@@ -314,7 +315,7 @@ async def insert(
         holder, _ = read_identity(rows[0])
         if dedup.on_conflict == "error":
             raise duplicate_job(row["q_name"], dedup.key, holder)
-        if dedup.on_conflict == "replace":  # only if the job still waits
+        if dedup.on_conflict == "replace":  # the statement changes the job only if it still waits
             await s.execute(tasks.replace, tasks.replace.bind({**values, "id": holder}))
         return rows[0]
     raise await key_not_held(engine, s, dedup.key)
@@ -351,7 +352,7 @@ async def _put_for_a_time(
 
 
 def as_element(encoded: Encoded) -> str:
-    """Return the content of a row as a JSON string, which is one element for the statement that puts many rows."""
+    """Return the data of a row as a JSON string, one of which is an element of the statement that puts many rows."""
     if encoded.payload is not None:
         return f'"{base64.b64encode(encoded.payload).decode()}"'
     return json_encode(encoded.data)
@@ -363,12 +364,12 @@ def checked_options(options: Mapping[str, Any]) -> PutOptions:
 
 
 def behind_of(engine: Engine, queue: QueueSettings, chosen: PutOptions) -> Behind | None:
-    """Return what a job waits for, checked; None for nothing; see `pqcore.operations.parents.check_parents`."""
+    """Check and return the parents that a job waits for; None without parents; see `parents.check_parents`."""
     return operations.parents.check_parents(engine, queue, chosen.parents) if chosen.parents else None
 
 
 def times_of(schedule_at: TimeSpec, expected_at: TimeSpec) -> Times | None:
-    """Return the times in the form for the statements: points in time, or seconds from now; None for neither."""
+    """Return the times as parameters of the statements, as points in time or seconds from now; None without times."""
     if schedule_at is None and expected_at is None:
         return None
     schedule, expected = parse(schedule_at), parse(expected_at)

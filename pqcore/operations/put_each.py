@@ -43,7 +43,7 @@ async def put_rows(
         doing: The name of the method that puts them, for errors.
 
     Returns:
-        For each row, the id and time of its job; if another job has the row's key, those of that job.
+        For each row, what ``read`` returns for the row's job, or for the other job that has the row's key.
 
     Raises:
         DuplicateJob: Another job, or an earlier row, has the key of a row whose ``on_conflict`` is ``"error"``.
@@ -53,7 +53,7 @@ async def put_rows(
             a transaction that the caller began.
     """
     if s.caller_owned and not s.in_transaction():
-        chunks = iter(list(chunks))  # a bad item fails before the driver begins a transaction
+        chunks = iter(list(chunks))  # an invalid item then raises before the driver begins a transaction
     first, second = next(chunks, None), next(chunks, None)
     if first is None:
         return []
@@ -95,14 +95,14 @@ class _Putting(Generic[T]):
         return found
 
     async def _store_again(self, chunks: Iterator[Chunk]) -> list[T]:
-        """Put chunks, and put them again after a deadlock, which is undone to a savepoint.
+        """Put chunks; after a deadlock, roll back to a savepoint, and put them again.
 
-        Two calls that put the same keys in different orders wait for each other's rows. Rows cannot be inserted in the
-        order of their keys, because ids must have the order of the items. Rolling back to the savepoint releases the
-        locks on keys.
+        Two calls that put the same keys in different orders wait for each other's rows, which is a deadlock. Sorting
+        the rows by key would prevent it, but ids must have the order of the items. Rolling back to the savepoint
+        releases the locks on keys.
         """
         sent: list[Chunk] = []
-        reading = False  # whether an error comes from the caller's iterator, which then cannot be read again
+        reading = False  # whether the caller's iterator is being read: after its error, it cannot be read again
 
         async def attempt(_: Session) -> list[T]:
             nonlocal reading
@@ -132,14 +132,14 @@ class _Putting(Generic[T]):
         rows, places = self._merge(await self._await_parents(chunk))
         found: dict[int, Identity] = {}
         left = list(range(len(rows)))
-        for _ in range(ROUNDS):  # jobs that have keys may be finished between two statements
+        for _ in range(ROUNDS):  # between two statements, jobs that have keys may finish
             left = await self._put(rows, left, found)
             if not left:
                 return [self.read(found[place]) for place in places]
         raise await key_not_held(self.engine, self.s, rows[left[0]].key)
 
     async def _await_parents(self, chunk: Chunk) -> Chunk:
-        """Look at the jobs that rows wait for; return the rows, in which those of jobs that wait are changed."""
+        """Mark the parents of the rows' jobs as awaited; return the rows, changed for the jobs that must wait."""
         behind = {place: row.behind for place, row in enumerate(chunk) if row.behind is not None}
         if not behind:
             return chunk
@@ -153,7 +153,7 @@ class _Putting(Generic[T]):
         return [row.waiting(blocked.get(place)) for place, row in enumerate(chunk)]
 
     def _merge(self, chunk: Chunk) -> tuple[list[NewRow], list[int]]:
-        """Return rows of which no two have the same key, and for each row of the chunk its place among them."""
+        """Merge rows with the same key; return the rows that are left, and each row's place among them."""
         rows: list[NewRow] = []
         places: list[int] = []
         found: dict[_Key, int] = {}
@@ -185,7 +185,7 @@ class _Putting(Generic[T]):
             found: The jobs by place; those that were put or found are added.
 
         Returns:
-            The places of rows that were not put, because a key was taken, and whose key is free again.
+            The places of the rows to try again: their keys were taken when the rows were put, but are free now.
         """
         claimed = await self._claim(rows, left)
         tried = [place for place in left if place in claimed or not rows[place].timed]
@@ -204,7 +204,7 @@ class _Putting(Generic[T]):
         return [place for place in taken if place not in holders]
 
     async def _insert(self, rows: Sequence[NewRow]) -> dict[int, Identity]:
-        """Insert rows, except those whose key is taken; return the jobs by the numbers of their rows."""
+        """Insert rows, except those whose key is taken; return the id and time of each new job, by its row's number."""
         if not rows:
             return {}
         unkeyed = [number for number, row in enumerate(rows) if row.dedup is None or row.timed]
@@ -244,14 +244,14 @@ class _Putting(Generic[T]):
         return claimed
 
     async def _set_holders(self, rows: Sequence[NewRow], jobs: Mapping[int, Identity]) -> None:
-        """Store which jobs hold the keys that were claimed for them."""
+        """Store, for each claimed key, which job holds the key."""
         query = self.s.sql.tasks.set_key_holders
         for (q_name, _), places in _by_kind(rows, jobs).items():
             items = [{"dedup_key": rows[place].key, "id": job} for place in places for job, _ in [jobs[place]]]
             await self.s.execute(query, query.bind({"q_name": q_name, "items": encode_columns(items)}))
 
     async def _block(self, rows: Sequence[NewRow], jobs: Mapping[int, Identity]) -> None:
-        """Store what jobs wait for that were put, by the places of their rows."""
+        """Store the parents of new jobs that must wait; ``jobs`` has the new jobs by the places of their rows."""
         by_queue: dict[str, list[dict[str, Any]]] = {}
         for place, (job, _) in jobs.items():
             row = rows[place]
@@ -287,7 +287,7 @@ class _Putting(Generic[T]):
 
 
 def _by_kind(rows: Sequence[NewRow], places: Iterable[int]) -> dict[tuple[str, bool], list[int]]:
-    """Return places by the queue, and by whether the key is held for a time, in an order that all calls use."""
+    """Group places by queue, and by whether keys are held for a time; all calls use the same order of groups."""
     found: dict[tuple[str, bool], list[int]] = {}
     for place in places:
         found.setdefault((rows[place].q_name, rows[place].timed), []).append(place)

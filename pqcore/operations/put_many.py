@@ -130,7 +130,7 @@ async def _put_many(
 def _chunks(
     queue: QueueSettings, piece: list[Any], left: Iterator[Any], binary: bool | None, *, whole: bool = False
 ) -> Iterator[_Chunk]:
-    """Return the data in chunks; ``piece`` has the first item, and ``left`` gives the others."""
+    """Yield the encoded data in chunks; the first item comes from ``piece``, the other items from ``left``."""
     together = queue.encodes_as_is
     rows_in_all = size_in_all = 0
     chunk: list[str] = []
@@ -165,7 +165,7 @@ def _chunks(
 
 
 def _refuse_new_jobs(piece: list[Any], before: int) -> None:
-    """Raise if one of some items is a `NewJob`, but the first item of the call is data.
+    """Raise if one of the items is a `NewJob`: the first item of the call was data, and a call cannot mix the two.
 
     Args:
         piece: The items.
@@ -181,7 +181,7 @@ def _refuse_new_jobs(piece: list[Any], before: int) -> None:
 
 
 def _encode_together(queue: QueueSettings, piece: list[Any], before: int) -> str:
-    """Return the data of some jobs as JSON, separated by commas; encoding them together saves a third of the time.
+    """Return the data of several jobs as JSON, separated by commas; one call of the encoder saves a third of the time.
 
     Args:
         queue: The queue.
@@ -231,8 +231,8 @@ async def insert_many(
         NotStored: A trigger dropped rows, or changed the values that distinguish the rows.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    fails = s.caller_owned or not s.in_transaction()  # a caller's transaction has no savepoint
-    pieces = [f"[{elements[0]}", *elements[1:]]  # the join copies all pieces once
+    fails = s.caller_owned or not s.in_transaction()  # for a caller's transaction, which has no savepoint
+    pieces = [f"[{elements[0]}", *elements[1:]]  # without a copy of the text: join() copies it anyway
     pieces[-1] += "]"
     values = {**common, "items": ",".join(pieces), "binary": binary, "number": number, "fails": fails}
     try:
@@ -241,12 +241,12 @@ async def insert_many(
         if (refused := await refused_rows(engine, s, exc, "put_many")) is None:
             raise
         raise refused from exc
-    if put < number:  # the transaction, or a savepoint, undoes these rows
+    if put < number:  # the error rolls these rows back, with the transaction or to a savepoint
         raise await not_stored(engine, s, "put_many")
     return range(first, first + number) if ids is None else list(map(int, ids)), put_at
 
 
 def put_times(put_at: float, number: int) -> list[float]:
-    """Return when each of some rows was put, from the time that `insert_many` returned for the first."""
+    """Return when each row was put, computed from the time that `insert_many` returned for the first row."""
     first = round(put_at * 1_000_000)
     return [(first + place) / 1_000_000 for place in range(number)]

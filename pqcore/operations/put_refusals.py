@@ -6,8 +6,8 @@ from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.errors import DatabaseError, InvalidData, NotStored
 
-# Triggers that run before an insert, for each row; the bits of tgtype are 1 for ROW, 2 for BEFORE, 4 for INSERT. Rules
-# for INSERT have the type 3.
+# The query finds triggers that run before an insert, for each row: in tgtype, bit 1 means ROW, 2 means BEFORE, and 4
+# means INSERT. It also finds rules for INSERT, whose ev_type is 3.
 _CAUSES = """
 SELECT pg_is_in_recovery(), row_security_active(:table_name::text), current_user::text,
   coalesce((SELECT string_agg(tgname::text, ', ' ORDER BY tgname) FROM pg_trigger
@@ -24,12 +24,12 @@ _NO_SQUARE_ROOT = "2201F"
 
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
-    """Return the possible causes why a row was not stored or is not visible."""
-    from pqcore.operations.schema_info import ask  # few programs need this module
+    """Return the possible causes for which a row was not stored, or is not visible."""
+    from pqcore.operations.schema_info import ask  # imported here, because few programs need this module
 
     try:
         [[standby, hidden, role, triggers, rules]] = await ask(engine, s, "why_not_stored", _CAUSES)
-    except DatabaseError:  # a failed transaction answers no query
+    except DatabaseError:  # after an error in a transaction, PostgreSQL runs no query
         return []
     found = []
     if triggers:

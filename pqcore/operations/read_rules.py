@@ -40,7 +40,7 @@ async def read_current_rules(engine: Engine, queue: QueueSettings) -> CurrentRul
             else:
                 tasks[name.removeprefix(_TASK)] = ends
         found = CurrentRules(paused_until, tasks, weights)
-        # Above READ COMMITTED, a statement sees only what was committed before the transaction began.
+        # Above READ COMMITTED, the rules are as old as the transaction's snapshot, whose age is `age`.
         expires_at = began - age + min(KEPT, queue.poll_interval / 2)
         if queue.rule_cache.rules.paused_tasks.keys() - tasks.keys():
             queue.lanes.hurry()  # another program may have made the lanes on which jobs of a resumed task wait

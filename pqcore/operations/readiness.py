@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 async def read_place(engine: Engine) -> Place:
-    """Return the database and the server that answers; read nothing of the table.
+    """Return the database and the server to which the engine connects; do not read the table.
 
     Raises:
         PQError: The server cannot be reached.
@@ -40,7 +40,7 @@ async def read_place(engine: Engine) -> Place:
 
 
 async def describe_database(engine: Engine) -> str:
-    """Return the database and the server that answers, as in ``database 'app' of 10.0.0.5:5432, PostgreSQL 18.1``.
+    """Return the database and the server as text, for example ``database 'app' of 10.0.0.5:5432, PostgreSQL 18.1``.
 
     Raises:
         PQError: The server cannot be reached.

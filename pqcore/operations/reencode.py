@@ -2,9 +2,9 @@
 
 Data is read in slices (`pqcore.operations.encodings`). A few rows at a time are written in one transaction, while other
 programs put and take jobs. A row is written only if it was not changed since it was read. A locked row is skipped, and
-looked at again later. Calls in the headers of a leased job are not re-encoded before the lease ends, because the
-lease's holder puts the next call as it was read. The tables always show the progress: the operation may be interrupted,
-and run again.
+looked at again later. Calls in the headers of a leased job are not re-encoded before the lease ends: the worker has
+already read the headers, and will put the next call in its old form. The progress is in the tables alone, so the
+operation can be interrupted, and run again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Reencoded:
 
     @property
     def complete(self) -> bool:
-        """Return whether nothing is left, so that no old key or serializer is needed any more."""
+        """Return whether all data was re-encoded, so that no old key or serializer is needed any more."""
         return not (self.left or self.in_use or self.failed)
 
 
@@ -104,7 +104,7 @@ class _Writer:
         self.serializer = queue.serializer_name
         self.keys = written_under(queue.serializer)
         self.old_keys = held_keys(queue.serializer).union(*map(held_keys, queue.accept)) - set(self.keys)
-        # If a serializer has keys but does not tell the key's id, data under an old key cannot be recognized.
+        # If a serializer has keys, but no ``key_ids``, stored data does not show its key: then all data is re-encoded.
         self.every = every or (authenticates(queue.serializer) and not self.keys)
 
     def is_current(self, serializer: str | None, marks: Sequence[str]) -> bool:
@@ -116,12 +116,14 @@ class _Writer:
         """Return the data in the form that the queue writes.
 
         Raises:
-            UnsafeSerializer, DeserializationError: The queue cannot read the data. SerializationError, PayloadTooLarge:
-            The queue cannot encode the data.
+            UnsafeSerializer: The queue does not accept the data's serializer.
+            DeserializationError: The queue cannot decode the data.
+            SerializationError: The queue cannot encode the data.
+            PayloadTooLarge: The encoded data is too large.
         """
         rekey = getattr(self.queue.serializer, "rekey", None)
         if rekey is not None and serializer == self.serializer and self.keys and isinstance(raw, bytes):
-            try:  # only the key changes, and nothing is decoded
+            try:  # rekey changes only the key; the data itself is not decoded
                 return Encoded(None, rekey(raw))
             except Exception as exc:
                 msg = f"queue {self.queue.name!r}: job {job_id} is not valid {serializer}: {exc}"
@@ -166,7 +168,7 @@ class _Reencoding:
         self.errors: list[str] = []
 
     def stale(self, queue: str, serializer: str | None, marks: Sequence[str]) -> bool:
-        """Return whether data belongs to a named queue, and is not as that queue writes it."""
+        """Return whether data belongs to one of the given queues, and differs from the form that this queue writes."""
         writer = self.writers.get(queue)
         return writer is not None and (writer.every or not writer.is_current(serializer, marks))
 
@@ -253,7 +255,7 @@ class _Reencoding:
         return None if same else {**old, **new}
 
     def _renew(self, place: str, row_id: int | str, pieces: Iterator[Piece], *, renew: bool = True) -> bool:
-        """Re-encode data in headers in place, unless told not to; return whether some of it can be re-encoded."""
+        """Return whether any encoded data in headers can be re-encoded; with ``renew``, re-encode it in place."""
         found = False
         for piece in pieces:
             held = piece.held

@@ -116,7 +116,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
             UtcDatetime.of(job.schedule_at),
             UtcDatetime.of(job.expected_at),
         )
-    if kept is not None and kept.state != "running":  # if a job ended without a result, only its progress is left
+    if kept is not None and kept.state != "running":  # a row that is still "running" holds only progress
         return JobInfo(int(job_id), kept.state, error=read_error(kept.error), progress=progress)
     if kept is None:
         await _refuse_another(engine, queue, job_id)
@@ -167,7 +167,7 @@ async def list_progress(engine: Engine, queue: str, ids: Sequence[int]) -> dict[
 
 
 async def report_progress(engine: Engine, queue: QueueSettings, job: BaseJob, value: str) -> None:
-    """Store the progress of a running job, as JSON text, for as long as its result will be kept."""
+    """Store the progress of a running job, as JSON text; it is kept for as long as the job's result would be."""
     keep = float(job.headers.get("keep", KEEP_PROGRESS))
     values = {"id": job.id, "q_name": queue.name, "progress": value, "keep": keep, "put_at": job.enqueued_at}
     await engine.execute("tasks.report_progress", {**values, "channel": results_channel(queue.name)})
@@ -186,7 +186,7 @@ async def wait_for(engine: Engine, queue: QueueSettings, job_id: int, timeout: A
     deadline = None if limit is None else time.monotonic() + limit
     topic = results_channel(queue.name)
     while True:
-        ticket = engine.snapshot(topic)  # taken before the look, so that later notifications count
+        ticket = engine.snapshot(topic)  # read before the look, so no later notification is missed
         kept = await _find_result(engine, queue, job_id)
         if kept is not None and kept.state != "running":
             return await _read(engine, queue, job_id, kept)

@@ -20,8 +20,8 @@ _PUT = (
     "q_name, data, payload, serializer, enqueued_at, schedule_at, expected_at, headers, group_key, dedup_key,"
     " parked_on, leased_until, priority"
 )
-# A producer's statements read these columns to find the holder of a dedup key, or to return an id. None of the columns
-# has data that a program put.
+# A producer's statements read these columns to find the holder of a dedup key, or to return an id. No column contains
+# the data of jobs.
 _FOUND = (
     "id, q_name, enqueued_at, dequeued_at, schedule_at, expected_at, leased_until, group_key, dedup_key, parked_on,"
     " priority"
@@ -32,7 +32,8 @@ _GRANTS = (
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
     "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
     _PUT_FUNCTION,
-    # Columns are named, because a producer that chose an id could make another program's batch fail to open.
+    # INSERT is granted per column, without the id: with an id of its choice, a producer could take the id that another
+    # program's new batch will get, whose INSERT would then fail.
     "REVOKE INSERT ON {batches} FROM {producer}",
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",
@@ -54,8 +55,8 @@ FIND_SEQUENCES = "SELECT pg_get_serial_sequence(wanted.name, 'id') FROM unnest(:
 """The statement that finds the sequences of tables."""
 
 
-# pg_shdepend lists the objects, in any database, that depend on a role. In this database, only another table with
-# INSERT granted counts.
+# pg_shdepend lists the objects of all databases that depend on a role. The query returns other databases with such
+# objects; in this database, it returns only tables in other schemas for which the role has privileges.
 _FIND_SHARED = """
 SELECT role.rolname::text, 'in database ' || quote_ident(base.datname)
 FROM pg_roles AS role JOIN pg_shdepend AS d ON d.refobjid = role.oid AND d.refclassid = 'pg_authid'::regclass

@@ -59,7 +59,7 @@ class Rule:
 async def set_limit(
     engine: Engine, queue: QueueSettings, name: str, places: int | None, connection: object = None
 ) -> None:
-    """Set how many jobs of a limit may run concurrently. Without the rule, the number of the newest put counts."""
+    """Set how many jobs of a limit may run concurrently. Without the rule, the number in the newest put counts."""
     key = _LIMIT + check_text(name, "limit", MAX_KEY)
     if places is not None:
         _check_number(f"limit {name!r}", places, "to run none, call pause(limit=...)")
@@ -174,7 +174,7 @@ def _check_number(what: str, number: object, instead: str) -> None:
 
 
 def _paused_name(task: object, limit: object, group: object) -> str:
-    """Return the paused object's name, in the form for the rule's row.
+    """Return the name that the row of a pause has: ``queue``, or the kind and name of a task, limit or group.
 
     Raises:
         ConfigurationError: More than one object is given.

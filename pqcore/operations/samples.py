@@ -101,7 +101,7 @@ class Sampling:
     task = "keep samples of figures"
 
     async def run(self, engine: Engine) -> int:
-        """Keep a sample if one is due and no other worker keeps it; return the number of queues in it.
+        """If a sample is due, and no other worker takes it, store a sample; return the number of queues in the sample.
 
         Raises:
             AccessDenied: The role may not read all figures, or may not write samples.
@@ -109,7 +109,7 @@ class Sampling:
         if engine.security is not None:
             return 0  # the figures would lack the jobs that row-level security hides
         [[at, age, took]] = await engine.execute("samples.last_sample", {})
-        # A sample far in the future, kept while the server's clock was ahead, does not delay the next sample.
+        # A sample from the future, taken while the server's clock was ahead, does not delay the next sample.
         if age is not None and -SHORTEST < age < max(SHORTEST, REST * (took or 0.0)):
             return 0
         if not await engine.execute("samples.claim_sample", {"at": at}):

@@ -270,7 +270,8 @@ def decoded(queue: QueueSettings, call: StoredPut) -> Any:
     """Return the data of a stored call.
 
     Raises:
-        UnsafeSerializer, DeserializationError: The queue cannot read the data.
+        UnsafeSerializer: The queue does not accept the data's serializer.
+        DeserializationError: The queue cannot decode the data.
     """
     return StoredPut.read_previous(queue, 0, call.to_json())
 
@@ -316,7 +317,7 @@ def _read_call(name: str, text: str) -> StoredPut:
 
 
 def _due_now(call: StoredPut, deadline_in: float | None) -> StoredPut:
-    """Return a job whose deadline counts from now."""
+    """Return the call with a deadline, in its headers, that is ``deadline_in`` seconds from now."""
     if deadline_in is None:
         return call
     run = {**call.headers.get("run", {}), "deadline": time.time() + deadline_in}
@@ -324,5 +325,5 @@ def _due_now(call: StoredPut, deadline_in: float | None) -> StoredPut:
 
 
 def _moment(value: datetime) -> UtcDatetime:
-    """Return the time in a column that is never NULL."""
+    """Return a time in UTC, from a column that is never NULL."""
     return cast("UtcDatetime", UtcDatetime.of(value))

@@ -57,7 +57,8 @@ async def is_current(engine: Engine) -> bool:
 async def needs_workers_stopped(engine: Engine) -> bool:
     """Return whether workers of older versions must be stopped after the migration, because the table has jobs.
 
-    The check runs before the migration. Older versions and this one do not count each other's jobs under limits.
+    Call this before the migration. Workers of older versions do not count, under limits, the jobs that workers of this
+    version run, and the reverse.
     """
 
     async def work(s: Session) -> bool:
@@ -174,12 +175,12 @@ class _Recorder:
 
     async def commit(self) -> None:
         if self.statements[-2:-1] == ["BEGIN"] and self.statements[-1].startswith("SET LOCAL"):
-            del self.statements[-2:]  # the block only read, and reads are not recorded
+            del self.statements[-2:]  # the transaction ran only reading statements, which are not recorded
         else:
             self.statements.append("COMMIT")
 
     async def rollback(self) -> None:
-        """The block's statement failed, so the recorded statements are useless."""
+        """Do nothing: a statement failed, so the recorded statements are not used."""
 
     def in_transaction(self) -> bool:
         return False

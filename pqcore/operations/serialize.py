@@ -12,7 +12,7 @@ async def encode(engine: Engine, queue: QueueSettings, data: Any) -> Encoded:
     """Return data as `QueueSettings.encode_row` does; use a thread if the work could block an event loop."""
     if not engine.runtime.suspends or queue.writes_quickly(data):
         return queue.encode_row(data)
-    from asyncio import to_thread  # takes long to import
+    from asyncio import to_thread  # imported here, because asyncio takes long to import
 
     return await to_thread(queue.encode_row, data)
 

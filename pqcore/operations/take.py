@@ -42,7 +42,7 @@ LOOKS = 3
 def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
-    """Take rows as `take` does, together with concurrent callers."""
+    """Take rows as `take` does, if possible in one statement with concurrent callers."""
     line = None
     if n < MOST_TOGETHER and not patient:
         line = engine.line(queue.lines, lease, _together, engine, queue, lease)
@@ -51,7 +51,7 @@ def take_with_others(
     if line.since:
         return _join(engine, queue, n, lease, line)
     work = partial(_take_on, engine, queue, n, lease, False, False)
-    if not engine.runtime.suspends:  # a blocking call cannot be cancelled
+    if not engine.runtime.suspends:  # a blocking call cannot be cancelled, so it needs no undo
         return engine.run_alone(work, line, protect=False)
     return engine.run_settled(work, partial(_untake, engine, queue, lease), line, protect=False)
 
@@ -70,7 +70,7 @@ async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | Non
 async def _take_together(
     engine: Engine, queue: QueueSettings, lease: float | None, s: Session, wanted: list[range]
 ) -> list[Taken]:
-    """Take rows for several callers, the first rows for the first callers; return what `take` returns, for each caller.
+    """Take rows for several callers, who get rows in turn; return, for each caller, what `take` returns.
 
     Args:
         engine: The engine.
@@ -92,7 +92,7 @@ async def _take_together(
 
 
 async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *taken: Taken) -> None:
-    """Put the rows of callers that are gone back into the queue."""
+    """Put rows back into the queue, because the callers that took them were cancelled."""
     rows = [row for some, _ in taken for row in some]
     if lease is None:
         await restore(engine, queue, rows)
@@ -105,7 +105,7 @@ def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, p
 
     `look` documents the arguments.
     """
-    # This is a partial object, because an async function would cost one more coroutine.
+    # `work` is a partial object: with an async function, each take would create one more coroutine.
     work = partial(_take_on, engine, queue, n, lease, patient, False)
     return engine.run(work, protect=False, undo=partial(_untake, engine, queue, lease))
 
@@ -120,7 +120,7 @@ async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float 
     if rules.rules.paused or rules.rules.paused_tasks:
         return ()
     if now < rules.expires_at and (lease is None or not lanes.must_find(now)):
-        return ()  # the usual take is one statement, too
+        return ()  # the usual take is only one statement, too
     if lease is not None and (queue.rate is not None or lanes.lanes or not lanes.left_none):
         return ()  # without a look for lanes, a job that came due behind many others might not be noticed
     work = partial(_take_idle, engine, queue, n, lease)
@@ -182,7 +182,7 @@ def refuse_hidden(engine: Engine, finish: Finish) -> None:
 
 
 def poll_within(wake_in: float | None) -> float:
-    """Return the seconds until the next look, if the end of a parent may come without a notification."""
+    """Return the seconds until the next look: at most `POLL`, because a parent may end without a notification."""
     return POLL if wake_in is None else min(float(wake_in), POLL)
 
 
@@ -200,7 +200,7 @@ async def _take_plain(
     bound = queue.bound
     rows: Sequence[Row] = ()
     fetch = s.sql.fetch
-    if together:  # one statement for all numbers, so that the server can prepare it
+    if together:  # the same statement for every n, so that the server prepares it only once
         fetch, values, n = s.sql.fetch_most, {**values, "most": n}, MOST_TOGETHER
     full_since: float | None = None
     if bound.usable():
@@ -229,14 +229,14 @@ async def _take_plain(
         if not rows:
             bound.advance((), monotonic(), full_since=full_since)
             return rows, wake_in
-    if len(rows) == 1 and headers_of(rows[0]) is None:  # the usual case, without two calls
+    if len(rows) == 1 and headers_of(rows[0]) is None:  # the usual case, which needs no sorting
         bound.advance(rows, s.last_reply_at, full_since=full_since)
         return rows, None
     return _in_order(queue, rows, s.last_reply_at, full_since), None
 
 
 def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since: float | None) -> Sequence[Row]:
-    """Return rows in the order of their jobs, and make the next look begin behind them.
+    """Sort rows in the order of their jobs, and record the last position, so that the next look begins there.
 
     Args:
         queue: The queue of the rows.
@@ -246,7 +246,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
     """
     if len(rows) > 1:
         rows = sorted(rows, key=place_of)
-    if any_headers(has_lane, rows):  # a job on a lane says nothing about the position among jobs without lanes
+    if any_headers(has_lane, rows):  # such a job says nothing about the position among jobs without lanes
         queue.bound.advance((), now, full_since=full_since)
         return sorted(rows, key=_urgency)
     queue.bound.advance(rows, now, full_since=full_since)
@@ -254,7 +254,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
-    """Return whether ``tell`` is true of the headers of any row; most calls need only a quick check of all rows."""
+    """Return whether ``tell`` is true of the headers of any row; rows without headers are skipped quickly."""
     if len(rows) == 1:
         return headers_of(rows[0]) is not None and tell(headers_of(rows[0]))
     return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))
@@ -282,7 +282,7 @@ async def _take_lease(
         except PQError as exc:
             if in_transaction:
                 raise
-            # The rows that are leased already are committed, so the caller gets them.
+            # The first takes are committed, so the caller gets the rows that they leased.
             logger.warning("%r: not all due jobs could be leased: %s", queue.name, exc)
             break
         if more:
@@ -310,7 +310,7 @@ async def _take_lease_once(
     for left in reversed(range(LOOKS)) if lanes.lanes else ():
         if not lanes.lanes or lanes.aside_for(monotonic()):
             break
-        # the largest number up to n for which the statement is prepared
+        # the largest number in SIZES that is at most n: the server prepares the statement for these numbers
         number = max(size for size in SIZES if size <= n) if together else n
         rows, wake_in = await admission.take(engine, queue, s, number, lease, patient=patient)
         if rows or wake_in == 0.0:
@@ -337,7 +337,7 @@ async def _take_lease_once(
 
 
 async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
-    """Put rows back that were taken for a caller that is gone."""
+    """Put back rows that a `get` took, because its caller was cancelled."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]

@@ -218,9 +218,9 @@ def _running_in(row: _WorkerRow) -> list[RunningJob]:
 
 
 async def find_runner(engine: Engine, queue: QueueSettings, job_id: int) -> tuple[WorkerInfo, RunningJob] | None:
-    """Return the worker that runs a job, if it is alive, as `find_running` does.
+    """Return the worker that runs a job, as `find_running` does, if this worker is alive; otherwise return None.
 
-    None also if the role may not read the list of workers.
+    Also return None if the role may not read the list of workers.
 
     Args:
         engine: The engine.
@@ -254,5 +254,5 @@ def paths_of(tasks: str) -> list[str]:
 
 
 def knows(worker: WorkerInfo, task: str) -> bool:
-    """Return whether a worker can run the function of a path."""
+    """Return whether a worker can run the function that has this path."""
     return any(task == path or (path.endswith(".*") and task.startswith(path[:-1])) for path in worker.tasks)
