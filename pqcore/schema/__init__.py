@@ -5,12 +5,12 @@ are recorded in ``pqcore_migrations``, one table in each schema. A queue's table
 1.9.1, and counts as version 0.
 
 On a new or empty table, everything is one transaction. A table with rows is migrated in place, while other sessions put
-and get. Columns are added in a short transaction under a ``lock_timeout``, with a few attempts; indexes are built
-CONCURRENTLY. The next `create` continues an interrupted migration: each statement may be run again.
+and get. A short transaction with a ``lock_timeout`` adds columns, and is retried a few times; indexes are built
+CONCURRENTLY. The next `create` continues an interrupted migration, because each statement can be run again.
 
-A file may begin with ``-- needs N``: code that knows version N can use the migrated table. So processes of the last
-release continue, and new processes of it can be started. If a version only adds objects, N is the version before it or
-an older one. A version may remove only objects that no code since version N uses. N is recorded in the database with
+A file may begin with ``-- needs N``: code that knows version N can use the migrated table. So processes of the
+previous release can go on, and more of them can start. If a version only adds objects, N is the version before it or an
+older one. A version may remove only objects that no code since version N uses. N is recorded in the database with
 the version, so that older code, which lacks the file, can read N.
 """
 
@@ -64,14 +64,14 @@ ATTEMPTS = 5
 def _query(names: TableName, name: str, template: str, *, rows: bool = True, concurrently: bool = False) -> Query:
     substitutions = names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
     if not rows:
-        # DDL has no parameters, and may contain text that looks like one.
+        # DDL has no parameters, but may contain text that looks like a parameter.
         sql = template.format_map(substitutions)
         return plain(name, sql, rows=False)
     return compile_query(name, template, substitutions, "numeric_dollar")
 
 
 async def version(session: Session, names: TableName) -> int | None:
-    """Return the version of the table; 0 for a table of pq, None if there is no table.
+    """Return the version of the table; 0 for a table that pq made, None if there is no table.
 
     Raises:
         AccessDenied: Row-level security hides the record of versions.
@@ -163,7 +163,7 @@ async def create(
             table.
 
     Returns:
-        The version that the table had; 0 for a table of pq, None if there was no table.
+        The version that the table had; 0 for a table that pq made, None if there was no table.
 
     Raises:
         ConfigurationError: The table exists, and has another number of partitions.
@@ -186,8 +186,8 @@ async def create(
     if not await session.direct():  # behind a pooler, a session-level lock may stay with another client's session
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return found
-    # A session-level advisory lock, because concurrent index builds span transactions. The lock is tried repeatedly,
-    # because CREATE INDEX CONCURRENTLY waits for running statements, and so for a statement that waits for this lock.
+    # The lock is at session level, because CREATE INDEX CONCURRENTLY spans transactions. Sessions try it repeatedly:
+    # CREATE INDEX CONCURRENTLY waits for running statements, so it would wait for a statement that waits for the lock.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
     while True:
@@ -235,7 +235,7 @@ async def in_short_transactions(
     sleep: Callable[[float], Awaitable[None]],
     work: Callable[[], Awaitable[T]],
 ) -> T:
-    """Do some work in a transaction that waits for each lock for a limited time, and retry a few times.
+    """Call ``work`` in a transaction that waits for each lock for a limited time; after a timeout, try again.
 
     Between attempts, sessions that waited for this transaction's locks can continue.
 
@@ -366,7 +366,7 @@ async def _drop_invalid(session: Session, names: TableName, number: int, how: st
 
 async def _record(session: Session, names: TableName, number: int) -> None:
     record, table, least = names.qualified("pqcore_migrations"), literal(names.table), needs(number)
-    # The first versions had no ``needs``, and a record of versions that they made lacks the column.
+    # Files of the first versions have no ``needs``; the record of versions may still lack this column then.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
     await session.execute(_query(names, "create_record", RECORD, rows=False))

@@ -135,6 +135,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _bare(names: TableName, quoted: str) -> str:
-    """Return the name itself, without the schema that may qualify it."""
+    """Return an unquoted name without the schema that may qualify it."""
     prefix = names.qualified("x")[: -len('"x"')]
     return unquoted(quoted.removeprefix(prefix))

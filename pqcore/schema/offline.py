@@ -15,14 +15,14 @@ from pqcore.sql.statement import Query
 _ANSWERS: dict[str, list[list[bool | str]]] = {
     "find_table": [[False, False, "read committed"]],
     "find_schema": [[False]],
-    # The answer means that the objects which a statement drops exist, and that another table uses the record.
+    # These answers say that the record of versions exists, and that another table uses it.
     "find_record": [[True]],
     "record_is_used": [[True]],
 }
 
 
 def write_down(execute: Callable[[str], None], operation: Callable[[Session], Awaitable[object]]) -> None:
-    """Pass the statements of an operation of `pqcore.schema` to ``execute``, as they are for an empty database."""
+    """Pass to ``execute`` the statements that an operation of `pqcore.schema` would run on an empty database."""
     run_sync(cast("Any", operation(cast("Session", _OnPaper(execute)))))
 
 

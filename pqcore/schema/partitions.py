@@ -2,9 +2,9 @@
 
 All rows of a queue are in one partition, with its own indexes and its own VACUUM.
 
-The migrations are written for a table without partitions. This module rewrites what PostgreSQL does not accept for a
-partitioned table. There, the primary key must include the partition column, and each partition has its own storage
-parameters.
+The migrations are written for a table without partitions. This module rewrites the statements that PostgreSQL does
+not accept for a partitioned table: its primary key must include the partition column, and each partition has its own
+storage parameters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Partitions:
         return cls(tuple(names.related(f"_p{place}") for place in range(number)), made=False)
 
     def statements(self, statement: str) -> Iterator[str]:
-        """Return what to run for a statement of a migration.
+        """Yield the statements to run in place of a statement of a migration.
 
         Args:
             statement: The statement, as a template.
@@ -70,7 +70,7 @@ class Partitions:
         elif statement.startswith("ALTER TABLE {table} SET ("):
             yield from (statement.replace("{table}", part, 1) for part in parts)
         elif "generate_series" in statement and statement.startswith("INSERT INTO {table} "):
-            if not self.made:  # for existing partitions, the names of the table are unknown here
+            if not self.made:  # existing partitions may accept only certain names of queues
                 found = replace(statement, "'-', 'none'", "number::text, 'none'")
                 yield replace(found, f"generate_series(1, {_PADDING})", f"generate_series(1, {rows})")
         elif statement.startswith("DELETE FROM {table} WHERE id BETWEEN "):
@@ -82,7 +82,7 @@ class Partitions:
 def _keyed(statement: str) -> str:
     """Return the table's declaration, with the queue in its primary key.
 
-    The id comes first, because ids are looked up.
+    The id is the first column of the key, because statements look jobs up by id.
     """
     columns = substitute(statement, r"(bigserial\s+)PRIMARY KEY", r"\1NOT NULL", 1)
     return columns.rpartition(")")[0].rstrip() + ",\n  PRIMARY KEY (id, q_name)\n) PARTITION BY HASH (q_name)"

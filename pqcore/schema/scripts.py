@@ -28,16 +28,16 @@ def migrations() -> tuple[tuple[str, ...], ...]:
 
 
 def needs(number: int) -> int | None:
-    """Return the oldest version whose code works on a table of this version.
+    """Return the oldest version whose code can use a table of this version.
 
-    Return None if only code of this version or later works.
+    Return None if only code of this version or of later versions can use the table.
     """
     found = re.match(r"-- needs (\d+)\n", _scripts()[number - 1])
     return found and int(found[1])
 
 
 def latest() -> int:
-    """Return the latest version, which is the one that this pqcore makes and needs."""
+    """Return the latest version, which is the version that this pqcore makes and needs."""
     return len(migrations())
 
 

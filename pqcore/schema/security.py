@@ -33,7 +33,7 @@ class Security:
     lacking: tuple[str, ...]
 
     def refuse(self, *commands: str) -> None:
-        """Raise if rows are hidden.
+        """Raise if row-level security hides all rows from one of the commands.
 
         Args:
             *commands: Commands that are needed in addition to SELECT.
@@ -46,7 +46,7 @@ class Security:
 
     @property
     def message(self) -> str:
-        """Return what is hidden."""
+        """Return a sentence that says which rows are hidden, and from which role."""
         hidden = "all rows" if "SELECT" in self.lacking else "rows"
         return (
             f"row-level security hides {hidden} of table {self.table} from role {self.role!r}: it has no policy for"
@@ -55,7 +55,7 @@ class Security:
 
     @property
     def advice(self) -> str:
-        """Return what to do."""
+        """Return a sentence that says how to make the rows visible."""
         return (
             f"ALTER TABLE {self.table} DISABLE ROW LEVEL SECURITY, or CREATE POLICY ... ON {self.table} for the role,"
             " or connect as the owner, or as a role with BYPASSRLS"
@@ -63,7 +63,7 @@ class Security:
 
 
 def binds(session: Session, table: str) -> str:
-    """Return the SQL expression that says whether row-level security applies to the role, on an existing table."""
+    """Return an SQL expression that is true if row-level security applies to the role; the table must exist."""
     return "false" if session.sql.name in UNSUPPORTED else f"row_security_active(to_regclass({literal(table)})::oid)"
 
 

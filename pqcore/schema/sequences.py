@@ -1,7 +1,7 @@
 """The sequences from which ids are drawn, compared with the existing ids.
 
 Logical replication, and a restore of rows alone, do not copy a sequence's value; ``TRUNCATE ... RESTART IDENTITY``
-resets it. After each of these, the sequence gives ids again that other jobs have or had.
+resets the value. After each of these, the sequence gives ids again that other jobs have or had.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
     found = []
     for owner, holders in HOLDERS.items():
         table = literal(places[owner])
-        # The column's default is used, because a sequence that was made by hand is owned by no column.
+        # The query finds the sequence in the column's default: a sequence made by hand may be owned by no column.
         rows = await session.execute(
             plain(
                 "find_sequence",
@@ -106,10 +106,10 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
 async def advance(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]]
 ) -> Sequence[IdSequence]:
-    """Set the sequences that are behind the existing ids, and return these sequences as they were before.
+    """Set sequences whose values are below existing ids, and return these sequences as they were before.
 
-    No other session can put meanwhile: a statement that draws an id locks the table, and this operation waits for all
-    such locks.
+    No other session can put meanwhile: a statement that draws an id locks the table, and this operation takes a lock
+    that conflicts with such locks.
 
     Raises:
         TransientError: The table was in use for too long; call this again.

@@ -1,4 +1,4 @@
-"""Serializers, which convert a job's data into the form that a row holds, and back.
+"""Serializers convert a job's data into the form that a row holds, and back.
 
 A serializer writes either JSON text, kept in the row's ``data`` column, or bytes, kept in ``payload``. The row also
 names its serializer, so a queue's serializer can change while rows wait. A row never chooses which code *runs*: a row

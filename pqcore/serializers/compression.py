@@ -41,7 +41,7 @@ class Zstd(Wrapper):
         if not isinstance(max_size, int) or max_size < 1:
             raise ConfigurationError(f"max_size is {max_size!r}; give a number of bytes")
         self.level, self.max_size = level, max_size
-        self._local = threading.local()  # objects of zstandard are for one thread, and slow to make
+        self._local = threading.local()  # one object per thread: zstandard's objects are not thread-safe
 
     def wrap(self, raw: bytes) -> bytes:
         self._check(len(raw))
@@ -57,7 +57,7 @@ class Zstd(Wrapper):
         self._check(size)
         if not hasattr(self._local, "decompressor"):
             self._local.decompressor = self._zstd.ZstdDecompressor()
-        # The output never exceeds the size in the frame: zstd fails if there is more.
+        # The output cannot exceed the size that the frame states: otherwise zstandard raises an error.
         decompressed: bytes = self._local.decompressor.decompress(raw, allow_extra_data=False)
         return decompressed
 

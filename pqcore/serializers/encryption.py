@@ -23,7 +23,7 @@ _MAKE = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generat
 class Fernet(Wrapper):
     """Fernet, by cryptography: AES-128-CBC with an HMAC-SHA256.
 
-    The stored bytes are a mark of the key, and then a token.
+    The stored bytes are a mark, which names the key, and then a Fernet token.
 
     A token does not name its job, so anybody who can write rows can copy a token.
 
@@ -39,7 +39,7 @@ class Fernet(Wrapper):
 
     layer = "fernet"
     quick = True
-    safe = True  # because only the holder of a key can have written the data
+    safe = True  # decoding is safe, because only the holder of a key can have written the data
     authenticates = True
 
     def __init__(self, inner: Serializer | str | None = None, *, keys: Sequence[str | bytes] | None = None) -> None:
@@ -65,7 +65,7 @@ class Fernet(Wrapper):
             if is_from_outside(exc):
                 raise
             problem, elsewhere = type(exc).__name__, isinstance(exc, Unreadable)
-        # Raised outside the except clause, because the original error must not be in any traceback.
+        # These errors are raised outside the except clause, so that no traceback contains the original error.
         if elsewhere:
             raise KeyNotHeld(f"it was decrypted, but this program cannot read its {self.inner.name} ({problem})")
         raise ValueError(f"it was decrypted, but is not valid {self.inner.name} ({problem})")
@@ -94,7 +94,7 @@ class Fernet(Wrapper):
                 f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "
                 f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
             )
-            # The mark names the key: if that key is held, the bytes were altered.
+            # If a mark names a key that is held, the bytes were altered, and no other key can decrypt them.
             raise (KeyNotHeld(msg) if not marked and _is_token(raw) else ValueError(msg)) from None
         return plain
 
@@ -103,7 +103,7 @@ class Fernet(Wrapper):
 
 
 def _is_token(raw: bytes) -> bool:
-    """Return whether bytes have the form of a token, for which a key may exist; see the specification of Fernet."""
+    """Return whether bytes have the form of a Fernet token; if so, another key may decrypt them."""
     try:
         token = base64.b64decode(raw, b"-_", validate=True)
     except ValueError:
@@ -115,7 +115,7 @@ def _is_token(raw: bytes) -> bool:
 def _made(fernet: Any, key: bytes, number: int) -> Any:
     try:
         return fernet(key)
-    except ValueError:  # the message of this error, or its cause, might show the key
+    except ValueError:  # this error is dropped, because its message or its cause might show the key
         pass
     raise ConfigurationError(f"Fernet: key {number} is not 32 bytes in URL-safe base64; make one with {_MAKE}")
 

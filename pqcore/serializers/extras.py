@@ -22,7 +22,7 @@ def library(module: str, *, serializer: str, extra: str) -> Any:
     install = f"pip install 'pqcore[{extra}]'"
     try:
         return importlib.import_module(module)
-    except Exception as exc:  # an extension module may raise anything
+    except Exception as exc:  # the import of an extension module may raise any exception
         top = module.partition(".")[0]
         if isinstance(exc, ModuleNotFoundError) and exc.name == top:
             msg = f"serializer {serializer!r} needs {top}: {install}"

@@ -1,7 +1,7 @@
-"""Keys: their sources, what messages say of them, and the marks with which stored bytes name their keys.
+"""Keys: where serializers get them, how messages mention them, and the marks that name the keys of stored bytes.
 
-Bytes that were encrypted or signed begin with a mark for each key, ``key:0123abcd:``. So SQL can count the rows of a
-key without having the key.
+Bytes that were encrypted or signed begin with a mark for each key, ``key:0123abcd:``. So a statement can count the rows
+of a key, and needs no key itself.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def key_id(key: bytes) -> str:
 
 
 def add_marks(ids: Sequence[str], raw: bytes) -> bytes:
-    """Return bytes with a mark for each of these keys in front."""
+    """Put a mark for each of these keys in front of bytes."""
     return b"".join([b"key:%s:" % each.encode() for each in ids]) + raw if ids else raw
 
 

@@ -15,7 +15,7 @@ def pickle_dumps(value: object) -> str:
 
 
 def pickle_loads(text: str) -> Any:
-    """Undo `pickle_dumps`. Unpickling runs whatever code the pickle names, so use it only for rows that you wrote."""
+    """Unpickle text of `pickle_dumps`. This runs any code that the pickle names, so use it only for your own rows."""
     return pickle.loads(text.encode("latin-1"))  # noqa: S301 - asked for by name
 
 

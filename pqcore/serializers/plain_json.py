@@ -36,7 +36,7 @@ def json_encode(value: object) -> str:
         ValueError: The data has NaN or infinity, keys that are equal in JSON, or too many levels.
         RecursionError: The data has too many levels for Python.
     """
-    if _make_encoder is None or isinstance(value, str):  # the encoder has a separate way for text
+    if _make_encoder is None or isinstance(value, str):  # JSONEncoder.encode has a fast path for str
         raw = _encoder.encode(value)
     else:
         escape = json.encoder.encode_basestring_ascii
@@ -45,8 +45,8 @@ def json_encode(value: object) -> str:
         encode = _make_encoder({}, _encoder.default, escape, None, ": ", ", ", False, False, False)
         raw = "".join(encode(value, 0))
     if type(value) is dict and len(value) <= FEW_KEYS:
-        # A look at a few keys takes less time than a search for a pattern, whose code is usually no longer in the
-        # processor's caches, because the last call waited for the server.
+        # Checking a few keys takes less time than a regular expression, whose code is usually no longer in the
+        # processor's caches after a wait for the server.
         for key, each in value.items():
             if type(key) is not str or type(each) not in _FLAT:
                 break
@@ -58,7 +58,7 @@ def json_encode(value: object) -> str:
 
 
 def check_json(value: object, raw: str) -> None:
-    """Refuse data of which JSON text loses a part, or that readers may fail to decode.
+    """Refuse data if its JSON text lacks a part of the data, or has too many levels for readers.
 
     Args:
         value: The encoded data.
@@ -68,12 +68,12 @@ def check_json(value: object, raw: str) -> None:
         ValueError: The data is refused.
     """
     refuse_deep(raw)
-    if _find_key(raw) is not None:  # only such a key may come from another type than a string
+    if _find_key(raw) is not None:  # only these keys can come from a key that is not a str
         refuse_colliding_keys(value, _encoder.encode, json.loads)
 
 
 def json_decode(text: str) -> Any:
-    """Decode JSON text as `json.loads` does, but without white space around it: stored text has none."""
+    """Decode JSON text as `json.loads` does; text without white space around it, such as stored text, is faster."""
     try:
         value, end = _scan(text, 0)
     except (StopIteration, TypeError):

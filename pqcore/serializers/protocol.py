@@ -6,17 +6,18 @@ from typing import Any, Protocol
 
 
 class Serializer(Protocol):
-    """Two methods and a name.
+    """An object that encodes and decodes data, with a name.
 
-    A serializer may have more attributes, which are read by name:
+    A serializer may also have these optional attributes:
 
-    ``stored_as``: The mark of its rows, if that is not its name: serializers that read the same format have the same
-    mark. ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key;
-    the queue then refuses plain JSON, too, unless told otherwise. ``valid_json``: True if `dumps` always returns one
-    JSON value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys, the first of which writes;
-    `dumps` must then begin with a mark of that key (`Wrapper` does so itself). ``rekey``: A function that takes stored
-    data, and returns the same data under the first key. ``quick``: True if it handles some kilobytes as fast as JSON; a
-    worker then calls it in its event loop, and otherwise in threads. A subclass must state ``quick`` again.
+    ``stored_as``: The name that marks its rows, if it is not ``name``; serializers that read the same format share it.
+    ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key; the
+    queue then refuses plain JSON, unless ``accept`` allows it. ``valid_json``: True if `dumps` always returns one JSON
+    value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys; the first key writes, and the
+    output of `dumps` must begin with a mark of that key (`Wrapper` adds the mark itself). ``rekey``: A function that
+    takes stored data, and returns the same data under the first key. ``quick``: True if it handles some kilobytes as
+    fast as JSON; a worker then calls it in its event loop, and otherwise in threads. A subclass must set ``quick``
+    again.
 
     Attributes:
         name: The name that users write, as in ``pq["apples/msgpack"]``.
@@ -38,7 +39,7 @@ LONGEST_NAME = 200
 
 
 def fault_of(serializer: object, *, writes: bool = True) -> str:
-    """Return why an object is not a serializer, and what to do; empty if it is one.
+    """Return why an object is not a serializer, and what to do about it; return an empty text if it is a serializer.
 
     Args:
         serializer: The object given as a serializer: an instance, or a class that is registered for later construction.
@@ -72,7 +73,7 @@ def _is_plain(name: str) -> bool:
 
 
 def stored_name(serializer: Serializer) -> str:
-    """Return the mark of a serializer's rows, by which it recognizes the rows that it can read."""
+    """Return the name that marks a serializer's rows; by this name, a queue finds the serializer that reads a row."""
     name: str = getattr(serializer, "stored_as", serializer.name)
     return name
 

@@ -12,11 +12,11 @@ from pqcore.hookspecs import hookimpl
 from pqcore.serializers.keys import add_marks, counted, find_keys, key_id, take_mark
 
 VARIABLE = "PQCORE_PICKLE_KEYS"
-SHORTEST_KEY = 32  # bytes; as long as the digest
-PROTOCOL = 5  # the protocol since Python 3.8, which every Python that pqcore supports can read
+SHORTEST_KEY = 32  # in bytes, which is the length of the digest
+PROTOCOL = 5  # every Python version that pqcore supports can read this protocol
 
 _SIZE = 32
-_PURPOSE = b"pqcore signed-pickle 1\0"  # prevents signatures made for another purpose from being accepted here
+_PURPOSE = b"pqcore signed-pickle 1\0"  # refuses signatures that were made with the same key for another purpose
 _MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
@@ -45,7 +45,7 @@ class SignedPickle:
             if len(key) < SHORTEST_KEY:
                 msg = f"SignedPickle: key {number} has {len(key)} bytes; give {SHORTEST_KEY} or more, from {_MAKE}"
                 raise ConfigurationError(msg)
-        # These objects are started with the key and copied for each use, so that the key itself is kept nowhere.
+        # Each HMAC object begins with the key, and is copied for each use, so the serializer does not keep the key.
         self._signers = [hmac.new(key, _PURPOSE, "sha256") for key in found]
         self.key_ids = [key_id(key) for key in found]
 
@@ -76,8 +76,8 @@ class SignedPickle:
                 f"{'' if mark is None or signers else f', {mark}'} "
                 f"(add that to {VARIABLE}, or to SignedPickle(keys=[...])); it was not unpickled"
             )
-            # The mark names the key: if that key is held, the bytes were altered; bytes that are too short were
-            # altered, too.
+            # If the mark names a key that is held, or the bytes are too short, the bytes were altered. Otherwise,
+            # another key may have signed them.
             elsewhere = not signers or (mark is None and len(rest) > _SIZE)
             raise KeyNotHeld(msg) if elsewhere else ValueError(msg)
         return bytes(pickled)

@@ -27,7 +27,7 @@ def refuse_deep(raw: str) -> None:
     for neighbours in ("}, {", "},{", "], [", "],["):
         if opened <= MOST_NESTED:
             return
-        # Of adjacent lists and dicts, only one leads to the deepest level. The count in strings is subtracted.
+        # Neighbouring lists or dicts are not levels of each other, so all but one are subtracted.
         opened -= raw.count(neighbours)
     if opened > MOST_NESTED and _is_deep(raw):
         raise too_deep(MOST_NESTED)
@@ -51,7 +51,7 @@ def refuse_deep_data(data: object, most: int) -> None:
     """
     level: dict[int, object] = {id(data): data}
     for _ in range(most + 1):
-        # By identity: an object that occurs twice, or contains itself, is checked once in each level.
+        # The key is the identity: an object that occurs twice, or contains itself, is checked once per level.
         below: dict[int, object] = {}
         for one in level.values():
             if isinstance(one, dict):

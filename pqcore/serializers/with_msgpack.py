@@ -34,7 +34,7 @@ class Msgpack:
         raw: bytes = self._pack(value, default=self._default, datetime=True)
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
-        self.loads(raw)  # data that could not be decoded again, such as a tuple as a key, is not stored
+        self.loads(raw)  # raises if the data could not be decoded again, as with a tuple as a key
         return raw
 
     def loads(self, raw: Any) -> Any:

@@ -34,7 +34,7 @@ class _Msgspec:
     def _encoded(self, value: Any) -> bytes:
         raw: bytes = self._encode(value)
         if self._type is not Any:
-            self._decode(raw)  # msgspec checks types when it decodes, so data that could not be decoded is not stored
+            self._decode(raw)  # raises if the data does not fit the type: msgspec checks types only when it decodes
         return raw
 
     def loads(self, raw: Any) -> Any:
@@ -102,7 +102,7 @@ class MsgspecMsgpack(_Msgspec):
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
         if self._type is Any:
-            self._decode(raw)  # data that could not be decoded again, such as a list as a key, is not stored
+            self._decode(raw)  # raises if the data could not be decoded again, as with a list as a key
         return raw
 
 

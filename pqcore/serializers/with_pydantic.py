@@ -38,8 +38,8 @@ class PydanticJson:
     def dumps(self, value: Any) -> str:
         value = self._checked(self._adapter.validate_python, value)
         raw: bytes = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings=False)
-        # pydantic does not check a given model again, even if it was changed, so this decodes the data once to check
-        # it.
+        # Decode the data once to check it: pydantic does not check a model object again, even if the object was
+        # changed.
         self._checked(self._adapter.validate_json, raw)
         if b"null" in raw or b"NaN" in raw or b"Infinity" in raw:
             plain = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
@@ -57,8 +57,8 @@ class PydanticJson:
             return validate(value)
         except self._invalid as exc:
             problems = exc.errors(include_url=False, include_context=False, include_input=False)
-        # Raised outside the except clause, because pydantic's own error, which has the values, must not be in any
-        # traceback.
+        # The error is raised outside the except clause, so that no traceback contains pydantic's own error, which shows
+        # the values.
         told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the data'}: {each['msg']}" for each in problems)
         raise ValueError(f"it is not a {getattr(self._type, '__qualname__', self._type)}: {told}")
 
@@ -71,7 +71,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _refuse_lost_numbers(value: Any, written: Any) -> None:
-    """Refuse NaN and infinity that pydantic wrote as null, as it does unless a model says otherwise."""
+    """Refuse NaN and infinity; pydantic writes them as null, unless a model says otherwise."""
     if isinstance(value, float) and written is None:
         _refuse_constant(str(value))
     if isinstance(value, dict) and isinstance(written, dict):

@@ -59,7 +59,7 @@ class Wrapper:
         return self.inner.loads(inner if self.inner.binary else inner.decode())
 
     def rekey(self, raw: bytes) -> bytes:
-        """Return the same data under the keys that now write, the first of each layer; do not decode the inner data.
+        """Return the same data, encrypted or signed with the first key of each layer; do not decode the inner data.
 
         Args:
             raw: The result of `dumps`, under any key.
@@ -71,7 +71,7 @@ class Wrapper:
         return self._wrapped(inner)
 
     def unwrap_under(self, raw: bytes, key: str) -> bytes:
-        """Undo `wrap` for bytes whose mark names a key that is held.
+        """Undo `wrap` for bytes whose mark names one of the wrapper's keys.
 
         A wrapper that tries all its keys need not override this.
 
@@ -82,7 +82,7 @@ class Wrapper:
         return self.unwrap(raw)
 
     def refused_key(self, key: str) -> KeyNotHeld:
-        """Return the error for bytes under a key that is not held."""
+        """Return the error for bytes whose mark names a key that the wrapper does not have."""
         return KeyNotHeld(f"it was altered, or written with another key, {key}, than the {counted(len(self.key_ids))}")
 
     def _wrapped(self, raw: bytes) -> bytes:
@@ -101,7 +101,7 @@ class Wrapper:
         for _ in range(self._inner_keys):
             mark, raw = take_mark(raw)
             marks += [] if mark is None else [mark]
-        if own is None:  # written before marks existed, or by another program
+        if own is None:  # an older version, or another program, wrote the bytes
             return add_marks(marks, self.unwrap(raw))
         if own not in self.key_ids:
             raise self.refused_key(own)

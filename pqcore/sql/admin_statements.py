@@ -1,7 +1,7 @@
 """Statements of operators, composed of fragments: listing jobs, running them again, moving them.
 
-`admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why they are safe under
-concurrency. A statement that lists jobs takes no lock. A statement that changes jobs skips rows with a foreign lock.
+`admin_statements.sql` has the statements that need no fragments. `pqcore.sql.dialect` explains why statements are safe
+under concurrency. A statement that lists jobs takes no lock. Most others skip rows that another session has locked.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from pqcore.sql.overview_statements import HEAD, SLICE, OverviewStatements
 from pqcore.sql.statement_set import composed, family, from_file
 
 _NOW = "statement_timestamp()"
-# The JSON may contain the text unchanged, or with escapes, as in ``written``.
+# The stored JSON may contain the wanted text unchanged (``search``), or with escapes (``written``).
 _SEARCHED = " OR ".join(
     f"strpos({column}::text, {text}::text) > 0" for column in ("data", "headers") for text in (":search", ":written")
 )
 
 
 def _filters(*keys: str) -> str:
-    """Return the conditions that select jobs.
+    """Return the conditions for the filters with which a user lists jobs.
 
     Args:
         *keys: The columns of the table in which a text is searched, in addition to the data and the headers.
@@ -72,7 +72,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """Return the columns of a `pqcore.rows.StoredJobRow` in its order, and then the further columns of a whole job."""
+    """Return the columns of `pqcore.rows.StoredJobRow`, in the order of its fields; if ``whole``, add other columns."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",
@@ -179,7 +179,7 @@ KINDS = ("ready", "urgent", "hidden", "parked")
 
 def _picked(kind: str, columns: str = "id") -> str:
     condition, order = _MOVABLE[kind]
-    # Without statistics, the planner expects IS NOT TRUE of half the rows, and <> of nearly all.
+    # Without statistics, the planner estimates that IS NOT TRUE matches half the rows, and ``<>`` nearly all rows.
     single = "num_nulls(job.awaited) <> 0 AND job.schedule_at IS DISTINCT FROM 'infinity'"
     last = "" if kind == "ids" else " AND id <= :last::bigint"
     return (
@@ -190,7 +190,7 @@ def _picked(kind: str, columns: str = "id") -> str:
 
 
 def _forgotten(again: str) -> str:
-    """Return the end of a statement that runs jobs again, which deletes their results.
+    """Return the end of a statement that runs jobs again: it deletes the old results, and notifies waiters.
 
     Args:
         again: The CTE that has the ids of the jobs.
@@ -245,7 +245,7 @@ class AdminStatements(OverviewStatements):
 
     @composed()
     def list_finished(self) -> str:
-        """List finished jobs in a slice of ids, the last put first. Only the primary key's index has finished rows."""
+        """List finished jobs in a slice of ids, the last put first. No partial index contains finished rows."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}
@@ -337,7 +337,7 @@ WITH again AS (
     def rerun_archived(self) -> str:
         """Make an archived job due again.
 
-        The job moves in one statement; only the session whose DELETE finds the row gets it.
+        The job moves in one statement. Of two concurrent sessions, only one finds the row, and moves the job.
         """
         return f"""
 WITH gone AS (
@@ -386,7 +386,7 @@ SELECT id, pg_notify(:channel::text, '')::text FROM moved"""
 
     @composed()
     def archive_kept(self) -> str:
-        """Move finished jobs to the archive, in a slice of ids as in `purge_kept`."""
+        """Move finished jobs to the archive, in a slice of ids like that of `purge_kept`."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}

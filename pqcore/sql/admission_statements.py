@@ -6,14 +6,15 @@ keys:
 
 * Only takes lock rows of ``{keys}``, with SKIP LOCKED: no session waits for a key, whatever another transaction does.
   Puts and ends of jobs do not lock these rows.
-* ``running`` in such a row names the jobs that were admitted last. Whether such a job still runs is read from the job's
-  own row. So a place is free as soon as the end of its job is committed, however the job ended.
+* ``running`` in such a row names the jobs that were admitted last. A take reads from each job's own row whether the job
+  still runs. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
   snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot shows the key's jobs
   correctly, except for jobs that ended since: these jobs still count, which is safe, because too few jobs are admitted
   and not too many.
-* The newest version comes first in the index, so old versions, which a long-lived snapshot keeps, are not read. For the
-  same reason, a locked row is changed by its ``ctid`` alone: a condition on the queue would use the index.
+* The newest version comes first in the index, so takes do not read old versions, which a long-lived snapshot keeps. The
+  UPDATE finds a locked row by its ``ctid`` alone: with a condition on the queue, it would read old versions from the
+  index.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ADOPT = 1_000
 
 _COLUMNS = "id, expected_at, schedule_at, enqueued_at"
 _NEEDS = "SELECT * FROM json_to_recordset(:needs::text::json) AS needs (place int, key text, number int, newest bigint)"
-# The state of a key, by the newest version of its row. Values in `rules` take precedence over values from puts.
+# This query reads the state of each key from the newest version of its row. `rules` override values from puts.
 _STATE = """
   SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places,
@@ -69,7 +70,8 @@ _STATE = """
     SELECT number, number / period AS rate FROM {rules}
     WHERE q_name = :q_name::text AND kind = 'rate' AND name = wanted.key LIMIT 1
   ) AS rated ON true"""
-# The jobs admitted under a key that still run; they are found by primary key, and each has few row versions.
+# The jobs that were admitted under a key and still run. The query looks up each by primary key, where a job has few row
+# versions.
 _ALIVE = """
     SELECT array_agg(job.id) AS ids FROM unnest(state.running) AS admitted (id)
     CROSS JOIN LATERAL (
@@ -117,7 +119,7 @@ _NO_JOB = (
 
 
 def _lane_rows(n: int, but: str = "") -> str:
-    """Return a query of the first rows of a lane with room; for a group, of its first job, if it is on this lane."""
+    """Return a query of the first rows of a lane that has free places; for a group, only of its first job."""
     head = f"SELECT {_COLUMNS} FROM {{table}} WHERE {OF_QUEUE} AND parked_on = wanted.lane AND {STILL_WAITS}"
     most = "LIMIT least(wanted.quota, has.free) + :spare::int"
     begun = "wanted.group_key IS NULL AND wanted.after IS NOT NULL"
@@ -145,9 +147,11 @@ def take_lanes_template(n: int, plain: str) -> str:
     """Return the template of the statement that leases up to ``n`` jobs of some lanes, together with plain jobs.
 
     Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
-    the weight of each share. ``spare`` is how many more rows of a lane are looked at, because the first may be locked.
-    One more row comes last. Its ``place`` is -2 if other sessions have locked all jobs that could be leased, and
-    otherwise -1; the number is lower by 2 if plain jobs are due. That row also has the seconds until a rate has a
+    the weight of each share. ``spare`` is how many additional rows of a lane to look at, because the first rows may be
+    locked.
+
+    The last row describes the take. Its ``place`` is -2 if other sessions have locked all jobs that could be leased,
+    and otherwise -1. If plain jobs are due, it is -4 or -3 instead. This row also has the seconds until a rate has a
     token, and, in JSON, the keys without a row; if there are such keys, no job is leased.
 
     Args:
@@ -243,10 +247,9 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     Each key in ``needs`` has a number, ``times``. If it is above 1, the statement leases that number of jobs for each
     place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
     worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of the earlier
-    and the new jobs together may run. Other takes count each of these jobs as one that has a place. So another consumer
-    gets a place only if there is a place for each of these jobs, too, and the number in the row remains right. Under a
-    rate, each place is given to one job.
-    Only one lane of the statement may have a key with ``times`` above 1.
+    and the new jobs together may run concurrently. Other takes count a place for each of these jobs. So while these
+    jobs exceed the limit, other consumers get no place, and the number in the row stays right. If the key has a rate,
+    the statement leases one job for each place. Only one lane may have a key with ``times`` above 1.
 
     Args:
         n: The largest number of rows to lease.
@@ -279,7 +282,7 @@ SELECT {_NO_JOB}, -7, NULL,
 
 
 def _came_due(condition: str = "true") -> str:
-    """Return a query of the jobs without ``expected_at`` that came due last."""
+    """Return a query of the jobs without ``expected_at`` that became due most recently."""
     order = ", ".join(f"{column} DESC" for column in READY_ORDER.rsplit(", ", 1))
     return (
         f"SELECT * FROM (SELECT id, schedule_at, headers FROM {{table}} WHERE {READY_NOW} AND {condition}"
@@ -300,8 +303,8 @@ class AdmissionStatements(StatementSet):
 
         New jobs are the jobs with the highest ids above a bound. The statement finds the other lanes by stepping from
         lane to lane through the index, which costs the same for any number of jobs. In this way it also finds jobs that
-        older code parked. A row with the number -1 reports that jobs which are not on a lane yet came due lately: see
-        `find_unadopted`.
+        older code parked. A row with the number -1 means that a job became due lately that should be on a lane, but is
+        not: see `find_unadopted`.
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""
@@ -363,7 +366,7 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
     def reserve(self) -> str:
         """Reserve the keys of a lane for its first job, which has waited long.
 
-        If several jobs want a key, the one with the smallest id gets it.
+        If several jobs ask for the same key, the job with the smallest id gets the reservation.
 
         Like `take_lanes_template`, the statement locks only the newest versions of keys that no other session has
         locked.

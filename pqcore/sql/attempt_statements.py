@@ -9,8 +9,8 @@ SLICE = 1_000
 """The number of attempts by which one statement of a sweep advances."""
 MOST_ATTEMPTS = 20
 """The largest number of attempts that are kept of a job."""
-# The place of an attempt comes from its token. So a conflicting row belongs to an older attempt of the job, or to an
-# earlier job with the same id.
+# The place of an attempt is its token modulo `MOST_ATTEMPTS`. So a row in conflict belongs to an older attempt of the
+# job, or to an earlier job with the same id.
 NEW_ATTEMPT = """ON CONFLICT (job_id, place) DO UPDATE SET q_name = excluded.q_name, put_at = excluded.put_at,
     token = excluded.token, attempt = excluded.attempt, outcome = excluded.outcome, ended_at = excluded.ended_at,
     worker = excluded.worker, error_type = excluded.error_type, message = excluded.message,
@@ -96,9 +96,9 @@ ORDER BY ended_at, token"""
         The caller holds the lease, so no other session keeps attempts of the job; see `keep_attempt`. The worker's name
         comes from the lists of the jobs that workers run.
 
-        After a retry of a dead letter, the numbers of attempts begin again. So a recorded crash does not count as the
-        present one if the numbers have begun again since. They have if a later attempt has the crash's number or a
-        smaller one, or if the crash has a number above the present number.
+        After a dead letter is retried, its attempts are numbered from 1 again. So the statement ignores crashes from
+        before the retry: crashes with a number above the present number, and crashes that are followed by an attempt
+        with the same or a smaller number.
         """
         return f"""
 WITH job AS MATERIALIZED (
@@ -128,8 +128,8 @@ WHERE kept.token <> excluded.token OR kept.put_at <> excluded.put_at"""
     def sweep_attempts(self) -> str:
         """Delete the attempts of jobs that are gone, in a slice of the table.
 
-        Return the last job of the slice, which is NULL after the end, the number of attempts in the slice, and the
-        number that was deleted.
+        Return three values: the last job of the slice (NULL after the end of the table), the number of attempts in the
+        slice, and the number of deleted attempts.
 
         A job moves from table to table in one statement. So in any snapshot, one of the tables has the job, unless the
         job is gone. Rows that another sweep has locked are skipped (SKIP LOCKED), so sweeps do not wait for each other.

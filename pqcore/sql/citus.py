@@ -1,7 +1,8 @@
 """The dialect for Citus: tables are distributed by the queue's name, so that one node has all rows of a queue.
 
-Citus sends a statement about one queue to that node unchanged. The dialect rewrites what Citus does not send: functions
-that are not immutable in RETURNING, or in a COALESCE that is assigned, and an UPDATE whose CTEs are a UNION.
+Citus sends most statements about one queue to that node unchanged. The dialect rewrites the statements that Citus
+cannot send: those with a function that is not immutable in RETURNING or in an assigned COALESCE, and an UPDATE whose
+CTEs contain a UNION.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Citus(Dialect):
         template = super().rewrite(name, without_renumbering(without_notification(template.strip())))
         if _LEASES.fullmatch(name):
             template = _leased(template)
-        # The queue is part of the key of an attempt, and cannot be changed.
+        # The queue is the distribution column of the table of attempts, and Citus refuses to change it.
         template = template.replace("ON CONFLICT (job_id, place)", "ON CONFLICT (job_id, place, q_name)")
         template = template.replace("SET q_name = excluded.q_name, put_at", "SET put_at")
         template = template.replace("WHERE kept.ctid =", "WHERE kept.q_name = :q_name::text AND kept.ctid =")
@@ -150,7 +151,7 @@ class Citus(Dialect):
         return template
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Yield tables with the queue in their keys, each distributed after it is made; no triggers or functions."""
+        """Add the queue to a table's primary key, and distribute the table; leave out triggers and functions."""
         made = _MADE.match(statement)
         if made and made[1] != "{migrations}":
             yield keyed_by_queue(statement)

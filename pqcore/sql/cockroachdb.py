@@ -1,10 +1,10 @@
-"""The dialect for CockroachDB: checked against its documentation and on PostgreSQL.
+"""The dialect for CockroachDB.
 
-Nothing was run on CockroachDB itself.
+The statements were checked against CockroachDB's documentation, and run on PostgreSQL, but not on CockroachDB itself.
 
 CockroachDB accepts PostgreSQL's statements except for features that it lacks. These are notifications, advisory locks
-before version 26, DISCARD PLANS, the state of a standby, vacuum settings of a table, and triggers with the rows of a
-statement. Use READ COMMITTED: at CockroachDB's default, SERIALIZABLE, a statement that conflicts with another
+before version 26, DISCARD PLANS, the state of a standby, vacuum settings of a table, and triggers with transition
+tables. Use READ COMMITTED: at CockroachDB's default, SERIALIZABLE, a statement that conflicts with another
 transaction fails with `pqcore.errors.TransientError`.
 """
 
@@ -31,7 +31,7 @@ from pqcore.sql.statement_set import read_statements
 
 
 def _first_number(template: str) -> str:
-    # If the headers of a row have several numbers, the first is used.
+    # If the headers of a row contain several numbers of batches, this expression finds only the first.
     return substitute(template, r"\(regexp_matches\((headers, '.*?'), 'g'\)\)\[1\]", r"substring(\1)")
 
 
@@ -40,7 +40,7 @@ def _without_standby(template: str) -> str:
 
 
 def _by_version(template: str) -> str:
-    # A row of keys is identified by its version. On PostgreSQL, `ctid` also identifies it, and is faster.
+    # CockroachDB has no `ctid`, so the key and the version identify a row of {keys}. On PostgreSQL, `ctid` is faster.
     template = replace(template, "SELECT mine.ctid, mine.key FROM", "SELECT mine.version, mine.key FROM")
     template = replace(template, "SELECT ctid, key FROM", "SELECT version, key FROM")
     return substitute(

@@ -1,8 +1,8 @@
-"""The statements of jobs that wait for other jobs: finding parents, putting a job behind them, and releasing it.
+"""The statements of jobs that wait for other jobs: finding parents, putting waiting jobs, and releasing them.
 
-A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the ends
-of parents change only their own rows; `pqcore.operations.dependencies` then decides, with these statements, which jobs
-no longer wait. This operation first locks the row of the waiting job, and then changes what belongs to the job.
+A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the
+statement that ends a parent changes no waiting job. Later, `pqcore.operations.dependencies` decides with these
+statements which jobs no longer wait. It locks the row of a waiting job before it changes what belongs to the job.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DONE = (
     "job_id = ANY (:ids::bigint[]) AND state = 'done' AND error IS NULL"
     " AND (put_at IS NULL OR put_at <= :put_at::timestamptz)"
 )
-# Stores what the jobs of ``given`` wait for.
+# These CTEs store the parents of the jobs in ``given``.
 _BLOCKED = """waits AS (
   INSERT INTO {blocked} (job_id, q_name, put_at, schedule_at) SELECT id, :q_name::text, put_at, schedule_at FROM given
 ), needs AS (
@@ -47,7 +47,7 @@ _PASSES = "(outcome = 'done' OR on_failure = 'run')"
 
 
 def _state_of(row: str, put_at: str = "true") -> str:
-    """Return an SQL expression that says which table has a job, and in which state; NULL if no table has the job.
+    """Return an SQL expression for a job's state: ``open``, or how the job ended; NULL if no table has the job.
 
     Args:
         row: An SQL expression for the id.
@@ -68,11 +68,11 @@ class DependencyStatements(StatementSet):
 
     @composed()
     def await_parents(self) -> str:
-        """Mark waiting jobs as awaited, until the transaction ends.
+        """Mark parents as awaited, and lock their rows until the transaction ends.
 
-        Running jobs are left out, because the lock would keep their workers from ending them. Locked rows are skipped
-        (SKIP LOCKED), so a put waits for nobody. A row that is locked here cannot end before the transaction of the put
-        ends, and the trigger then sees the mark on the locked row.
+        Running parents are left out, because the lock would keep their workers from ending them. Locked rows are
+        skipped (SKIP LOCKED), so a put waits for no other session. A parent that is locked here cannot end before the
+        transaction of the put ends. When the parent ends later, the trigger sees the mark.
         """
         return f"""
 WITH free AS (
@@ -86,7 +86,7 @@ UPDATE {{table}} SET awaited = true WHERE id = ANY (ARRAY(SELECT id FROM free)) 
 
     @composed()
     def find_parents(self) -> str:
-        """Return the table of each parent that could not be marked as awaited. This statement only reads."""
+        """Return the state of each parent that could not be marked as awaited. This statement only reads."""
         return f"""
 SELECT wanted.id, {_state_of("wanted.id")}, coalesce(
     (SELECT max({PUT_AT}) FROM {{table}} WHERE id = wanted.id),
@@ -111,9 +111,9 @@ SELECT {IDENTITY} FROM put"""
 
     @composed()
     def block(self) -> str:
-        """Store what jobs wait for that the same transaction has put, scheduled for infinity.
+        """Store the parents of jobs that the same transaction has put, scheduled for infinity.
 
-        See `put_blocked`. Only this transaction sees these jobs, so nobody releases or ends them meanwhile.
+        See `put_blocked`. Only this transaction sees these jobs, so no other session releases or ends them meanwhile.
         """
         return f"""
 WITH given AS (
@@ -130,8 +130,8 @@ SELECT id FROM given"""
     def mark_polled(self) -> str:
         """Record the outcomes of parents that could not be marked as awaited.
 
-        Rows that another session has locked are skipped. An ended job stays in its table unless it is put again; then
-        the mark describes the end before that put.
+        Rows that another session has locked are skipped. The row of an ended parent stays in its table, unless the
+        parent is run again; if it is, a recorded outcome describes the end of the first run.
         """
         same = "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)"
         return f"""
@@ -175,11 +175,11 @@ ORDER BY job_id, on_failure DESC, parent_id"""
 
     @composed()
     def release_blocked(self) -> str:
-        """Forget the parents that no longer hold up the locked jobs; jobs that then wait for no parent may run.
+        """Delete the records of ended parents of the locked jobs; jobs that then wait for no parent may run.
 
         Only a session that has locked the row of a job deletes the records of the job's parents. So the statement that
-        deletes the last record also releases the job. The statement's snapshot is later than the lock. The job is due
-        from now on, so it comes behind the jobs that are due already, as if it were put now.
+        deletes the last record also releases the job: its snapshot is taken after the lock, so it shows all earlier
+        deletions. The job is due from now on, so it comes behind the jobs that are due already, as if it were put now.
         """
         return f"""
 WITH passed AS (
@@ -233,7 +233,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
 
     @composed()
     def mark_deleted(self) -> str:
-        """Record the outcome of an awaited job that this transaction has deleted; the trigger cannot know it."""
+        """Record the outcome of an awaited job that this transaction has deleted; the trigger has recorded ``done``."""
         return (
             "UPDATE {dependencies} SET outcome = :outcome::text WHERE parent_id = :id::bigint AND outcome = 'done'"
             " RETURNING job_id"
@@ -249,20 +249,20 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
 
     @composed()
     def size_of_results(self) -> str:
-        """Return how many bytes the results of some jobs have. This statement only reads."""
+        """Return the size of the results of all given jobs together, in bytes. This statement only reads."""
         size = "coalesce(octet_length(data::text), 0) + coalesce(octet_length(payload), 0)"
         return f"SELECT coalesce(sum({size}), 0)::bigint FROM {{results}} WHERE {_DONE}"
 
     @composed()
     def find_results(self) -> str:
-        """Return the results of some jobs. This statement only reads."""
+        """Return the results of the given jobs. This statement only reads."""
         return f"SELECT job_id, data::text, payload, serializer FROM {{results}} WHERE {_DONE} ORDER BY job_id"
 
     # Statements for the command line and the web page.
 
     @composed()
     def open_parents(self) -> str:
-        """Return the first parents that a job waits for, and the number of all of them. This statement only reads."""
+        """Return some of the parents that a job waits for, and how many there are. This statement only reads."""
         return """
 SELECT parent_id, count(*) OVER () FROM {dependencies} WHERE job_id = :id::bigint AND outcome IS NULL
 ORDER BY parent_id LIMIT :n::bigint"""
@@ -277,7 +277,7 @@ ORDER BY parent_id LIMIT :n::bigint"""
 
     @composed()
     def lost_parents(self) -> str:
-        """Return the first of the jobs that wait for parents without a row. This statement only reads."""
+        """Return waiting jobs whose parent is gone, or has ended without a record. This statement only reads."""
         state = _state_of("edge.parent_id", "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)")
         return f"""
 SELECT job_id, parent_id FROM (

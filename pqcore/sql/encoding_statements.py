@@ -1,7 +1,7 @@
 """The statements that read how data is encoded, and that store re-encoded data.
 
-`pqcore.sql.dialect` explains why they are safe under concurrency. A table is read in slices, in the order of its ids,
-without locks. Each row is changed separately. A row stays unchanged if another session has changed it since it was
+`pqcore.sql.dialect` explains why statements are safe under concurrency. A table is read in slices, in the order of its
+ids, without locks. Each row is changed separately. A row stays unchanged if another session has changed it since it was
 read, or has locked it.
 """
 
@@ -23,8 +23,8 @@ def _mark(place: int) -> str:
     return f"CASE WHEN substr(payload, {place}, 4) = {_BEGIN} THEN encode(substr(payload, {place}, 13), 'escape') END"
 
 
-# The marks at the beginning of the bytes that name keys, up to three; `pqcore.serializers.keys` parses them again. Only
-# the head of a long value is fetched. A regular expression would take ten times as long.
+# This expression returns up to three marks at the beginning of the bytes; each mark names a key. `read_marks` parses
+# them again. PostgreSQL fetches only the head of a long value. A regular expression would take ten times as long.
 _MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, ''), ''), '')"
 _HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
 _LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"
@@ -56,8 +56,8 @@ class EncodingStatements(StatementSet):
     def count(self, place: str) -> str:
         """Count the data in a slice of ids, by queue, state, serializer and key. This statement only reads.
 
-        The keys are read from the marks before the bytes, so no key is needed. The sum of the last column is the length
-        of the slice.
+        The ids of keys are read from the marks before the bytes, so no key is needed. The last column counts all rows,
+        also rows without data: its sum is the number of rows in the slice.
         """
         return (
             f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
@@ -80,7 +80,7 @@ class EncodingStatements(StatementSet):
 
     @family("headers_of_{}", ("table", "dead", "archive"))
     def headers(self, place: str) -> str:
-        """Return the headers of a slice that hold calls, which are counted one by one. This statement only reads."""
+        """Return the headers in a slice that hold encoded data of calls or results. This statement only reads."""
         return (
             f"SELECT q_name, headers::text FROM {{{place}}}"
             f" WHERE id > :after::bigint AND id <= :last::bigint AND {_LINKED} ORDER BY id"
@@ -88,7 +88,7 @@ class EncodingStatements(StatementSet):
 
     @family("read_encoded_{}", ROWS)
     def read(self, place: str) -> str:
-        """Return some rows of a queue, with all columns. This statement only reads."""
+        """Return the given rows of a queue, with their data and headers. This statement only reads."""
         return (
             f"SELECT {_key(place)}, serializer, data::text, payload,"
             f" {'NULL::text' if place == 'results' else 'headers::text'},"
@@ -103,8 +103,8 @@ class EncodingStatements(StatementSet):
         The row is locked if it is unchanged since it was read, and no other session has locked it. A row in use is
         skipped, so the statement waits for no session, and cannot deadlock. Under a lease, the data may be rewritten,
         because the lease's holder has already read the data. When the job ends, the holder puts the calls from the
-        headers as it read them, so the headers are not rewritten while the lease lasts. After the lease has run out,
-        its former holder cannot finish the job (see `LEASE_HELD`).
+        headers as it read them, so the headers are not rewritten while the lease lasts. If the lease has run out, the
+        statement removes it, so that its former holder cannot finish the job (see `LEASE_HELD`).
         """
         condition = (
             " AND data::text IS NOT DISTINCT FROM :old_data::text AND payload IS NOT DISTINCT FROM :old_payload::bytea"
@@ -144,7 +144,8 @@ WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE}
     def write_call(self, place: str) -> str:
         """Store a re-encoded call of a batch or schedule, like `write`.
 
-        A batch is skipped while the end of a job is counted in it, and a schedule while a worker puts its tick.
+        Locked rows are skipped (SKIP LOCKED): a batch while it counts the end of a job, a schedule while a worker puts
+        its tick.
         """
         if place == "batches":
             key, given, column, more = "id", ":id::bigint", "callback", ""

@@ -69,13 +69,13 @@ LIMIT 1"""
 
     @composed()
     def explain_before(self) -> str:
-        """Return the jobs that a take of a queue finds before a due job, in order.
+        """Return the jobs that takes find before the given due job of a queue, in the order of takes.
 
         Each class of waiting rows is read through its own index, up to the job's position in the order.
         """
         expected = "coalesce(expected_at, 'infinity')"
         columns = f"id, {expected} AS expected, {DUE_AT} AS due"
-        # The range has two ends: the planner then expects fewer rows, and reads them from the index in order.
+        # With a lower bound, too, the planner expects fewer rows, and reads them in the order of the index.
         out = f"{VISIBLE_AT} > '-infinity' AND {VISIBLE_AT} <= {_NOW}"
         place = f"({expected}, {DUE_AT}, id) < (SELECT expected, due, id FROM me)"
         return f"""
@@ -99,7 +99,7 @@ SELECT id FROM before ORDER BY expected, due, id LIMIT {MOST_BEFORE}"""
 
     @composed()
     def explain_before_in_lane(self) -> str:
-        """Return the jobs that wait on a waiting job's lane before it, in order."""
+        """Return the jobs that come before a waiting job on its lane, in order."""
         waiting = f"SELECT id, expected_at, {DUE_AT} AS due FROM {{table}} WHERE {OF_QUEUE} AND parked_on = :lane::text"
         first = f"ORDER BY {ORDER} LIMIT {MOST_BEFORE}"
         return f"""
@@ -116,7 +116,7 @@ SELECT id FROM (
 
     @composed()
     def explain_leased(self) -> str:
-        """Return the jobs of queues that are under a lease now, in the order of the leases' ends."""
+        """Return the leased jobs of the given queues, in the order in which their leases end."""
         return f"""
 SELECT job.id FROM unnest(:names::text[]) AS place (name)
 CROSS JOIN LATERAL (

@@ -4,21 +4,22 @@ The table's waiting rows form three classes. Each has a partial index that ends 
 reading a bounded number of pages:
 
 ``ready``
-    Without an expectation or a lease; ordered by the due time. One range scan returns the due rows; rows scheduled for
-    later are behind them and cost nothing.
+    Rows without ``expected_at`` and without a lease, ordered by the time when they become due. One range scan returns
+    the due rows; rows scheduled for later are behind them in the index, and are not read.
 ``urgent``
-    With an expectation, never scheduled, and so always due; ordered by expectation.
+    Rows with ``expected_at`` that were never scheduled, and so are always due, ordered by ``expected_at``.
 ``hidden``
-    Leased, or both scheduled *and* expected; ordered by the time when they come out: the lease ends, or the job is due.
-    One probe shows whether any has come out. Usually none has, and the two other classes suffice; otherwise the slower
-    ``merged`` pick is used.
+    Leased rows, and rows that are both scheduled *and* expected, ordered by the time when they come out: when the lease
+    ends, or the job becomes due. One probe shows whether any row has come out. Usually no row has, and a fetch reads
+    only the two other classes; otherwise it uses the slower ``merged`` pick.
 
-A row with an expectation comes before a row without one, so ``urgent`` comes before ``ready``. A finished row is in
+A row with ``expected_at`` comes before a row without it, so ``urgent`` comes before ``ready``. A finished row is in
 none of the three classes.
 
 `pqcore.sql.dialect` explains why several sessions can fetch concurrently.
 
-After a pick, ``id = ANY (ARRAY(...))`` looks the rows up by primary key, whatever the table's statistics are.
+A *pick* is the part of a statement that chooses rows and locks them. The statement then finds the picked rows by
+``id = ANY (ARRAY(...))``, for which the planner uses the primary key, whatever the table's statistics are.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _usual(n: int, most: str, first: str = "", urgent: str = "", ready: str = ""
         urgent: An additional condition on urgent jobs.
         ready: An additional condition on ready jobs.
     """
-    # The outer limit stops the second scan, and so its locking, after urgent jobs have filled the order.
+    # If urgent jobs suffice, the outer limit is 0, so the second scan reads and locks no row.
     rest = f"{most} - (SELECT count(*) FROM urgent)"
     return f"""
 WITH {first}urgent AS (
@@ -107,7 +108,7 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool, out_since
         waiting: Whether to include jobs that wait for admission: a get takes them, a lease does not.
         out_since: The earliest time, as an SQL expression, at which the considered hidden rows came out.
     """
-    # The range has two ends: the planner then expects fewer rows, and uses the index even if the table is small.
+    # With a lower bound, too, the planner expects fewer rows, and uses the index even if the table is small.
     out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= {out_since} AND parked_on IS NULL"
     classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})
@@ -219,10 +220,10 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
 
 
 def plain_template(n: int) -> str:
-    """Return the statement that returns the first ``n`` due jobs which need no admission, without locking them.
+    """Return the query of the first ``n`` due jobs which need no admission, without locking them.
 
-    Its parameter ``out_within`` leaves out hidden jobs that came out more than this number of seconds ago. With NULL,
-    the statement steps over the index entries of all leases that have ended, and that VACUUM has not removed yet.
+    With the parameter ``out_within``, the query leaves out hidden jobs that came out more than this number of seconds
+    ago. If it is NULL, the query steps over the index entries of all ended leases that VACUUM has not removed yet.
     """
     columns = "id, expected_at, schedule_at, enqueued_at"
     since = "coalesce(statement_timestamp() - :out_within::float8 * interval '1 second', '-infinity')"

@@ -21,10 +21,10 @@ UNNAMED = "?"
 
 NO_END = 2_147_483_647
 """The room of a lane without keys."""
-# A job that waits for admission has a lease without an end and without a holder. So older code, which parks jobs in
-# this way, does not take it.
+# A job that waits for admission has a lease that ends at infinity, and that no consumer holds. Older code parks jobs in
+# the same way, so it does not take this job.
 WAITING_UNTIL = "'infinity'"
-# Leased jobs, and jobs that are scheduled and also expected at a time; not the jobs that wait for admission.
+# Leased jobs, and jobs with both `schedule_at` and `expected_at`, but no jobs that wait for admission.
 COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"
 # A lease whose end is a time in the future.
 IS_LEASED = f"leased_until > statement_timestamp() AND leased_until < {WAITING_UNTIL}"
@@ -51,8 +51,8 @@ def lane_room(lane: str, queue: str) -> str:
         queue: An SQL expression for the queue's name.
     """
     key = "regexp_replace(need.name, '=[0-9]+$', '')"
-    # The keys are an array here: the planner expects ten elements of an array, but a hundred of a JSON value, which may
-    # make it use JIT compilation.
+    # The keys are an array here: the planner expects ten elements of an array, but a hundred elements of a JSON value,
+    # for which it may use JIT compilation.
     return f"""(
   SELECT coalesce(min(CASE WHEN EXISTS (SELECT FROM {{rules}} AS paused WHERE paused.q_name = {queue}
       AND paused.kind = 'pause' AND paused.name = {key} AND (until IS NULL OR until > statement_timestamp())) THEN 0
@@ -108,7 +108,7 @@ def job_state(queue: str) -> str:
     )
 
 
-# PostgreSQL's timestamps exceed the range of Python's datetime, up to infinity; such a time must not lose a job.
+# PostgreSQL's timestamps exceed the range of Python's datetime, up to infinity: a driver could not read such a row.
 EXPRESSIBLE = "least(greatest({} AT TIME ZONE 'UTC', timestamp '0001-01-01'), timestamp '9999-12-31 23:59:59.999999')"
 # The time that identifies a job together with its id, even if ids repeat: see `pqcore.job.JobId`. The time is in
 # seconds, which drivers read faster than a timestamp.
@@ -129,16 +129,16 @@ RESET_COLUMNS = (
     .replace("excused", "attempts")
     .replace("error", "NULL::json")
 )
-# The next number of attempts. It wraps at PostgreSQL's largest integer, because an overflow would hold up the queue.
-# Other counters stay at their largest value, but this number must differ from the number of the last lease.
+# The next value of `attempts`. After the largest integer of PostgreSQL, it begins again at 1, because takes would fail
+# with an overflow. Other counters stay at their largest value, but this one must change with every lease.
 NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
 # How often a job was run: the column `attempts` is the fencing token, which counts every lease.
 ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
-# Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these carries the
-# sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a negative id,
-# which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE, and meets no conflict, because
-# the UPDATE of the same transaction has changed the old id.
+# Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these keeps the
+# value of the sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a
+# negative id, which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE, and meets no
+# conflict, because the UPDATE of the same transaction has changed the old id.
 MADE_WAY = {
     place: f""", made_way AS (
   UPDATE {{{place}}} SET id = -1 - (random() * 9007199254740990)::bigint WHERE id = ANY (ARRAY(SELECT id FROM gone))
@@ -179,7 +179,7 @@ def come_back(source: str) -> str:
 )"""
 
 
-# Headers that a producer wrote in SQL, with escapes that JSON functions cannot read: a NUL, or half of a surrogate
+# True for headers that a producer wrote in SQL with escapes that JSON functions cannot read: NUL, or half a surrogate
 # pair. (Whole pairs match, too, because they use the same escapes.) Such a row must not affect other jobs of the queue.
 UNREADABLE = "strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0"
 # Whether a dedup key is held until the job starts.
@@ -202,8 +202,9 @@ LEASED = (
 SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
 EXPECTED = "coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 TIMES = f"{SCHEDULE}, {EXPECTED}"
-# Rows that one statement puts carry their numbers as microseconds of `enqueued_at`, by which ids are matched to items
-# whatever triggers and sequences do. Inserting a row takes more than a microsecond, so no time is in the future.
+# Each row that one statement puts carries its number as microseconds of `enqueued_at`. By these numbers, pqcore finds
+# the id of each item, in whatever order triggers and sequences give ids. Inserting a row takes more than a microsecond,
+# so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
 # A job with a lane waits on the lane from its put. If the job is put for later, the take for a lease that finds it due
 # parks it on the lane. See `LANE`.
@@ -213,12 +214,12 @@ LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestam
 
 # A lease is held by the consumer that knows the number of attempts at the time of the lease: the fencing token. Every
 # new lease increments the number, so a statement with an older token matches no row. The UPDATE or DELETE locks the
-# row, and checks the token on the locked row again (EvalPlanQual): of two concurrent statements, one finds the row
-# changed.
+# row, and checks the token on the locked row again (EvalPlanQual): of two concurrent statements, the second finds that
+# the row has changed.
 #
 # num_nulls() replaces IS NULL here: IS NULL matches partial indexes, but the planner must look the id up. IS TRUE
-# prevents a join with the pairs of ids and tokens: the pairs become a hash in which each row is looked up, and rows are
-# locked in the order of their ids.
+# keeps the planner from joining rows with the pairs of ids and tokens: it looks each row up in a hash of the pairs, so
+# rows are locked in the order of their ids.
 LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
 #
 # The queue is named in addition to the id, so that only one partition is read if the table is partitioned by queue.
@@ -245,7 +246,7 @@ FIRST_WAITING = f"SELECT id FROM {{table}} WHERE {QUEUE_WAITING} ORDER BY {WAITI
 FIRST_DEFERRED = f"SELECT {VISIBLE_AT} AS out_at FROM {{table}} WHERE {QUEUE_DEFERRED} ORDER BY {HIDDEN_ORDER} LIMIT 1"
 # Whether other jobs wait for the job.
 AWAITED = "awaited"
-# Whether a parent of a waiting job has ended, or may have ended; see `pqcore.operations.dependencies`.
+# Whether a parent of a waiting job has ended, or may have ended without a record; see `pqcore.operations.dependencies`.
 ENDED_PARENT = (
     f"coalesce((SELECT true FROM {{dependencies}} WHERE {OF_QUEUE} AND (outcome IS NOT NULL OR polled)"
     " ORDER BY q_name LIMIT 1), false)"

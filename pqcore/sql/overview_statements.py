@@ -47,7 +47,7 @@ SELECT id FROM {{dead}} WHERE {OF_QUEUE} AND reason = :reason::text
 
     @composed()
     def count_old_kept(self) -> str:
-        """Count the finished rows that a purge would delete, in a slice of ids as `purge_kept`."""
+        """Count the finished rows that a purge would delete, in a slice of ids like that of `purge_kept`."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id > :after::bigint ORDER BY id LIMIT {SLICE}

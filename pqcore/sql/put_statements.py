@@ -1,6 +1,6 @@
-"""Statements of puts with options, composed of fragments: one job under a dedup key, or many jobs with options each.
+"""Statements of puts with options, composed of fragments: for one job under a dedup key, or for many jobs.
 
-`put_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why all are safe concurrently.
+`put_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains concurrency.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PUT_VALUES = (
 CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequeued_at IS NULL"
 HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
 IS_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
-# The values of a new job, except its id and its place in the order. The job has no failures, and only the limits that
-# the put names.
+# The assignments that replace a waiting job: the job gets all values of a new job, except its id and its place in the
+# order. It has no failures, and only the limits that the put names.
 REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"
@@ -59,9 +59,9 @@ _NEW_COLUMNS = f"data, payload, serializer, schedule_at, expected_at, headers, g
 _NEW_VALUES = of_items(
     f":data::text::json, :payload::bytea, :serializer::text, {TIMES}, :headers::text::json, :group_key::text, {LANE}"
 )
-# The number that a row carries, from 0, see `ROW_TIME`. If a trigger has moved all times by the same distance, and no
-# row is missing, the numbers count from the first row. If a trigger has changed times in another way, it is unknown
-# which job has which id: then the expression takes the square root of -1, so that the statement fails.
+# The number of a row, from 0, computed back from its time (`ROW_TIME`). If a trigger has moved all times by the same
+# distance, and no row is missing, the numbers count from the first row. If a trigger has changed times in another way,
+# it is unknown which job has which id: then the expression takes the square root of -1, so that the statement fails.
 _PLACE = f"round(date_part('epoch', enqueued_at - {_NOW}) * 1000000)::bigint - 1"
 _PLACES_ARE_VALID = (
     "count(DISTINCT place) = count(*) AND CASE WHEN count(*) = :number::int THEN max(place) - min(place) < count(*)"
@@ -136,12 +136,12 @@ WITH put (id, put_at) AS (
     def put_each(self) -> str:
         """Insert jobs, except those whose dedup key is taken; the unique index decides, as for `put`.
 
-        Ids are drawn in the order of the items. All ids are in one value. The value is NULL if the first id suffices,
-        because no item is missing, and the ids follow each other; otherwise each id stands behind its item's number.
+        Ids are drawn in the order of the items. The statement returns them as one text: the number and the id of each
+        item in turn. If all items were inserted, with consecutive ids, the text is NULL, because the first id suffices.
 
         Two statements may wait for each other's keys. The server then ends one of them (deadlock), and its caller
         repeats the statement. If a trigger dropped a job without a key, a division by zero makes the statement fail; in
-        a transaction that the caller can roll back, this check is off.
+        a transaction that pqcore began, this check is off, because pqcore can roll back.
         """
         return f"""
 WITH put AS (

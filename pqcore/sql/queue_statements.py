@@ -52,19 +52,19 @@ from pqcore.sql.statement_set import StatementSet, composed, family, from_file
 _PUT_COLUMNS = "q_name, data, payload, serializer, enqueued_at"
 _PUT_VALUES = ":q_name::text, :data::text::json, :payload::bytea, :serializer::text, statement_timestamp()"
 _PUT = f"INSERT INTO {{table}} ({_PUT_COLUMNS}) VALUES ({_PUT_VALUES}) RETURNING"
-# With pqcore's own encoder, a put needs two parameters fewer: a driver takes some microseconds for each parameter.
+# A put with pqcore's own encoder has two parameters fewer, because a driver takes some microseconds for each.
 _PUT_JSON = _PUT.replace(", payload", "").replace(" :payload::bytea,", "").replace(":serializer::text", "'json'")
 _PUT_TIMED = (
     f"INSERT INTO {{table}} ({_PUT_COLUMNS}, schedule_at, expected_at) VALUES ({_PUT_VALUES}, {TIMES}) RETURNING"
 )
 
-# Rows that come as strings: their columns, and their source.
+# For rows that come as strings: the values of `data` and `payload`, and the function that yields the rows.
 _STORED = (
     "CASE WHEN NOT :binary::boolean THEN item.value::json END,"
     " CASE WHEN :binary::boolean THEN decode(item.value, 'base64') END"
 )
 _STRINGS = "json_array_elements_text(:items::text::json)"
-# Rows that come as JSON: their columns, and their source.
+# For rows that come as JSON: the values of `data` and `payload`, and the function that yields the rows.
 _JSON_STORED, _JSONS = "item.value, NULL", "json_array_elements(:items::text::json)"
 
 _NACKED = (
@@ -83,9 +83,9 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
   {PRIORITY_IN_HEADERS.replace("headers", ":headers::text::json")})
 ON CONFLICT DO NOTHING RETURNING id"""
 
-# On a standby, the age of the last commit that it replayed, in seconds, by the primary's clock: the standby has all
-# older commits, too. If the standby has replayed nothing since its start, the age of its last checkpoint is used,
-# because the standby has at least the content of that checkpoint.
+# The age, in seconds, of the last commit that a standby has replayed, by the primary's clock: the standby has all older
+# commits, too. If it has replayed nothing since its start, the age of its last checkpoint is used, because it has at
+# least the content of that checkpoint.
 _STALE = (
     "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
     "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
@@ -126,8 +126,8 @@ def _put_many(stored: str, items: str) -> str:
         f" {ROW_TIME}, {TIMES.replace('statement_timestamp()', f'({ROW_TIME})')}, :headers::text::json,"
         f" :group_key::text, {LANE} FROM {items} WITH ORDINALITY AS item (value, place) RETURNING id, enqueued_at)"
         # The ids are text, because asyncpg reads the elements of other arrays with the application's codecs. If a
-        # trigger dropped a row, a division by zero makes the statement fail; in a transaction that the caller can roll
-        # back, this check is off.
+        # trigger dropped a row, a division by zero makes the statement fail; in a transaction that pqcore began, this
+        # check is off, because pqcore can roll back.
         " SELECT min(id), count(*) / (NOT :fails::boolean OR count(*) = :number::int)::int,"
         f" CASE WHEN {_ALL_IN_ORDER} THEN NULL ELSE {_IDS_BY_NUMBER} END,"
         f" {PUT_AT.replace('enqueued_at', 'min(enqueued_at)')} FROM put"
@@ -136,7 +136,7 @@ def _put_many(stored: str, items: str) -> str:
 
 def _put_group(stored: str, items: str, headers: str = "") -> str:
     # `place` is the number of a row in the group, from 0. The time of the put carries this number as microseconds. It
-    # is computed back from the stored row, so it is right whatever triggers do with ids and rows.
+    # is computed back from the time in the stored row, so it is right even if triggers change ids or drop rows.
     return (
         f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}{', headers' if headers else ''})"
         f" SELECT :q_name::text, {stored}, :serializer::text,"
@@ -167,7 +167,7 @@ def tell_deleted(source: str) -> str:
 def _stats(which: str, queue: str) -> str:
     # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
     # have a lease that ends at infinity; other jobs have that time only if they are scheduled for infinity, such as
-    # jobs that wait for other jobs. Only a standby returns the row without a name, with the age of the other rows.
+    # jobs that wait for other jobs. On a standby, one more row, without a name, has the age of the data.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
@@ -218,7 +218,7 @@ SELECT {columns} FROM gone"""
 
 
 def ended_ctes(retention: Retention) -> str:
-    """Return CTEs that finish leased jobs, of which the last, ``ended``, has their ids and tokens."""
+    """Return CTEs that finish leased jobs; the last CTE, ``ended``, has their ids and tokens."""
     if retention != "archive":
         return f"ended AS ({_acknowledged(retention, 'id, attempts')})"
     ctes, _, columns = _acknowledged(retention, "id, attempts").rpartition("\n)\n")
@@ -266,9 +266,10 @@ class QueueStatements(StatementSet):
     def put_many(self) -> str:
         """Insert jobs; like `put`, this waits for no other insert.
 
-        All rows are in one text, a JSON array. All ids are in one value, or it is NULL if the first id suffices:
-        reading 5,000 values costs the driver more than splitting costs the server. Ids and rows are matched by a number
-        that each row carries, see `_STEP`, so triggers and sequences may give ids in any order.
+        All rows are in one text, a JSON array, because many parameters cost the driver more than splitting costs the
+        server. All ids are returned in one value, which is NULL if the ids are consecutive, so that the first id
+        suffices. A number that each row carries (`_STEP`) matches ids to rows, in whatever order triggers and sequences
+        give ids.
         """
         return _put_many(_JSON_STORED, _JSONS)
 
@@ -309,16 +310,16 @@ class QueueStatements(StatementSet):
     def next_due_probe(self) -> str:
         """Return why a fetch found nothing, and the seconds until the next look. This statement only reads.
 
-        It shows whether a hidden job came out, and whether a parent of a job that waits may have ended.
+        The reasons are whether a hidden job came out, and whether a parent of a waiting job may have ended.
         """
         return _probe()
 
     @composed(hot=True)
     def empty_get_probe(self) -> str:
-        """Return the values of `next_due_probe`, and whether a job waits for admission, which a get may take, too.
+        """Return the values of `next_due_probe`, and whether a job waits for admission; a get may take such a job, too.
 
-        A lease does not ask the last question: under an old snapshot, the answer takes a scan of the entries of all
-        jobs that were admitted since.
+        A lease does not ask whether a job waits: under an old snapshot, the answer takes a scan of the index entries of
+        all jobs that were admitted since.
         """
         return f"{_probe()}, ({FIRST_WAITING}) IS NOT NULL"
 
@@ -379,7 +380,7 @@ class QueueStatements(StatementSet):
     def restore(self, retention: Retention) -> str:
         """Put back a job that was taken with `get`.
 
-        If another job has the id by now, ON CONFLICT leaves the returning job out.
+        If another job has the id by now, the job is not put back (ON CONFLICT DO NOTHING).
         """
         if retention == "keep":
             return f"""

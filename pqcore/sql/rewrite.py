@@ -114,5 +114,5 @@ def keyed_by_queue(statement: str) -> str:
 
 
 def without_xmax(template: str) -> str:
-    """Remove the system column xmax from a statement, for engines without xmax, or whose locks do not appear in it."""
+    """Remove the system column xmax from a statement, for engines in which xmax is missing, or shows no locks."""
     return replace(template, "xmax::text", "NULL::text")

@@ -29,7 +29,7 @@ _OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
 
 
 def _expired(place: str, column: str, which: str, order: str = "") -> str:
-    """Return CTEs that delete expired rows, of which the last, ``gone``, has the ids.
+    """Return CTEs that delete expired rows; the last CTE, ``gone``, has the ids.
 
     A row with a kept result stays, and so does a row of an open batch. A locked row is skipped (SKIP LOCKED), because
     another worker deletes it.
@@ -54,7 +54,7 @@ def _expired(place: str, column: str, which: str, order: str = "") -> str:
 
 
 def _oldest_expired(place: str, column: str) -> str:
-    """Delete the oldest rows, to which an index leads; return their number."""
+    """Return a statement that deletes the oldest expired rows, and returns their number; an index orders the rows."""
     gone = _expired(place, column, f"job.{OF_QUEUE}", f"ORDER BY job.{column} LIMIT {EXPIRED} ")
     return f"WITH {gone}\nSELECT count(*) FROM gone"
 
@@ -80,7 +80,7 @@ class RuleStatements(StatementSet):
     def set_aside_leased(self) -> str:
         """Park leased jobs on lanes, and excuse the attempts. The token is checked on the locked row.
 
-        A job without a lane is scheduled for later.
+        A job is scheduled for later if its lane is too long to be written.
         """
         return f"""
 UPDATE {{table}} AS job SET parked_on = named.lane, excused = {ONE_MORE.format("job.excused")},
@@ -93,7 +93,7 @@ WHERE job.id = named.id AND job.attempts = named.token AND job.q_name = :q_name:
 
     @composed(rows=False)
     def set_aside_due(self) -> str:
-        """Park jobs of tasks on lanes, if the jobs are at the head of the queue and name no keys.
+        """Park jobs of paused tasks on lanes, if the jobs are at the head of the queue and name no keys.
 
         The statement reads the head without locking it, and locks only matching jobs, so that consumers skip no other
         job meanwhile. Rows that another session has locked are skipped (SKIP LOCKED). The conditions are checked again

@@ -16,8 +16,8 @@ class ScheduleStatements(StatementSet):
         """Make or replace a schedule, and notify workers.
 
         The ticks of a new schedule, or of a new expression, count from now. If two sessions set the same schedule, the
-        second waits for the end of the first one's transaction (ON CONFLICT). A tick of this name without a schedule
-        belongs to a periodic task that is declared in code: then the statement sets nothing, and returns no row.
+        second waits for the end of the first one's transaction (ON CONFLICT). If there is a tick of this name, but
+        no schedule, the name belongs to a periodic task in code: then the statement sets nothing, and returns no row.
         """
         mine = "q_name = :q_name::text AND name = :name::text"
         return f"""
@@ -51,7 +51,7 @@ SELECT paused_at AT TIME ZONE 'UTC', created_at AT TIME ZONE 'UTC',
 
     @composed()
     def tick_schedule(self) -> str:
-        """Put the job of a schedule's tick, if the schedule is as the worker read it; see `put_of_tick`."""
+        """Put the job of a schedule's tick, unless the schedule changed after the worker read it (`put_of_tick`)."""
         return put_of_tick(UNCHANGED)
 
     @composed()

@@ -51,7 +51,7 @@ class Query:
 
     @cached_property
     def encoded(self) -> bytes:
-        """Return `sql` in UTF-8, always the same object, for drivers that take bytes and cache by identity."""
+        """Return `sql` in UTF-8, for drivers that take bytes: always the same object, as they cache by identity."""
         return self.sql.encode()
 
     def prepare(self, name: str) -> str:
@@ -63,7 +63,7 @@ class Query:
     def distinct(self) -> bool:
         """Return whether each parameter occurs once in ``sql``.
 
-        Then ``numbered`` takes the same parameters in the same order.
+        If so, ``numbered`` takes the same parameters in the same order.
         """
         return len(self.first) == len(self.order)
 
@@ -74,7 +74,7 @@ class Query:
             return lambda bound: bound
         if len(self.first) > 1:
             return itemgetter(*self.first)
-        places = slice(len(self.first))  # one value, or none
+        places = slice(len(self.first))  # itemgetter() with one position would return no tuple
         return lambda bound: bound[places]
 
     @cached_property
@@ -145,7 +145,7 @@ def compile_query(
     cast in the SQL (``:n::bigint``), so that every driver infers the same type.
 
     An array of numbers or booleans is sent as one text, ``{1,2}``, which the server parses. asyncpg would write the
-    elements with codecs that the application may have set, and drivers take longer for a list than for a text.
+    elements of a list with codecs that the application may have set; all drivers take longer for a list than for text.
     """
     template = rename_clashes(template, substitutions)
     arrays = frozenset(name for name, _ in _ARRAY.findall(template))

@@ -82,7 +82,7 @@ class StatementSet:
 
 
 class Statement:
-    """A declared statement: a descriptor that compiles the statement, which then replaces it on the instance.
+    """A descriptor that compiles a declared statement; the compiled statement replaces the descriptor on the instance.
 
     Args:
         template: A function that returns the template; None if the class's file has it.
@@ -118,8 +118,8 @@ class Statement:
             return self
         template = self._template(instance) if self._template else read_statements(self._file)[self._name]
         query = instance.compile(self._name, template, rows=self._rows, hot=self._hot)
-        # If two threads come here concurrently, both get the first one's object: sessions recognize a prepared
-        # statement by identity.
+        # If two threads compile the statement concurrently, both must get the same object, because sessions recognize
+        # a prepared statement by identity.
         return instance.__dict__.setdefault(self._attribute, query)  # type: ignore[no-any-return]
 
 

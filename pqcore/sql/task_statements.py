@@ -57,7 +57,7 @@ _TOLD = "RETURNING id, pg_notify(:channel::text, '')::text"
 def buried(gone: str) -> str:
     """Return a statement that makes a dead letter of a row, and returns its id.
 
-    If a job has not failed, it was buried before it ran, so its lease does not count as an attempt.
+    If the parameter ``failed`` is 0, the job did not run, so its lease does not count as an attempt.
 
     Args:
         gone: The CTE that removes the row from its table.
@@ -96,7 +96,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def put_off(self) -> str:
-        """Give up a lease as `snooze` does, and store in the row the cause, and since when it has lasted.
+        """Give up a lease as `snooze` does; store in the row the cause, and the time since which it has lasted.
 
         If the job was postponed for the same cause for longer than the given patience, the row is not changed.
         """
@@ -163,8 +163,8 @@ class TaskStatements(AdmissionStatements, PutStatements):
         """Make a dead letter of a job that was taken with `get`.
 
         A finished row changes only when it is put again or purged. The DELETE locks the row, and checks that it is as
-        it was fetched. If the row was deleted, only the fetcher still has the job. An id that is in neither table
-        belongs to no other job.
+        it was fetched. If the row was deleted by the fetch, only the fetcher still has the job, and the statement
+        inserts its values, unless one of the tables has a job with this id.
         """
         if retention == "delete":
             return buried(_TAKEN)
@@ -227,7 +227,7 @@ SELECT (SELECT count(*) FROM risen), (SELECT count(*) FROM same) + (SELECT count
 
     @composed()
     def report_progress(self) -> str:
-        """Store the progress of a job, next to the result of its last run."""
+        """Store the progress of a job in the row that may also hold the result of its last run."""
         kept = "".join(
             f" {column} = CASE WHEN {_OF_ANOTHER} THEN NULL ELSE kept.{column} END,"
             for column in ("data", "payload", "serializer", "error")
@@ -272,7 +272,7 @@ LIMIT 1"""
 
     @composed()
     def live_batches(self) -> str:
-        """Return those batches that have an unfinished job. This statement only reads: see `open_batches`.
+        """Return those of the given batches that have an unfinished job. This statement only reads: see `open_batches`.
 
         Each term reads one class of waiting rows through its index. Any text that looks like a batch's number counts as
         the number, even in a forged row: such a row can keep a batch open, but cannot end it.
