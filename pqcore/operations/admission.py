@@ -352,7 +352,7 @@ async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float)
 
 
 async def sweep(queue: QueueSettings, s: Session) -> None:
-    """Correct the lanes of jobs, and the rows of keys, after other programs than this version have changed jobs.
+    """Correct the lanes of jobs, and the rows of keys, after other programs or older versions have changed jobs.
 
     pq, older versions of pqcore and SQL statements finish and lease waiting jobs, but do not remove the jobs from
     their lanes. Older versions also park jobs.

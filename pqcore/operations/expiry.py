@@ -163,7 +163,7 @@ class Sweep:
 
 
 def _of_queue(found: Sequence[Expiry], queue: str) -> dict[Kept, tuple[str, float]]:
-    """Return the times that apply to a queue; for each kind of rows, the name in the rule's row and the seconds."""
+    """Return, by kind of rows, the time that applies to a queue: the name under which it is set, and its seconds."""
     kept: dict[Kept, Expiry] = {}
     for one in found:
         if one.queue in (None, queue) and (one.queue == queue or one.kind not in kept):

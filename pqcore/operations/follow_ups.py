@@ -81,7 +81,8 @@ async def complete_given_up(engine: Engine, queue: QueueSettings, jobs: Sequence
 async def follow_up(engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[Outcome]) -> None:
     """Store the results of ended jobs, put the next jobs of their chains, and count the jobs in their batches."""
     for outcome in ended:
-        if outcome.by_hand and outcome.job.header_faults:  # a worker would make a dead letter
+        if outcome.by_hand and outcome.job.header_faults:
+            # A worker would have made a dead letter of this job; here the job has ended already.
             job = outcome.job
             logger.error(
                 "%r: job %d ended, but its follow-ups were not put, because its headers are invalid: %s",

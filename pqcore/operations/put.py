@@ -352,7 +352,7 @@ async def _put_for_a_time(
 
 
 def as_element(encoded: Encoded) -> str:
-    """Return the data of a row as a JSON string, one of which is an element of the statement that puts many rows."""
+    """Return the data of a row as a JSON string; the statement that puts many rows takes an array of these strings."""
     if encoded.payload is not None:
         return f'"{base64.b64encode(encoded.payload).decode()}"'
     return json_encode(encoded.data)

@@ -98,11 +98,11 @@ class _Putting(Generic[T]):
         """Put chunks; after a deadlock, roll back to a savepoint, and put them again.
 
         Two calls that put the same keys in different orders wait for each other's rows, which is a deadlock. Sorting
-        the rows by key would prevent it, but ids must have the order of the items. Rolling back to the savepoint
+        the rows by key would prevent this, but ids must have the order of the items. Rolling back to the savepoint
         releases the locks on keys.
         """
         sent: list[Chunk] = []
-        reading = False  # whether the caller's iterator is being read: after its error, it cannot be read again
+        reading = False  # whether the caller's iterator is being read; an iterator that raised cannot be read again
 
         async def attempt(_: Session) -> list[T]:
             nonlocal reading

@@ -231,8 +231,8 @@ async def insert_many(
         NotStored: A trigger dropped rows, or changed the values that distinguish the rows.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    fails = s.caller_owned or not s.in_transaction()  # for a caller's transaction, which has no savepoint
-    pieces = [f"[{elements[0]}", *elements[1:]]  # without a copy of the text: join() copies it anyway
+    fails = s.caller_owned or not s.in_transaction()  # A caller's transaction has no savepoint.
+    pieces = [f"[{elements[0]}", *elements[1:]]  # Only join(), below, copies the text.
     pieces[-1] += "]"
     values = {**common, "items": ",".join(pieces), "binary": binary, "number": number, "fails": fails}
     try:

@@ -70,7 +70,7 @@ async def _join(engine: Engine, queue: QueueSettings, n: int, lease: float | Non
 async def _take_together(
     engine: Engine, queue: QueueSettings, lease: float | None, s: Session, wanted: list[range]
 ) -> list[Taken]:
-    """Take rows for several callers, who get rows in turn; return, for each caller, what `take` returns.
+    """Take rows for several callers, and give the first rows to the first callers; return what `take` returns for each.
 
     Args:
         engine: The engine.
@@ -246,7 +246,8 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
     """
     if len(rows) > 1:
         rows = sorted(rows, key=place_of)
-    if any_headers(has_lane, rows):  # such a job says nothing about the position among jobs without lanes
+    if any_headers(has_lane, rows):
+        # The position of a job on a lane does not show how far the jobs without lanes were taken.
         queue.bound.advance((), now, full_since=full_since)
         return sorted(rows, key=_urgency)
     queue.bound.advance(rows, now, full_since=full_since)

@@ -186,7 +186,7 @@ async def create(
     if not await session.direct():  # behind a pooler, a session-level lock may stay with another client's session
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return found
-    # The lock is at session level, because CREATE INDEX CONCURRENTLY spans transactions. Sessions try it repeatedly:
+    # The lock is at session level, because CREATE INDEX CONCURRENTLY spans transactions. Sessions poll the lock:
     # CREATE INDEX CONCURRENTLY waits for running statements, so it would wait for a statement that waits for the lock.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
@@ -366,7 +366,7 @@ async def _drop_invalid(session: Session, names: TableName, number: int, how: st
 
 async def _record(session: Session, names: TableName, number: int) -> None:
     record, table, least = names.qualified("pqcore_migrations"), literal(names.table), needs(number)
-    # Files of the first versions have no ``needs``; the record of versions may still lack this column then.
+    # Files of the first versions have no ``needs``; a record of versions that older code made lacks this column.
     columns, values = ("", "") if least is None else (", needs", f", {least}")
     sql = f"INSERT INTO {record} (table_name, version{columns}) VALUES ({table}, {number}{values})"
     await session.execute(_query(names, "create_record", RECORD, rows=False))

@@ -12,8 +12,10 @@ from pqcore.hookspecs import hookimpl
 from pqcore.serializers.keys import add_marks, counted, find_keys, key_id, take_mark
 
 VARIABLE = "PQCORE_PICKLE_KEYS"
-SHORTEST_KEY = 32  # in bytes, which is the length of the digest
-PROTOCOL = 5  # every Python version that pqcore supports can read this protocol
+SHORTEST_KEY = 32
+"""The smallest number of bytes of a key: the length of the digest."""
+PROTOCOL = 5
+"""The protocol of pickles, which every Python version that pqcore supports can read."""
 
 _SIZE = 32
 _PURPOSE = b"pqcore signed-pickle 1\0"  # refuses signatures that were made with the same key for another purpose

@@ -38,7 +38,7 @@ class Cbor2:
         self.quick = default is None and tag_hook is None
 
     def dumps(self, value: Any) -> bytes:
-        refuse_deep_data(value, MOST_NESTED)  # must come first, because cbor2 may crash the process on such data
+        refuse_deep_data(value, MOST_NESTED)  # must come first: too many levels may crash the process within cbor2
         raw: bytes = self._dumps(value, default=self._default)
         self.loads(raw)  # raises if the data could not be decoded again
         return raw

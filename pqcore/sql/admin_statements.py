@@ -72,7 +72,7 @@ def _time(column: str) -> str:
 def _columns(
     state: str, *, finished: str = "dequeued_at", reason: str = "NULL::text", table: bool = True, whole: bool = False
 ) -> str:
-    """Return the columns of `pqcore.rows.StoredJobRow`, in the order of its fields; if ``whole``, add other columns."""
+    """Return the columns of `pqcore.rows.StoredJobRow`, in the order of its fields; ``whole`` adds more columns."""
     lease = _time("leased_until") if table else "NULL::timestamp"
     columns = [
         "id",

@@ -2,7 +2,8 @@
 
 A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the
 statement that ends a parent changes no waiting job. Later, `pqcore.operations.dependencies` decides with these
-statements which jobs no longer wait. It locks the row of a waiting job before it changes what belongs to the job.
+statements which jobs no longer wait. The operation locks the row of a waiting job before it changes other rows of the
+job.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ SELECT id FROM given"""
     def mark_polled(self) -> str:
         """Record the outcomes of parents that could not be marked as awaited.
 
-        Rows that another session has locked are skipped. The row of an ended parent stays in its table, unless the
-        parent is run again; if it is, a recorded outcome describes the end of the first run.
+        Rows that another session has locked are skipped. The row of an ended parent stays in its table, so its outcome
+        can be read later. If the parent is run again after this, the recorded outcome describes its earlier end.
         """
         same = "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)"
         return f"""
@@ -178,8 +179,9 @@ ORDER BY job_id, on_failure DESC, parent_id"""
         """Delete the records of ended parents of the locked jobs; jobs that then wait for no parent may run.
 
         Only a session that has locked the row of a job deletes the records of the job's parents. So the statement that
-        deletes the last record also releases the job: its snapshot is taken after the lock, so it shows all earlier
-        deletions. The job is due from now on, so it comes behind the jobs that are due already, as if it were put now.
+        deletes the last record also releases the job. The statement takes its snapshot after the lock, and therefore
+        sees all earlier deletions. The job is due from now on, so it comes behind the jobs that are due already, as if
+        it were put now.
         """
         return f"""
 WITH passed AS (

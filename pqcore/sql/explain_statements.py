@@ -75,7 +75,7 @@ LIMIT 1"""
         """
         expected = "coalesce(expected_at, 'infinity')"
         columns = f"id, {expected} AS expected, {DUE_AT} AS due"
-        # With a lower bound, too, the planner expects fewer rows, and reads them in the order of the index.
+        # With two bounds, the planner expects fewer rows, and reads them in the order of the index.
         out = f"{VISIBLE_AT} > '-infinity' AND {VISIBLE_AT} <= {_NOW}"
         place = f"({expected}, {DUE_AT}, id) < (SELECT expected, due, id FROM me)"
         return f"""

@@ -108,7 +108,7 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool, out_since
         waiting: Whether to include jobs that wait for admission: a get takes them, a lease does not.
         out_since: The earliest time, as an SQL expression, at which the considered hidden rows came out.
     """
-    # With a lower bound, too, the planner expects fewer rows, and uses the index even if the table is small.
+    # With two bounds, the planner expects fewer rows, and uses the index even if the table is small.
     out = f"{VISIBLE_NOW} AND {VISIBLE_AT} >= {out_since} AND parked_on IS NULL"
     classes = f"""
   ({_head(QUEUE_URGENT, URGENT_ORDER, near, columns=columns)})

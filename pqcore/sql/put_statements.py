@@ -1,6 +1,7 @@
 """Statements of puts with options, composed of fragments: for one job under a dedup key, or for many jobs.
 
-`put_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains concurrency.
+`put_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why statements are
+safe under concurrency.
 """
 
 from __future__ import annotations

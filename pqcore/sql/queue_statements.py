@@ -310,7 +310,7 @@ class QueueStatements(StatementSet):
     def next_due_probe(self) -> str:
         """Return why a fetch found nothing, and the seconds until the next look. This statement only reads.
 
-        The reasons are whether a hidden job came out, and whether a parent of a waiting job may have ended.
+        The result says whether a hidden job came out, and whether a parent of a waiting job may have ended.
         """
         return _probe()
 
@@ -319,7 +319,7 @@ class QueueStatements(StatementSet):
         """Return the values of `next_due_probe`, and whether a job waits for admission; a get may take such a job, too.
 
         A lease does not ask whether a job waits: under an old snapshot, the answer takes a scan of the index entries of
-        all jobs that were admitted since.
+        all jobs that were admitted since the snapshot.
         """
         return f"{_probe()}, ({FIRST_WAITING}) IS NOT NULL"
 
