@@ -335,7 +335,7 @@ async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: I
 
 
 async def _reserve(queue: QueueSettings, s: Session, choice: Choice, now: float) -> None:
-    """Reserve the keys of jobs under several keys that have waited long, so that their turn comes."""
+    """Reserve keys for jobs that need several keys and have waited long, so that these jobs get a turn."""
     for known in choice.patient(now):
         known.blocked_since = now
         needs = [{"key": key, "number": number, "newest": known.newest} for key, number in known.lane.needs]

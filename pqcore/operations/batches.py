@@ -1,4 +1,4 @@
-"""Putting several calls together, all or none, and putting a call that follows when they are done."""
+"""Putting several calls in one transaction, and a call that follows when their jobs have ended."""
 
 from __future__ import annotations
 

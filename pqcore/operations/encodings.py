@@ -185,7 +185,7 @@ def read_key_ids(marks: str) -> tuple[str, ...]:
 
 
 def find_statement(s: Session, name: str) -> Query:
-    """Return a statement of `pqcore.sql.encoding_statements` by its name and the place of the data: ``count.dead``."""
+    """Return a statement of `pqcore.sql.encoding_statements` by its name and the data's place, as in ``count.dead``."""
     kind, _, place = name.partition(".")
     found = getattr(s.sql.encodings, kind)
     return found[place] if place else found  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ _CALLER = "pqcore.tasks.declaring"
 
 
 def read_error(stored: str | None) -> dict[str, str]:
-    """Return the error in a row: ``type``, ``message``, ``traceback``; empty if the row has none.
+    """Return the ``type``, ``message`` and ``traceback`` of the error in a row; empty if the row has no error.
 
     A row that was written in SQL may have other JSON: missing parts are empty, and a value that is not an object
     becomes the message.
@@ -47,7 +47,7 @@ def error_text(error: dict[str, str] | None) -> str | None:
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """Return an exception in the form that is stored with the job: ``type``, ``message``, ``traceback``."""
+    """Return the ``type``, ``message`` and ``traceback`` of an exception, as they are stored with the job."""
     kind, cause = type(error), error.__cause__
     if isinstance(cause, RemoteTraceback):
         text = str(cause.args[0])

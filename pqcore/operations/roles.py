@@ -84,7 +84,7 @@ class Roles:
 
 
 def roles_of(names: TableName, prefix: str | None = None) -> Roles:
-    """Return the names of the roles of a table: ``queue_producer``, ``queue_consumer``, ``queue_admin``.
+    """Return the names of a table's roles, such as ``queue_producer``, ``queue_consumer`` and ``queue_admin``.
 
     Args:
         names: The table.
@@ -100,8 +100,8 @@ def roles_of(names: TableName, prefix: str | None = None) -> Roles:
 async def statements(engine: Engine, s: Session, prefix: str | None = None) -> list[str]:
     """Return the statements that make missing roles and grant the privileges; they may be run again.
 
-    The roles cannot log in: ``GRANT queue_producer TO shop`` gives an application's role their privileges. Only the
-    owner of the tables can change the schema.
+    The roles cannot log in. A statement such as ``GRANT queue_producer TO shop`` gives an application's role their
+    privileges. Only the owner of the tables can change the schema.
 
     Args:
         engine: The engine.

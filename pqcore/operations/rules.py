@@ -174,7 +174,7 @@ def _check_number(what: str, number: object, instead: str) -> None:
 
 
 def _paused_name(task: object, limit: object, group: object) -> str:
-    """Return the name that the row of a pause has: ``queue``, or the kind and name of a task, limit or group.
+    """Return the name in the row of a pause, which is ``queue``, or the kind and name of a task, limit or group.
 
     Raises:
         ConfigurationError: More than one object is given.

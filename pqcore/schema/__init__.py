@@ -186,8 +186,8 @@ async def create(
     if not await session.direct():  # behind a pooler, a session-level lock may stay with another client's session
         await in_short_transactions(session, names, sleep, partial(_apply_all, session, names, wanted))
         return found
-    # The lock is at session level, because CREATE INDEX CONCURRENTLY spans transactions. Sessions poll the lock:
-    # CREATE INDEX CONCURRENTLY waits for running statements, so it would wait for a statement that waits for the lock.
+    # The lock is at session level, because CREATE INDEX CONCURRENTLY spans transactions. Sessions poll the lock,
+    # because CREATE INDEX CONCURRENTLY would wait for a running statement that waits for the lock.
     key = literal(f"pqcore {names}")
     locking = session.sql.schema_statement("lock_migrations", key=key)
     while True:

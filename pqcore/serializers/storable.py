@@ -75,7 +75,7 @@ def too_deep(most: int) -> ValueError:
 
 
 def refuse_colliding_keys(value: object, encode: Callable[[Any], str | bytes], decode: Callable[[Any], Any]) -> None:
-    """Refuse dicts with two keys that become one when encoded: ``{1: "a", "1": "b"}`` in JSON.
+    """Refuse dicts with two keys that become one when encoded, such as ``{1: "a", "1": "b"}`` in JSON.
 
     Args:
         value: The encoded data.

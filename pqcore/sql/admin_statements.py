@@ -170,7 +170,7 @@ _MOVABLE: dict[str, tuple[str, str]] = {
     # Jobs that wait for admission are excluded here, because they belong to the class ``parked``.
     "hidden": (f"{COMES_OUT} AND {_FREE}", HIDDEN_ORDER),
     "parked": (_PARKED, _PARKED_ORDER),
-    # num_nulls() replaces IS NULL here: IS NULL matches partial indexes, but the planner must look up the ids.
+    # Here, num_nulls() replaces IS NULL, so that the planner looks up the ids, and does not use a partial index.
     "ids": (f"id = ANY (:ids::bigint[]) AND num_nulls(dequeued_at) = 1 AND ({_FREE} OR {_PARKED})", "id"),
 }
 KINDS = ("ready", "urgent", "hidden", "parked")

@@ -51,7 +51,7 @@ ADOPT = 1_000
 
 _COLUMNS = "id, expected_at, schedule_at, enqueued_at"
 _NEEDS = "SELECT * FROM json_to_recordset(:needs::text::json) AS needs (place int, key text, number int, newest bigint)"
-# This query reads the state of each key from the newest version of its row. `rules` override values from puts.
+# This query reads the state of each key from the newest version of its row. Rules override values from puts.
 _STATE = """
   SELECT wanted.key, row.version, row.running, row.reserved,
     CASE WHEN wanted.newest > row.newest OR row.places IS NULL THEN wanted.number ELSE row.places END AS put_places,
@@ -80,8 +80,8 @@ _ALIVE = """
     ) AS job"""
 # Jobs that the same statement ends: the statement's snapshot still shows their rows, so they are excluded here.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
-# A statement that ends jobs may lease jobs ahead for the places that its worker has under a key: `times` jobs for each
-# place, of which one runs. The jobs that the worker leased in this way (`own`) are not counted one by one.
+# A statement that ends jobs may lease `times` jobs for each place that its worker has under a key. One of these jobs
+# runs, and the others wait in the worker. The jobs that the worker leased so (`own`) are not counted one by one.
 _FREE = "coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0)"
 _OWN = """
   CROSS JOIN LATERAL (
@@ -303,8 +303,8 @@ class AdmissionStatements(StatementSet):
 
         New jobs are the jobs with the highest ids above a bound. The statement finds the other lanes by stepping from
         lane to lane through the index, which costs the same for any number of jobs. In this way it also finds jobs that
-        older code parked. A row with the number -1 means that a job became due lately that should be on a lane, but is
-        not: see `find_unadopted`.
+        older code parked. A row with the number -1 means that a job without a lane, which needs one, became due
+        lately (see `find_unadopted`).
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""

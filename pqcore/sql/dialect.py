@@ -1,4 +1,4 @@
-"""The statements of a table in the form that an engine accepts: PostgreSQL, or a server that resembles it.
+"""The statements of a table, in the form that an engine accepts (PostgreSQL, or a server that resembles it).
 
 All statements run at READ COMMITTED or above. ``FOR UPDATE SKIP LOCKED`` locks a row for the session until its
 transaction ends. If another session changed the row after this statement's snapshot, PostgreSQL checks the locked row

@@ -1,7 +1,7 @@
 """The statements that fetch jobs: each finds due rows, and removes them from the waiting rows.
 
-The table's waiting rows form three classes. Each has a partial index that ends in the id, so that a row is found by
-reading a bounded number of pages:
+The table's waiting rows form three classes. Each class has a partial index whose last column is the id, so that a
+statement finds a row by reading a bounded number of pages:
 
 ``ready``
     Rows without ``expected_at`` and without a lease, ordered by the time when they become due. One range scan returns

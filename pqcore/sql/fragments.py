@@ -179,8 +179,9 @@ def come_back(source: str) -> str:
 )"""
 
 
-# True for headers that a producer wrote in SQL with escapes that JSON functions cannot read: NUL, or half a surrogate
-# pair. (Whole pairs match, too, because they use the same escapes.) Such a row must not affect other jobs of the queue.
+# True for headers that a producer wrote in SQL with escapes that JSON functions cannot read, such as a NUL or half a
+# surrogate pair. Whole pairs match, too, because they use the same escapes. Such a row must not affect other jobs of
+# the queue.
 UNREADABLE = "strpos(lower(headers::text), chr(92) || 'u0000') + strpos(lower(headers::text), chr(92) || 'ud') > 0"
 # Whether a dedup key is held until the job starts.
 HELD_UNTIL_STARTED = (
@@ -217,7 +218,7 @@ LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestam
 # row, and checks the token on the locked row again (EvalPlanQual): of two concurrent statements, the second finds that
 # the row has changed.
 #
-# num_nulls() replaces IS NULL here: IS NULL matches partial indexes, but the planner must look the id up. IS TRUE
+# Here, num_nulls() replaces IS NULL, so that the planner looks the id up, and does not use a partial index. IS TRUE
 # keeps the planner from joining rows with the pairs of ids and tokens: it looks each row up in a hash of the pairs, so
 # rows are locked in the order of their ids.
 LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"

@@ -104,7 +104,7 @@ class Query:
 
 
 class Compile(Protocol):
-    """A function that compiles a template: `compile_query`, with the table and the driver already chosen."""
+    """A function that compiles a template, as `compile_query` does, for one table and driver."""
 
     def __call__(self, name: str, template: str, *, rows: bool = True, hot: bool = False) -> Query: ...
 
@@ -139,13 +139,14 @@ def compile_query(
     rows: bool = True,
     hot: bool = False,
 ) -> Query:
-    """Compile a template: ``{table}`` is an identifier, ``:name`` a parameter.
+    """Compile a template, in which ``{table}`` is an identifier and ``:name`` a parameter.
 
     Identifiers in ``substitutions`` must be quoted already; parameters are never put into the text. Each parameter is
     cast in the SQL (``:n::bigint``), so that every driver infers the same type.
 
-    An array of numbers or booleans is sent as one text, ``{1,2}``, which the server parses. asyncpg would write the
-    elements of a list with codecs that the application may have set; all drivers take longer for a list than for text.
+    An array of numbers or booleans is sent as one text, ``{1,2}``, which the server parses. The driver asyncpg would
+    write the elements of a list with codecs that the application may have set, and all drivers take longer for a list
+    than for a text.
     """
     template = rename_clashes(template, substitutions)
     arrays = frozenset(name for name, _ in _ARRAY.findall(template))

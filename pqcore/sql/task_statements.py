@@ -1,6 +1,7 @@
 """Statements of tasks and workers, composed of fragments: retries, dead letters, results, batches, ticks.
 
-`task_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why all are safe concurrently.
+`task_statements.sql` has the statements without fragments. `pqcore.sql.dialect` explains why statements are
+safe under concurrency.
 """
 
 from __future__ import annotations
