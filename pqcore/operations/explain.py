@@ -133,7 +133,7 @@ async def explain(engine: Engine, job_id: int, queue: QueueSettings | None = Non
     except SchemaTooNew as exc:
         cause = causes.too_new(str(exc))
     except AccessDenied as exc:
-        if exc.sqlstate is not None:  # the role lacks a privilege
+        if exc.sqlstate is not None:  # the server refused the query, because the role lacks a privilege
             raise
         cause = causes.hidden(str(exc))
     return Explanation(number, name, "none", (cause,))

@@ -125,7 +125,7 @@ async def _put(
     connection: object,
     options: Mapping[str, Any] | None,
 ) -> T:
-    if isinstance(data, NewJob):  # some serializers encode any dataclass
+    if isinstance(data, NewJob):  # refused here, because some serializers would encode it like any dataclass
         msg = f"put takes the data of one job, and was given {data!r}; give NewJob objects to put_many"
         raise InvalidCall(msg)
     encoded = queue.encode_row(data)

@@ -103,7 +103,7 @@ async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
     if job is not None:
         error = job.error
         if error is None and job.state == "done" and kept is not None:
-            error = kept.error  # why the job's result could not be stored
+            error = kept.error  # this error says why the job's result could not be stored
         return JobInfo(
             int(job_id),
             job.state,

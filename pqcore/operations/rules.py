@@ -81,7 +81,7 @@ async def set_weight(
     engine: Engine, queue: QueueSettings, share: str, weight: float | None, connection: object = None
 ) -> None:
     """Set the weight of a share, or reset it to 1."""
-    if share != "":  # the share of jobs that name no tenant
+    if share != "":  # the empty name stands for the share of jobs without a tenant
         check_text(share, "share", MAX_KEY)
     if weight is not None and (
         not isinstance(weight, (int, float))
@@ -188,7 +188,7 @@ def _paused_name(task: object, limit: object, group: object) -> str:
         listed = " and ".join(f"{kind}={name!r}" for kind, name in named.items())
         raise ConfigurationError(f"a call pauses one thing, and {listed} are given; call pause once for each")
     [(kind, name)] = named.items()
-    path = getattr(name, "_path", name)  # the path of a function that was declared as a task
+    path = getattr(name, "_path", name)  # a function that was declared as a task has its path in `_path`
     return f"{kind}:{check_text(path, kind, MAX_KEY)}"
 
 

@@ -120,7 +120,7 @@ async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float 
     if rules.rules.paused or rules.rules.paused_tasks:
         return ()
     if now < rules.expires_at and (lease is None or not lanes.must_find(now)):
-        return ()  # the usual take is only one statement, too
+        return ()  # here the usual take needs only one statement, too
     if lease is not None and (queue.rate is not None or lanes.lanes or not lanes.left_none):
         return ()  # without a look for lanes, a job that came due behind many others might not be noticed
     work = partial(_take_idle, engine, queue, n, lease)

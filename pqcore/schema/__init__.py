@@ -257,7 +257,7 @@ async def in_short_transactions(
                 )
                 raise TransientError(msg, exc.sqlstate) from exc
         await sleep(LOCK_TIMEOUT)
-    raise AssertionError  # the last attempt has returned or raised
+    raise AssertionError  # never reached: the last attempt has returned or raised
 
 
 @asynccontextmanager

@@ -18,7 +18,8 @@ PROTOCOL = 5
 """The protocol of pickles, which every Python version that pqcore supports can read."""
 
 _SIZE = 32
-_PURPOSE = b"pqcore signed-pickle 1\0"  # refuses signatures that were made with the same key for another purpose
+_PURPOSE = b"pqcore signed-pickle 1\0"
+"""The beginning of what is signed, so that a signature made with the same key for another purpose is invalid here."""
 _MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 

@@ -38,9 +38,9 @@ class Cbor2:
         self.quick = default is None and tag_hook is None
 
     def dumps(self, value: Any) -> bytes:
-        refuse_deep_data(value, MOST_NESTED)  # must come first: too many levels may crash the process within cbor2
+        refuse_deep_data(value, MOST_NESTED)  # must come first: too many levels may crash cbor2
         raw: bytes = self._dumps(value, default=self._default)
-        self.loads(raw)  # raises if the data could not be decoded again
+        self.loads(raw)  # this raises if the data could not be decoded again
         return raw
 
     def loads(self, raw: Any) -> Any:

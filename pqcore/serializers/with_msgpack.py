@@ -34,7 +34,7 @@ class Msgpack:
         raw: bytes = self._pack(value, default=self._default, datetime=True)
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
-        self.loads(raw)  # raises if the data could not be decoded again, as with a tuple as a key
+        self.loads(raw)  # this raises if the data could not be decoded again, as with a tuple as a key
         return raw
 
     def loads(self, raw: Any) -> Any:

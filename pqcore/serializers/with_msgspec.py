@@ -102,7 +102,7 @@ class MsgspecMsgpack(_Msgspec):
         if len(raw) > MOST_NESTED:
             refuse_deep_data(value, MOST_NESTED)
         if self._type is Any:
-            self._decode(raw)  # raises if the data could not be decoded again, as with a list as a key
+            self._decode(raw)  # this raises if the data could not be decoded again, as with a list as a key
         return raw
 
 

@@ -17,7 +17,8 @@ MAX_KEY = 500
 """The largest number of bytes of a dedup key, group, limit or tenant."""
 MAX_PRIORITY = 1_000_000
 """The highest priority; the lowest is its negative."""
-MAX_QUEUE_NAME = 2_000  # bytes: an index entry, with the other keys, must stay under 2,704
+MAX_QUEUE_NAME = 2_000
+"""The largest number of bytes of a queue's name: an index entry with further columns has at most 2,704 bytes."""
 
 PUT_ARGUMENTS = (
     "(text, jsonb, timestamptz, timestamptz, interval, text, jsonb, jsonb, integer, interval, timestamptz, interval,"
