@@ -170,7 +170,7 @@ async def check_sequences(context: CheckContext) -> list[Finding]:
 
 
 async def check_trigger(context: CheckContext) -> list[Finding]:
-    """Check the trigger that notifies waiters, and the one that releases jobs that wait for other jobs."""
+    """Check the trigger that notifies waiters, and the trigger that releases jobs that wait for other jobs."""
     rows = await context.ask(
         "triggers",
         "SELECT tgname::text, tgenabled::text FROM pg_trigger"

@@ -192,7 +192,7 @@ async def purge(
 async def _in_slices(
     change: Callable[[Sequence[int] | None], Awaitable[int]], ids: Sequence[int] | None, most: int
 ) -> int:
-    """Change ``most`` dead letters at a time, and none of them twice, even if a revived job dies again meanwhile.
+    """Change ``most`` dead letters at a time; change none twice, even if a revived job dies again meanwhile.
 
     Return the number of changed dead letters.
 

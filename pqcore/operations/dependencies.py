@@ -2,8 +2,8 @@
 
 The end of a parent only marks the parent as ended, in its own transaction (`pqcore/schema/0015_dependencies.sql`). So
 ends never wait for each other, and an end that is stored cannot be lost. A later, short transaction finds the marks,
-and decides which jobs no longer wait. Takes that find no job do this, and workers do it every few seconds. If a
-process dies meanwhile, the next process finds the marks.
+and decides which jobs no longer wait. Takes that find no job run this transaction, and workers run it every few
+seconds. If a process dies meanwhile, the next process finds the marks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ENDED = {
 async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
     """Release the jobs of a queue that wait for no parent any more; return whether there were such jobs.
 
-    A job of which a parent failed becomes a dead letter or is cancelled, as its put said. One call looks at a bounded
-    number of jobs.
+    If a parent failed, the waiting job becomes a dead letter or is cancelled, as its put said. One call looks at a
+    bounded number of jobs.
 
     Args:
         engine: The engine.

@@ -2,7 +2,7 @@
 
 Data is in ready, scheduled, leased, parked and done rows, in dead letters, in the archive and in results. Headers hold
 more data: the calls that follow in a chain, and the result that a call was given. The row of a batch holds the call
-that is put after its jobs have ended, and the row of a schedule the call that each tick puts.
+that is put after its jobs have ended. The row of a schedule holds the call that each tick puts.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Explanation:
 
 
 def shown_time(moment: datetime) -> str:
-    """Return a time for the text of a cause: in UTC, to the second."""
+    """Return a time for the text of a cause, in UTC, without fractions of a second."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -113,7 +113,7 @@ async def look(
 ) -> tuple[Sequence[Row], float | None]:
     """Take up to ``n`` rows; without rows, return the seconds until the next look is worthwhile (None: unknown).
 
-    With a lease, take only jobs within the queue's rate limit that limits and groups admit.
+    With a lease, take only jobs that limits and groups admit, and no more than the queue's rate allows.
 
     Args:
         engine: The engine.

@@ -139,7 +139,7 @@ Verdict: TypeAlias = Literal["again", "bury", "leave"]
 
 @dataclass(eq=False)
 class Refusals:
-    """The refusals to store the outcome of one job.
+    """A record of the server's refusals to store the outcome of one job.
 
     Attributes:
         number: The number of refusals.

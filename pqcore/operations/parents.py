@@ -57,7 +57,7 @@ def check_parents(engine: Engine, queue: QueueSettings, parents: Mapping[int, Af
 async def await_parents(
     engine: Engine, s: Session, jobs: Sequence[Behind], subject: Callable[[int], str]
 ) -> list[dict[str, str] | None]:
-    """Mark the jobs that new jobs wait for as awaited.
+    """Mark the parents of new jobs as awaited.
 
     Args:
         engine: The engine.

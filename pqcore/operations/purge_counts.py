@@ -1,4 +1,4 @@
-"""The number of rows that a purge would delete, for the confirmation before it."""
+"""The number of rows that a purge would delete, which an operator sees before confirming the purge."""
 
 from __future__ import annotations
 

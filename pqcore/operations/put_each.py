@@ -1,4 +1,4 @@
-"""Putting many jobs, each with its own options: all or none, and a fixed number of statements for some thousands."""
+"""Putting many jobs, each with its own options, all or none; each chunk takes a fixed number of statements."""
 
 from __future__ import annotations
 

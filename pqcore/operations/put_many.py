@@ -1,4 +1,4 @@
-"""Putting many jobs: all or none, with some thousands in each statement."""
+"""Putting many jobs, all or none, with several thousand rows in each statement."""
 
 from __future__ import annotations
 

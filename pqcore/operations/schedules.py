@@ -164,7 +164,7 @@ async def set_schedule(engine: Engine, queue: QueueSettings, new: NewSchedule, c
 
 
 async def remove_schedule(engine: Engine, queue: QueueSettings, name: str, connection: object = None) -> bool:
-    """Remove a schedule; return whether it existed. Jobs that its ticks have put stay."""
+    """Remove a schedule; return whether it existed. Jobs that the schedule has put stay in the queue."""
     return bool(await _change(engine, queue, "remove_schedule", {"name": check_name(name)}, connection))
 
 
@@ -237,7 +237,7 @@ def _not_found(queue: QueueSettings, name: str) -> ScheduleNotFound:
 
 
 async def list_schedules(engine: Engine, queue: QueueSettings | None = None) -> list[Schedule]:
-    """List the schedules of a queue by name, or the schedules of all queues by queue and name.
+    """List the schedules of a queue, sorted by name, or the schedules of all queues, sorted by queue and name.
 
     Args:
         engine: The engine.

@@ -245,7 +245,7 @@ class AdminStatements(OverviewStatements):
 
     @composed()
     def list_finished(self) -> str:
-        """List finished jobs in a slice of ids, the last put first. No partial index contains finished rows."""
+        """List finished jobs in a slice of ids, newest first; only the primary key's index contains finished rows."""
         return f"""
 WITH slice AS (
   SELECT id FROM {{table}} WHERE id < :before::bigint ORDER BY id DESC LIMIT {SLICE}

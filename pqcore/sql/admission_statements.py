@@ -4,7 +4,7 @@ A job that names keys, a share or a priority is put as a *waiting* job, on its l
 lease does not see waiting jobs. `take_lanes` finds the jobs that may run, leases them, and records them under their
 keys:
 
-* Only takes lock rows of ``{keys}``, with SKIP LOCKED: no session waits for a key, whatever another transaction does.
+* A take locks rows of ``{keys}`` with SKIP LOCKED, so no session waits for a key, whatever another transaction does.
   Puts and ends of jobs do not lock these rows.
 * ``running`` in such a row names the jobs that were admitted last. A take reads from each job's own row whether the job
   still runs. So a place is free as soon as the end of its job is committed, however the job ended.
@@ -244,8 +244,8 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies other
     takers if fewer jobs were leased than have ended, because then places are free.
 
-    Each key in ``needs`` has a number, ``times``. If it is above 1, the statement leases that number of jobs for each
-    place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
+    Each key in ``needs`` has a number, ``times``. If ``times`` is above 1, the statement leases this number of jobs for
+    each place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
     worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of the earlier
     and the new jobs together may run concurrently. Other takes count a place for each of these jobs. So while these
     jobs exceed the limit, other consumers get no place, and the number in the row stays right. If the key has a rate,

@@ -135,7 +135,7 @@ NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
 # How often a job was run: the column `attempts` is the fencing token, which counts every lease.
 ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
 ONE_MORE = "least(coalesce({}, 0), 2147483646) + 1"
-# Ids repeat after logical replication, TRUNCATE ... RESTART IDENTITY, or a restore, because none of these keeps the
+# Ids repeat after logical replication, TRUNCATE with RESTART IDENTITY, or a restore, because none of these keeps the
 # value of the sequence. If a new job gets the id of an archived job or a dead letter, the old row makes way: it gets a
 # negative id, which no sequence gives. An INSERT that refers to `made_way` runs after this UPDATE, and meets no
 # conflict, because the UPDATE of the same transaction has changed the old id.
@@ -199,7 +199,7 @@ LEASED = (
     " ELSE statement_timestamp() + :lease::float8 * interval '1 second' END,"
     f" parked_on = CASE WHEN {_ADOPTED} THEN '{UNNAMED}' END"
 )
-# Distances are numbers of seconds, because the length of an interval with days depends on clock changes.
+# Delays are numbers of seconds, because the length of an interval with days depends on clock changes.
 SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
 EXPECTED = "coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 TIMES = f"{SCHEDULE}, {EXPECTED}"
@@ -207,8 +207,8 @@ TIMES = f"{SCHEDULE}, {EXPECTED}"
 # the id of each item, in whatever order triggers and sequences give ids. Inserting a row takes more than a microsecond,
 # so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
-# A job with a lane waits on the lane from its put. If the job is put for later, the take for a lease that finds it due
-# parks it on the lane. See `LANE`.
+# A job with a lane waits on the lane from its put. If the job is put for later, a take parks it on the lane when it is
+# due. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
 _WAITS = f"CASE WHEN {SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
 LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"

@@ -84,8 +84,8 @@ VALUES (:id::bigint, :q_name::text, :enqueued_at::timestamptz, NULL, :expected_a
 ON CONFLICT DO NOTHING RETURNING id"""
 
 # The age, in seconds, of the last commit that a standby has replayed, by the primary's clock: the standby has all older
-# commits, too. If it has replayed nothing since its start, the age of its last checkpoint is used, because it has at
-# least the content of that checkpoint.
+# commits, too. If a standby has replayed nothing since its start, the expression gives the age of the last checkpoint,
+# because the standby has at least the content of that checkpoint.
 _STALE = (
     "greatest(extract(epoch FROM statement_timestamp()) - extract(epoch FROM coalesce("
     "pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))), 0)::float8"
@@ -143,7 +143,7 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
         f" statement_timestamp() + (place - 1) * interval '1 microsecond'{headers and f', {headers}'}"
         f" FROM {items} WITH ORDINALITY AS item (value, place)"
         " RETURNING id, round(date_part('epoch', enqueued_at - statement_timestamp()) * 1000000)::int AS place)"
-        # All ids are in one value: if they are consecutive, only the first id; otherwise each id with its place.
+        # The statement returns one value: only the first id if all are consecutive, otherwise each id with its place.
         " SELECT min(id), CASE WHEN min(id - place) = max(id - place) AND count(*) = :number::int THEN NULL"
         " ELSE (SELECT string_agg(place || ' ' || id, ' ') FROM put) END, date_part('epoch', statement_timestamp()),"
         # If a trigger has changed the times, so that places are invalid, a division by zero fails the statement.
@@ -293,14 +293,14 @@ class QueueStatements(StatementSet):
 
     @composed(hot=True)
     def put_group_headed(self) -> str:
-        """Insert the jobs of concurrent callers, like `put_group`; each is a pair of its data and its headers."""
+        """Insert the jobs of concurrent callers, like `put_group`; a job is a pair of data and headers."""
         return _put_group("item.value -> 0, NULL", _JSONS, "item.value -> 1")
 
     @composed(hot=True)
     def put_group_encoded_headed(self) -> str:
         """Insert the jobs of concurrent callers, like `put_group_encoded`.
 
-        Each is a pair of its data and its headers.
+        Each job is given as a pair of its data and its headers.
         """
         return _put_group(_STORED.replace("item.value", "(item.value ->> 0)"), _JSONS, "item.value -> 1")
 

@@ -118,7 +118,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed(hot=True)
     def heartbeat(self) -> str:
-        """Extend leases of any queues, except locked rows, and return which jobs were asked to stop."""
+        """Extend leases in any queues, skip locked rows, and return which jobs were asked to stop."""
         return (
             f"UPDATE {{table}} SET leased_until = {_IN.format(_NOW, 'lease')}{FREE_ANYWHERE}"
             " RETURNING id, attempts, coalesce(cancelling, false)"
