@@ -67,7 +67,7 @@ class NewRow(NamedTuple):
 
     @property
     def period(self) -> float | None:
-        """For how many seconds the row's key is held; None without a key, or if the job's state decides."""
+        """The number of seconds for which the row's key is held; None without a key, or if the job's state decides."""
         return None if self.dedup is None else self.dedup.period
 
     @property

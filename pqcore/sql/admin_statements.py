@@ -206,7 +206,7 @@ class AdminStatements(OverviewStatements):
 
     file = "admin_statements.sql"
 
-    # Listing jobs: these statements only read. A filter is applied to rows in index order, which may read many rows.
+    # Listing jobs: these statements only read. A filter that matches few jobs makes them read many rows.
 
     @composed()
     def list_ready(self) -> str:
