@@ -86,7 +86,7 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
 
 
 def _open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
-    """Choose a board: a live one only on a terminal or for a picture, and if rich is installed."""
+    """Return a live board if rich is installed, on a terminal or for a picture; otherwise, return a plain board."""
     if importlib.util.find_spec("rich") is None:
         if painted:
             raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")

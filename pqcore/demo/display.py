@@ -65,7 +65,7 @@ class PlainBoard:
         self._next = 0.0
 
     def live(self) -> AbstractContextManager[object]:
-        """Within this context, the board shows changes of the tally by itself, if it can."""
+        """Return a context in which a live board shows changes of the tally by itself."""
         return nullcontext()
 
     def note(self, text: str) -> None:

@@ -33,7 +33,7 @@ def choose_files(directory: Path | None, number: int, seed: int) -> tuple[Path, 
         directory = directory.resolve()
         found = list(directory.rglob("*"))
     names = sorted(str(path.relative_to(directory)) for path in found if path.is_file() and os.access(path, os.R_OK))
-    names = [name for name in names if name.isprintable()]  # names that are not UTF-8 cannot be stored either
+    names = [name for name in names if name.isprintable()]  # also leaves out names that are not UTF-8
     if not names:
         raise DemoError(f"no readable files in {directory}")
     return directory, random.Random(seed).choices(names, k=number)

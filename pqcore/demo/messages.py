@@ -1,4 +1,4 @@
-"""The messages between the conductor and its workers, over one pipe for each worker.
+"""The messages between the conductor (the main process) and its workers, over one pipe for each worker.
 
 Each worker has its own pipe, so a worker that is killed affects no other. A worker notices that the conductor is gone,
 because the conductor's end of the pipe closes.
@@ -47,7 +47,7 @@ class Task:
 
 
 class Order(enum.Enum):
-    """The orders of the conductor."""
+    """The commands that the conductor sends to workers."""
 
     GO = "start to work, or go on"
     HOLD = "with your next job, stop before the commit"
@@ -61,7 +61,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Put:
-    """A producer committed jobs: their ids and paths, and whether they were put together with an order."""
+    """A producer committed jobs: their ids and paths, and whether the transaction of the put also stored an order."""
 
     jobs: list[tuple[int, str]]
     ordered: bool
@@ -95,7 +95,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class StopRequested:
-    """A worker has ended as it should; the closing of its pipe says so."""
+    """A worker has ended without an error: it closed its pipe, and its exit code is 0."""
 
 
 Message: TypeAlias = Ready | Put | RolledBack | Done | Holding | Failed | StopRequested

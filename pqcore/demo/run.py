@@ -37,8 +37,8 @@ class Run:
     """One run of the demonstration.
 
     All workers start together. When a third of the jobs is done, one consumer of each driver is told to hold its next
-    job. After that, the producers are told to put the second half, so that there are jobs to hold. Each holder is
-    killed and replaced.
+    job. After that, the producers are told to put the second half of the jobs, so that there are jobs to hold. Each
+    consumer that holds a job is killed, and another is started in its place.
 
     Args:
         processes: The workers, of which none has started yet.

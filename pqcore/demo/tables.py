@@ -70,7 +70,7 @@ def demo_schema(dsn: str) -> Iterator[tuple[Any, str]]:
     """Make the tables, and drop them at the end.
 
     Yields:
-        A psycopg connection that finds the tables without their schema, and the schema.
+        A psycopg connection whose ``search_path`` is the schema of the tables, and the name of the schema.
 
     Raises:
         DemoError: The server cannot be reached, or refuses the statements.

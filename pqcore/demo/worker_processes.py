@@ -33,12 +33,12 @@ class Member:
 
 @final
 class WorkerProcesses:
-    """All worker processes. At the end of the ``with`` block, none of them is left, whatever happened in the block."""
+    """All worker processes. At the end of the ``with`` block, no worker process is left, even after an error."""
 
     def __init__(self) -> None:
         self.members: list[Member] = []
         self._spawn = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # so that it starts with its own signal handling
+        resource_tracker.ensure_running()  # now, because this changes the signal mask, as `start` does below
 
     def __enter__(self) -> WorkerProcesses:
         return self

@@ -96,7 +96,7 @@ def consume(task: Task, worker_pipe: WorkerPipe) -> None:
                 cursor.execute(sql, _result(task, job))
                 if hold:
                     worker_pipe.tell(Holding(job.id))
-                    worker_pipe.order()  # waits for an order that does not come
+                    worker_pipe.order()  # waits until this process is killed
             worker_pipe.tell(Done())
 
 
@@ -146,7 +146,10 @@ async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 def _batches(task: Task, worker_pipe: WorkerPipe) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield what to put: paths with an order each, and paths without; each half begins after an order to continue."""
+    """Yield the paths of each batch: those to put with a customer's order each, and the others.
+
+    Before each half of the paths, wait for `Order.GO`.
+    """
     for half in task.halves:
         worker_pipe.order()
         for begin in range(0, len(half), BATCH):

@@ -9,9 +9,9 @@
 
     eat("Cox") queue.work() # or, for many concurrently: pqcore worker module:queue
 
-The `PQ` and `AsyncPQ` of this package keep pq's conventions: a function gets the job's id first, and has no retries
-unless its declaration says so. `pqcore.PQ` and `pqcore.AsyncPQ` differ from them only in their conventions; see
-`PQ.task`.
+The `PQ` and `AsyncPQ` of this package keep pq's conventions: a function gets the job's id as its first argument, and
+has no retries unless its declaration says so. `pqcore.PQ` and `pqcore.AsyncPQ` differ from these two classes only in
+their conventions; see `PQ.task`.
 
 A row names its function by path. The path is looked up among the functions declared with `Queue.task`. Other functions
 are imported only from modules in ``trusted_modules``. So a row alone never decides what runs.

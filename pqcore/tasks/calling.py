@@ -152,7 +152,7 @@ def with_options(declared: TaskOptions, chosen: Mapping[str, Any]) -> TaskOption
         return declared
     own = dict(chosen)
     if "retry_in" in own and "retry" not in own and declared.retry is not None:
-        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # in place of the task's policy
+        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # replaces the task's policy
     return dataclasses.replace(declared, **own)
 
 
@@ -182,7 +182,7 @@ def call_of(
         if name[1:] in _DECLARED_ONLY:
             msg = f"{name} is not an option of a call: give {name[1:]} where the task is declared"
             raise ConfigurationError(msg)
-        if value is not None or name not in ("_schedule_at", "_expected_at"):  # in pq, None does not override
+        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq ignores None for these two
             own[name[1:]] = value
     connection, after = own.pop("connection", None), rereadable(own.pop("after", None))
     check_arguments(task, args, kwargs)

@@ -61,23 +61,23 @@ class JobContext:
 
     @property
     def attempt(self) -> int:
-        """The number of the present attempt: 1 for the first run of the job, 2 for the second."""
+        """The number of the current attempt: 1 for the first run of the job, 2 for the second."""
         return self.job.attempts
 
     @property
     def previous(self) -> Any:
         """The result of the previous function in the chain.
 
-        In a call that follows a batch, this is a dict with ``batch``, ``total`` and ``failed``.
+        In the callback of a batch, this is a dict with ``batch``, ``total`` and ``failed``.
         """
         stored = self.job.headers.get("previous")
         return None if stored is None else StoredPut.read_previous(self.queue, self.job.id, stored)
 
     def results_of_parents(self) -> Any:
-        """Return the results of the jobs that the job waited for (``after``), by id.
+        """Return the results of the job's parents (``after``), by id.
 
-        Jobs without a kept result are left out, so put the parents with ``keep_result``. On an asynchronous queue,
-        await this method.
+        Parents whose results were not kept are left out, so put the parents with ``keep_result``. On an asynchronous
+        queue, await this method.
 
         Raises:
             DeserializationError: The queue cannot decode a result.
@@ -144,7 +144,8 @@ class JobContext:
 
         async def work() -> None:
             outcome = Outcome(self.job, "done", result)
-            # The flag is set before the statement, because the worker may see the finished job before this answer.
+            # The flag is set before the statement, because the worker may see the finished job before the answer
+            # arrives here.
             self._note_finished(finished=True)
             try:
                 if await finish(engine, self.queue, [outcome], connection):
@@ -193,14 +194,14 @@ def current() -> JobContext:
 
 
 def enter_job(context: JobContext) -> JobContext | None:
-    """Make a job the current one, and return the former one; only workers call this."""
+    """Make a job the current job, and return the previous current job; only workers call this."""
     before = _current.get()
     _current.set(context)
     return before
 
 
 def leave_job(before: JobContext | None) -> None:
-    """Undo `enter_job`, even in a copy of the `contextvars.Context` in which it was called.
+    """Undo `enter_job`, even in a copy of the `contextvars.Context` in which `enter_job` was called.
 
     Args:
         before: The value that `enter_job` returned.

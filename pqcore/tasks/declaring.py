@@ -294,10 +294,10 @@ class Call:
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
 
     def direct(self, engine: Engine) -> DirectPut:
-        """Return the call in the form for putting it now, together with others.
+        """Return the call in the form for putting it now, together with other calls.
 
         Raises:
-            ConfigurationError, NotSupported: The call cannot wait for the jobs that it names.
+            ConfigurationError, NotSupported: The call cannot wait for its parents (``after``).
         """
         chosen = checked_options(self.put_options())
         times = times_of(self.options.schedule_at, self.options.expected_at) or NO_TIMES
@@ -344,7 +344,7 @@ def direct_puts(engine: Engine, calls: Iterable[Call]) -> list[DirectPut]:
 
 
 def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
-    """Check the calls that one call of a method puts.
+    """Check the calls that a caller gave to `chain`, `batch` or `put_calls`.
 
     Args:
         calls: The calls.

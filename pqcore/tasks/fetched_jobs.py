@@ -1,7 +1,8 @@
 """Jobs taken with `get`, whose follow-ups wait because `Queue.perform` may still perform the jobs.
 
 `Queue.perform` knows what the function returned, so it runs the follow-ups. If the program does not perform a job, its
-follow-ups run as soon as this is certain: when the job's object is gone, its block ends, or the queue begins to work.
+follow-ups run as soon as this is certain: when Python frees the job's object, when the block of the `get` ends, or when
+`Queue.work` begins.
 """
 
 from __future__ import annotations
@@ -89,11 +90,12 @@ class PoppedJobs:
 
 
 def given_up_jobs(queue: QueueSettings) -> list[BaseJob]:
-    """Return the jobs of a queue that are given up when it begins to work in this thread.
+    """Return the fetched jobs that a queue gives up when `Queue.work` begins in this thread.
 
     The list is empty if the queue performs no jobs.
     """
-    found: Any = vars(queue).get("popped")  # not created if missing, because a `PQ` may forget only unchanged queues
+    # `queue.popped` would create the container, and a `PQ` may forget only queues that were not changed.
+    found: Any = vars(queue).get("popped")
     return found.given_up(queue, begins=True) if isinstance(found, PoppedJobs) else []
 
 

@@ -81,7 +81,8 @@ class JobEvents:
     ) -> None:
         """Call the hook for a stored outcome, or for a lost lease.
 
-        If a job's function was not called, plugins hear of the job only if it is gone, or needs another worker.
+        If the job's function was not called, plugins hear only of jobs that were ended, or that another worker must
+        run.
 
         Args:
             attempt: The attempt.

@@ -80,7 +80,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
         job: The job.
     """
     crashes = job.crashes
-    if crashes > 0 and crashes >= declarations.most_crashes():  # decoding the job may be what kills its worker
+    if crashes > 0 and crashes >= declarations.most_crashes():  # decoding the job may kill the worker
         return _crashed(queue, job)
     try:
         data = job.decode()
@@ -94,7 +94,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except Unreadable as exc:
         return _expired(job) if _is_late(job) else snooze_unrunnable(queue, job, exc, "unreadable")
     except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
-        if isinstance(exc.__cause__, MemoryError):  # another worker may have more memory, or this worker may have later
+        if isinstance(exc.__cause__, MemoryError):  # this worker, later, or another worker may have enough memory
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return crashed(job, MEMORY_PAUSE, "the job's data does not fit into memory")
         fault = InvalidCall(f"the data has no {exc}, so it is not a call") if isinstance(exc, KeyError) else exc
@@ -175,7 +175,7 @@ def snooze_unrunnable(
 
 def is_cancellation(error: BaseException) -> bool:
     """Return whether an exception is the one with which asyncio cancels a task."""
-    from asyncio import CancelledError  # takes long to import, and few jobs fail
+    from asyncio import CancelledError  # importing asyncio takes long, and few jobs fail
 
     return isinstance(error, CancelledError)
 
@@ -200,7 +200,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
 
 
 def failure_of(context: JobContext, error: BaseException) -> BaseException | None:
-    """Return the failure of a job whose function raised; None if the job is given back or cancelled, or its lease lost.
+    """Return the failure of a job whose function raised; None if it was given back, was cancelled or lost its lease.
 
     Args:
         context: The context of the running function.
@@ -218,7 +218,7 @@ def failure_of(context: JobContext, error: BaseException) -> BaseException | Non
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running asyncio task is being cancelled from outside; before Python 3.11: whether it may be.
+    """Return whether the running asyncio task was cancelled from outside; before Python 3.11, True in every task.
 
     A function that cancels itself raises CancelledError without cancelling a task.
     """
@@ -232,7 +232,7 @@ def _is_cancelled() -> bool:
 
 
 def kind_after(options: TaskOptions, failures: int, max_retries: int, error: BaseException) -> OutcomeKind:
-    """Return the kind of outcome after a failure, unless the retry policy discards the job.
+    """Return the kind of outcome after a failure; for ``retry``, the retry policy may still discard the job.
 
     Args:
         options: The options of the task.
@@ -296,7 +296,7 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
 
 
 def seconds_waited(job: BaseJob, ago: float = 0.0) -> float:
-    """Return the seconds from a job's due time until ``ago`` seconds ago, by this machine's clock."""
+    """Return for how many seconds a job had been due ``ago`` seconds ago, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
 

@@ -191,7 +191,7 @@ def seconds_late(tick: Tick) -> float | None:
 
     The result is 0 if there is no such tick, and None if the expression cannot be read, because another version wrote
     it or cronsim is missing. The server's clock decides, because the clock of this machine may be wrong. A task is not
-    late if somebody has asked for the job of its last tick again, or if it is a paused schedule.
+    late if an operator has asked for another job of its last tick. A paused schedule is not late.
 
     Args:
         tick: The last tick for which a job was put.
@@ -220,7 +220,7 @@ def refuse_bare(cron: object) -> None:
 
 
 def _is_of_the_clock(fields: Sequence[str]) -> bool:
-    """Return whether six fields, seconds first, name times of day, rather than intervals of minutes or hours."""
+    """Return whether six fields, of which the first has seconds, name times of day, and not intervals."""
     return len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
 
 

@@ -1,6 +1,6 @@
 """pq's names: `PQ` and `Queue`, and their asynchronous counterparts, with the conventions of pq 1.9.1.
 
-A function gets the job's id first, and has no retries unless its declaration says so.
+A function gets the job's id as its first argument, and has no retries unless its declaration says so.
 """
 
 from __future__ import annotations

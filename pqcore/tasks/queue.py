@@ -234,7 +234,7 @@ class TaskQueueMixin(WorkingQueue):
             connection: A connection whose open transaction removes the schedule; see `put`.
 
         Returns:
-            Whether there was such a schedule, or a tick of a periodic task that no code declares any more.
+            Whether there was such a schedule, or a stored tick of a periodic task that no code declares any more.
 
         Raises:
             ConfigurationError: The name is that of a periodic task that this program declares.

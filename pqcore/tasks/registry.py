@@ -40,7 +40,7 @@ class TaskDeclarations:
     declares_tasks: bool = False
     logger = logger
     _tasks: ClassVar[dict[str, Task]] = {}
-    _queues_of_tasks: ClassVar[set[str | None]] = set()  # None: some tasks are put into any queue
+    _queues_of_tasks: ClassVar[set[str | None]] = set()  # None stands for any queue
     _periodics: list[Periodic] | None = None
 
     @property
@@ -107,7 +107,7 @@ class TaskDeclarations:
 
     @classmethod
     def add_queues_of_tasks(cls, names: Iterable[str | None]) -> None:
-        """Note that tasks may be put into queues; see `queues_of_tasks`.
+        """Record into which queues tasks may be put; see `queues_of_tasks`.
 
         Args:
             names: The names of the queues; None among them stands for any queue.
@@ -127,7 +127,7 @@ class TaskDeclarations:
         """
         function = self.handler_registry.get(path)
         if function is None and (path in self._tasks or self._trusts(path)):
-            from pydoc import locate  # takes milliseconds to import, and few programs need it
+            from pydoc import locate  # this import takes milliseconds, and few programs need it
 
             found = locate(path)
             if callable(found):
@@ -162,7 +162,7 @@ class TaskDeclarations:
         return sorted(names)
 
     def most_crashes(self) -> int:
-        """Return the largest ``max_crashes`` of all declared tasks, or the default without tasks."""
+        """Return the largest ``max_crashes`` of all declared tasks; the default if no task is declared."""
         return max((task.options.max_crashes for task in self._tasks.values()), default=TaskOptions.max_crashes)
 
     @classmethod
@@ -188,7 +188,7 @@ def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether two functions are the same one, declared twice: its module was reloaded, or run as a program."""
+    """Return whether both are one function, declared again when its module was reloaded, or run as a program."""
     if one is other or _path_of(one) == _path_of(other):
         return True
     mine, others = (getattr(called_by(function), "__code__", None) for function in (one, other))

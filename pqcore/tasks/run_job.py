@@ -101,7 +101,7 @@ class Runner(Generic[A]):
                 return result
             if self._suspends:
                 return await result
-            from asyncio import run as run_loop  # takes long to import, and only coroutine functions need it
+            from asyncio import run as run_loop  # importing asyncio takes long, and only coroutine functions need it
 
             return run_loop(_await(result))
 

@@ -86,7 +86,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         return jobs
 
     async def _follow_with_block(self, job: Job, session: Session | None) -> None:
-        """Run the follow-ups of a job that a block took, and that nobody performed within the block."""
+        """Run the follow-ups of a job that was taken in a block, and not performed in the block."""
         if self.popped.claim(job.id) and session is not None:
             await follow_ups.follow_up(self.engine, self, session, [done_by_hand(job)])
 
@@ -172,13 +172,13 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
     def perform(self, job: Job) -> bool:
         """Call the function that a job names; return True if the function returned.
 
-        A leased job is finished, or given back. A job taken with `get` is already finished. If it fails and has retries
-        left, it is put again as a new job; it never becomes a dead letter. When this method ends, the job's chain
-        continues, and its batch counts it. A job that was taken in a ``with`` block must be performed in the block: a
-        job that was not performed counts as done at the end of the block.
+        A leased job is finished, or given back. A job taken with `get` is already finished: if such a job fails and has
+        retries left, its data is put again as a new job, and the job never becomes a dead letter. When this method
+        ends, the job's chain continues, and its batch counts the job. A job that was taken in a ``with`` block must be
+        performed in the block: a job that was not performed counts as done at the end of the block.
 
         Raises:
-            KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised it. The job was
+            KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised this. The job was
                 given back, and the attempt does not count.
         """
         popped = None if job.leased else popped_jobs(job)
@@ -291,7 +291,7 @@ class _Performer(Runner[Attempt]):
         await self.events.call_for_outcome(self.attempt, outcome, lost=lost, hook=hook)
 
     async def _end_popped(self, outcome: Outcome, data: Any) -> JobHook | None:
-        """End a job that was taken with `get`; return the hook to call, if it is not the outcome's own hook."""
+        """End a job that was taken with `get`; return a hook to call in place of the outcome's own hook, or None."""
         owed = claim_owed(self._job)
         if outcome.kind in ("retry", "snooze", "crash"):
             again = await self._put_again(outcome, data, owed=owed)
@@ -327,7 +327,7 @@ class _Performer(Runner[Attempt]):
             The outcome in its stored form, and whether the lease was lost; None if the outcome cannot be stored.
         """
         refusals = Refusals()
-        unknown_at: float | None = None  # the time since which the outcome may be stored, because an answer was lost
+        unknown_at: float | None = None  # when the first answer was lost; since then, the outcome may be stored
         while True:
             try:
                 ended = await complete.finish_one(self.engine, self._queue, outcome)
