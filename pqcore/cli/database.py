@@ -76,8 +76,8 @@ class Database(BlockingRunner):
         return self.queue(name)
 
     def meant(self, name: str) -> str:
-        """Return the end of a message about a queue in which nothing was found: the queue that may be meant instead."""
-        with suppress(PQError):  # the role may not count jobs, and the message is complete without it
+        """Return the end of a message about a queue without jobs: a similar name, which the user may have meant."""
+        with suppress(PQError):  # the role may not count jobs, and the message is complete without a suggestion
             there = self.call(admin.count_queues)
             other = None if name in there else nearest(name, there)
             if other is not None:

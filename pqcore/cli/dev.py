@@ -57,7 +57,7 @@ def dev(
     modules of the targets. It makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends
     everything. This is for trials: everybody on this machine can use the server and the page.
     """
-    from pqcore.cli.targets import load_queues, look_here  # imports tasks, as the worker does
+    from pqcore.cli.targets import load_queues, look_here  # imported late, because this imports pqcore.tasks
     from pqcore.worker import Worker
     from pqcore_backends.embedded import EmbeddedServer
 

@@ -35,7 +35,7 @@ def doctor(
 
     The command also checks the connection to the server.
     """
-    from pqcore.cli.targets import import_modules  # imports the module of tasks
+    from pqcore.cli.targets import import_modules  # imported late, because this imports pqcore.tasks
 
     import_modules(modules)
     names = [database.queue(name).name for name in queues]

@@ -64,7 +64,7 @@ def reencode(
 
     The command covers jobs, chains, batches, dead letters, the archive and results.
     """
-    from pqcore.cli.targets import import_modules  # imports the module of tasks
+    from pqcore.cli.targets import import_modules  # imported late, because this imports pqcore.tasks
 
     import_modules(modules)
     if only_count:

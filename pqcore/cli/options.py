@@ -21,7 +21,7 @@ from pqcore.times import seconds, typed
 
 
 def duration(text: str | float) -> float:
-    """Return the type of an option that is a duration: seconds, or a number and a unit.
+    """Read an option that is a duration: seconds, or a number and a unit.
 
     Raises:
         click.BadParameter: The text cannot be read.
@@ -37,7 +37,7 @@ def duration(text: str | float) -> float:
 
 
 def size(text: str | int) -> int:
-    """The type of an option that is a size: bytes, or a number and a unit.
+    """Read an option that is a size: bytes, or a number and a unit.
 
     Raises:
         click.BadParameter: The text is not a size.
@@ -65,7 +65,7 @@ def time_option(name: str, *, help: str) -> Callable[[Callable[..., Any]], Calla
 
 
 def job_id_type(text: str | int) -> int:
-    """Return the type of an argument that is the id of a job.
+    """Read an argument that is the id of a job.
 
     Raises:
         click.BadParameter: The text is not an id.

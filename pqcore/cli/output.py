@@ -107,7 +107,7 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text from elsewhere that is safe to show.
+    """Return a text of another program in a form that is safe to show.
 
     Control characters other than line ends and tabs are escaped, and so are characters that stdout's encoding lacks.
     """

@@ -166,7 +166,7 @@ def _stop_signals() -> Iterator[Callable[[float], bool]]:
     stopped, stopping = socket.socketpair()
 
     def stop(*_: object) -> None:
-        with suppress(OSError):  # the command is over
+        with suppress(OSError):  # the command has ended, and the socket is closed
             stopping.send(b".")
 
     with stopped, stopping:

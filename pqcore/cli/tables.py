@@ -111,7 +111,7 @@ def _make(
 
 
 def _kept(text: str | float | None) -> float | None:
-    """Return the type of an option that is a duration, or ``none``."""
+    """Read an option that is a duration, or ``none``."""
     return None if text is None or text == "none" else duration(text)
 
 

@@ -32,8 +32,8 @@ class Logging:
     """A structured record for each event: ``job started``, ``succeeded``, ``failed``, ``retried``, ``dead``...
 
     A record has ``job_id``, ``queue``, ``task`` and ``attempt``, and more values of the event. With the standard
-    library they are attributes of the record (``extra=``). The worker's own lines about failed jobs (the logger
-    ``pqcore.tasks.jobs``) are turned off, because these records replace them.
+    library, these values are attributes of the record (``extra=``). The worker's own lines about failed jobs (the
+    logger ``pqcore.tasks.jobs``) are turned off, because these records replace them.
 
     Args:
         structlog: Whether to use structlog; by default it is used if it has been configured before the first event.
@@ -141,7 +141,7 @@ class Logging:
             logger.log(level, "%s %s", event, text, extra={"event": event, **fields}, exc_info=error)
 
     def _uses_structlog(self) -> bool:
-        if self._structlog is None:  # decided late, because programs may configure it after this object is made
+        if self._structlog is None:  # decided late, because programs may configure structlog after this object is made
             module = sys.modules.get("structlog")
             self._structlog = module is not None and bool(module.is_configured())
         return self._structlog

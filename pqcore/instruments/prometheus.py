@@ -159,7 +159,7 @@ class Prometheus:
         return child
 
     def served_registry(self) -> CollectorRegistry:
-        """Return the registry that is served: its own, or that of all processes which share a folder."""
+        """Return the registry to serve: that of this process, or, with a shared folder, that of all processes."""
         if SHARED not in os.environ:
             return self._home
         registry = CollectorRegistry()
@@ -182,7 +182,7 @@ class Prometheus:
 
 
 def served_registry() -> CollectorRegistry:
-    """Return the registry that this process serves: that of the instrument, or the client's own without one."""
+    """Return the registry that this process serves: the instrument's, or else the client library's default registry."""
     instrument = next((each for each in plugins.manager.get_plugins() if isinstance(each, Prometheus)), None)
     return REGISTRY if instrument is None else instrument.served_registry()
 

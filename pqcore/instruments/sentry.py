@@ -131,7 +131,7 @@ def _inject(headers: dict[str, Any]) -> None:
     traceparent, baggage = sentry_sdk.get_traceparent(), sentry_sdk.get_baggage()
     if traceparent:
         headers["sentry-trace"] = traceparent
-        if baggage:  # other code may have put its baggage there
+        if baggage:  # other code may have put its own baggage into this header
             headers["baggage"] = f"{headers['baggage']},{baggage}" if headers.get("baggage") else baggage
 
 

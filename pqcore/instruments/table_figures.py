@@ -30,8 +30,8 @@ class TableFigures:
 async def read_table_figures(engine: Engine) -> TableFigures:
     """Return the figures of a table.
 
-    Periodic tasks whose expression this process cannot read are left out; so are all of them if the role may not read
-    them.
+    Periodic tasks whose expressions this process cannot read are left out. If the role may not read the ticks, all
+    periodic tasks are left out.
     """
     queues = await count_queues(engine)
     late = {}

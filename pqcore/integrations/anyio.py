@@ -294,11 +294,11 @@ class ThreadedPQ:
 
 
 class _BrokenOffError(Exception):
-    """The error that is raised where an aborted attempt waits."""
+    """The error that ends the wait of an aborted attempt."""
 
 
 class _Attempt:
-    """A get that can be aborted: it acts as its engine, but stops waiting when told to."""
+    """A `get` that can be aborted: it uses this object as its engine, whose wait ends when told to."""
 
     def __init__(self, queue: Queue, n: int, **options: Any) -> None:
         self._engine: Engine = queue.engine
@@ -341,7 +341,7 @@ class _Attempt:
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""
-        if not self._over:  # if `_over` is set after this check, the ticket is void, and the call returns immediately
+        if not self._over:  # if `_over` is set only now, `wake` makes the ticket void, and the call returns immediately
             await self._engine.wait_for_jobs(queue, ticket, seconds, poll_interval)
         if self._over:
             raise _BrokenOffError

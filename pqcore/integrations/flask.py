@@ -195,7 +195,7 @@ def _command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     from pqcore.cli import main
 
     path = ctx.ensure_object(ScriptInfo).app_import_path
-    if path is not None:  # for processes of the worker
+    if path is not None:  # so that the worker's processes find the application
         os.environ["FLASK_APP"] = path
     ctx.exit(main(_completed(ctx, list(arguments)), name="flask pqcore"))
 

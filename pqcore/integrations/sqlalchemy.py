@@ -257,7 +257,7 @@ def include_in(metadata: sqlalchemy.MetaData, table: str = "queue", schema: str 
 def leave_out(
     table: str = "queue", schema: str | None = None, also: Callable[..., bool] | None = None
 ) -> Callable[..., bool]:
-    """Return a filter for Alembic that hides a queue's tables, if `pqcore.PQ.create` manages them.
+    """Return a filter with which Alembic ignores the tables of a queue that `pqcore.PQ.create` manages.
 
     Args:
         table: See `pqcore.PQ`.

@@ -29,7 +29,7 @@ async def create(session: Session, names: TableName) -> None:
 
 
 async def create_anew(session: Session, names: TableName) -> None:
-    """Complete tables that were just made without pqcore, whatever versions were recorded for their names."""
+    """Complete tables that SQLAlchemy has just made; forget the versions of earlier tables with the same names."""
     await schema.forget(session, names)
     await create(session, names)
 
@@ -37,8 +37,8 @@ async def create_anew(session: Session, names: TableName) -> None:
 def run_on(connection: sqlalchemy.Connection, operation: Operation, names: TableName) -> None:
     """Run an operation of `pqcore.schema` on a connection.
 
-    The operation joins the connection's transaction, which it begins as every statement does. If the connection commits
-    by itself (AUTOCOMMIT), the operation works like `pqcore.PQ.create` on its own connection.
+    The operation joins the connection's transaction, or begins one, as every statement of SQLAlchemy does. If the
+    connection commits by itself (AUTOCOMMIT), the operation works like `pqcore.PQ.create` on its own connection.
 
     Raises:
         PQError: The operation raised the error.
@@ -75,7 +75,7 @@ class _OnConnection:
         return not self._connection.invalidated
 
     async def direct(self) -> bool:
-        return True  # a program that makes tables through a pooler does so in a transaction
+        return True  # through a pooler, a program makes tables in a transaction, which stays on one session
 
     async def begin_own(self) -> None:
         self._run("BEGIN ISOLATION LEVEL READ COMMITTED", "begin")

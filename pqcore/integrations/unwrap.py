@@ -16,7 +16,7 @@ from pqcore.hookspecs import hookimpl
 @hookimpl(trylast=True)
 def pqcore_unwrap(target: Any) -> Any:
     """Return the object inside a session or connection of SQLAlchemy, including pooled ones, or of Django."""
-    claimed = target.__class__.__mro__  # the class that a proxy reports, such as one of Werkzeug, whose type differs
+    claimed = target.__class__.__mro__  # the class that a proxy claims to have, such as Werkzeug's LocalProxy
     names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in (*type(target).__mro__, *claimed)}
     if names & {"sqlalchemy.AsyncSession", "sqlalchemy.async_scoped_session"}:
         return target.connection()
@@ -30,9 +30,9 @@ def pqcore_unwrap(target: Any) -> Any:
             _hand_over(target)
         return target.connection.driver_connection
     if "sqlalchemy.PoolProxiedConnection" in names:
-        # An asynchronous engine begins transactions itself: until then, the driver's connection is in none.
+        # An asynchronous engine begins transactions itself: until then, the driver's connection is in no transaction.
         return target.driver_connection if target.dbapi_connection is target.driver_connection else None
-    # Django's caches have proxies of the same class.
+    # Django's caches use the class ConnectionProxy, too.
     if "django.BaseDatabaseWrapper" in names or (
         "django.ConnectionProxy" in names and hasattr(target, "ensure_connection")
     ):
@@ -61,15 +61,15 @@ def _hand_over(connection: Any) -> None:
     """Let the caller's next ``begin()`` take over the transaction that was begun for pqcore's statement.
 
     SQLAlchemy begins a transaction before each of its statements, so that ``commit()`` and ``rollback()`` end it. A
-    statement that bypasses SQLAlchemy needs the same. But SQLAlchemy refuses ``begin()`` in a transaction, and a caller
-    that has run nothing on the connection does not expect this refusal.
+    statement that bypasses SQLAlchemy needs such a transaction, too. But SQLAlchemy refuses ``begin()`` in a
+    transaction, and a caller that has run nothing on the connection does not expect this refusal.
     """
-    # a weak reference, so that an unclosed connection is freed without a cycle
+    # a weak reference, because a reference cycle would delay freeing an unclosed connection
     connection.begin = partial(_begin, ref(connection))
 
 
 def _begin(held: ref[Any]) -> Any:
-    connection: Any = held()  # the object exists, because its method was called
+    connection: Any = held()  # not None, because this is a call of the connection's own method
     del connection.begin
     transaction = connection.get_transaction()
     return connection.begin() if transaction is None else transaction

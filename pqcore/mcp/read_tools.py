@@ -85,9 +85,9 @@ class ReadTools:
         return {"jobs": self._redactor.documents(map(json_views.stored, found)), "more": len(found) == limit}
 
     async def show_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
-        """Show all that is stored of one job in any state: its state, times, data, and the last traceback.
+        """Show everything that is stored about one job, in any state: its state, times, data, and the last traceback.
 
-        `past_attempts` has the attempts that failed, crashed or were snoozed. `runs` has the worker that runs the job,
+        `past_attempts` has the attempts that failed, crashed or were snoozed. `runs` tells which worker runs the job,
         and since when. Fields that are listed in `cut` are incomplete. Data that is not JSON is not decoded; `payload`
         has it in base64.
         """
@@ -106,9 +106,9 @@ class ReadTools:
     async def explain_job(self, job_id: JobId, queue: QueueName | None = None) -> dict[str, Any]:
         """Tell why a job does not run: each cause in a sentence, with the action that removes the cause.
 
-        The most important cause comes first. Without causes, nothing keeps the job from running. `position` is the
-        number of jobs before it. `notes` do not keep the job from running. `past_attempts` has the attempts that
-        failed, crashed or were snoozed.
+        The most important cause comes first. If no cause is listed, nothing keeps the job from running. `position` is
+        the number of jobs that come before this job. `notes` do not keep the job from running. `past_attempts` has the
+        attempts that failed, crashed or were snoozed.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(explain.explain, job_id, settings)
@@ -130,7 +130,7 @@ class ReadTools:
 
         `reason` is the cause: `failed` (no retries left), `crashed` (running the job killed its workers), `expired`
         (the deadline had passed), `invalid` (the data is damaged), `unreadable` (no worker had the serializer or key).
-        `total` is the number of dead letters. `show_job` shows the data of one.
+        `total` is the number of dead letters. `show_job` shows the data of a dead letter.
         """
         settings = self._runner.queue(queue)
         rows = await self._runner.call(dead_letters.list_latest, settings, limit)
@@ -143,8 +143,8 @@ class ReadTools:
         """List the workers, with the queues and tasks (paths of functions) of each, and the jobs that it runs.
 
         `alive` tells whether a worker has renewed its row within the last minute. A worker that is not alive has died,
-        or cannot reach the server. `app.emails.*` stands for all functions of a module. `running` is as of the last
-        renewal, which comes every 10 s.
+        or cannot reach the server. `app.emails.*` stands for all functions of a module. `running` has the jobs that the
+        worker ran when it last renewed its row, which it does every 10 s.
         """
         settings = None if queue is None else self._runner.queue(queue)
         found = await self._runner.call(worker_registry.list_workers, settings)
@@ -153,9 +153,9 @@ class ReadTools:
     async def list_rules(self, queue: QueueName) -> dict[str, Any]:
         """List the rules that operators have set for a queue: limits, rates, weights of shares, and pauses.
 
-        Each has a `kind` and a `name`. For a limit, `number` is how many jobs under it may run concurrently. For a
+        Each rule has a `kind` and a `name`. For a limit, `number` is how many jobs under it may run concurrently. For a
         rate, `number` jobs may begin in `period` seconds. For a pause, `name` is `queue`, or `task:`, `limit:` or
-        `group:` and a name; the pause ends at `until`, or when it is resumed.
+        `group:` followed by a name; the pause ends at `until`, or when an operator ends the pause.
         """
         settings = self._runner.queue(queue)
         found = await self._runner.call(rules.list_rules, settings)
@@ -164,9 +164,9 @@ class ReadTools:
     async def list_limits(self, queue: QueueName) -> dict[str, Any]:
         """List the limits and groups of a queue that are in use.
 
-        `places` is how many jobs may run concurrently. `rule` is the number that an operator has set, and `newest` that
-        of the newest put. `rate` is how many jobs may begin in a period. `running` has the ids of the jobs that run
-        under the limit or group, and `waiting` the number of waiting jobs.
+        `places` is how many jobs may run concurrently. `rule` is the number that an operator has set, and `newest` the
+        number that the newest put gave. `rate` is how many jobs may begin in a period. `running` has the ids of the
+        jobs that run under the limit or group, and `waiting` the number of waiting jobs.
         """
         settings = self._runner.queue(queue)
         found = await self._runner.call(limits.list_limits, settings)
@@ -184,8 +184,8 @@ class ReadTools:
     ) -> dict[str, Any]:
         """Look for problems of the table, its server, or the connection, and say what to do.
 
-        Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. Statements are only
-        explained, not run.
+        Each finding has a `level` of `ok`, `warning` or `problem`, a `message`, and `advice`. The statements that take
+        jobs are only planned (EXPLAIN), not run.
         """
         names = [self._runner.queue(name).name for name in queues or ()]
         found = await self._runner.call(examine, names)

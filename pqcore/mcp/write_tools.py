@@ -1,4 +1,4 @@
-"""Tools that change jobs and rules; a server has them only if asked to."""
+"""Tools that change jobs and rules; a server offers them only if changes are allowed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class WriteTools:
 
         Jobs that wait for other jobs no longer wait for them.
 
-        Dead or done jobs run once more, with their follow-ups. Other jobs are not changed. `was` has the former state
+        Dead or done jobs run once more, with their follow-ups. Other jobs are not changed. `was` has the previous state
         of each job; `none` means that the job does not exist.
         """
         settings = self._runner.queue(queue)
@@ -93,7 +93,7 @@ class WriteTools:
             Field(description="Only dead letters with this reason."),
         ],
     ) -> dict[str, Any]:
-        """Make all dead letters of a queue that have the given reason due now; they keep their ids.
+        """Retry the dead letters of a queue that have the given reason: they become due now, and keep their ids.
 
         Workers without the serializer or key postponed `unreadable` jobs for a week: retry them after the right workers
         are deployed.
@@ -155,7 +155,7 @@ class WriteTools:
         limit: PausedLimit | None = None,
         group: PausedGroup | None = None,
     ) -> dict[str, Any]:
-        """Let no job of a queue begin, or no job of one task, limit or group.
+        """Stop all jobs of a queue, or of one task, limit or group, from starting.
 
         Running jobs continue, and puts are accepted.
 
@@ -190,7 +190,7 @@ class WriteTools:
     ) -> dict[str, Any]:
         """Set how many jobs under a limit may run concurrently, overriding the numbers given with puts.
 
-        Without such a rule, the number of the newest put counts.
+        Without such a rule, the number that the newest put gave applies.
         """
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_limit, settings, name, places)
@@ -216,7 +216,10 @@ class WriteTools:
         share: Annotated[str, Field(description="The share; '' is the share of jobs that name none.")],
         weight: Annotated[float | None, Field(description="A number above 0; null to remove the rule, which means 1.")],
     ) -> dict[str, Any]:
-        """Set the weight of a share: with 3, it gets three times the jobs of another share, while both have jobs."""
+        """Set the weight of a share.
+
+        While both have jobs, a share of weight 3 gets three times as many as a share of weight 1.
+        """
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_weight, settings, share, weight)
         return self._redactor.document({"queue": settings.name, "share": share, "weight": weight})

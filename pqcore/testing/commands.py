@@ -145,7 +145,7 @@ def left_over(run: int) -> list[str]:
             if any(word in command for word in _LASTING):
                 lasting.add(pid)
             elif _FORK_SERVER in command and parents[pid] == run:
-                continue  # the processes that it forked are checked instead
+                continue  # the processes that the fork server forked are checked instead
             elif pid != run and state not in ("Z", "X") and (f"{MARK}={run}" in variables or parents[pid] == run):
                 test = next((each for each in variables if each.startswith("PYTEST_CURRENT_TEST=")), "")
                 found[pid] = f"process {pid}, {command.strip()}, of {test.partition('=')[2] or 'no test'}"

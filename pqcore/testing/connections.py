@@ -1,4 +1,4 @@
-"""Connections of the tested backend that belong to no queue: a scenario uses them, or looks at the database."""
+"""Connections of the tested backend that belong to no queue: scenarios use them, or observe the database with them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Connection:
     def begin(self) -> None:
         """Begin a transaction of the user."""
         self._wait_for(lambda: self.session.begin())
-        self.sql("SELECT 1")  # some drivers begin only with the first statement
+        self.sql("SELECT 1")  # some drivers begin the transaction only with the first statement
 
     def commit(self) -> None:
         self._wait_for(lambda: self.session.commit())
@@ -77,7 +77,7 @@ class Connection:
 
 
 class Observer:
-    """A connection from which harnesses look at the database, one after another.
+    """A connection from which harnesses look at the database, one harness after another.
 
     The observer has its own event loop if the backend is asynchronous. The connection may stay idle for the whole test,
     and reads dates as text, whatever the server's settings are.

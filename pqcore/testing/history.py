@@ -9,8 +9,9 @@ can be merged (`History.merged`), but not the histories of several machines.
 
 An empty result proves three things about the *recorded* operations. No operation lost, invented or doubled a job. No
 operation finished a job with an older token. Jobs of one key were first taken in the order of their puts. The result
-proves nothing about operations that were not recorded. The history of a killed process is lost. So jobs that it popped
-appear lost, and jobs that it took first appear out of order. Let such a process take leases, or give its jobs no key.
+proves nothing about operations that were not recorded. The history of a killed process is lost. So jobs that the
+process popped appear lost, and jobs that the process was the first to take appear out of order. Let such a process take
+leases, or give its jobs no key.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Operation:
 
 @dataclass
 class Recording:
-    """An operation in progress, which receives what it did.
+    """An operation in progress; the caller sets the attributes when it knows them.
 
     Attributes:
         job: The job's id.
@@ -217,7 +218,7 @@ def _disorder(jobs: dict[int, list[Operation]]) -> Iterator[str]:
     keys: dict[object, list[tuple[Operation, Operation]]] = defaultdict(list)
     for operations in jobs.values():
         puts = [put for put in _of(operations, "put") if put.key is not None]
-        # An operation that was rolled back, or that may have happened, may have been the first.
+        # The first take may have been rolled back, or its outcome may be unknown.
         takes = _of(operations, "get", "lease", outcome=None)
         first = min(takes, key=lambda take: take.begin, default=None)
         if puts and first is not None and (first.token or 1) == 1:

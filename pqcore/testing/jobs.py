@@ -123,8 +123,8 @@ class Jobs:
         This includes all its queues, and the tasks that they declared; a missing table is created.
 
         Args:
-            *targets: The objects to bind; a queue or a task stands for its `PQ`. Give a queue made by ``pq.queue(...)``
-                itself, if its options matter for the checks.
+            *targets: The objects to bind; a queue or a task stands for its `PQ`. If the options of a
+                queue made by ``pq.queue(...)`` matter for the checks, give the queue itself.
         """
         for given in targets:
             target = given.queue if _is_task(given) else given

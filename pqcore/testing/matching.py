@@ -113,7 +113,7 @@ def is_call(data: Any) -> bool:
 def _later(moment: UtcDatetime | None, by: timedelta) -> datetime | None:
     try:
         return None if moment is None else moment + by
-    except OverflowError:  # the job is scheduled for infinity
+    except OverflowError:  # the moment is so late that the sum exceeds datetime.max
         return moment
 
 
@@ -162,7 +162,7 @@ class Wanted:
 
 
 def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime, margin: timedelta) -> bool:
-    """Return whether a time is the wanted one; if this is a distance, it may count from the job's put, or from now."""
+    """Return whether a time is the wanted one; a wanted distance may count from the job's put, or from now."""
     when = parse(wanted)
     if found is None or when is None:
         return False
@@ -172,7 +172,7 @@ def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime
 
 
 def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
-    """Return whether a value is equal to the wanted one, as given or as it is after storing: a tuple becomes a list."""
+    """Return whether a value equals the wanted one, either as given, or as stored, where a tuple becomes a list."""
     if wanted == found:
         return True
     try:

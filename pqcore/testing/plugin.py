@@ -195,7 +195,7 @@ def spare_collected_tests(session: pytest.Session) -> None:
     """Keep the garbage collector from looking at hundreds of tests and their sources each time that it runs."""
     if len(session.items) >= MANY:
         with suppress(ImportError):
-            importlib.import_module("hypothesis")  # imported first: its import looks at the referrers of objects
+            importlib.import_module("hypothesis")  # before the freeze, because the import uses gc.get_referrers
         gc.collect()
         gc.freeze()
 

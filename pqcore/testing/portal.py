@@ -195,5 +195,5 @@ def unwrapped(value: Any) -> Any:
 
 
 def aiter_(target: Any) -> Any:
-    """Call `aiter` for an object whose class declares it."""
+    """Call ``__aiter__`` of an object's class, as `aiter` does."""
     return type(target).__aiter__(target)

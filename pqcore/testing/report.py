@@ -48,7 +48,7 @@ def standard_tests() -> Mapping[str, str | None]:
 
 
 def _without(spec: BackendSpec, why: Mapping[Capability, str]) -> BackendSpec:
-    """Return a backend's declaration without some of its capabilities, each with the reason."""
+    """Return a backend's declaration without some of its capabilities; ``why`` has the reason for each."""
     kept = {cap: reason for cap, reason in spec.missing_on_adopted.items() if cap not in why}
     missing = {**spec.missing, **why}
     return replace(spec, capabilities=spec.capabilities - why.keys(), missing=missing, missing_on_adopted=kept)

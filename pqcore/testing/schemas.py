@@ -1,8 +1,8 @@
 """Schemas with a queue's empty tables, which tests use one after the other.
 
-Making the tables takes 79 statements, and dropping the tables takes the server as long. Emptying them is one statement.
-The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing of the rows that were
-there. A schema in which a test made, changed or dropped anything else is dropped.
+Making the tables takes 79 statements, and dropping the tables takes the server as long as making them. Emptying them is
+one statement. The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing of the
+rows that were there. A schema in which a test made, changed or dropped anything else is dropped.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Schemas:
             return None
         free, tables = self._free.pop()
         sql(f"ALTER SCHEMA {_schema(free)} RENAME TO {_schema(names)}", rows=False)
-        for statement in statements_naming("put_name", names.substitutions()):  # its text has the schema's name
+        for statement in statements_naming("put_name", names.substitutions()):  # the function names the schema
             sql(statement, rows=False)
         [[objects]] = sql(f"SELECT ({_OBJECTS.format(schema=tables.schema)})")
         return replace(tables, objects=objects)
@@ -204,7 +204,7 @@ class Schemas:
         self._free.append((names, tables))
 
     def observer(self, spec: BackendSpec, dsn: str) -> Observer:
-        """Return a connection to look at the database, from a former test if there is one."""
+        """Return a connection that observes the database: one that an earlier test left, or else a new one."""
         for observer in self._observers:
             if observer.of == (spec, dsn):
                 self._observers.remove(observer)

@@ -77,7 +77,7 @@ def _postgres_container() -> Any:
     try:
         try:
             from testcontainers.community.postgres import PostgresContainer
-        except ImportError:  # the module's former place
+        except ImportError:  # in older versions of testcontainers
             from testcontainers.postgres import PostgresContainer
     except ImportError as exc:
         msg = f"PQCORE_TEST_CONTAINER needs testcontainers ({exc}): pip install 'pqcore[container]'"

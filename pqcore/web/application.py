@@ -104,7 +104,7 @@ class Site:
         self._templates = rendering.environment()
 
     def routes(self) -> list[Route | Mount]:
-        """The routes; those for changes and for the token exist only if the page has them."""
+        """The routes: those for changes only if the page allows changes, those for the token only if it needs one."""
         found: list[Route | Mount] = [Route("/", self._page("queues"))]
         found += [Route(f"/{name}", self._page(name)) for name in ("queue", "job", "dead", "workers")]
         found += [Route(f"/live/{name}", self._live(name)) for name in LIVE]
@@ -176,7 +176,7 @@ class Site:
                             # has gone.
                             yield _event(part, text) if text != last[part] else b": as it was\n\n"
                         last = found
-                        if not trouble:  # the age of the figures, even if they have not changed
+                        if not trouble:  # the age of the figures changes, even if the figures do not
                             yield _event("figures", json.dumps({"age": round(age, 1)}))
 
             return _Stream(
@@ -334,7 +334,7 @@ class Site:
 
 
 class _Stream(StreamingResponse):
-    """A follower's response: when it ends, the follower ends, even if nothing was ever sent."""
+    """The stream of data to a follower; when the stream ends, the follower is closed, even if nothing was sent."""
 
     def __init__(self, follower: Follower, content: AsyncIterator[bytes], **more: Any) -> None:
         super().__init__(content, **more)

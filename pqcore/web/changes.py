@@ -59,7 +59,7 @@ class Field:
 
 @dataclass(frozen=True)
 class ActionRequest:
-    """The objects of an action that a visitor wants.
+    """The queue, the job and the fields of an action that a visitor requests.
 
     Attributes:
         queue: The queue.
@@ -210,7 +210,7 @@ async def purge_done(target: Target, wanted: ActionRequest) -> int:
 
 
 async def count_movable(target: Target, wanted: ActionRequest) -> Count:
-    """Count the jobs that a move would move; jobs that are put, taken or finished meanwhile make a difference."""
+    """Count the jobs that a move would move; jobs that are put or taken before the move change this number."""
     figures = (await target.read(admin.count_queues, wanted.queue))[wanted.queue.name]
     return Count(figures.ready + figures.scheduled + figures.parked, "waiting job")
 

@@ -40,7 +40,7 @@ class Past(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """The stored samples of a time in seconds, and when they were read, by the monotonic clock."""
+    """The stored samples of the last ``seconds`` seconds, and the time of reading, by the monotonic clock."""
 
     seconds: float
     clock: float
@@ -114,7 +114,7 @@ def _figures(sample: QueueSample) -> Figures:
 
 
 def _highest(points: Sequence[Point]) -> Point:
-    """Return one point in place of several: with the moment of the last, and the highest of their figures."""
+    """Return one point in place of several: it has the moment of the last point, and the highest figures of all."""
     rows = [point.figures for point in points]
     highest: dict[str, Any] = {
         name: max((value for row in rows if (value := getattr(row, name)) is not None), default=None)

@@ -114,7 +114,7 @@ def tail(text: str, most: int) -> str:
 def shown(raw: str | bytes, size: int) -> tuple[str, bool]:
     """Return a job's data as text, and whether the text is cut.
 
-    JSON is laid out in lines, if only blanks change. Bytes that are not text are written in hexadecimal.
+    JSON is indented, if this changes nothing but white space. Bytes that are not text are written in hexadecimal.
 
     Args:
         raw: The data, or the beginning of it.
@@ -150,10 +150,10 @@ def _dumped(data: bytes) -> str:
 
 
 def encodable(page: str) -> bytes:
-    """Return a page in UTF-8; surrogates, which JSON can hold, are spelt out."""
+    """Return a page in UTF-8; lone surrogates, which JSON can hold, are written as escapes."""
     return page.encode("utf-8", "backslashreplace")
 
 
 def laid_out(value: Any) -> str:
-    """Return a value that was JSON, for people."""
+    """Return a decoded JSON value as indented text, for people."""
     return json.dumps(value, ensure_ascii=False, indent=2)

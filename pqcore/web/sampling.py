@@ -149,7 +149,7 @@ class Follower:
 
 
 class Sampler:
-    """Looks at the table.
+    """A sampler, which reads the figures of the table for all open pages.
 
     Args:
         target: The table.

@@ -213,7 +213,8 @@ def _own_origin(request: Request) -> bool:
         return False
     if origin is None:
         return site == "same-origin"
-    # A proxy may have changed the host name, and names it in a header that no other site can make a browser send.
+    # A proxy that changes the Host header stores the original name in X-Forwarded-Host. No other site can make a
+    # browser send that header.
     names = (headers.get("host"), headers.get("x-forwarded-host"))
     return urlsplit(origin).netloc in [name for name in names if name]
 

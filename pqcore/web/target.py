@@ -74,18 +74,18 @@ class Target(PQRunner):
 
     @property
     def place(self) -> str:
-        """The database and the server, once `find_place` has found them; empty until then."""
+        """The names of the database and the server, after `find_place` has found them; empty until then."""
         return self._place or ""
 
     async def find_place(self) -> None:
-        """Ask once which database and server this is. If the server cannot tell, `place` stays empty."""
+        """Read the names of the database and the server, only once. If the server refuses, `place` stays empty."""
         if self._place is not None:
             return
         try:
             found = await within(ANSWER, self.read(read_place))
         except (ConnectionLost, TimeoutError):
             return
-        except PQError:  # the server cannot answer this question, not even later
+        except PQError:  # the server would refuse this statement later, too
             self._place = ""
             return
         self._place = f"{found.database} on {found.server or 'a local socket'}"

@@ -97,7 +97,7 @@ class BoundedEngine:
     def run(
         self, operation: Callable[[Session], Awaitable[T]], *, protect: bool = True, patient: bool = False
     ) -> Coroutine[Any, Any, T]:
-        """Run an operation as `Engine.run` does, with the limit for each statement, even of a patient operation."""
+        """Run an operation as `Engine.run` does, with the limit for each statement, even if ``patient`` is set."""
 
         async def work(session: Session) -> T:
             limit = self._limit if session.limit is None else min(session.limit, self._limit)

@@ -233,7 +233,7 @@ class Views:
         return found
 
     async def dead(self, query: Query) -> View:
-        """Return the values of the page of dead letters: of one queue, or of the queues that have most."""
+        """Return the values of the page of dead letters: of one queue, or of the queues with most dead letters."""
         counts = await self._target.read(list_jobs.count_dead_by_queue)
         chosen = query.get("queue", "")
         n = _step(query.get("n", ""))
@@ -339,7 +339,7 @@ def _most(counts: Mapping[str, int]) -> list[str]:
 
 
 def followed(query: Query) -> Query:
-    """Return the query for the stream of a page: searches and later pages are not kept up to date."""
+    """Return the query for the stream of a page; the stream does not update the jobs of a search or a later page."""
     still = query.keys() & {"search", "from"}
     return {**{name: value for name, value in query.items() if name not in still}, **({"still": "1"} if still else {})}
 
@@ -364,7 +364,7 @@ def _schedule(tick: Tick) -> ScheduledTick:
 
 
 def _begin(states: Sequence[str], given: str) -> tuple[Sequence[str], int]:
-    """Return the states that a page lists, and how many jobs of the first of them the pages before have.
+    """Return the states that a page lists, and how many jobs of the first state are on earlier pages.
 
     Args:
         states: The states of all pages.

@@ -14,7 +14,7 @@ from pqcore.integrations.django.queues import DjangoQueue, pqs
 
 
 def _table(suffix: str = "") -> str:
-    return configured()["default"].names.related(suffix)  # quoted, and Django uses the name unchanged
+    return configured()["default"].names.related(suffix)  # the quoted name, which Django leaves unchanged
 
 
 def _refuse(what: str) -> NoReturn:
@@ -59,7 +59,7 @@ class ReadOnlyQuerySet(models.QuerySet):
 
 
 class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Rows of the database that has the table, unless another is named; with their ``attempts``."""
+    """Rows with their ``attempts``, from the database that has the table, unless another database is named."""
 
     def get_queryset(self) -> Any:
         found = super().get_queryset()
@@ -68,7 +68,7 @@ class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignor
 
 
 class JobManager(RowManager):
-    """Jobs with their ``state``, which is one that `pqcore.Queue.jobs` knows."""
+    """Jobs with their ``state``, named as in `pqcore.Queue.jobs`."""
 
     def get_queryset(self) -> Any:
         due = Coalesce("schedule_at", "enqueued_at")

@@ -17,12 +17,12 @@ from pqcore.tasks import TaskDeclarations
 
 
 def _renew() -> None:
-    reset_queries()  # Django keeps the queries if DEBUG is on
+    reset_queries()  # Django keeps all queries in memory if DEBUG is on
     _close_old()
 
 
 def _close_old() -> None:
-    """Close what `close_old_connections` would, unless a job runs within a transaction, as in a test."""
+    """Close the connections that `close_old_connections` closes, unless a job runs in a transaction, as in a test."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
@@ -30,7 +30,7 @@ def _close_old() -> None:
 
 @contextmanager
 def renewed() -> Iterator[None]:
-    """Return a context manager for a call in this thread."""
+    """Close this thread's old connections before and after the ``with`` block."""
     _renew()
     try:
         yield
@@ -41,7 +41,7 @@ def renewed() -> Iterator[None]:
 class Connections:
     """A plugin that closes old connections in the function's thread.
 
-    For a coroutine function, it closes those of the thread in which `sync_to_async` runs code.
+    For a coroutine function, the plugin closes the connections of the thread in which `sync_to_async` runs code.
     """
 
     @hookimpl

@@ -47,8 +47,8 @@ _ROOT = next(filter(importable, ("django.tasks", "django_tasks")), None)
 class _Absent:
     """A stand-in for each class of `django.tasks` where the package is missing.
 
-    It lets this module be imported without the package. pqcore's worker, Celery and other programs import the module
-    ``tasks`` of every app.
+    With this stand-in, this module can be imported without the package. The import must not fail, because pqcore's
+    worker, Celery and other programs import the module ``tasks`` of every app.
     """
 
     def __init__(self, *arguments: object, **named: object) -> None:
@@ -97,7 +97,7 @@ class ResultId(str):
     def of(cls, queue: str, job_id: JobId) -> ResultId:
         """Return the id of the result of a job."""
         made = cls(f"{queue}:{int(job_id)}")
-        made.job_id = JobId(job_id)  # without the queue, so that a result can be pickled
+        made.job_id = JobId(job_id)  # a copy without the queue, so that a result can be pickled
         made.job_id.epoch = job_id.epoch
         return made
 
@@ -183,7 +183,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             if job is not None and job.state != "done":
                 return self._unfinished(result_id, job, queue.decode_row(job.id, job.serializer, job.raw))
             return self._finished(result_id, queue.result(job_id, timeout=0))
-        # or the id belongs to another kind of job
+        # TypeError, LookupError: the id belongs to a job that is not one of Django's tasks
         except (JobNotFound, JobFailed, ResultTimeout, TypeError, LookupError) as exc:
             raise TaskResultDoesNotExist(result_id) from exc
 

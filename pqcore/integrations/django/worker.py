@@ -26,7 +26,7 @@ from pqcore.integrations.django import stale_connections
 from pqcore.integrations.django.tasks import (
     may_use_any_queue,
     queues_of_tasks,
-)  # the module's functions run Django's own tasks
+)  # the import declares the functions that run Django's own tasks
 
 autodiscover_modules("tasks")
 if __name__ not in process_main.PRELOADED_MODULES:

@@ -82,7 +82,7 @@ def _without_djangos(arguments: Sequence[str]) -> list[str]:
 
 
 def _table_options(pq: DjangoPQ) -> dict[str, Any]:
-    """Return the options that tell pqcore's commands about the table.
+    """Return the options that name the table for pqcore's commands.
 
     No command line or environment contains the password.
     """
@@ -104,7 +104,7 @@ def _defaults(context: Any, group: Any, values: Mapping[str, Any]) -> dict[str, 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Return the environment of the command, with which its processes find the project as this one did.
+    """Set the environment variables with which the command's processes find the Django project as this process did.
 
     PQCORE_DSN is left out, because it names the table for processes without settings.
     """
