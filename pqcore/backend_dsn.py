@@ -26,7 +26,7 @@ def dsn_parameters(dsn: str) -> dict[str, str]:
     """
     found = _url_parameters(dsn) if dsn.startswith(_URL) else _keyword_parameters(dsn)
     if found is None:
-        raise ValueError("neither a URL, postgresql://user@host/database, nor keywords, host=... dbname=...")
+        raise ValueError("DSN is neither a URL (postgresql://user@host/database) nor keywords (host=... dbname=...)")
     return found
 
 

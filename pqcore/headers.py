@@ -58,12 +58,12 @@ def check_link(link: Any) -> None:
         TypeError, ValueError, LookupError, ArithmeticError, RecursionError: The value is not a valid `StoredPut`.
     """
     if not isinstance(link, dict) or not link.keys() <= _LINK:
-        raise TypeError("it is not a follow-up")
+        raise TypeError("the value is not a follow-up")
     check_text(link["queue"], "queue", MAX_QUEUE_NAME)
     check_text(link["serializer"], "serializer")
     data, payload = link["data"], link["payload"]
     if (data is None) == (payload is None) or not isinstance(payload if data is None else data, str):
-        raise TypeError("it must have either data or payload")
+        raise TypeError("the value must have either data or payload")
     if payload is not None:
         base64.b64decode(payload)
     else:
@@ -71,7 +71,7 @@ def check_link(link: Any) -> None:
     if link.get("delay") is not None:
         _check_seconds(link["delay"])
     if not isinstance(link["headers"], dict):
-        raise TypeError("its headers are not an object")
+        raise TypeError("the headers of the follow-up are not an object")
     for name, value in link["headers"].items():
         if (check := _CHECKS.get(name)) is not None:
             check(value)
@@ -83,18 +83,18 @@ def _refuse_constant(name: str) -> None:
 
 def _storable(value: Any) -> None:
     if "\0" in (text := json.dumps(value, ensure_ascii=False)) or "\\u0000" in text:
-        raise ValueError("it has a NUL")
+        raise ValueError("the value has a NUL")
     text.encode()
 
 
 def _check_seconds(value: Any) -> None:
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= LONGEST:
-        raise ValueError(f"it is not a number of seconds up to {LONGEST:,}")
+        raise ValueError(f"the value is not a number of seconds up to {LONGEST:,}")
 
 
 def _check_limits(gate: Any) -> None:
     if not isinstance(gate, dict) or not isinstance(limits := gate.get("limits", {}), dict):
-        raise TypeError("it is not an object")
+        raise TypeError("the value is not an object")
     for key, places in limits.items():
         check_text(key, "limit", MAX_KEY)
         if type(places) is not int or not 1 <= places <= MOST_PLACES:
@@ -109,7 +109,7 @@ def _check_limits(gate: Any) -> None:
 
 def _check_run(run: Any) -> None:
     if not isinstance(run, dict):
-        raise TypeError("it is not an object")
+        raise TypeError("the value is not an object")
     if run.get("timeout") is not None:
         _check_seconds(run["timeout"])
     if run.get("deadline") is not None and not math.isfinite(run["deadline"]):
@@ -118,7 +118,7 @@ def _check_run(run: Any) -> None:
 
 def _check_batch(batch: Any) -> None:
     if type(batch) is not int or not 0 <= batch <= _MOST_ID:
-        raise ValueError("it is not the number of a batch")
+        raise ValueError("the value is not the number of a batch")
 
 
 def _check_token(token: Any) -> None:
@@ -127,7 +127,7 @@ def _check_token(token: Any) -> None:
 
 def _check_chain(links: Any) -> None:
     if not isinstance(links, list):
-        raise TypeError("it is not a list")
+        raise TypeError("the value is not a list")
     for link in links:
         check_link(link)
 

@@ -165,7 +165,7 @@ class PluginLoader:
             if len({point.value for point in points}) > 1:
                 self._rivals.add((group, name))
                 owners = " and ".join(origin_of(point) for point in points)
-                self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}, {owners}: {_UNINSTALL}"))
+                self._fail(group, name, PluginError(f"two plugins bring {name!r} in {group}: {owners}; {_UNINSTALL}"))
             for point in points[:1]:
                 try:
                     plugin = point.load()

@@ -44,7 +44,7 @@ def arguments(dsn: str) -> dict[str, Any]:
     timeout = given.get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or CONNECT_TIMEOUT
     for name, accepted in _OPTIONAL.items():
         if given.get(name) and given[name] not in accepted:
-            raise ValueError(f"asyncpg has no {name}, as in {name}={given[name]}: use psycopg, or leave it out")
+            raise ValueError(f"asyncpg does not support {name}={given[name]}; leave {name} out, or use psycopg")
     for name in (*_UNUSED, *_OPTIONAL, "fallback_application_name", "connect_timeout"):
         given.pop(name, None)
     if address := given.pop("hostaddr", ""):

@@ -292,7 +292,7 @@ def test_django_unreachable_server_raises_connection_lost(dsn: str) -> None:
         ([], "dictionary of dictionaries"),
         ({"default": None}, "dictionary of dictionaries"),
         ({"other": {}}, "has no 'default', only 'other'"),
-        ({"default": {"TABEL": "q"}}, "has 'TABEL'; choose among DATABASE, TABLE"),
+        ({"default": {"TABEL": "q"}}, "has an unknown key 'TABEL'; choose among DATABASE, TABLE"),
         ({"default": {"TABLE": ""}}, "table name is empty"),
         ({"default": {"OPTIONS": ["keep"]}}, "'OPTIONS'] is ['keep']"),
         ({"default": {"OPTIONS": {"backend": "psycopg2"}}}, "has 'backend', which is not an option"),

@@ -550,7 +550,7 @@ def test_mcp_tool_changes_all_jobs_only_when_asked(secret_dsn: str, orchard: Orc
             assert "give the ids of jobs, or all_jobs as true" in purge
             assert "give the ids of jobs, or all_jobs as true" in move
         ids = [orchard.ready]
-        assert "give it with all_jobs" in await refused(
+        assert "limit is only for all_jobs" in await refused(
             client, "move_jobs", queue="fruit", to="basket", job_ids=ids, limit=1
         )
 
@@ -621,7 +621,7 @@ def test_mcp_address_of_a_bad_value_is_refused(address: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "db.example"])
 def test_mcp_address_reachable_by_others_needs_a_token(host: str) -> None:
-    with pytest.raises(ConfigurationError, match="can be reached by others: set a token"):
+    with pytest.raises(ConfigurationError, match="can be reached from other machines: set a token"):
         listening_address(f"{host}:8100", None)
     assert listening_address(f"{host}:8100", "sesame") == (host.strip("[]"), 8100)
 
@@ -656,7 +656,7 @@ def test_mcp_loopback_address_needs_no_token() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--http", "0.0.0.0:8100"], "can be reached by others"),
+        (["--http", "0.0.0.0:8100"], "can be reached from other machines"),
         (["--backend", "nothing"], "unknown backend 'nothing'"),
         (["--data-limit", "0"], "0 is not in the range"),
         (["--table", ""], "table name is empty"),

@@ -396,7 +396,7 @@ def test_pydantic_serializer_refuses_a_model_that_is_not_valid() -> None:
     wrong = Cat(name="Tom")
     wrong.name = 7  # type: ignore[assignment]
     for each in (changed, wrong, Cat.model_construct(name=None), {"name": "Tom", "livesLeft": "many"}, Dog):
-        with pytest.raises(ValueError, match="it is not a Cat: "):
+        with pytest.raises(ValueError, match="the data is not a Cat: "):
             PydanticJson(Cat).dumps(each)
 
 
@@ -566,7 +566,7 @@ def test_decoder_error_after_decryption_shows_no_plaintext(kind: type[BaseExcept
 
     serializer = Fernet(Inner(), keys=[KEYS[0]])
     written = serializer.dumps(secret)
-    with pytest.raises(ValueError, match="it was decrypted, but is not valid json") as refused:
+    with pytest.raises(ValueError, match="the data was decrypted, but is not valid json") as refused:
         serializer.loads(written)
     assert secret not in "".join(traceback.format_exception(refused.value))
 
@@ -662,7 +662,9 @@ def test_encrypted_data_are_in_no_error(inner: Serializer) -> None:
         if plain is None:
             continue
         token = fernet.Fernet(KEYS[0].encode()).encrypt(plain)
-        with pytest.raises(DeserializationError, match=f"it was decrypted, but is not valid {inner.name}") as caught:
+        with pytest.raises(
+            DeserializationError, match=f"the data was decrypted, but is not valid {inner.name}"
+        ) as caught:
             queue.decode_row(1, queue.serializer_name, token)
         assert word not in everything(caught.value)
 

@@ -103,7 +103,7 @@ def test_supervisor_replaces_a_killed_worker_and_its_job_runs_again(dsn: str, pq
         _, first = seen(pq)
         assert first in both
         os.kill(first, signal.SIGKILL)
-        supervisor.expect(rf"worker \d \(process {first}\) was killed by SIGKILL; another takes its place in \S+ s")
+        supervisor.expect(rf"worker \d \(process {first}\) was killed by SIGKILL; another worker takes its place")
         assert len(workers(supervisor, 3)) == 3
         _, second = seen(pq)
         assert second != first
@@ -124,7 +124,7 @@ def test_supervisor_replaces_a_worker_that_was_told_to_stop(dsn: str, pq: PQ, fo
             os.kill(first, signal.SIGTERM)
         pq["go"].put(1)
         assert seen(pq) == ["ended", first]
-        supervisor.expect(rf"\(process {first}\) ended with exit code 0; another takes its place")
+        supervisor.expect(rf"\(process {first}\) ended with exit code 0; another worker takes its place")
         workers(supervisor, 3)
         supervisor.signal(signal.SIGINT)
         assert supervisor.wait() == 0
@@ -223,7 +223,7 @@ def test_supervisor_does_not_repeat_a_command_that_cannot_work(dsn: str, pq: PQ,
 def test_supervisor_repeats_a_worker_that_fails(empty_dsn: str, folder: Path) -> None:
     with Command("worker", "app:queue", "--processes", "2", dsn=empty_dsn, folder=folder) as supervisor:
         supervisor.expect('Error: table "queue" does not exist', 3)
-        supervisor.expect("ended with exit code 1; another takes its place", 3)
+        supervisor.expect("ended with exit code 1; another worker takes its place", 3)
         with PQ(empty_dsn) as pq:
             pq.create()
             workers(supervisor, 2)
@@ -285,7 +285,7 @@ def test_supervisor_pauses_grow_while_a_worker_fails_at_startup(tmp_path: Path) 
     arguments = ("1", "1", "dying.py")
     with Command(*arguments, dsn=None, folder=tmp_path, program=("-c", SUPERVISOR)) as supervisor:
         pauses = supervisor.expect(
-            r"worker 1 \(process \d+\) ended with exit code 3; another takes its place in (\S+) s", 3
+            r"worker 1 \(process \d+\) ended with exit code 3; another worker takes its place in (\S+) s", 3
         )
         assert 0.3 < float(pauses[0]) < 0.7
         assert 0.7 < float(pauses[1]) < 1.3

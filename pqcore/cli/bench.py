@@ -56,16 +56,16 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Also run the simple workloads with these numbers of threads or tasks, as in 2,8.",
+    help="Also run the simple workloads with these numbers of threads or tasks, such as 2,8.",
 )
 @click.option(
     "--processes",
     metavar="N,M",
     multiple=True,
     callback=_numbers,
-    help="Also run the simple workloads with these numbers of processes, as in 2,8.",
+    help="Also run the simple workloads with these numbers of processes, such as 2,8.",
 )
-@click.option("--soak", metavar="TIME", type=duration, help="How long the scenario soak lasts, as in 3600 or 1h.")
+@click.option("--soak", metavar="TIME", type=duration, help="How long the scenario 'soak' lasts, as in 90s or 1h.")
 @click.option(
     "--dsn",
     envvar="PQCORE_BENCH_DSN",
@@ -77,13 +77,15 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     "--targets/--no-targets",
     "judged",
     default=None,
-    help="Fail if a target is missed, or only show the ratios. The default is --targets; with --quick, --no-targets.",
+    help="Fail if a target is missed (--targets), or only show the ratios (--no-targets). "
+    "The default is --targets; with --quick, --no-targets.",
 )
 @click.option(
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail if a ratio to a bare loop is below RATIO. With --compare or --against, ratios to the older build count.",
+    help="Fail if a ratio to a bare loop is below RATIO. With --compare or --against, use the "
+    "ratios to the older build instead.",
 )
 @click.option(
     "--json",
@@ -112,7 +114,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     nargs=2,
     metavar="OLD NEW",
     type=click.Path(exists=True, dir_okay=False),
-    help="Compare two files of --json, and measure nothing.",
+    help="Compare two files that --json wrote, and measure nothing.",
 )
 @click.option(
     "--against",

@@ -165,7 +165,7 @@ def retry(
 ) -> None:
     """Run dead letters again, with the same ids.
 
-    The jobs are due immediately, and start with no failures.
+    The jobs are due immediately, and their failures are counted from zero.
     """
     for settings, chosen in _chosen(database, job_ids, everything or reason is not None, queue, "--all or --reason"):
         if chosen is None:

@@ -46,12 +46,12 @@ ANSWER_TIMEOUT = 30.0
     "--data",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the server's data in this folder; without it, the data is deleted at the end.",
+    help="Keep the server's data in this folder; without this option, the data is deleted at the end.",
 )
 def dev(
     targets: tuple[str, ...], queues: tuple[str, ...], modules: tuple[str, ...], port: int, data: Path | None
 ) -> None:
-    """Try an application, with a server, a worker and the page.
+    """Try an application, with an embedded server, a worker and the web page.
 
     The command starts an embedded PostgreSQL, and sets PQCORE_DSN and DATABASE_URL to its address before it imports the
     modules of the targets. It makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends

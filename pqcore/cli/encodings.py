@@ -23,7 +23,7 @@ from pqcore.settings import REENCODE_STEP, REENCODE_WAIT
     "queues",
     metavar="NAME",
     multiple=True,
-    help="A queue with its serializer, as in cards/json+fernet; repeatable.",
+    help="A queue and its serializer, such as cards/json+fernet; repeatable.",
 )
 @click.option(
     "--accept", metavar="NAME", multiple=True, help="Another serializer whose data the queues may read; repeatable."

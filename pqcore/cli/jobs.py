@@ -79,9 +79,9 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
 @json_option
 @with_database
 def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> None:
-    """Show everything that is stored of a job.
+    """Show everything that is stored about a job.
 
-    The output has the data, the record, the past attempts and the last traceback.
+    The output has the data, the state and times, the past attempts, and the last traceback.
     """
     settings = None if queue is None else database.queue(queue)
     job = database.call(list_jobs.get_full_job, job_id, settings)

@@ -124,7 +124,7 @@ def with_database(function: Callable[..., Any]) -> Callable[..., Any]:
 
 queue_option = click.option("--queue", metavar="NAME", required=True, help="The queue.")
 any_queue_option = click.option(
-    "--queue", metavar="NAME", help="The queue; without it, any queue that has a job with this ID."
+    "--queue", metavar="NAME", help="The queue; by default, the queue that has a job with this ID."
 )
 chosen_queue_option = click.option(
     "--queue", metavar="NAME", help="The queue of the dead letters; required, unless IDs are given."

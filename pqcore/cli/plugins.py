@@ -197,7 +197,7 @@ def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     metavar="URL",
     envvar="PQCORE_TEST_DSN",
     show_envvar=True,
-    help="The server; by default an embedded one, or one in the container that PQCORE_TEST_CONTAINER names.",
+    help="The server; by default an embedded server, or a container of the image that PQCORE_TEST_CONTAINER names.",
 )
 @click.option("--report", metavar="PATH", help="Write the report to PATH.json and PATH.md.")
 @json_option

@@ -78,7 +78,7 @@ def _input() -> Any:
 @click.argument("data", required=False)
 @queue_option
 @click.option("--lines", is_flag=True, help="Put one job for each line of standard input, all in one transaction.")
-@time_option("--schedule-at", help="Run the job no earlier than this time: from now, as in 5m, or in ISO 8601.")
+@time_option("--schedule-at", help="Run the job no earlier than this: a time from now, such as 5m, or in ISO 8601.")
 @time_option("--expected-at", help="The time by which the job is wanted: jobs with an earlier time are taken first.")
 @click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
 @click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")
@@ -313,7 +313,7 @@ def list_(
     metavar="TIME",
     type=duration,
     required=True,
-    help="Only rows that finished at least this long ago, as in 14d; 0 deletes all.",
+    help="Only rows that finished at least this long ago, as in 14d; 0 deletes all finished rows.",
 )
 @yes_option
 @json_option
@@ -336,7 +336,7 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
 @click.option("--to", "target", metavar="NAME", help="The queue to move waiting jobs to.")
 @click.option("--all", "everything", is_flag=True, help="Move all ready, scheduled and parked jobs.")
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(min=1), help="With --all: move at most N jobs, those due first."
+    "--limit", metavar="N", type=click.IntRange(min=1), help="With --all: move at most N jobs, the earliest due first."
 )
 @click.option("--to-archive", is_flag=True, help="Move finished rows to the archive table instead.")
 @click.option(

@@ -49,7 +49,7 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @click.command()
 @queue_option
 @_what_options
-@time_option("--until", help="End of the pause: a time from now, as in 5m, or in ISO 8601.  [default: pqcore resume]")
+@time_option("--until", help="End of the pause: a time from now, such as 5m, or in ISO 8601.  [default: pqcore resume]")
 @json_option
 @with_database
 def pause(

@@ -69,7 +69,7 @@ def _arguments(ctx: click.Context, param: click.Parameter, text: str) -> Any:
     type=click.Choice(["latest", "all", "skip"]),
     default="latest",
     show_default=True,
-    help="Which ticks that no worker saw in time still put their jobs: the latest, all, or none (skip).",
+    help="Which of the ticks that workers missed still put their jobs: the latest, all, or none (skip).",
 )
 @click.option("--priority", metavar="N", type=int, default=0, help="The priority of the jobs.")
 @json_option

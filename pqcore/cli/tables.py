@@ -262,7 +262,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 @click.option(
     "--queue",
     metavar="NAME",
-    help="Set the times for this queue; without it, for all queues without times of their own.",
+    help="Set the times for this queue; by default, for all queues that have no times of their own.",
 )
 @click.option("--finished", metavar="TIME", help="How long to keep finished rows, as in 7d; 'none' keeps all.")
 @click.option("--dead", metavar="TIME", help="How long to keep dead letters, as in 90d; 'none' keeps all.")
@@ -271,7 +271,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
     """Show or set how long finished rows are kept.
 
-    Dead letters have a separate time.
+    For dead letters, a separate time is set.
     """
     wanted = {"finished": finished, "dead": dead}
     chosen = {kind: _kept(text) for kind, text in wanted.items() if text is not None}

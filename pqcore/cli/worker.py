@@ -145,7 +145,7 @@ def log_to_stderr(level: str) -> None:
     type=click.Choice(["all", "type", "none"]),
     default="all",
     show_default=True,
-    help="What to store of exceptions; 'type' leaves out messages and tracebacks. A task's own setting counts first.",
+    help="What to store of exceptions; 'type' leaves out messages and tracebacks. A task's own setting overrides this.",
 )
 @click.option("--burst", is_flag=True, help="Stop when there is nothing to do.")
 @click.option(
@@ -158,7 +158,7 @@ def log_to_stderr(level: str) -> None:
     "--max-memory",
     metavar="SIZE",
     type=size,
-    help="With --run-in process: replace a process that holds more memory, as in 512MB, when its job has ended.",
+    help="With --run-in process: replace a process that uses more memory than SIZE, such as 512MB, when its job ends.",
 )
 @click.option(
     "--health",

@@ -26,7 +26,7 @@ def workers(database: Database, queue: str | None, as_json: bool) -> None:
     """List the running workers.
 
     The list also has workers that ran within the last hour and did not shut down cleanly.
-    It shows the jobs that each worker ran at its last renewal.
+    For each worker, the list has the jobs that ran when the worker last renewed its entry.
     """
     found = database.call(list_workers, None if queue is None else database.queue(queue))
     if as_json:
@@ -67,8 +67,8 @@ def workers(database: Database, queue: str | None, as_json: bool) -> None:
 def quiet(database: Database, worker_ids: tuple[str, ...], end: bool, as_json: bool) -> None:
     """Tell workers to take no more jobs.
 
-    The workers finish their running jobs, and do not stop. The command "pqcore
-    workers" shows their ids. A worker obeys at its next renewal, within 10 s.
+    The workers finish their running jobs, and then stay idle. The command
+    "pqcore workers" shows their ids. A worker obeys within 10 s.
     """
     missing = 0
     for worker_id in dict.fromkeys(worker_ids):

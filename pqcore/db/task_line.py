@@ -110,7 +110,7 @@ class TaskLine:
             try:
                 await self.together.undo(*answers)
             except PQError as exc:
-                logger.warning("cannot undo the operations of cancelled callers: %s", exc)
+                logger.warning("cannot roll back the operations of cancelled callers: %s", exc)
 
     async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
         """Undo the effects for callers that were cancelled meanwhile; they wait until this has ended."""

@@ -89,7 +89,7 @@ def _open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
     """Return a live board if rich is installed, on a terminal or for a picture; otherwise, return a plain board."""
     if importlib.util.find_spec("rich") is None:
         if painted:
-            raise DemoError("a picture is drawn by rich: pip install 'pqcore[demo]'")
+            raise DemoError("--picture needs rich: pip install 'pqcore[demo]'")
     elif painted or sys.stdout.isatty():
         from pqcore.demo.live_display import LiveBoard  # this module needs rich
 

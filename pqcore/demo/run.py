@@ -96,7 +96,7 @@ class Run:
         elif isinstance(message, StopRequested):
             self._tally.alive[driver] -= 1
             if not member.task.produces and not self._over:
-                raise DemoError(f"{member.task.name} left before the end")
+                raise DemoError(f"{member.task.name} ended before all jobs were done")
 
     def _direct(self) -> None:
         if self._tally.began is None:

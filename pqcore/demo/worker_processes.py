@@ -90,7 +90,7 @@ class WorkerProcesses:
             speaking = connection.wait([member.pipe for member in self.members], PATIENCE)
             if not speaking:
                 names = ", ".join(member.task.name for member in self.members)
-                raise DemoError(f"nothing has happened for {PATIENCE:.0f} seconds; still there: {names}")
+                raise DemoError(f"no worker has sent a message for {PATIENCE:.0f} seconds; still running: {names}")
             for pipe in speaking:
                 member = by_pipe[pipe]
                 message: Message

@@ -80,7 +80,7 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
     """
     if not isinstance(engine, sqlalchemy.Engine) and not _is_async(engine):
         found = "its engine" if dsn_text(engine) is None else "PQ(url)"
-        raise ConfigurationError(f"not an engine of SQLAlchemy: a {kind_of(engine)}; give {found}")
+        raise ConfigurationError(f"engine is a {kind_of(engine)}, not an engine of SQLAlchemy; give {found}")
     asynchronous = _is_async(engine)
     plain = engine if isinstance(engine, sqlalchemy.Engine) else engine.sync_engine
     if plain.dialect.name != "postgresql":

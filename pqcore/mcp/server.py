@@ -191,7 +191,7 @@ def listening_address(text: str, token: str | None) -> tuple[str, int]:
         raise ConfigurationError(f"{text!r} is not an address: write a host and a port, as in '127.0.0.1:8100'")
     if token is None and not is_loopback(host):
         raise ConfigurationError(
-            f"{host} can be reached by others: set a token (PQCORE_MCP_TOKEN), or listen on 127.0.0.1"
+            f"{host} can be reached from other machines: set a token (PQCORE_MCP_TOKEN), or listen on 127.0.0.1"
         )
     return host, int(port)
 

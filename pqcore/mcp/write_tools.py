@@ -131,7 +131,7 @@ class WriteTools:
             bool, Field(description="Move all ready, scheduled and parked jobs, or `limit` of them.")
         ] = False,
         limit: Annotated[
-            int | None, Field(ge=1, description="With `all_jobs`: move at most this number of jobs, those due first.")
+            int | None, Field(ge=1, description="With `all_jobs`: move at most N jobs, the earliest due first.")
         ] = None,
     ) -> dict[str, Any]:
         """Move waiting, scheduled or parked jobs to another queue; they keep their ids, times and records.
@@ -140,7 +140,7 @@ class WriteTools:
         """
         _say_which(job_ids, all_jobs=all_jobs)
         if job_ids and limit is not None:
-            raise ConfigurationError(f"limit is {limit}; give it with all_jobs, not with job_ids")
+            raise ConfigurationError(f"limit is {limit}; limit is only for all_jobs, not for job_ids")
         settings, target = self._runner.queue(queue), self._runner.queue(to)
         moved = await self._runner.call(move.move, settings, target, job_ids, limit)
         return self._redactor.document({"queue": settings.name, "to": target.name, "moved": moved})

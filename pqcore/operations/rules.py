@@ -186,7 +186,7 @@ def _paused_name(task: object, limit: object, group: object) -> str:
         return "queue"
     if len(named) > 1:
         listed = " and ".join(f"{kind}={name!r}" for kind, name in named.items())
-        raise ConfigurationError(f"a call pauses one thing, and {listed} are given; call pause once for each")
+        raise ConfigurationError(f"a call pauses one thing, and {listed} are given; pause each with its own call")
     [(kind, name)] = named.items()
     path = getattr(name, "_path", name)  # a function that was declared as a task has its path in `_path`
     return f"{kind}:{check_text(path, kind, MAX_KEY)}"

@@ -67,8 +67,8 @@ class Fernet(Wrapper):
             problem, elsewhere = type(exc).__name__, isinstance(exc, Unreadable)
         # These errors are raised outside the except clause, so that no traceback contains the original error.
         if elsewhere:
-            raise KeyNotHeld(f"it was decrypted, but this program cannot read its {self.inner.name} ({problem})")
-        raise ValueError(f"it was decrypted, but is not valid {self.inner.name} ({problem})")
+            raise KeyNotHeld(f"the data was decrypted, but this program cannot read its {self.inner.name} ({problem})")
+        raise ValueError(f"the data was decrypted, but is not valid {self.inner.name} ({problem})")
 
     def wrap(self, raw: bytes) -> bytes:
         token: bytes = self._fernet.encrypt(raw)

@@ -70,7 +70,7 @@ def refuse_deep_data(data: object, most: int) -> None:
 def too_deep(most: int) -> ValueError:
     """Return the error for data with too many levels."""
     return ValueError(
-        f"it is nested more than {most} levels deep, and readers may fail to decode it: store it with fewer levels"
+        f"the data is nested more than {most} levels deep, and readers may fail to decode it: give fewer levels"
     )
 
 

@@ -60,7 +60,7 @@ class PydanticJson:
         # The error is raised outside the except clause, so that no traceback contains pydantic's own error, which shows
         # the values.
         told = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the data'}: {each['msg']}" for each in problems)
-        raise ValueError(f"it is not a {getattr(self._type, '__qualname__', self._type)}: {told}")
+        raise ValueError(f"the data is not a {getattr(self._type, '__qualname__', self._type)}: {told}")
 
     def __repr__(self) -> str:
         return f"<{self.name} of {self._type!r}>"

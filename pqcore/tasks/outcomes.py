@@ -305,8 +305,7 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that another worker has a job, so that this worker's outcome is not stored."""
     job = outcome.job
     logger.warning(
-        "job %d of %r may run twice: its lease was lost to another worker, or the answer was lost after its end was"
-        " stored",
+        "job %d of %r may run twice: another worker has its lease, or its end was stored and the answer was lost",
         job.id,
         job.settings.name,
     )

@@ -227,7 +227,7 @@ class Command:
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end, but wrote:\n{self.log}") from None
+            raise AssertionError(f"the command did not end; its log:\n{self.log}") from None
         self._reader.join(PATIENCE)  # wait until the thread has read the last output
         return code
 

@@ -306,7 +306,7 @@ class Databases:
             try:
                 good = self._as_it_was(database)
             except PQError as exc:
-                logger.debug("database %s cannot be used again: %s", database.name, exc)
+                logger.debug("database %s cannot be restored for another test: %s", database.name, exc)
                 good = False
             if good:
                 self._free.append(database)
@@ -408,7 +408,7 @@ class Databases:
         try:
             self._admin.sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)", rows=False)
         except PQError as exc:
-            logger.warning("the tests' database %s is left behind: %s", name, exc)
+            logger.warning("the tests' database %s cannot be dropped: %s", name, exc)
 
 
 def _create(dsn: str, names: TableName) -> None:

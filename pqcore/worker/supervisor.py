@@ -168,7 +168,7 @@ class Supervisor:
                 return
             failures = 1 if time.monotonic() - began > STABLE_AFTER else failures + 1
             pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE) * (0.75 + random.random() / 2)  # noqa: S311
-            logger.log(20 if code == 0 else 40, "%s; another takes its place in %.1f s", name, pause)
+            logger.log(20 if code == 0 else 40, "%s; another worker takes its place in %.1f s", name, pause)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 

@@ -55,7 +55,7 @@ def _read(alias: str, entry: Mapping[str, Any]) -> TableConfiguration:
     where = f"PQCORE[{alias!r}]"
     for key in entry:
         if key not in KEYS:
-            raise ConfigurationError(f"{where} has {key!r}; choose among {', '.join(KEYS)}")
+            raise ConfigurationError(f"{where} has an unknown key {key!r}; choose among {', '.join(KEYS)}")
     options = entry.get("OPTIONS", {})
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"{where}['OPTIONS'] is {options!r}; give a dictionary")

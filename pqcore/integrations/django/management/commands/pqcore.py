@@ -27,7 +27,7 @@ class Command(BaseCommand):
     _own_process = False
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--using", default="default", metavar="ALIAS", help="The table's alias in PQCORE.")
+        parser.add_argument("--using", default="default", metavar="ALIAS", help="The table's alias in settings.PQCORE.")
         parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="See pqcore --help.")
 
     def run_from_argv(self, argv: list[str]) -> None:
