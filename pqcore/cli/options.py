@@ -98,7 +98,7 @@ _DATABASE = (
         default=DEFAULT_DSN,
         help="The address of the database; by default, libpq's PG* variables decide.",
     ),
-    click.option("--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default, PQ chooses one."),
+    click.option("--backend", metavar="NAME", shell_complete=_backends, help="The driver; by default, pqcore chooses."),
     click.option("--table", metavar="NAME", default="queue", show_default=True, help="The table of the queues."),
     click.option("--schema", metavar="NAME", help="The table's schema; by default the first in the search path."),
 )

@@ -46,7 +46,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
             if not chosen:
                 raise UsageError(
                     f"{target} is a {type(found).__name__} on whose queues no task is declared:"
-                    " say which of its queues, as in --queues a,b"
+                    " name its queues, as in --queues a,b"
                 )
             queues += [_queue(queue, target) for queue in chosen]
         else:

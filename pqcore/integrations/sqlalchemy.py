@@ -99,7 +99,7 @@ def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ
 
 
 def _is_async(engine: object) -> TypeGuard[AsyncEngine]:
-    """Return whether an object is an AsyncEngine, without importing it: from SQLAlchemy 2.1 on, that needs greenlet."""
+    """Return whether an object is an AsyncEngine, without importing this class, which may need greenlet."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return module is not None and isinstance(engine, module.AsyncEngine)
 
@@ -114,7 +114,8 @@ class _ToldError(Exception):
 def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
     """Return the arguments with which the engine would connect.
 
-    Only the driver's function gets all of them, so the engine starts to connect, and is stopped there.
+    SQLAlchemy passes all arguments only to the driver's function, so the engine starts to connect, and is stopped
+    before it calls this function.
     """
     asking = threading.get_ident()
 

@@ -57,7 +57,7 @@ async def move(
         raise ConfigurationError(f"move takes another queue of the table, or its name, and was given {target!r}")
     if target.table != queue.table:
         raise ConfigurationError(
-            f"queue {target.name!r} is in {target.table}, not in {queue.table}: put the jobs there"
+            f"queue {target.name!r} is in {target.table}, not in {queue.table}: move works in one table only"
         )
     if queue.name == target.name:
         raise ConfigurationError(f"{queue.name!r} is the queue that the jobs are in: name another queue")

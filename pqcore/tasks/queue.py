@@ -42,7 +42,8 @@ class Enqueuer(BaseEnqueuer[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Put a job; options of this call begin with an underscore: ``_schedule_at="5m"``.
 
-        ``_connection`` names a connection whose open transaction writes the job. Type checkers know only `options`.
+        ``_connection`` names a connection whose open transaction writes the job. Type checkers know the options only as
+        arguments of `options`.
 
         Raises:
             InvalidCall: The function does not accept these arguments; nothing was put.

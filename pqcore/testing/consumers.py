@@ -220,7 +220,7 @@ class Child:
 
 @contextmanager
 def children(*works: tuple[Any, ...]) -> Iterator[list[Child]]:
-    """Spawn processes concurrently; the end of the block kills those that are left."""
+    """Spawn processes concurrently; the end of the block kills the processes that still run."""
     spawned = [Child(*work) for work in works]
     try:
         yield spawned

@@ -112,7 +112,7 @@ class Connection:
             self.engine = self._portal.call(lambda: _made(dsn, names))
 
     def call(self, operation: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Run an operation of the core, without its first argument, an engine."""
+        """Run an operation of the core; this method adds the first argument, the engine."""
         if self._portal is None:
             return run_sync(operation(self.engine, *arguments))  # type: ignore[arg-type]
         result: T = self._portal.call(lambda: operation(self.engine, *arguments))
@@ -396,7 +396,7 @@ class Databases:
         try:
             database.connection.close()
         except PQError as exc:
-            logger.debug("closing the connection to %s: %s", database.name, exc)
+            logger.debug("cannot close the connection to %s: %s", database.name, exc)
         self._doomed.append(database.name)
 
     def _drop_doomed(self) -> None:

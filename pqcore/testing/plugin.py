@@ -177,7 +177,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # A scenario about one face is left out for a backend that has only the other.
+    # A scenario about one face is left out for a backend that has only the other face.
     items[:] = [item for item in items if not _standard(item) or _concerned(item)]
     if _has_no_timeout(config):  # without a timeout, a driver's call that never returns would hang the run
         for item in items:

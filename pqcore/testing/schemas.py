@@ -131,7 +131,7 @@ class Tables:
         return cls(schema, objects, size, rows, sequences)
 
     def restore(self, sql: Sql, names: TableName) -> None:
-        """Empty the tables, except for the rows that they had.
+        """Delete all rows, except for those that the tables had when they were made.
 
         Args:
             sql: A function that runs a statement.

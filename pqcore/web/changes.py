@@ -268,7 +268,7 @@ async def set_expiry(target: Target, wanted: ActionRequest) -> int:
     """Set how long rows are kept."""
     of, given = wanted.fields["of"], {kind: wanted.fields[kind] for kind in ("finished", "dead")}
     if of not in KEPT_OF:
-        raise ConfigurationError(f"{of[:40]!r} has no times to set; choose one of {', '.join(KEPT_OF)}")
+        raise ConfigurationError(f"{of[:40]!r} has no expiry times; choose one of {', '.join(KEPT_OF)}")
     if not any(given.values()):
         raise ConfigurationError("no time is given; write how long finished rows or dead letters are kept")
     periods = {kind: None if text == "none" else text or AS_IT_IS for kind, text in given.items()}

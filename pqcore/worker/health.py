@@ -177,7 +177,7 @@ class Health:
         except OSError as exc:
             msg = f"health cannot be served on {self._wanted}: {exc.strerror or exc}; give another address or port"
             raise ConfigurationError(msg) from exc
-        logger.info("health is served on http://%s: %s", self.address, PATHS)
+        logger.info("health checks are answered on http://%s: %s", self.address, PATHS)
 
     async def close(self) -> None:
         """Stop listening, and end the connections."""

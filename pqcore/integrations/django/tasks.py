@@ -242,7 +242,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
 
 
 def run(job_id: int, /, **call: Any) -> dict[str, Any]:
-    """Run a task that is a function, and return the record that is kept.
+    """Run a task that is a function, and return the record of its result.
 
     If a signal's receiver fails at the end, the task does not run again.
     """
@@ -338,7 +338,7 @@ class _Execution:
             self.arguments.insert(0, base.TaskContext(task_result=self.result))
 
     def succeeded(self, value: Any) -> dict[str, Any]:
-        """Record that the function returned, and return the record that is kept of its result."""
+        """Note that the function returned, and return the record of its result."""
         result = self.result
         try:
             kept = _json.normalize_json(value)
