@@ -55,7 +55,7 @@ def dev(
 
     The command starts an embedded PostgreSQL, and sets PQCORE_DSN and DATABASE_URL to its address before it imports the
     modules of the targets. It makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends
-    everything. This is for trials: everybody on this machine can use the server and the page.
+    everything. The command is for trials only: everybody on this machine can use the server and the page.
     """
     from pqcore.cli.targets import load_queues, look_here  # imported late, because this imports pqcore.tasks
     from pqcore.worker import Worker

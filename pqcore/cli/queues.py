@@ -364,7 +364,7 @@ def move(
     settings = database.queue(queue)
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:
-            raise click.UsageError("--to-archive moves finished rows: give no IDs, and no option but --older-than")
+            raise click.UsageError("--to-archive moves finished rows: give no IDs, and only --older-than")
         number = database.call(archive_jobs, settings, older_than or 0)
         _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
         return

@@ -178,7 +178,7 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
 def limits(database: Database, queue: str, as_json: bool) -> None:
     """List the limits and groups in use.
 
-    For each of them, the list has the number of places, the running jobs, and the number of waiting jobs.
+    For each limit or group, the list has the number of places, the running jobs, and the number of waiting jobs.
     """
     found = database.call(list_limits, database.queue(queue))
     if as_json:

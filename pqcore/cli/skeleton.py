@@ -151,7 +151,7 @@ def session_module(face: Face) -> str:
 
 
 def _about_session(contract: ast.Module, face: Face) -> str:
-    """Return the contract's text about sessions of either kind, and about those of an asynchronous driver."""
+    """Return the contract's text about all sessions and, for an asynchronous driver, about its sessions."""
     said = {
         node.name: (ast.get_docstring(node) or "").split("\n\n")
         for node in contract.body
@@ -267,7 +267,7 @@ def plugin_module(faces: Sequence[Face]) -> str:
 
 
 def _spec(face: Face, fields: Sequence[str]) -> str:
-    """Return the declaration of one face, with the example's fields, and those that the author must fill in."""
+    """Return the declaration of one face, with the example's fields, and the fields that the author must fill in."""
     missing = "".join(f'        Capability.{each.name}: "{NOT_YET}",\n' for each in Capability)
     values = {
         "name": f'"{face.name}"',

@@ -221,7 +221,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
 def adopt(database: Database, check: bool, as_json: bool) -> None:
     """Take over a table of pq 1.9.1 in place.
 
-    The command describes the table, and migrates it. It changes no job.
+    The command describes the table, and migrates it. The command changes no job.
     """
     table = database.table
     found = database.call(schema_info.version)

@@ -253,7 +253,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], w
     """Run a loop until a worker has ended, even if code in the loop raises an exception that ends event loops.
 
     Signals raise nothing while the worker runs. So a SystemExit or KeyboardInterrupt that leaves the loop comes from a
-    task or callback that a job started; asyncio has already reported it to the task's waiter.
+    task or callback that a job started; asyncio has already reported the exception to the task's waiter.
     """
     while True:
         try:

@@ -66,8 +66,8 @@ def pq_for_engine(engine: sqlalchemy.Engine, **options: Any) -> PQ: ...
 def pq_for_engine(engine: sqlalchemy.Engine | AsyncEngine, **options: Any) -> PQ | AsyncPQ:
     """Return a `pqcore.tasks.PQ`, or for an AsyncEngine an `AsyncPQ`, for the database and driver of an engine.
 
-    The PQ opens its own connections when needed, with the engine's arguments: those of its URL, of ``connect_args``,
-    and those that handlers of ``do_connect`` add at this moment.
+    The PQ opens its own connections when needed, with the engine's arguments. These arguments come from the URL, from
+    ``connect_args``, and from handlers of ``do_connect``, which are called only now.
 
     Args:
         engine: The engine.

@@ -64,7 +64,7 @@ class Redactor:
         return {**found, "cut": cut} if cut else found
 
     def explanation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return why a job does not run, like `document`; without texts that may quote the data, if data is hidden.
+        """Return why a job does not run, prepared as by `document`; hidden data is not quoted, either.
 
         Args:
             fields: The fields, as from `pqcore.json_views.explanation`.

@@ -174,14 +174,14 @@ def snooze_unrunnable(
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether an exception is the one with which asyncio cancels a task."""
+    """Return whether an exception is asyncio's CancelledError."""
     from asyncio import CancelledError  # importing asyncio takes long, and few jobs fail
 
     return isinstance(error, CancelledError)
 
 
 def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseException:
-    """Return the failure of a job for the exception of its function; if the function cancelled itself, JobCancelled.
+    """Return the failure of a job for the exception of its function: `JobCancelled` if the function cancelled itself.
 
     Args:
         error: The exception.

@@ -189,9 +189,9 @@ def latest_tick(cron: str, tz: str, moment: datetime) -> datetime | None:
 def seconds_late(tick: Tick) -> float | None:
     """Return how many seconds a periodic task is late: the time since the earliest tick for which no worker put a job.
 
-    The result is 0 if there is no such tick, and None if the expression cannot be read, because another version wrote
-    it or cronsim is missing. The server's clock decides, because the clock of this machine may be wrong. A task is not
-    late if an operator has asked for another job of its last tick. A paused schedule is not late.
+    The result is 0 if there is no such tick. The result is None if the expression cannot be read: cronsim is missing,
+    or another version wrote the expression. The server's clock decides, because the clock of this machine may be wrong.
+    A task is not late if an operator has asked for another job of its last tick. A paused schedule is not late.
 
     Args:
         tick: The last tick for which a job was put.

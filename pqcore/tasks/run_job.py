@@ -141,7 +141,8 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     """Run a job, and store its outcome.
 
     The order is the same wherever a job runs: decode the job; call ``pqcore_job_started``; run the function within
-    ``pqcore_around_run``; call ``pqcore_job_failed``, if it failed; store the outcome; call the hook of the outcome.
+    ``pqcore_around_run``; if the function failed, call ``pqcore_job_failed``; store the outcome; call the hook of the
+    outcome.
 
     An exception of the function is a failure of the job, unless `JobContext.leaves` says that the exception ends the
     program. Then the job returns to the queue, the attempt does not count, and this coroutine raises the exception.

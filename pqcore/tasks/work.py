@@ -101,9 +101,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         `Worker` runs jobs concurrently.
 
         If the server fails, this method waits, and tries again. In the main thread, KeyboardInterrupt and SystemExit
-        end this method: the running job is given back, and the attempt does not count. A signal that arrives while a
-        job is being taken, or its outcome stored, is deferred until that step has ended; a second signal is not
-        deferred.
+        end this method: the running job is given back, and the attempt does not count. A signal that arrives while this
+        method takes a job or stores an outcome is deferred until this step has ended; a second signal is not deferred.
 
         Raises:
             TableMissing, SchemaOutdated, SchemaTooNew: The table does not exist, or has another version.
@@ -172,10 +171,10 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
     def perform(self, job: Job) -> bool:
         """Call the function that a job names; return True if the function returned.
 
-        A leased job is finished, or given back. A job taken with `get` is already finished: if such a job fails and has
-        retries left, its data is put again as a new job, and the job never becomes a dead letter. When this method
-        ends, the job's chain continues, and its batch counts the job. A job that was taken in a ``with`` block must be
-        performed in the block: a job that was not performed counts as done at the end of the block.
+        A leased job is finished, or given back. A job taken with `get` is already finished, and never becomes a dead
+        letter: if it fails and has retries left, its data is put again as a new job. When this method ends, the job's
+        chain continues, and its batch counts the job. A job that was taken in a ``with`` block must be performed in the
+        block: a job that was not performed counts as done at the end of the block.
 
         Raises:
             KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised this. The job was

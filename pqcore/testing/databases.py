@@ -380,7 +380,7 @@ class Databases:
         self._admin.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self._template}'")
 
     def _sweep(self) -> None:
-        """Drop the databases of killed test runs, which are those with whose mark no session is connected."""
+        """Drop the databases of killed test runs: no session has the mark of such a run as its application name."""
         left = self._admin.sql(
             r"SELECT d.datname FROM pg_database AS d WHERE d.datname ~ '^pqcore_test_\d+_[0-9a-f]{8}_\d+$'"
             r" AND NOT EXISTS (SELECT FROM pg_stat_activity"

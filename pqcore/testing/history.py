@@ -128,8 +128,8 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
     For each put or get that failed without telling the job's id, one ghost or one loss is not a violation. Violations
     are:
 
-    * a loss: an acknowledged put of a job that is neither left, nor was popped or acknowledged (a lease alone finishes
-      nothing);
+    * a loss: a job whose put succeeded is gone, although the job was neither popped nor acknowledged (a lease alone
+      finishes nothing);
     * a ghost: a job that was delivered without a put, or before its put;
     * a double delivery: a job that was popped twice, delivered after it was finished, or leased twice with one token;
     * a double acknowledgement, and an acknowledgement of a popped job;
@@ -225,7 +225,7 @@ def _disorder(jobs: dict[int, list[Operation]]) -> Iterator[str]:
             keys[puts[0].key].append((puts[0], first))
     for key, pairs in keys.items():
         ended = sorted(pairs, key=lambda pair: pair[0].end)
-        latest: tuple[Operation, Operation] | None = None  # the job taken last, among those put before
+        latest: tuple[Operation, Operation] | None = None  # of the jobs that were put before, the job taken last
         place = 0
         for put, take in sorted(pairs, key=lambda pair: pair[0].begin):
             while place < len(ended) and ended[place][0].end < put.begin:

@@ -43,7 +43,7 @@ for _alias in pqs:
 def queues_to_work_on(alias: str) -> list[str]:
     """Return the names of the queues that a worker works on, unless the command line names queues.
 
-    These are the queues of ``QUEUES``, those on which tasks are declared, and those of Django's own tasks.
+    The list has the queues of ``QUEUES``, the queues on which tasks are declared, and the queues of Django's own tasks.
 
     Args:
         alias: The alias of the table in ``PQCORE``.

@@ -120,7 +120,7 @@ def _environment() -> Iterator[None]:
 
 
 def _worker_arguments(pq: DjangoPQ, arguments: list[str]) -> list[str]:
-    """Return the arguments of a worker; without a target, its queues are those named, or those of the table's tasks.
+    """Return the arguments of a worker; a worker without a target runs the named queues, or all queues with tasks.
 
     Raises:
         CommandError: A module of tasks cannot be imported.
