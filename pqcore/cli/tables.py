@@ -271,7 +271,7 @@ def adopt(database: Database, check: bool, as_json: bool) -> None:
 def expiry(database: Database, queue: str | None, finished: str | None, dead: str | None, as_json: bool) -> None:
     """Show or set how long finished rows are kept.
 
-    For dead letters, a separate time is set.
+    For dead letters, --dead sets a separate time.
     """
     wanted = {"finished": finished, "dead": dead}
     chosen = {kind: _kept(text) for kind, text in wanted.items() if text is not None}
