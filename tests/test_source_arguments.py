@@ -288,9 +288,9 @@ def test_connection_argument_of_a_bad_type_raises_an_error_with_advice(place: st
 
 def test_pq_for_engine_refuses_objects_that_are_not_engines() -> None:
     for given, says in (
-        (sqlalchemy.make_url(NOWHERE), r"a sqlalchemy.engine.url.URL; give PQ\(url\)"),
-        (NOWHERE, r"a builtins.str; give PQ\(url\)"),
-        (Session(ENGINE), "a sqlalchemy.orm.session.Session; give its engine"),
+        (sqlalchemy.make_url(NOWHERE), r"a sqlalchemy.engine.url.URL, not an engine of SQLAlchemy; give PQ\(url\)"),
+        (NOWHERE, r"a builtins.str, not an engine of SQLAlchemy; give PQ\(url\)"),
+        (Session(ENGINE), "a sqlalchemy.orm.session.Session, not an engine of SQLAlchemy; give its engine"),
         (None, "not an engine of SQLAlchemy"),
     ):
         with pytest.raises(ConfigurationError, match=says) as caught:

@@ -51,7 +51,7 @@ ANSWER_TIMEOUT = 30.0
 def dev(
     targets: tuple[str, ...], queues: tuple[str, ...], modules: tuple[str, ...], port: int, data: Path | None
 ) -> None:
-    """Try an application, with an embedded server, a worker and the web page.
+    """Try an application, with a server, a worker and the web page.
 
     The command starts an embedded PostgreSQL, and sets PQCORE_DSN and DATABASE_URL to its address before it imports the
     modules of the targets. It makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends
