@@ -30,7 +30,7 @@ def check_job_id(job_id: object) -> int:
 
 
 def check_job_ids(ids: object) -> list[int]:
-    """Return the numbers of jobs, each once, in order.
+    """Return the ids of jobs as ints, in the given order and without duplicates.
 
     Raises:
         ConfigurationError: The value is not an iterable of numbers that jobs can have.

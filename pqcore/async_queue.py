@@ -419,7 +419,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
         return await operations.worker_registry.set_quiet(self.engine, worker_id, quiet=quiet)
 
     async def encodings(self) -> list[Encoding]:
-        """Count the stored data of all queues by place, serializer and key; see `pqcore.PQ.encodings`."""
+        """Count the stored data of all queues by table or state, serializer and key; see `pqcore.PQ.encodings`."""
         return await operations.encodings.count_all(self.engine)
 
     async def reencode(

@@ -232,8 +232,8 @@ class DriverSession(Protocol):
     def direct(self) -> bool:
         """Return whether the server itself, and no pooler, is at the other end.
 
-        Run `WHO`, and compare the process id with the one that the server sent when the connection was opened. Keep the
-        other column, the server's version, in the attribute `server_version`.
+        Run `WHO`, and compare its process id with the one that the server sent when the connection was opened. `WHO`
+        also returns the server's version: keep it in the attribute `server_version`.
 
         Prepare nothing on the server for this check. This method may be left out if the driver does not keep the
         process id that the server sent.
@@ -380,8 +380,8 @@ class Backend(Protocol):
         """Return the largest number of connections of the caller's pool.
 
         Only a driver that takes several round trips for a statement needs this method, such as one to prepare the
-        statement and one to execute it. If all clients of the server share one session, such clients disturb each
-        other, so the core refuses a pool of more than one connection. May be left out for other drivers.
+        statement and one to execute it. If all clients of the server share one session, the round trips of two
+        connections may mix, so the core refuses a pool of more than one connection. May be left out for other drivers.
         """
 
     def close_connection(self, connection: Any) -> None:
@@ -654,7 +654,7 @@ def wait_readable(fileno: int, seconds: float = 0) -> bool:
     An idle connection is readable only if a notification, a message that the server ends the connection, or the end of
     the stream has arrived. poll(2) is used because select(2) fails for file descriptors from 1,024 on.
     """
-    if seconds == 0:  # this case must be cheap, because it precedes each use of a connection
+    if seconds == 0:  # this check must be cheap, because it precedes each use of a connection
         try:
             return bool(_polls(fileno).poll(0))
         except RuntimeError:  # another thread polls at the same moment

@@ -213,7 +213,7 @@ class BackendRegistry(PluginLoader):
         raise UnknownBackend(msg)
 
     def backend_for(self, target: object, mode: Mode, name: str | None = None) -> tuple[BackendSpec, bool] | None:
-        """Return the backend that accepts an object, or the object inside its proxies, and whether this is a pool.
+        """Return the backend that accepts an object or the object inside its proxies, and whether the object is a pool.
 
         Return None if no backend accepts the object.
 
@@ -235,7 +235,7 @@ class BackendRegistry(PluginLoader):
         return None
 
     def _adopting(self, cls: type) -> tuple[tuple[BackendSpec, bool], ...]:
-        """Return the backends that accept objects of a class, and whether as pools."""
+        """Return the backends that accept objects of a class, and for each backend whether the class is a pool."""
         found = self._adopters.get(cls)
         if found is None:
             names = class_names(cls)

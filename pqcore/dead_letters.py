@@ -85,7 +85,7 @@ class DeadLetters:
         return run_sync(dead_letters.count(self._engine, self._queue, reason))
 
     def retry(self, *job_ids: int) -> int:
-        """Turn dead letters into jobs again, with their ids, due immediately, and with no failures.
+        """Turn dead letters into jobs again, with the same ids, due immediately, and with no failures.
 
         Returns:
             The number of dead letters that became jobs.

@@ -134,7 +134,7 @@ class ScheduleNotFound(PQError, LookupError):
 
 
 class LeaseLost(PQError):
-    """The lease ran out, and another consumer got the job, or the job is gone.
+    """Another consumer got the job after the lease had run out, or the job is gone.
 
     The next holder of the lease may repeat the work that was done under this lease.
     """

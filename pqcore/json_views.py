@@ -24,7 +24,7 @@ from pqcore.operations.worker_registry import RunningJob, WorkerInfo
 
 
 def figures(queue: str, found: QueueFigures) -> dict[str, Any]:
-    """Return the figures of a queue: its number of jobs by state, and others."""
+    """Return the figures of a queue: its number of jobs by state, and other figures."""
     return {
         "queue": queue,
         "ready": found.ready,

@@ -248,5 +248,5 @@ def _blamed(error: PluginError, name: str, point: importlib.metadata.EntryPoint)
 
 
 def describe_exception(exc: BaseException) -> str:
-    """Return an exception's text for a message; if the text alone does not say enough, also the exception's class."""
+    """Return an exception's text for a message; add the exception's class, unless it is an ImportError."""
     return str(exc) if isinstance(exc, ImportError) else f"{type(exc).__name__}: {exc}".removesuffix(": ")

@@ -35,7 +35,7 @@ LONGEST_SHOWN = 200
 class Plugins(BackendRegistry):
     """The plugin manager, with everything that plugins have registered.
 
-    A process needs only one: `plugins`.
+    A process needs only one plugin manager: `plugins`.
     """
 
     def __init__(self) -> None:

@@ -209,7 +209,7 @@ def given(
 
 
 def put_options_of(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options for putting a job like the one with these headers, without the dedup key."""
+    """Return the options that give another job these headers, without the dedup key."""
     gate = headers.get("gate", {})
     own = {name: value for name, value in headers.items() if name in RESERVED and name != "gate"}
     users = {name: value for name, value in headers.items() if name not in RESERVED}

@@ -415,7 +415,7 @@ class Queue(TaskQueueMixin):
             most: The largest number of jobs to move, earliest due first; None for all.
 
         Returns:
-            The number of jobs moved. Unless a transaction is open, every 500 jobs are committed.
+            The number of jobs moved. Unless a transaction is open, pqcore commits after every 500 jobs.
 
         Raises:
             ConfigurationError: The target is the same queue, or a queue of another table.
@@ -803,7 +803,7 @@ class PQ(BasePQ[Queue]):
         return run_sync(operations.worker_registry.set_quiet(self.engine, worker_id, quiet=quiet))
 
     def encodings(self) -> list[Encoding]:
-        """Count the stored data of all queues by place, serializer and key; no key is needed to count."""
+        """Count the stored data of all queues by table or state, serializer and key; counting needs no key."""
         return run_sync(operations.encodings.count_all(self.engine))
 
     def reencode(
@@ -827,7 +827,7 @@ class PQ(BasePQ[Queue]):
                 ``'5m'`` or a timedelta.
 
         Returns:
-            The encodings before and after, and the data that is still not as its queue writes it.
+            The encodings before and after the call, and the data that is still in another encoding than its queue writes.
 
         Raises:
             ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of range,

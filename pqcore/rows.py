@@ -74,12 +74,12 @@ JOB = (
 
 
 def packed(failures: int, excused: int) -> int:
-    """Return the number of `JobRow.counts`: two numbers of 32 bits, of which ``failures`` is the higher one."""
+    """Return the value of `JobRow.counts`: ``failures`` in the upper 32 bits, and ``excused`` in the lower 32 bits."""
     return failures << 32 | excused
 
 
 def job_rows(rows: Iterable[Row]) -> list[JobRow]:
-    """Name the columns of rows from a statement with the columns of `JOB`."""
+    """Convert the rows of a statement that selects `JOB` to named tuples."""
     return list(map(JobRow._make, rows))
 
 
@@ -113,7 +113,7 @@ class DeadLetterRow(NamedTuple):
 
     @classmethod
     def of(cls, row: Row) -> DeadLetterRow:
-        """Name the columns of a row from a statement with the columns of `DEAD_LETTER`."""
+        """Convert a row of a statement that selects `DEAD_LETTER` to a named tuple."""
         *job, error, reason, died_at = row
         return cls(JobRow._make(job), error, reason, died_at)
 

@@ -27,7 +27,7 @@ def packaged_programs() -> Path:
 
 
 def copy_programs(programs: Path, target: Path) -> Path:
-    """Copy programs to a place where every user can read them; a wheel's libraries keep their relative place."""
+    """Copy programs to a place where every user can read them; the libraries of a wheel keep their relative paths."""
     package = programs.parent.parent
     libraries = package.with_name(f"{package.name}.libs")
     for source in (*(programs.with_name(name) for name in ("bin", "lib", "share")), libraries):

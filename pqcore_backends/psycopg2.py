@@ -90,7 +90,7 @@ def _adapted(value: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """How a statement is called.
+    """The way in which a statement is sent: as EXECUTE, or as text.
 
     Attributes:
         sql: The EXECUTE statement; None if the statement is not prepared.

@@ -54,7 +54,7 @@ class AsyncCursor(psycopg.AsyncRawCursor[Row]):
 class UnpreparedCursor(Cursor):
     """A cursor for which psycopg prepares nothing.
 
-    A class is needed because tracers' cursors may not pass this option on.
+    A class is needed, because some tracers' cursors do not pass the argument ``prepare`` on to psycopg.
     """
 
     def execute(

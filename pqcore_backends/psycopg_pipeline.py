@@ -30,8 +30,8 @@ def together(
 ) -> Generator[Any, Any, None]:
     """Run statements without parameters or rows, and then a last statement, whose result the cursor receives.
 
-    The generator is of the kind that psycopg's connections wait for, and the connection's lock must be held. psycopg
-    adds no BEGIN. As in `psycopg.Cursor.execute`, the statement is prepared after it has run often enough.
+    Give the generator to the connection's own ``wait``, while holding the connection's lock. psycopg adds no BEGIN.
+    As in `psycopg.Cursor.execute`, the statement is prepared after it has run often enough.
 
     Args:
         connection: A connection of psycopg, which is idle and in no pipeline.

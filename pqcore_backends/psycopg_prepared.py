@@ -60,7 +60,7 @@ class PreparedStatements:
     def run(self, query: Query, parameters: Sequence[object]) -> Generator[Any, Any, Sequence[Row]] | None:
         """Return a generator that runs a prepared statement; None if the statement is not prepared, or needs a cursor.
 
-        The generator is of the kind that psycopg's connections wait for, and the connection's lock must be held.
+        Give the generator to the connection's own ``wait``, while holding the connection's lock.
         """
         connection = self._connection
         pgconn = connection.pgconn

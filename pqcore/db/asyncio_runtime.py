@@ -231,7 +231,7 @@ class _Guard:
     turns of the event loop, which would take longer than the rest of pqcore's work.
 
     After a cancellation, the coroutine has `AFTER_CANCEL` seconds to end. If it does not end, the guard closes its
-    connection, waits for the same time again, cancels the coroutine, and at last abandons it.
+    connection, waits for the same time again, cancels the coroutine, and finally abandons it.
 
     Args:
         break_off: A function that makes the coroutine fail where it waits for the server.

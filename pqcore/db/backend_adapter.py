@@ -40,7 +40,7 @@ POOLED = (
 
 @lru_cache(maxsize=32)
 def compiled(dialect: Callable[[TableName, Paramstyle], Dialect], names: TableName, paramstyle: Paramstyle) -> Dialect:
-    """Compile the statements of a table once for a queue and all its workers, because that takes some milliseconds."""
+    """Compile the statements of a table once for a queue and all its workers, because compiling takes milliseconds."""
     return dialect(names, paramstyle)
 
 

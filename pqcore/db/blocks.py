@@ -77,8 +77,8 @@ class _Lookup:
     """A lookup of a queue's ``__exit__``, which a ``with`` statement makes right before the block begins.
 
     A program that calls the methods itself may look ``__exit__`` up at any time, and keep it. A reference that a
-    program keeps must not control when a block ends. So a block uses a lookup only if the same function made it earlier
-    and now calls ``__enter__``.
+    program keeps must not control when a block ends. So a block uses a lookup only if the function that made the lookup
+    is also the function that now calls ``__enter__``.
 
     Attributes:
         statement: An object that lives as long as the ``with`` statement.

@@ -80,9 +80,9 @@ class Channels:
 
     def _forget(self) -> None:
         self._channels: set[str] = set()
-        # By new channel, the time when waiters with earlier tickets must look once more.
+        # For each new channel, the time when waiters with earlier tickets must look once more.
         self._unsettled: dict[str, float] = {}
-        # By channel, the time when the last wait ended.
+        # For each channel, the time when the last wait ended.
         self._waited: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._retry_at = 0.0

@@ -103,7 +103,7 @@ class Engine(Grouping):
         self._prepared, self._pool_timeout, self._answer_timeout = prepared, pool_timeout, answer_timeout
         self._openers: dict[str, BackendAdapter] = {}
         self.security: Security | None = None  # Why rows of the table are hidden; None before the first check.
-        self.set_back: list[tuple[datetime, timedelta]] = []  # The test kit adds a value when it moves times back.
+        self.set_back: list[tuple[datetime, timedelta]] = []  # How far the test kit moved stored times, and when.
         if target is not None and pool is not None:
             msg = "give either a connection (or DSN) or a pool, not both"
             raise ConfigurationError(msg)
@@ -333,7 +333,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does, outside of blocks: the caller has called `line`, which checks that.
+        """Run an operation as `run` does, outside of blocks: the caller has called `line`, which checks for blocks.
 
         Args:
             operation: See `run`.
@@ -363,7 +363,7 @@ class Engine(Grouping):
             raise
         finally:
             if line is not None and line.since == began:
-                if not line.waiting:  # as `pass_on` does: each operation comes here, and usually nobody waits
+                if not line.waiting:  # inlines `pass_on`: each operation runs this line, and usually no call waits
                     line.since = 0.0
                 if line.waiting:
                     line.pass_on()

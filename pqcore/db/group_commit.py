@@ -3,13 +3,13 @@
 The flush of a commit to disk dominates the cost of a small operation, and without groups, each caller would wait for a
 flush of its own. A *line* holds the calls of one operation with the same queue and options, from one process or event
 loop. While no statement of the line is running, a call runs by itself, immediately. While a statement is running, calls
-wait in the line. When it ends, the waiting calls go together, in one statement and one commit, and each call gets its
-own answer.
+wait in the line. When the statement ends, pqcore runs all waiting calls in one statement and one commit, and each call
+gets its own answer.
 
 No call waits only so that others can join it. No call waits long for a slow statement, which may wait for a lock or a
 trigger. After `PATIENCE` seconds, the next group uses another connection.
 
-The operation defines what a group does: it gets the values of the calls, and returns an answer for each.
+The operation of a line gets the values of a group's calls, and returns an answer for each call.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Line(Protocol):
         """Return whether the line belongs to this process, and to the running event loop."""
 
     def pass_on(self) -> None:
-        """Let the waiting calls go together, after a statement has ended; if no call waits, the line is free."""
+        """Have the waiting calls run in one statement, after a statement has ended; if no call waits, free the line."""
 
     def join(self, value: Any) -> Awaitable[Any]:
         """Add a call to a group.
@@ -124,7 +124,7 @@ class Line(Protocol):
 class Lines:
     """The lines of a queue, each under a key: the values that its calls have in common.
 
-    Only the most recent lines are kept, of all event loops.
+    At most `KEPT_LINES` lines are kept, for all event loops together.
 
     Attributes:
         get: A function that returns the line of a key; None if there is none.
@@ -138,9 +138,9 @@ class Lines:
         return iter(list(self._lines.values()))
 
     def add(self, key: Hashable, line: Line) -> Line:
-        """Keep a line; if there are too many lines, drop the others."""
+        """Keep a line; if there are too many lines, drop all others."""
         if len(self._lines) >= KEPT_LINES:
-            self._lines.clear()  # lines in use continue, and end
+            self._lines.clear()  # the calls of a dropped line still get their answers
         self._lines[key] = line
         return line
 

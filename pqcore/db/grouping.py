@@ -89,8 +89,8 @@ class Grouping(Waiting):
         if not self._groups or (self._open and self._current() is not None):
             return None
         line = lines.get(key)
-        # A free line of threads serves any process: only its running statement and its waiting calls belong to one. So
-        # a forked child checks a line only if the line is busy.
+        # A free line of threads has no running statement and no waiting calls, so any process can use it. A forked
+        # child checks a line only if the line is busy.
         if line is None or ((line.since or self.runtime.suspends) and not line.is_here()):
             line = lines.add(key, self.runtime.line(self.run_alone, together(*args)))
         return line

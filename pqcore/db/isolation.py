@@ -14,7 +14,7 @@ ABOVE = {
     level: plain("isolation", f"SET TRANSACTION ISOLATION LEVEL {level}", rows=False)
     for level in ("repeatable read", "serializable")
 }
-# The level is in lower case, because the testing proxy finds the end of a transaction by the word COMMIT.
+# The level is in lower case, because the testing proxy recognizes the end of a transaction by the text COMMIT.
 BEGIN = plain("begin", "BEGIN ISOLATION LEVEL read committed", rows=False)
 COMMIT = plain("commit", "COMMIT", rows=False)
 ROLLBACK = plain("rollback", "ROLLBACK", rows=False)

@@ -17,9 +17,9 @@ The listener releases the lock when nobody has waited for `LINGER` seconds. The 
 waiters with earlier tickets look again. Then neither this process nor the server keeps any state for the channel.
 
 No waiter runs a statement on the listening connection. A waiter asks for the registration of its channel, and waits for
-it at most as long as it would wait for a job. One thread or task registers all requested channels. A second thread or
-task passes notifications on, unless a waiting thread does so itself (see `pqcore.db.socket_turn`). If the server does
-not answer a call on the listening connection within `ANSWER` seconds, the connection counts as lost.
+the registration at most as long as for a job. One thread or task registers all requested channels. A second thread or
+task passes notifications on, unless a waiting thread reads the socket itself (see `pqcore.db.socket_turn`). If the
+server does not answer a call on the listening connection within `ANSWER` seconds, the connection counts as lost.
 
 Results and cancellations notify even if nobody waits, so their channels need no lock. The listener takes the lock for
 these channels, too, because the lock does no harm.

@@ -277,7 +277,7 @@ class Pool(SessionSource):
             if session.lasting:
                 await self._set_up(session, listens=listens)
             return session  # noqa: TRY300 - an interrupt may come to this line, too
-        except BaseException:  # also after a cancellation: no other code refers to the session, and could close it
+        except BaseException:  # even after a cancellation: no other code could close the session
             if session is not None:
                 await discard(session)
             raise
@@ -296,7 +296,7 @@ class Pool(SessionSource):
             settings["idle_in_transaction_session_timeout"] = (f"{max(int(self._idle_limit * 1000), 1)}ms", False)
         if listens:
             settings["idle_session_timeout"] = ("0", False)
-        check = {"client_connection_check_interval": (CHECK, True)}  # works only if poll(2) reports closed sockets
+        check = {"client_connection_check_interval": (CHECK, True)}  # needs a poll(2) that reports closed sockets
         for wanted in ({**settings, **check}, settings):
             values = {
                 "names": list(wanted),

@@ -113,7 +113,7 @@ class Sessions:
 
 
 def pop_idle(sessions: list[Session]) -> Session | None:
-    """Return an idle session, which is idle no more; None if there is none."""
+    """Take a session out of the idle sessions, and return it; None if there is none."""
     try:
         return sessions.pop()
     except IndexError:

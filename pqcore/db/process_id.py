@@ -28,7 +28,7 @@ class _Current:
 
 
 def _wiped_page() -> mmap.mmap | bytes:
-    """Return a page whose first byte is 1, and 0 in a forked child; without such pages, the byte is always 0."""
+    """Return a page whose first byte is 1 here and 0 in a forked child; without such pages, the byte is always 0."""
     if sys.platform == "linux":
         try:
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -29,7 +29,7 @@ async def _nothing(session: Session) -> None:
 
 
 class SharedConnectionListener(Channels):
-    """A listener on the caller's only connection, which takes turns with everything else on the connection.
+    """A listener on the caller's only connection; the listener and operations use the connection in turn.
 
     Nothing runs in the background: the waiter polls the socket itself, and notifications are read whenever the
     connection is given back. The trigger of a put does not see a lock of its own session, but another task may put on
@@ -88,7 +88,7 @@ class SharedConnectionListener(Channels):
             try:
                 # arrived notifications are read at the end of the loan
                 await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
-            except PoolTimeout:  # the thread or task that uses the connection reads notifications when it ends
+            except PoolTimeout:  # the current user of the connection reads notifications when giving it back
                 return
         self._settle(channel)
 

@@ -1,12 +1,12 @@
 """A look at the table, shared by all waiters that no notification can wake.
 
-Waiters poll behind a pooler, and on queues beyond the largest number of registered channels. If each waiter polled, ten
-thousand waiters would load the server, and would find jobs late. So one waiter leads: in one statement, it asks which
-queues of all these waiters have a job, and wakes the waiters of these queues. Each woken waiter then sends a take of
-its own.
+Waiters must poll if the server is behind a pooler, or if too many channels are registered already. If each waiter
+polled, ten thousand waiters would load the server, and would find jobs late. So one waiter leads: in one statement, it
+asks which queues of all these waiters have a job, and wakes the waiters of these queues. Each woken waiter then runs
+its own statement to take a job.
 
-The leader is not a separate thread or task. When it leaves, because it was woken, timed out or was cancelled, it stirs
-another waiter to lead. If a leader is interrupted before it has stirred another waiter, the next waiter that comes
+The leader is not a separate thread or task. When the leader was woken, timed out or was cancelled, it stirs another
+waiter, which then leads. If a leader is interrupted before it has stirred another waiter, the next waiter that comes
 leads.
 """
 

@@ -131,7 +131,7 @@ class SocketTurn:
         return readable
 
     def end(self) -> None:
-        """Wake all threads that wait for the socket, because its connection was closed, and epoll(7) forgets it."""
+        """Wake all threads that wait for the socket, because epoll(7) does not report that the socket was closed."""
         self._over = True
         with suppress(OSError):
             self._idle.register(self._bell, select.EPOLLIN)

@@ -103,7 +103,7 @@ async def lent(
     work: Callable[[Session], Awaitable[T]],
     acquire: Callable[[Loan], Awaitable[None]] | None = None,
 ) -> T:
-    """Do some work with a session, and give the session back, also after an error.
+    """Do some work with a session, and give the session back, even after an error.
 
     Args:
         source: The lender of the session.
@@ -129,7 +129,7 @@ class AdoptedPool(SessionSource):
     """
 
     may_have_open_transaction = True
-    seeks_primary = False  # whether the pool's connections seek a primary is unknown
+    seeks_primary = False  # it is unknown whether the pool's connections require a primary
 
     def __init__(self, opener: BackendAdapter, pool: object, runtime: Runtime, timeout: float) -> None:
         self._opener = opener

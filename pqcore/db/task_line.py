@@ -179,7 +179,7 @@ class _Group:
         self._futures: list[asyncio.Future[Any]] = []
 
     async def go(self) -> bool:
-        """Send the waiting calls; return whether more calls wait for this task to send next."""
+        """Send the waiting calls; return whether this task must send the calls that came meanwhile."""
         line = self._line
         came = len(line.waiting)
         try:

@@ -135,7 +135,7 @@ class Transactions(ABC):
             self._open.discard(block)
             if self._ends(block, failed=failed):
                 finish = self._finish(block.transaction, block, failed=failed)
-                # The end of the block always runs to its end, so that it is known whether the block was committed.
+                # A cancellation does not stop COMMIT or ROLLBACK, so it is known whether the block was committed.
                 await (
                     self.runtime.shield(finish, keep_result, block.transaction.loan.abort)
                     if self.runtime.suspends

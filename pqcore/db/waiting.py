@@ -147,7 +147,7 @@ class Waiting(Transactions):
     def snapshot(self, channel: str) -> int | None:
         """Return the ticket to give to `wait`; get the ticket before a look.
 
-        None if the channel is not listened to.
+        Return None if pqcore does not listen to the channel.
         """
         return self.listener.snapshot(channel) if self._listeners.made else None
 
@@ -156,6 +156,6 @@ class Waiting(Transactions):
         self.listener.wake(channel)
 
     def wake_unlistened(self, channel: str) -> None:
-        """Wake the waiters on a channel that is not listened to, and which a notification cannot reach."""
+        """Wake the waiters on a channel if pqcore does not listen to the channel, so that no notification arrives."""
         if self.snapshot(channel) is None:
             self.listener.wake(channel)

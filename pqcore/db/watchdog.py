@@ -1,4 +1,4 @@
-"""The watchdog: one thread that checks all connections of the process, and closes connections without an answer.
+"""The watchdog: one thread that checks the connections of the process, and closes those that get no answer.
 
 A half-open connection looks like one with a slow server: the other side is gone, but TCP has not noticed. A call on it
 would wait until TCP gives up, which may never happen. So each session has a limit. After three quarters of the limit,

@@ -182,7 +182,7 @@ def call_of(
         if name[1:] in _DECLARED_ONLY:
             msg = f"{name} is not an option of a call: give {name[1:]} where the task is declared"
             raise ConfigurationError(msg)
-        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq ignores None for these two
+        if value is not None or name not in ("_schedule_at", "_expected_at"):  # pq ignores None for these two options
             own[name[1:]] = value
     connection, after = own.pop("connection", None), rereadable(own.pop("after", None))
     check_arguments(task, args, kwargs)

@@ -163,7 +163,7 @@ def called_by(function: Callable[..., Any]) -> Any:
 
 
 def refuse_generator(function: Callable[..., Any], path: str) -> None:
-    """Raise for a function with ``yield``, because a call of it runs nothing.
+    """Raise for a function with ``yield``, because calling such a function runs nothing.
 
     Args:
         function: The function.

@@ -94,7 +94,7 @@ def prepare(queue: QueueSettings, declarations: TaskDeclarations, job: BaseJob) 
     except Unreadable as exc:
         return _expired(job) if _is_late(job) else snooze_unrunnable(queue, job, exc, "unreadable")
     except Exception as exc:  # the row may hold anything, because a producer can write it in SQL
-        if isinstance(exc.__cause__, MemoryError):  # this worker, later, or another worker may have enough memory
+        if isinstance(exc.__cause__, MemoryError):  # later, this or another worker may have enough memory
             job_logger.exception("job %d of %r does not fit into memory", job.id, queue.name)
             return crashed(job, MEMORY_PAUSE, "the job's data does not fit into memory")
         fault = InvalidCall(f"the data has no {exc}, so it is not a call") if isinstance(exc, KeyError) else exc
@@ -296,13 +296,13 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
 
 
 def seconds_waited(job: BaseJob, ago: float = 0.0) -> float:
-    """Return for how many seconds a job had been due ``ago`` seconds ago, by this machine's clock."""
+    """Return how many seconds a job had been due at the moment ``ago`` seconds before now, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
 
 
 def warn_of_lost_lease(outcome: Outcome) -> None:
-    """Log that another worker has a job, so that this worker's outcome is not stored."""
+    """Log that a job may run twice, because the statement that stores its outcome found no lease of this worker."""
     job = outcome.job
     logger.warning(
         "job %d of %r may run twice: another worker has its lease, or its end was stored and the answer was lost",

@@ -107,7 +107,7 @@ class TaskDeclarations:
 
     @classmethod
     def add_queues_of_tasks(cls, names: Iterable[str | None]) -> None:
-        """Record into which queues tasks may be put; see `queues_of_tasks`.
+        """Record names of queues that may have jobs of the declared tasks; see `queues_of_tasks`.
 
         Args:
             names: The names of the queues; None among them stands for any queue.
@@ -188,7 +188,7 @@ def _checked_paths(path: str, aliases: Sequence[str]) -> list[str]:
 
 
 def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Return whether both are one function, declared again when its module was reloaded, or run as a program."""
+    """Return whether two objects are one function, declared twice: its module was reloaded, or run as a program."""
     if one is other or _path_of(one) == _path_of(other):
         return True
     mine, others = (getattr(called_by(function), "__code__", None) for function in (one, other))

@@ -73,7 +73,7 @@ def new_schedule(
 
 
 def refuse_declared(queue: TaskDeclarations, name: str) -> None:
-    """Raise if a name is that of a periodic task that is declared on this queue, because such a task has no row.
+    """Raise if this queue declares a periodic task of this name: such a task is no schedule, and has no row.
 
     Raises:
         ConfigurationError: The queue has a periodic task of this name.

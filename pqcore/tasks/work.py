@@ -326,7 +326,7 @@ class _Performer(Runner[Attempt]):
             The outcome in its stored form, and whether the lease was lost; None if the outcome cannot be stored.
         """
         refusals = Refusals()
-        unknown_at: float | None = None  # when the first answer was lost; since then, the outcome may be stored
+        unknown_at: float | None = None  # when an answer was first lost: the outcome may be stored
         while True:
             try:
                 ended = await complete.finish_one(self.engine, self._queue, outcome)

@@ -210,7 +210,7 @@ class Completer:
             for outcome in outcomes:  # the statement may be committed although a later step failed
                 if (active := queue_state.active_jobs.get((outcome.job.id, outcome.job.token))) is not None:
                     active.may_be_stored = True
-            return None  # the caller then stores the outcomes without a take, and finds out which of them fail
+            return None  # the caller then stores the outcomes, leases no jobs, and finds out which outcomes fail
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
         accept((lost, taken))

@@ -156,7 +156,7 @@ class Processes:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Process]:
-        """Wait for a free process, and give it for the length of a block."""
+        """Wait for a free process, and reserve the process until the block ends."""
         async with self._slots:
             process = self._acquire()
             try:

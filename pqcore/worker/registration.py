@@ -78,7 +78,7 @@ class Registration:
         age = time.monotonic() - self._started
         renewal = self._bridge.call(worker_registry.announce, self._worker, tasks, running, age)
         self._renewal = asyncio.ensure_future(renewal)
-        quiet = await asyncio.shield(self._renewal)  # arriving after the withdrawal, it would list the worker again
+        quiet = await asyncio.shield(self._renewal)  # a renewal after the withdrawal would list the worker again
         self._listed = True
         for each in self._queue_states:
             if self._worker_state.set_quiet(each, quiet=each.queue.name in quiet):
@@ -98,7 +98,7 @@ class Registration:
             logger.debug("%s: cannot delete this worker from the list of workers: %s", self._names(), exc)
 
     def _report(self, error: PQError) -> None:
-        """Log why the worker is not listed. Warn only once, and not of a lost connection, of which other parts warn."""
+        """Log why the worker is not listed. Warn only once; never warn of a lost connection, because other parts do."""
         unreachable = isinstance(error, (ConnectionLost, PoolTimeout, Closed))
         level = logging.DEBUG if self._has_warned or unreachable else logging.WARNING
         self._has_warned |= not unreachable
