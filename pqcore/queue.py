@@ -827,7 +827,7 @@ class PQ(BasePQ[Queue]):
                 ``'5m'`` or a timedelta.
 
         Returns:
-            The encodings before and after the call, and the data that is still in another encoding than its queue writes.
+            The encodings before and after the call, and data that is still in another encoding than its queue writes.
 
         Raises:
             ConfigurationError: No queue is named, one is named twice or is of another table, ``step`` is out of range,
