@@ -89,7 +89,7 @@ class CheckContext:
         return self._table
 
     async def ask(self, name: str, template: str, **values: object) -> Sequence[Row]:
-        """Insert the names of the tables into a reading statement, and run it; see `schema_info.ask`."""
+        """Insert the tables' names into a statement that only reads, and run the statement; see `schema_info.ask`."""
         return await ask(self.engine, self.s, name, template, **values)
 
     def bare(self, name: str) -> str:

@@ -129,7 +129,10 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 
 
 async def check_ticks(context: CheckContext) -> list[Finding]:
-    """Check for ticks in the future, put while the server's clock was ahead; if there are none, for late ticks."""
+    """Check for ticks that are ahead of the server's clock; if there are none, check for late ticks.
+
+    A tick is ahead of the clock if it was put before the clock was set back.
+    """
     rows = await context.ask(
         "ticks_ahead",
         "SELECT q_name, name, (extract(epoch FROM tick) - extract(epoch FROM clock_timestamp()))::float8 FROM {ticks}"

@@ -173,7 +173,7 @@ _ONE_CLIENT = "run several programs, or workers in several processes, on a Postg
 
 
 async def check_listen(context: CheckContext) -> list[Finding]:
-    """Check whether a notification arrives, and whether a pooler in transaction mode is in between."""
+    """Check whether a notification arrives, and whether the connection goes through a pooler in transaction mode."""
     engine, s = context.engine, context.s
     if Capability.LISTEN not in engine.spec.capabilities:
         reason = engine.spec.missing.get(Capability.LISTEN, "")

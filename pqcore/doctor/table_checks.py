@@ -117,7 +117,7 @@ def _table_names(context: CheckContext) -> dict[str, object]:
 
 
 def _statements_with(context: CheckContext, placeholder: str, *, concurrently: bool = True) -> list[str]:
-    """Return the statements of the migrations that name an object, with the names of this table inserted."""
+    """Return the migrations' statements that name an object, with this table's names instead of placeholders."""
     places = context.engine.names.substitutions() | {"concurrently": "CONCURRENTLY" if concurrently else ""}
     return statements_naming(placeholder, places)
 

@@ -144,7 +144,8 @@ def ticks_of(rows: Iterable[Row], jobs: Mapping[tuple[str, str], TickJob] = Mapp
     for queue, name, tick, cron, tz, is_schedule, paused, clock in rows:
         noted, now = UtcDatetime.of(tick), UtcDatetime.of(clock)
         if noted is not None and now is not None:
-            # A tick is a whole second; another time is the moment at which a worker stored the task or its expression.
+            # A tick is a whole second. A time with a fraction of a second is not a tick: for example, a worker stored
+            # it with a new task or a new expression, as the time from which ticks count.
             last = None if noted.microsecond else noted
             job = jobs.get((queue, name)) if last is not None else None
             asked = noted.microsecond == 1_000_000 - BEFORE.microseconds

@@ -80,7 +80,7 @@ async def update(engine: Engine, queue: QueueSettings, job_id: int, data: Any) -
 
 
 async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: bool) -> bool:
-    """Delete a waiting row, or ask a running job to stop; return False if the job was neither."""
+    """Delete a waiting row or, with ``running``, ask a running job to stop; return False if neither was possible."""
     number, put_at = check_job_id(job_id), put_time(engine, job_id)
 
     async def work(s: Session) -> bool:
@@ -191,7 +191,7 @@ async def create(
         keep_dead: How long dead letters are kept, if the table is new.
 
     Returns:
-        The sequences whose values were below existing ids, as the sequences were before the call.
+        The sequences whose values were below existing ids. Each is described as it was before the call.
     """
     for period in (keep_finished, keep_dead):
         if period is not None:

@@ -15,7 +15,7 @@ DRAWS = 20
 
 
 async def with_free_ids(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Call a function that draws ids; while other rows have these ids, call the function again to draw the next ids.
+    """Call a function that draws ids; if other rows already have these ids, repeat the call, which draws the next ids.
 
     Raises:
         IdTaken: The ids were taken in all `DRAWS` attempts.

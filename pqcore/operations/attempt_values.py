@@ -15,10 +15,10 @@ _NOTHING: dict[str, object] = dict.fromkeys(("attempt", "outcome", "worker", "er
 
 
 def attempt_values(outcome: Outcome) -> dict[str, object]:
-    """Return the values to keep of an attempt, by the names of the statement's parameters; all are None for no attempt.
+    """Return the parameters that describe an attempt, for the statement that ends the attempt and keeps it.
 
-    There was no attempt if the job was postponed for other workers, was given back before its function ended, or
-    became a dead letter before it ran.
+    All of them are None if there was no attempt: the job was postponed for other workers, was given back before its
+    function ended, or became a dead letter before it ran.
 
     Args:
         outcome: How the attempt ended.

@@ -38,7 +38,7 @@ _CRASH = {
 
 @dataclass(frozen=True)
 class PastAttempt:
-    """An attempt of a job that failed, crashed or was snoozed.
+    """A job's attempt that failed, crashed or was snoozed.
 
     Attributes:
         attempt: The number of the attempt: 1 for the first. A snoozed attempt does not count, so the attempt after it
@@ -69,7 +69,7 @@ class _AttemptRow(NamedTuple):
 
 
 async def list_attempts(engine: Engine, queue: str, job_id: int) -> list[PastAttempt]:
-    """Return the attempts that are kept of a job, the first one first.
+    """Return the kept attempts of a job, the earliest first.
 
     Args:
         engine: The engine.

@@ -130,7 +130,7 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
 
 
 def _common(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a row without its data; `insert_many` can put rows in which these values are the same."""
+    """Return the values of a row without its data; one `insert_many` can put only rows that agree in these values."""
     return {**row, "data": None, "payload": row["payload"] is None}
 
 

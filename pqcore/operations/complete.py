@@ -140,8 +140,8 @@ async def find_already_stored(
     """Return the outcomes that an earlier try has stored, although the server's answer was lost.
 
     The leases of these jobs are no longer held. If the row of a job still exists, the row shows whether the holder
-    ended the lease. If the row was deleted, or the job was taken again, the outcome counts as stored if the lease has
-    time left by the clock: before a lease runs out, only its holder can end it.
+    ended the lease. But the row may be deleted, or the job taken again. Then the outcome counts as stored while the
+    lease has time left by this process's clock, because only the holder can end a lease before it runs out.
 
     Args:
         engine: The engine.

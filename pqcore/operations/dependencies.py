@@ -1,9 +1,10 @@
 """Jobs that wait for other jobs: releasing those whose parents have ended.
 
-The end of a parent only marks the parent as ended, in its own transaction (`pqcore/schema/0015_dependencies.sql`). So
-ends never wait for each other, and an end that is stored cannot be lost. A later, short transaction finds the marks,
-and decides which jobs no longer wait. Takes that find no job run this transaction, and workers run it every few
-seconds. If a process dies meanwhile, the next process finds the marks.
+The statement that ends a parent changes no waiting job: it only marks the parent as ended
+(`pqcore/schema/0015_dependencies.sql`). So statements that end parents never wait for each other. The mark is committed
+together with the end, so no end is lost. A later, short transaction finds the marks, and decides which jobs no longer
+wait. Takes that find no job run this transaction, and workers run it every few seconds. If a process dies meanwhile,
+the next process finds the marks.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ async def find_open_parents(engine: Engine, job_id: int) -> str:
 
 
 async def _end(engine: Engine, queue: QueueSettings, s: Session, job_id: int, message: str, on_failure: str) -> None:
-    """End a job of which a parent failed, with its follow-ups.
+    """End a job because one of its parents failed, and run the job's follow-ups.
 
     Args:
         engine: The engine.

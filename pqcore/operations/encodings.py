@@ -29,7 +29,7 @@ value of the lowest integer is out of range."""
 
 @dataclass(frozen=True, order=True)
 class Encoding:
-    """A number of data values in one place that are encoded in the same way.
+    """The number of data values of one queue, in one table or state, that have the same encoding.
 
     Attributes:
         queue: The queue that reads the data.
@@ -192,7 +192,7 @@ def find_statement(s: Session, name: str) -> Query:
 
 
 Ask: TypeAlias = Callable[[str, Mapping[str, object]], Awaitable[Sequence[Row]]]
-"""A function that runs a reading statement of `pqcore.sql.encoding_statements`."""
+"""A function that runs a statement of `pqcore.sql.encoding_statements`; the statement only reads."""
 
 
 def ask_alone(engine: Engine) -> Ask:
@@ -215,7 +215,7 @@ def ask_within(s: Session) -> Ask:
 
 
 async def read_slice(ask: Ask, place: str, after: int) -> Slice:
-    """Read the slice of a table that begins behind an id."""
+    """Read the slice of a table that begins after an id."""
     rows = await ask(f"count.{place}", {"after": after})
     groups = [
         Group(last, queue, state, serializer, read_key_ids(marks), linked, number)

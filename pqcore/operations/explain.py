@@ -309,7 +309,7 @@ class _Examination:
             self._causes.append(causes.key_locked(key, pid, seconds, application, own=bool(own)))
 
     def _look_at_running_group(self, state: _KeyRow) -> None:
-        """Check whether a later job of the group runs, which may have started before this job was retried."""
+        """Check whether a later job of the group is running; it may have started before this job was retried."""
         if state.alive and not any(cause.code.startswith("group_") for cause in self._causes):
             group = state.key.removeprefix(GROUP)
             self._causes.append(causes.behind_in_group(group, state.alive[0], "leased", None, failed=False))

@@ -61,7 +61,7 @@ async def get(
             operation runs them.
         patient: Whether to look again, instead of raising, if the server refuses to admit jobs.
     """
-    if n != 1 or type(n) is not int:  # the quick check suffices for most callers, who take one job
+    if n != 1 or type(n) is not int:  # most callers take one job, and need no further check
         _check_number(n)
     left = 0.0
     if block or timeout is not None:

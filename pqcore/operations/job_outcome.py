@@ -115,7 +115,7 @@ def refuses_value(error: PQError) -> bool:
 
 
 def spells_errors_in_ascii(outcome: Outcome, refusal: PQError) -> bool:
-    """Escape characters in an outcome's errors that the database's encoding lacks; return whether any was escaped.
+    """In an outcome's errors, escape characters that the database's encoding lacks; return whether any was escaped.
 
     Args:
         outcome: The refused outcome, which is changed.

@@ -237,9 +237,9 @@ async def beat(
     """Set the end of leases to ``length`` seconds from now; skip rows that other transactions have locked.
 
     Returns:
-        Two values. The first is a dict: its keys are the ids and tokens of the extended leases, its values say whether
-        the job was asked to stop. The second is a set: the ids and tokens of the leases that are held but were not
-        extended, because other transactions have locked their rows.
+        A dict and a set. The keys of the dict are the ids and tokens of the extended leases, and its values say whether
+        the job was asked to stop. The set has the ids and tokens of the leases that are held but were not extended,
+        because other transactions have locked the jobs' rows.
     """
     rows = await engine.execute("tasks.heartbeat", {**ids_and_tokens(jobs), "lease": length})
     kept = {(job, token): bool(stops) for job, token, stops in rows}

@@ -29,10 +29,10 @@ async def move(
 ) -> int:
     """Move waiting, scheduled and parked jobs to another queue of the same table.
 
-    The jobs keep their ids, times and records. From then on, they count under the limits and groups of the new queue.
-    Leased jobs stay, and so do jobs whose dedup keys are taken in the new queue. A dedup key that is held for a fixed
-    time stays with the queue that the job was put into. The operation does not move jobs that are put after it began,
-    so it ends even if other programs continue to put jobs.
+    The jobs keep their ids, times, attempts and progress. From then on, they count under the limits and groups of the
+    new queue. Leased jobs stay, and so do jobs whose dedup keys are taken in the new queue. A dedup key that is held
+    for a fixed time stays with the queue that the job was put into. The operation does not move jobs that are put after
+    it began, so it ends even if other programs continue to put jobs.
 
     Args:
         engine: The engine.

@@ -53,7 +53,7 @@ class NewRow(NamedTuple):
 
     @classmethod
     def of(cls, place: int, values: Mapping[str, Any], dedup: Dedup | None, behind: Behind | None = None) -> NewRow:
-        """Return a row with the values that a statement of one row would have, but with the payload in base64."""
+        """Return the row for ``values``: the values of a statement of one row, but with the payload in base64."""
         columns = {name: value for name, value in values.items() if value is not None}
         if dedup is not None and dedup.period is None:
             columns["dedup_key"] = dedup.key
@@ -67,7 +67,7 @@ class NewRow(NamedTuple):
 
     @property
     def period(self) -> float | None:
-        """The number of seconds for which the row's key is held; None without a key, or if the job's state decides."""
+        """The seconds for which the row's key is held; None without a key, or if the job's state decides how long."""
         return None if self.dedup is None else self.dedup.period
 
     @property

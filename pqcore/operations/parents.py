@@ -98,7 +98,7 @@ async def await_parents(
 
 
 async def block(s: Session, q_name: str, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Store the parents of jobs that the same transaction has put, scheduled for infinity.
+    """Store the parents of jobs that the same transaction has put; these jobs are scheduled for infinity.
 
     Args:
         s: The session.
@@ -138,7 +138,7 @@ def _epoch(engine: Engine, parent: After) -> float | None:
 
 
 def _is_same(given: float | None, found: float | None) -> bool:
-    """Return whether two times of a put can be of one job; the time tells apart jobs with the same id."""
+    """Return whether two times may be of the same put; jobs that have the same id were put at different times."""
     return given is None or found is None or abs(given - found) < 1e-5
 
 

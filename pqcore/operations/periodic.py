@@ -71,7 +71,7 @@ async def last_tick(engine: Engine, queue: QueueSettings, name: str) -> LastTick
 async def begin(
     engine: Engine, queue: QueueSettings, line: Line, moment: datetime, version: datetime | None = None
 ) -> None:
-    """If a task is new, or its expression or time zone has changed, store a moment: only later ticks are put.
+    """If a task is new, or its expression or time zone has changed, store ``moment``; only later ticks are put.
 
     Args:
         engine: The engine.

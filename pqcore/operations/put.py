@@ -91,7 +91,7 @@ read_id: Callable[[Row], int] = itemgetter(0)
 
 
 def read_identity(row: Row) -> Identity:
-    """Return the id, and the time of the put, of a row that a put returned."""
+    """Return a job's id, and the time of its put, from the row that the put's statement returned."""
     number, put_at, *_ = row
     return number, put_at
 
@@ -258,7 +258,7 @@ async def _put_together(
 
 
 def ids_by_place(pairs: str | None) -> dict[int, int]:
-    """Return the id of each stored row by its place, from text with the place and the id of each row in turn."""
+    """Return the ids of the stored rows, by place; the text has a row's place, its id, the next place, and so on."""
     found = [int(each) for each in (pairs or "").split()]
     return dict(zip(found[::2], found[1::2], strict=True))
 

@@ -231,8 +231,9 @@ async def insert_many(
         NotStored: A trigger dropped rows, or changed the values that distinguish the rows.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    fails = s.caller_owned or not s.in_transaction()  # A caller's transaction has no savepoint.
-    pieces = [f"[{elements[0]}", *elements[1:]]  # Only join(), below, copies the text.
+    # Without a transaction of its own, pqcore cannot roll back: if a row is dropped, the statement itself must fail.
+    fails = s.caller_owned or not s.in_transaction()
+    pieces = [f"[{elements[0]}", *elements[1:]]  # a list, so that only join() copies the text
     pieces[-1] += "]"
     values = {**common, "items": ",".join(pieces), "binary": binary, "number": number, "fails": fails}
     try:

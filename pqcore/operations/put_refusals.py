@@ -51,7 +51,7 @@ async def not_stored(engine: Engine, s: Session, doing: str) -> NotStored:
 
 
 async def refused_rows(engine: Engine, s: Session, error: InvalidData, doing: str) -> NotStored | None:
-    """Return the error for a statement of many rows that failed on purpose; None if it failed for another reason.
+    """Return the error if a put of many rows failed because rows were dropped or changed; otherwise return None.
 
     Args:
         engine: The engine.

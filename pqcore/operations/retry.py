@@ -31,8 +31,8 @@ async def retry(engine: Engine, queue: QueueSettings, job_id: int) -> Retried:
     """Make a dead, done or scheduled job due now.
 
     The job keeps its id. A dead or done job starts again without attempts and failures. The job's follow-ups happen
-    again; only its batch, which has already counted the job, does not count it again. A job that waits for other jobs
-    no longer waits for them. Jobs that are ready, leased or parked are not changed.
+    again, except that its batch does not count the job a second time. A job that waits for other jobs no longer waits
+    for them. Jobs that are ready, leased or parked are not changed.
     """
     try:
         job = await list_jobs.get_full_job(engine, job_id, queue)

@@ -32,8 +32,8 @@ _GRANTS = (
     f"GRANT INSERT ({_PUT}), SELECT ({_FOUND}) ON {{table}} TO {{producer}}",
     "GRANT SELECT, INSERT, UPDATE ON {dedup} TO {producer}",
     _PUT_FUNCTION,
-    # INSERT is granted per column, without the id: with an id of its choice, a producer could take the id that another
-    # program's new batch will get, whose INSERT would then fail.
+    # INSERT is granted per column, and not for the id. A producer that could choose an id could use the next id of the
+    # sequence: then the INSERT of another program's new batch, which draws this id, would fail.
     "REVOKE INSERT ON {batches} FROM {producer}",
     "GRANT INSERT (q_name, total, pending, callback, token), SELECT (id) ON {batches} TO {producer}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON {table}, {slots}, {results}, {batches} TO {consumer}, {admin}",

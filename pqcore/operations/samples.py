@@ -1,9 +1,9 @@
 """Samples of the figures of each queue: workers keep about one sample per minute, for the charts of the last day.
 
-In each minute, one worker of a table reads the figures, and keeps them. It counts waiting jobs with the statement of
-`stats`, which reads only partial indexes, so finished jobs add nothing to the cost. It counts finished jobs among the
-last 10,000, as the web page does. No caller waits for this reading. If a reading takes long, as with millions of
-waiting jobs, more time passes before the next sample.
+In each minute, one worker of a table reads the figures, and keeps them. The worker counts waiting jobs with the
+statement of `stats`, which reads only partial indexes, so finished jobs add nothing to the cost. The worker counts
+finished jobs only among the latest 10,000 of the table and of the archive, as the web page does. No caller waits for
+this reading. If a reading takes long, as with millions of waiting jobs, more time passes before the next sample.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ async def remove_schedule(engine: Engine, queue: QueueSettings, name: str, conne
 
 
 async def pause_schedule(engine: Engine, queue: QueueSettings, name: str, connection: object = None) -> None:
-    """Have workers put no job for the ticks of a schedule.
+    """Stop workers from putting jobs for the ticks of a schedule.
 
     Raises:
         ScheduleNotFound: The queue has no schedule of this name.
@@ -179,7 +179,7 @@ async def pause_schedule(engine: Engine, queue: QueueSettings, name: str, connec
 
 
 async def resume_schedule(engine: Engine, queue: QueueSettings, name: str, connection: object = None) -> None:
-    """Have workers put jobs for the ticks of a schedule again, from now on.
+    """Let workers put jobs for the ticks of a paused schedule again, from now on.
 
     Raises:
         ScheduleNotFound: The queue has no schedule of this name.

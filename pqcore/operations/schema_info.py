@@ -154,7 +154,7 @@ async def read_pq_table(engine: Engine) -> PQTable:
 
 
 class _Recorder:
-    """A session that runs reading statements, and records changing statements instead of running them."""
+    """A session that runs statements that only read, and records all other statements instead of running them."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -175,7 +175,7 @@ class _Recorder:
 
     async def commit(self) -> None:
         if self.statements[-2:-1] == ["BEGIN"] and self.statements[-1].startswith("SET LOCAL"):
-            del self.statements[-2:]  # the transaction ran only reading statements, which are not recorded
+            del self.statements[-2:]  # the transaction only read, and reads are not recorded
         else:
             self.statements.append("COMMIT")
 

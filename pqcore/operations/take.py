@@ -338,7 +338,7 @@ async def _take_lease_once(
 
 
 async def restore(engine: Engine, queue: QueueSettings, rows: Sequence[Row]) -> None:
-    """Put back rows that a `get` took, because its caller was cancelled."""
+    """Put back the rows that a `get` took for a caller that was cancelled."""
 
     async def work(s: Session) -> None:
         query = s.sql.restore[queue.retention]

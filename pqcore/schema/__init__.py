@@ -152,8 +152,8 @@ async def create(
 ) -> int | None:
     """Make the table, or migrate it to the latest version; do nothing if it is up to date.
 
-    Inside a caller's transaction, the migration is a part of it, and indexes of a table with rows are built while the
-    table is locked.
+    If the caller has opened a transaction, all statements run in this transaction. Then the indexes of a table with
+    rows are built while the table is locked.
 
     Args:
         session: The session.
@@ -206,7 +206,7 @@ async def create(
 async def _migrate(
     session: Session, names: TableName, sleep: Callable[[float], Awaitable[None]], partitions: Partitions
 ) -> None:
-    """Make or migrate the table outside a caller's transaction; a lock keeps other sessions from doing so meanwhile."""
+    """Make or migrate the table outside a caller's transaction; a lock makes other migrations wait."""
 
     async def has_rows() -> bool:
         [[found]] = await session.execute(plain("has_rows", f"SELECT EXISTS (SELECT FROM {names})"))

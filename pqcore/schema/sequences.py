@@ -1,7 +1,8 @@
 """The sequences from which ids are drawn, compared with the existing ids.
 
 Logical replication, and a restore of rows alone, do not copy a sequence's value; ``TRUNCATE`` with
-``RESTART IDENTITY`` resets the value. After each of these, the sequence gives ids again that other jobs have or had.
+``RESTART IDENTITY`` resets the value. After any of these operations, the sequence gives ids that other jobs have or
+had.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ _STATE = """
     SELECT number, number / period AS rate FROM {rules}
     WHERE q_name = :q_name::text AND kind = 'rate' AND name = wanted.key LIMIT 1
   ) AS rated ON true"""
-# The jobs that were admitted under a key and still run. The query looks up each by primary key, where a job has few row
-# versions.
+# The jobs that were admitted under a key and still run. The query looks up each job in the primary key's index, which
+# has entries for few versions of a job's row.
 _ALIVE = """
     SELECT array_agg(job.id) AS ids FROM unnest(state.running) AS admitted (id)
     CROSS JOIN LATERAL (
@@ -81,7 +81,7 @@ _ALIVE = """
 # Jobs that the same statement ends: the statement's snapshot still shows their rows, so they are excluded here.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
 # A statement that ends jobs may lease `times` jobs for each place that its worker has under a key. One of these jobs
-# runs, and the others wait in the worker. The jobs that the worker leased so (`own`) are not counted one by one.
+# runs, and the others wait in the worker. So the jobs that the worker leased ahead (`own`) do not take a place each.
 _FREE = "coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0)"
 _OWN = """
   CROSS JOIN LATERAL (
@@ -246,10 +246,11 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
 
     Each key in ``needs`` has a number, ``times``. If ``times`` is above 1, the statement leases this number of jobs for
     each place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this
-    worker leased in this way before. A row with ``place`` -7 says, for each such key, in JSON, how many of the earlier
-    and the new jobs together may run concurrently. Other takes count a place for each of these jobs. So while these
-    jobs exceed the limit, other consumers get no place, and the number in the row stays right. If the key has a rate,
-    the statement leases one job for each place. Only one lane may have a key with ``times`` above 1.
+    worker leased in this way before. A row with ``place`` -7 has, in JSON, a number for each such key: how many of the
+    worker's earlier and new jobs under the key may run concurrently. Takes of other consumers count a place for each of
+    these jobs. So while there are more of these jobs than the limit has places, other consumers get no place, and the
+    number in the row stays right. If the key has a rate, the statement leases one job for each place. Only one lane may
+    have a key with ``times`` above 1.
 
     Args:
         n: The largest number of rows to lease.

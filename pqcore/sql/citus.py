@@ -1,8 +1,8 @@
 """The dialect for Citus: tables are distributed by the queue's name, so that one node has all rows of a queue.
 
 Citus sends most statements about one queue to that node unchanged. The dialect rewrites the statements that Citus
-cannot send: those with a function that is not immutable in RETURNING or in an assigned COALESCE, and an UPDATE whose
-CTEs contain a UNION.
+refuses. Citus refuses functions that are not immutable in RETURNING and in an assigned COALESCE; it also refuses an
+UPDATE whose CTEs contain a UNION.
 """
 
 from __future__ import annotations

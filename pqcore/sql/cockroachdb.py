@@ -2,10 +2,10 @@
 
 The statements were checked against CockroachDB's documentation, and run on PostgreSQL, but not on CockroachDB itself.
 
-CockroachDB accepts PostgreSQL's statements except for features that it lacks. These are notifications, advisory locks
-before version 26, DISCARD PLANS, the state of a standby, vacuum settings of a table, and triggers with transition
-tables. Use READ COMMITTED: at CockroachDB's default, SERIALIZABLE, a statement that conflicts with another
-transaction fails with `pqcore.errors.TransientError`.
+CockroachDB accepts PostgreSQL's statements except for features that it lacks. The missing features are
+notifications, advisory locks before version 26, DISCARD PLANS, the state of a standby, vacuum settings of a table, and
+triggers with transition tables. Use READ COMMITTED: at CockroachDB's default, SERIALIZABLE, a statement that conflicts
+with another transaction fails with `pqcore.errors.TransientError`.
 """
 
 from __future__ import annotations

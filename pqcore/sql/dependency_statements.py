@@ -112,7 +112,7 @@ SELECT {IDENTITY} FROM put"""
 
     @composed()
     def block(self) -> str:
-        """Store the parents of jobs that the same transaction has put, scheduled for infinity.
+        """Store the parents of jobs that the same transaction has put; these jobs are scheduled for infinity.
 
         See `put_blocked`. Only this transaction sees these jobs, so no other session releases or ends them meanwhile.
         """

@@ -57,7 +57,7 @@ class EncodingStatements(StatementSet):
         """Count the data in a slice of ids, by queue, state, serializer and key. This statement only reads.
 
         The ids of keys are read from the marks before the bytes, so no key is needed. The last column counts all rows,
-        also rows without data: its sum is the number of rows in the slice.
+        even rows without data, so its sum is the number of rows in the slice.
         """
         return (
             f"SELECT max({_key(place)}), q_name, {_state(place)} AS state, serializer, {_MARKS} AS marks,"
@@ -144,8 +144,8 @@ WHERE {_key(place)} = ANY (ARRAY(SELECT {_key(place)} FROM free)) AND {OF_QUEUE}
     def write_call(self, place: str) -> str:
         """Store a re-encoded call of a batch or schedule, like `write`.
 
-        Locked rows are skipped (SKIP LOCKED): a batch while it counts the end of a job, a schedule while a worker puts
-        its tick.
+        Locked rows are skipped (SKIP LOCKED). The row of a batch is locked while the batch counts the end of a job; the
+        row of a schedule is locked while a worker puts the job of its tick.
         """
         if place == "batches":
             key, given, column, more = "id", ":id::bigint", "callback", ""

@@ -220,10 +220,11 @@ def fetch_template(pick: Pick, finish: Finish, n: int, *, most: bool = False) ->
 
 
 def plain_template(n: int) -> str:
-    """Return the query of the first ``n`` due jobs which need no admission, without locking them.
+    """Return the query of the first ``n`` due jobs that need no admission; the query locks no row.
 
     With the parameter ``out_within``, the query leaves out hidden jobs that came out more than this number of seconds
-    ago. If it is NULL, the query steps over the index entries of all ended leases that VACUUM has not removed yet.
+    ago. If the parameter is NULL, the query also steps over the index entries of all ended leases that VACUUM has not
+    removed yet.
     """
     columns = "id, expected_at, schedule_at, enqueued_at"
     since = "coalesce(statement_timestamp() - :out_within::float8 * interval '1 second', '-infinity')"

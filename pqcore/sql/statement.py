@@ -19,8 +19,8 @@ RETENTIONS: tuple[Retention, ...] = ("keep", "delete", "archive")
 
 _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _TO_PRIMARY = "/*NO LOAD BALANCE*/ "
-"""A comment that makes a load balancer (Pgpool-II) send a reading statement to the primary, because a standby may lag
-behind."""
+"""A comment for a load balancer (Pgpool-II): it sends the statement to the primary even if the statement only reads,
+because a standby may lag behind."""
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
 _ARRAY = re.compile(r"(?<![:\w]):([a-z_]+)::(bigint|int|bool)\[\]")
 
@@ -51,7 +51,7 @@ class Query:
 
     @cached_property
     def encoded(self) -> bytes:
-        """Return `sql` in UTF-8, for drivers that take bytes: always the same object, as they cache by identity."""
+        """Return `sql` in UTF-8, for drivers that take bytes; it is one object, because drivers cache by identity."""
         return self.sql.encode()
 
     def prepare(self, name: str) -> str:
@@ -120,7 +120,7 @@ def writes(sql: str) -> bool:
 
 
 def of_primary(sql: str) -> str:
-    """Return a reading statement in a form that a load balancer sends to the primary, like a writing statement."""
+    """Return the statement in a form that a load balancer sends to the primary, even if the statement only reads."""
     return sql if writes(sql) else f"{_TO_PRIMARY}{sql}"
 
 

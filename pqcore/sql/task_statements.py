@@ -97,7 +97,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def put_off(self) -> str:
-        """Give up a lease as `snooze` does; store in the row the cause, and the time since which it has lasted.
+        """Give up a lease as `snooze` does; store in the row why, and since when, the job has been postponed.
 
         If the job was postponed for the same cause for longer than the given patience, the row is not changed.
         """
