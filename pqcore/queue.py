@@ -609,7 +609,7 @@ class Queue(TaskQueueMixin):
         return run_sync(operations.rules.list_rules(self.engine, self))
 
     def limits(self) -> list[LimitUsage]:
-        """Return the limits and groups in use: their numbers, and how many jobs run and wait under each.
+        """Return the limits and groups in use: how many jobs each allows, and how many run and wait under it.
 
         The call counts all waiting jobs, so it takes as long as `stats`.
         """

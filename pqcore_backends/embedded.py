@@ -55,7 +55,7 @@ _SETTINGS = {
 
 @final
 class EmbeddedServer:
-    """A PostgreSQL server with the default durability, which ends with this process at the latest.
+    """A PostgreSQL server that ends with this process at the latest; its settings for durability are the defaults.
 
     Use it as a context manager, or call `start` and `stop`. A forked child may connect to the server, but does not own
     the server, and `stop` does nothing in the child.

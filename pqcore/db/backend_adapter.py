@@ -218,7 +218,7 @@ class BackendAdapter:
                 session.break_off_idle()
 
     def for_listening(self, session: Session) -> Session:
-        """Use a session for LISTEN: the watchdog checks it even if other sessions have no limit."""
+        """Use a session for LISTEN: the watchdog checks this session even if other sessions have no limit."""
         session.listens = True
         watchdog.watch(self)
         return session

@@ -159,8 +159,8 @@ class Engine(Grouping):
     def clone_for_worker(self, max_connections: int, limit: float) -> Engine:
         """Return an engine for the same table and server, over the same backend.
 
-        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. A caller's pool is
-        shared, and so is the only connection to a server whose clients share one session. The clone closes neither.
+        The clone has its own connections if this engine was given a DSN or a `ConnectionProvider`. Both engines use a
+        caller's pool, or the only connection to a server whose clients share one session; the clone closes neither.
 
         Args:
             max_connections: The largest number of the clone's own connections.

@@ -4,9 +4,9 @@ A notification is a hint. Every wait is bounded, and after each wait the waiter 
 notification costs time and no job. If the listening connection is lost, all waiters wake, and the next wait opens
 another connection.
 
-A put notifies only if somebody waits. A waiter registers its channel: LISTEN, and a shared advisory lock of the
-listening session, which a put's trigger checks. Then the waiter looks again, and waits. A put that commits after that
-look notifies the waiter if its INSERT saw the lock:
+A put notifies only if somebody waits. A waiter has its channel registered: the listening session runs LISTEN, and
+takes a shared advisory lock, which the trigger of a put checks. Then the waiter looks again, and waits. A put that
+commits after that look notifies the waiter if the trigger saw the lock:
 
 * if the INSERT ran while the lock was held, the put notifies the waiter, whenever its transaction commits;
 * if the INSERT ran earlier, and its transaction commits after the look, the put does not notify the waiter. A put that

@@ -68,7 +68,7 @@ class Sessions:
                 self.places.add(ref(place, self.places.discard))
                 if len(self.places) <= size:
                     return place
-                # Another thread took the last place, or both threads did, and both try again.
+                # Several threads added tokens concurrently, so there are too many: each of these threads tries again.
                 self.places.discard(ref(place))
             except BaseException:  # a traceback may keep the token
                 self.places.discard(ref(place))

@@ -25,7 +25,7 @@ class Waiters(Channels):
         self._runtime = runtime
         self._lock = Lock()  # protects the attributes below
         self._waiters: dict[str, set[Event]] = {}
-        # channels that are not registered, each with the time of the last `snapshot` of it
+        # The unregistered channels, each with the time of its last `snapshot`.
         self._paused: dict[str, float] = {}
         # The channels of `_paused` that were woken after their last `snapshot`.
         self._woken: set[str] = set()

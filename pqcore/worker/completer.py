@@ -1,4 +1,4 @@
-"""The completer stores the outcomes of jobs: each statement stores all outcomes that came during the previous one."""
+"""The completer stores outcomes of jobs: a statement stores the outcomes that came during the previous statement."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class Completer:
                 self._queue_state.outcomes.append(outcome)
 
     def _refused(self, outcome: Outcome, error: PQError) -> PQError | None:
-        """Store an outcome later that the server refused now; return the error if the server is at fault."""
+        """Keep an outcome that the server refused, to store it later; return the error if the server is at fault."""
         queue_state, job = self._queue_state, outcome.job
         active = queue_state.active_jobs.get((job.id, job.token))
         if active is None:
@@ -324,7 +324,7 @@ class Completer:
         return server_error
 
     def _maybe_stored(self, lost: Sequence[Outcome]) -> list[tuple[Outcome, bool]]:
-        """Return the outcomes that an earlier try may have stored, each with whether its lease has time left."""
+        """Return the outcomes that an earlier try may have stored, and for each whether its lease has time left."""
         queue_state, now = self._queue_state, time.monotonic()
         found = []
         for outcome in lost:

@@ -193,5 +193,5 @@ class Processes:
 
 
 def default_processes() -> int:
-    """Return the number of processes by default: one per core."""
+    """Return the default number of processes: one per core."""
     return os.cpu_count() or 1

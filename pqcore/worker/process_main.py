@@ -70,7 +70,7 @@ class _Context(JobContext):
     """The context of a job in a process; the worker stops the job by killing the process."""
 
     def __init__(self, queue: QueueSettings, job: BaseJob, pipe: Connection) -> None:
-        super().__init__(queue, job, leaves=lambda _: False)  # any exception of the function is its failure
+        super().__init__(queue, job, leaves=lambda _: False)  # any exception of the function is a failure of the job
         self._pipe = pipe
 
     def progress(self, value: Any) -> None:

@@ -31,9 +31,9 @@ DECAY = 0.8
 class SerializerThreads:
     """Decodes and encodes in threads.
 
-    Serializers that wait, for a key service for example, work in one thread per job. Serializers that compute work one
-    after the other, because many computing threads would keep the event loop's thread from getting the GIL. A
-    serializer counts as computing until its calls are known to take little CPU time.
+    Serializers that wait, for a key service for example, work in one thread per job. Serializers that compute take
+    turns, because many computing threads would keep the event loop's thread from getting the GIL. A serializer counts
+    as computing until its calls are known to take little CPU time.
 
     Args:
         worker_state: The state that the worker's parts share.

@@ -239,9 +239,9 @@ class ParentPipe:
                 self._on_stop(self._level)
 
     def attach(self, on_stop: Callable[[int], None]) -> None:
-        """Have a function called, from any thread, with 1 to stop gracefully and with 2 to stop immediately.
+        """Set the function to call, in any thread, with 1 for a graceful stop and with 2 for an immediate stop.
 
-        If a command has arrived already, the function is called for it.
+        If a command to stop has already arrived, call the function now.
         """
         self._on_stop = on_stop
         if self._level:
