@@ -53,7 +53,7 @@ class Membership:
         return None if batch is None else cls(batch, headers.get("batch_token", ""))
 
     def mark(self, call: StoredPut) -> StoredPut:
-        """Return the call with headers that make its job a job of the batch.
+        """Return the call with headers that name the batch, so that the batch counts the call's job.
 
         The later calls of a chain get these headers, too: the batch counts the last job of the chain, or the job that
         fails.

@@ -1,10 +1,10 @@
 """Setting aside the jobs of paused tasks: they wait on lanes that are closed while the task is paused.
 
 Only the data of a job names its task, and no index covers the data. So a take finds jobs of a paused task among the
-jobs that it leases. The take parks each of these jobs on a lane with one more key, ``task:`` and the path. It also
-parks further jobs of the task at the head of the queue, up to `pqcore.sql.rule_statements.SET_ASIDE` in a statement. A
-paused key has no free place, so takes look at none of the jobs on such a lane, however many there are. After the task
-is resumed, the key has places for all jobs, and takes admit them like jobs of other lanes.
+jobs that it leases. The take parks each of these jobs on a lane with one more key, ``task:`` and the path. The
+take also parks further jobs of the task at the head of the queue, up to `pqcore.sql.rule_statements.SET_ASIDE` in a
+statement. A paused key has no free place, so takes look at none of the jobs on such a lane, however many there are.
+After the task is resumed, the key has places for all jobs, and takes admit them like jobs of other lanes.
 """
 
 from __future__ import annotations

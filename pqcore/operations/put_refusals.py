@@ -7,7 +7,7 @@ from pqcore.db.session import Session
 from pqcore.errors import DatabaseError, InvalidData, NotStored
 
 # The query finds triggers that run before an insert, for each row: in tgtype, bit 1 means ROW, 2 means BEFORE, and 4
-# means INSERT. It also finds rules for INSERT, whose ev_type is 3.
+# means INSERT. The query also finds rules for INSERT, whose ev_type is 3.
 _CAUSES = """
 SELECT pg_is_in_recovery(), row_security_active(:table_name::text), current_user::text,
   coalesce((SELECT string_agg(tgname::text, ', ' ORDER BY tgname) FROM pg_trigger

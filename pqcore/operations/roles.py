@@ -100,8 +100,8 @@ def roles_of(names: TableName, prefix: str | None = None) -> Roles:
 async def statements(engine: Engine, s: Session, prefix: str | None = None) -> list[str]:
     """Return the statements that make missing roles and grant the privileges; they may be run again.
 
-    The roles cannot log in. A statement such as ``GRANT queue_producer TO shop`` gives an application's role their
-    privileges. Only the owner of the tables can change the schema.
+    The roles cannot log in. A statement such as ``GRANT queue_producer TO shop`` gives an application's role the
+    privileges of one of these roles. Only the owner of the tables can change the schema.
 
     Args:
         engine: The engine.

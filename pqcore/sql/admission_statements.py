@@ -303,9 +303,9 @@ class AdmissionStatements(StatementSet):
         This statement only reads.
 
         New jobs are the jobs with the highest ids above a bound. The statement finds the other lanes by stepping from
-        lane to lane through the index, which costs the same for any number of jobs. In this way it also finds jobs that
-        older code parked. A row with the number -1 means that a job without a lane, which needs one, became due
-        lately (see `find_unadopted`).
+        lane to lane through the index, which costs the same for any number of jobs. In this way, the statement also
+        finds jobs that older code parked. A row with the number -1 means that a job without a lane,
+        which needs one, became due lately (see `find_unadopted`).
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""
@@ -346,8 +346,8 @@ UNION ALL SELECT '{UNNAMED}', NULL, -1 WHERE EXISTS (
         Locked rows are skipped (SKIP LOCKED).
 
         The statement looks at the first jobs of the two usual classes, because a take has just found such a job there.
-        It also looks at the jobs that came due last: these jobs were scheduled, and may be behind many jobs without a
-        lane.
+        The statement also looks at the jobs that came due last: these jobs were scheduled, and may be behind many jobs
+        without a lane.
         """
         heads = " UNION ALL ".join(
             f"(SELECT id FROM (SELECT * FROM (SELECT id, headers FROM {{table}} WHERE {condition} ORDER BY {order}"

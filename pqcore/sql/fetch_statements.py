@@ -10,8 +10,8 @@ statement finds a row by reading a bounded number of pages:
     Rows with ``expected_at`` that were never scheduled, and so are always due, ordered by ``expected_at``.
 ``hidden``
     Leased rows, and rows that are both scheduled *and* expected, ordered by the time when they come out: when the lease
-    ends, or the job becomes due. One probe shows whether any row has come out. Usually no row has, and a fetch reads
-    only the two other classes; otherwise it uses the slower ``merged`` pick.
+    ends, or the job becomes due. One probe shows whether any row has come out. Usually no row has come
+    out, and a fetch reads only the two other classes; otherwise the fetch uses the slower ``merged`` pick.
 
 A row with ``expected_at`` comes before a row without it, so ``urgent`` comes before ``ready``. A finished row is in
 none of the three classes.

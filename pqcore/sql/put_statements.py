@@ -25,7 +25,7 @@ CONFLICT = "ON CONFLICT (q_name, dedup_key) WHERE dedup_key IS NOT NULL AND dequ
 HOLDER = "q_name = :q_name::text AND dedup_key = :dedup_key::text AND dequeued_at IS NULL"
 IS_WAITING = "dequeued_at IS NULL AND (leased_until IS NULL OR parked_on IS NOT NULL)"
 # The assignments that replace a waiting job: the job gets all values of a new job, except its id and its place in the
-# order. It has no failures, and only the limits that the put names.
+# order. The job then has no failures, and only the limits that the put names.
 REPLACED = (
     "data = :data::text::json, payload = :payload::bytea, serializer = :serializer::text,"
     f" schedule_at = coalesce(:schedule_at::timestamptz, {_IN.format(_NOW, 'schedule_in')}),"

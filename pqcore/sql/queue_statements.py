@@ -136,7 +136,7 @@ def _put_many(stored: str, items: str) -> str:
 
 def _put_group(stored: str, items: str, headers: str = "") -> str:
     # `place` is the number of a row in the group, from 0. The time of the put carries this number as microseconds. It
-    # is computed back from the time in the stored row, so it is right even if triggers change ids or drop rows.
+    # is computed back from the time in the stored row, so `place` is right even if triggers change ids or drop rows.
     return (
         f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}{', headers' if headers else ''})"
         f" SELECT :q_name::text, {stored}, :serializer::text,"
@@ -432,8 +432,8 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     def clear(self) -> str:
         """Delete all jobs, and return the headers of jobs that belong to a batch.
 
-        The statement waits for rows that other sessions have locked. It also records, for the jobs that wait for a
-        deleted job, that their parent was deleted; otherwise the trigger would record that the parent is done.
+        The statement waits for rows that other sessions have locked. If a job waits for a deleted job, the
+        statement also records that the parent was deleted; otherwise the trigger would record that the parent is done.
         """
         return f"""
 WITH gone AS (
