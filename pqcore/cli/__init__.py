@@ -1,7 +1,7 @@
 """The command line, ``pqcore``; see docs/command-line.md.
 
-A command is in a module of its group, which `pqcore.cli.app` lists; common parts are in `pqcore.cli.options` and
-`pqcore.cli.output`.
+Each group of commands has a module, and `pqcore.cli.app` lists these modules. `pqcore.cli.options` and
+`pqcore.cli.output` have what several groups use.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def resolved(dsn: str) -> str:
     """Return the DSN for the driver, and make error messages leave out the DSN that ``--dsn`` gave."""
     if dsn != DEFAULT_DSN:
         remember(click.get_current_context(), dsn)
-    elif service := os.environ.get("PGSERVICE"):  # libpq reads this variable; asyncpg reads a service only in a DSN
+    elif service := os.environ.get("PGSERVICE"):  # libpq reads PGSERVICE; asyncpg reads a service only in a DSN
         return with_options(DEFAULT_DSN, service=service)
     else:
         remember_none(click.get_current_context())

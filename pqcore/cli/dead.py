@@ -128,7 +128,7 @@ def _chosen(
     """Return the queues that the command concerns, each with the ids of its dead letters; None for all dead letters.
 
     Raises:
-        click.UsageError: Neither ids nor "all" are given, or both, or "all" without a queue.
+        click.UsageError: The command got neither ids nor "all", or both of them, or "all" without a queue.
         JobNotFound: No job has one of the ids.
     """
     if bool(ids) == everything:

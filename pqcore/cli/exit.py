@@ -37,7 +37,7 @@ def leave(code: int) -> int:
 
 
 def _lingering() -> list[str]:
-    """Return the names of threads that do not end soon."""
+    """Return the names of the threads that do not end within `LINGER` seconds."""
     deadline = time.monotonic() + LINGER
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]
     others = [each for each in others if not each.daemon or each.name.startswith("pqcore-job")]

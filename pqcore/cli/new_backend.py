@@ -137,7 +137,7 @@ line-length = 120
 
 
 def _set(text: str, name: str, value: str) -> str:
-    """Return a text in which a name is set to another value."""
+    """Return source text after replacing the value that it assigns to a name."""
     return re.sub(rf"(?m)^{name} = .*$", lambda _: f"{name} = {value}", text)
 
 
@@ -151,7 +151,7 @@ def _readme(name: str, package: str, driver: str, faces: Sequence[Face]) -> str:
 
 
 def _distributions(driver: str) -> list[str]:
-    """Return what pip must install: a guess for a driver that is missing, and nothing for the standard library."""
+    """Return the distributions that pip must install; guess the name for a driver that is not installed."""
     if driver in sys.stdlib_module_names:
         return ["pqcore"]
     known = importlib.metadata.packages_distributions().get(driver) or [driver.replace("_", "-")]

@@ -85,7 +85,7 @@ def json_text(stored: str) -> str:
         return stored
     try:
         return json.dumps(json.loads(stored), ensure_ascii=False)
-    except (ValueError, RecursionError):  # another serializer may store text, too
+    except (ValueError, RecursionError):  # a serializer other than JSON may store text that is not JSON
         return stored
 
 

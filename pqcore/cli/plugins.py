@@ -222,7 +222,7 @@ def conformance(
     with tempfile.TemporaryDirectory(prefix="pqcore-conformance-") as folder:
         path = report or str(Path(folder) / "report")
         command = [sys.executable, "-m", "pytest", "--pyargs", "pqcore.testing.suite"]
-        # The suite runs unchanged: without what a project's own settings add to the command line.
+        # A project's own `addopts` could deselect tests, so `--override-ini` clears them.
         command += ["--override-ini", "addopts=", f"--pqcore-backend={backend}", f"--pqcore-report={path}", *arguments]
         done = subprocess.run(  # noqa: S603 - this interpreter
             command, env=variables, stdout=sys.stderr if as_json else None, check=False

@@ -143,7 +143,7 @@ def put(
 
 
 def _on_a_line(raw: str) -> str:
-    """Return JSON text on one line, with characters that cannot be shown as JSON escapes; the value is the same."""
+    """Return JSON text on one line; write the characters that stdout cannot show as JSON escapes."""
     missing = unencodable(raw)
     return "".join(
         " "
@@ -207,7 +207,7 @@ _n_option = click.option(
 @json_option
 @with_database
 def get(database: Database, queue: str, n: int, wait: float, retention: str, as_json: bool) -> None:
-    """Take due jobs, and write their data.
+    """Take due jobs, and write their data to stdout.
 
     The jobs are completed after their data has been written.
     """
@@ -364,7 +364,7 @@ def move(
     settings = database.queue(queue)
     if to_archive:
         if target is not None or job_ids or everything or limit is not None:
-            raise click.UsageError("--to-archive moves finished rows: give no IDs, and only --older-than")
+            raise click.UsageError("--to-archive moves finished rows: leave out IDs, --to, --all and --limit")
         number = database.call(archive_jobs, settings, older_than or 0)
         _moved({"queue": queue, "archived": number}, f"archived {number}", as_json=as_json)
         return

@@ -1,6 +1,6 @@
 """The commands ``pqcore pause``, ``resume``, ``limit``, ``rate``, ``weight``, ``rules`` and ``limits``.
 
-The commands set and show rules, also while workers run.
+The commands set and show rules. Workers may run meanwhile.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _set(
 
 
 def _number(kind: type[int | float]) -> Callable[..., Any]:
-    """Return the callback of an argument that is a number, or `NONE`."""
+    """Return a callback that reads an argument, which is either a number or `NONE`."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str) -> float | None:
         if text == NONE:
@@ -120,7 +120,7 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
     """Set how many jobs under a limit run concurrently.
 
-    NAME is the limit. N overrides the numbers that puts give.
+    NAME is the limit. N overrides the numbers that producers give when they put jobs.
     """
     _set(database, operations.set_limit, "limit", queue, name, places, as_json=as_json)
 
@@ -148,7 +148,7 @@ def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) ->
 def weight(database: Database, share: str, weight: float | None, queue: str, as_json: bool) -> None:
     """Set the weight of a share of a queue.
 
-    With 3, SHARE gets three times as many jobs as a share of weight 1.
+    A share of weight 3 gets three times as many jobs as a share of weight 1.
     """
     _set(database, operations.set_weight, "weight", queue, share, weight, as_json=as_json)
 

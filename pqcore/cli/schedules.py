@@ -22,7 +22,7 @@ def schedule() -> None:
 
 
 def _facts(one: Schedule) -> dict[str, Any]:
-    """Return a schedule for programs."""
+    """Return the fields of a schedule, for the JSON output."""
     return {**vars(one), "args": None if one.args is None else list(one.args), "paused": one.paused}
 
 
@@ -69,7 +69,7 @@ def _arguments(ctx: click.Context, param: click.Parameter, text: str) -> Any:
     type=click.Choice(["latest", "all", "skip"]),
     default="latest",
     show_default=True,
-    help="Which of the ticks that workers missed still put their jobs: the latest, all, or none (skip).",
+    help="Which ticks still put a job if no worker ran when they were due: the latest, all, or none (skip).",
 )
 @click.option("--priority", metavar="N", type=int, default=0, help="The priority of the jobs.")
 @json_option

@@ -151,7 +151,7 @@ def session_module(face: Face) -> str:
 
 
 def _about_session(contract: ast.Module, face: Face) -> str:
-    """Return the contract's text about all sessions and, for an asynchronous driver, about its sessions."""
+    """Return what the contract says about all sessions and, for an asynchronous driver, about asynchronous ones."""
     said = {
         node.name: (ast.get_docstring(node) or "").split("\n\n")
         for node in contract.body
@@ -162,7 +162,7 @@ def _about_session(contract: ast.Module, face: Face) -> str:
 
 
 def _members(face: Face, contract: ast.Module, protocol: str, name: str) -> Iterator[str]:
-    """Return the source of a class's methods: the methods of the contract that are not optional."""
+    """Yield the source of a class's constructor, and of the methods of the contract that are not optional."""
     yield _INIT[name]
     awaited = {node.name for node in _functions(contract, f"Async{protocol}") if isinstance(node, ast.AsyncFunctionDef)}
     for node in _functions(contract, protocol):

@@ -31,7 +31,7 @@ _COLUMNS = ("queue", ">ready", ">scheduled", ">leased", ">parked", ">dead", ">ol
 
 
 def _collect(database: Database, queue: str | None) -> dict[str, dict[str, Any]]:
-    """Return the numbers of each queue that has waiting jobs or dead letters, by name."""
+    """Return the counts of jobs of each queue that has waiting jobs or dead letters, by the queue's name."""
     settings = None if queue is None else database.queue(queue)
     found = database.call(admin.count_queues, settings)
     return {name: json_views.figures(name, each) for name, each in found.items()}
@@ -159,7 +159,7 @@ def top(database: Database, queue: str | None, interval: float, once: bool, as_j
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[float], bool]]:
-    """Handle SIGINT and SIGTERM; yield a function that waits for some seconds, and returns whether one has come.
+    """Handle SIGINT and SIGTERM; yield a function that waits for a signal, and returns whether one came in time.
 
     The handler writes to a socket. A `threading.Event` would need a lock, which may be held when the handler runs.
     """

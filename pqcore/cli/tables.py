@@ -191,7 +191,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
     if as_sql and check:
         raise click.UsageError("give --sql or --check, not both")
     if check and set_sequences:
-        raise click.UsageError("--check cannot go with --set-sequences: pqcore doctor checks sequences")
+        raise click.UsageError("give --check or --set-sequences, not both; pqcore doctor checks sequences")
     table = database.table
     found = database.call(schema_info.version)
     if check:

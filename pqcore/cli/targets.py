@@ -19,7 +19,7 @@ from pqcore.tasks.registry import TaskDeclarations
 
 
 def look_here() -> None:
-    """Make modules in the current directory importable, before others, however the interpreter was started."""
+    """Put the current directory first in ``sys.path``, as ``python -m`` does, unless ``sys.path`` has it already."""
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - a string is wanted
         sys.path.insert(0, here)
 
@@ -85,7 +85,7 @@ def _find(target: str) -> Any:
         return found()
     except (Exception, SystemExit) as exc:
         if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
-            # the call itself raised this
+            # the call raised this, not the body of the function
             raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
         raise UsageError(f"{target} failed: {_told(exc)}") from exc
 
@@ -106,7 +106,7 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(
             f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
         )
-    if not module.strip(".") or module.startswith("."):  # importlib would take it for a relative name
+    if not module.strip(".") or module.startswith("."):  # importlib would take such a name for a relative one
         raise UsageError(f"{where}: {module!r} is not the name of a module")
     try:
         return importlib.import_module(module)

@@ -165,7 +165,7 @@ def log_to_stderr(level: str) -> None:
     metavar="HOST:PORT",
     help="Answer health checks over HTTP: /live while the event loop runs, /ready while the database answers.",
 )
-@click.option("--log-jobs", is_flag=True, help="Log one line for each attempt to run a job, at any --log-level.")
+@click.option("--log-jobs", is_flag=True, help="Log one line for each attempt to run a job, whatever --log-level says.")
 @modules_option
 @click.option(
     "--plugin",
@@ -219,7 +219,8 @@ def worker(
     if supervised is not None:
         from pqcore.worker.supervisor import ParentPipe
 
-        parent_pipe = ParentPipe(supervised)  # made first, because later steps import users' modules
+        # Made before users' modules are imported, so that the supervisor can stop this process during the imports.
+        parent_pipe = ParentPipe(supervised)
     from pqcore.cli.targets import load_queues, look_here
     from pqcore.worker import Worker
 
@@ -252,8 +253,8 @@ def run_worker(
 def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], worker: Worker) -> None:
     """Run a loop until a worker has ended, even if code in the loop raises an exception that ends event loops.
 
-    Signals raise nothing while the worker runs. So a SystemExit or KeyboardInterrupt that leaves the loop comes from a
-    task or callback that a job started; asyncio has already reported the exception to the task's waiter.
+    While the worker runs, signals raise no exception. So a SystemExit or KeyboardInterrupt that leaves the loop comes
+    from a task or callback that a job started. The code that awaits this task gets the exception, too.
     """
     while True:
         try:

@@ -21,7 +21,7 @@ class LiveBoard(PlainBoard):
     def __init__(self, tally: Tally, *, painted: bool = False) -> None:
         super().__init__(tally)
         self._console = Console()
-        # A second console records the printed lines, and the table once instead of each of its frames.
+        # A second console records the printed lines. It records the table only once, not each time that it changes.
         self._canvas = Console(record=True, file=io.StringIO(), width=96) if painted else None
         self._caught = False
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=8)
@@ -34,7 +34,7 @@ class LiveBoard(PlainBoard):
         self._print(text, style="red" if text.startswith("killed") else "")
 
     def refresh(self) -> None:
-        """Record the table for the picture when half of the jobs are done; rich draws the terminal by its own clock."""
+        """Record the table for the picture when half of the jobs are done; rich itself refreshes the terminal."""
         if self._canvas is not None and not self._caught and self.tally.done.total() * 2 >= self.tally.jobs:
             self._caught = True
             self._canvas.print(self._draw())

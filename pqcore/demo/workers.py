@@ -57,7 +57,7 @@ def work(task: Task, pipe: Connection[Message, Order]) -> None:
 
 
 def produce(task: Task, worker_pipe: WorkerPipe) -> None:
-    """Put jobs: some each with an order in one transaction, the others with put_many."""
+    """Put some jobs singly, each in one transaction with its order, and the other jobs with put_many."""
     sql = insert_order(task.schema)
     with PQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
@@ -146,7 +146,7 @@ async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 def _batches(task: Task, worker_pipe: WorkerPipe) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the paths of each batch: those to put with a customer's order each, and the others.
+    """Yield the paths of each batch in two lists: paths whose jobs are put with an order, and all other paths.
 
     Before each half of the paths, wait for `Order.GO`.
     """

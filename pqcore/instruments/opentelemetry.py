@@ -50,7 +50,7 @@ class OpenTelemetry:
         self._propagator = propagator
         self._child = relation == "child"
 
-    @hookimpl(tryfirst=True)  # before plugins that add to the same header, such as baggage
+    @hookimpl(tryfirst=True)  # runs before plugins that add to the same header, such as baggage
     @contextmanager
     def pqcore_around_put(self, event: PutEvent) -> Iterator[None]:
         propagator = self._propagator or propagate.get_global_textmap()

@@ -147,11 +147,11 @@ class Prometheus:
     def _ended(self, event: JobEvent, outcome: str) -> None:
         labels = _labels(event)
         self._child(self._finished, *labels, outcome).inc()
-        if event.duration:  # otherwise the function was not run
+        if event.duration:  # without a duration, the function was not run
             self._child(self._took, *labels).observe(event.duration)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        # The client's own lookup takes a lock and checks the labels each time.
+        # `metric.labels` takes a lock and checks the labels each time, so its result is kept.
         key = (metric, labels)
         child = self._children.get(key)
         if child is None:
@@ -159,7 +159,7 @@ class Prometheus:
         return child
 
     def served_registry(self) -> CollectorRegistry:
-        """Return the registry to serve: that of this process, or, with a shared folder, that of all processes."""
+        """Return the registry of this process or, if processes share a folder of metrics, the registry of them all."""
         if SHARED not in os.environ:
             return self._home
         registry = CollectorRegistry()

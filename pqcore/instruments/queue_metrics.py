@@ -54,8 +54,8 @@ def gauges(figures: TableFigures) -> list[Metric]:
 class QueueCollector(Collector):
     """Adds gauges to a registry: the waiting jobs and dead letters of queues, and the lateness of periodic tasks.
 
-    The database is asked at each scrape. The answer is the same in each process, so one process is enough. While the
-    database does not answer, the gauges are left out.
+    The database is asked at each scrape. Every process would show the same gauges, so make the collector in only one.
+    While the database does not answer, the gauges are left out.
 
     Args:
         pq: The queues.
@@ -71,15 +71,15 @@ class QueueCollector(Collector):
         self._engine = pq.engine
 
     def describe(self) -> Iterable[Metric]:
-        """Return the gauges without samples, so that a registration asks nothing."""
+        """Return the gauges without samples, so that registering the collector sends no query."""
         return gauges(TableFigures())
 
     def collect(self) -> Iterable[Metric]:
-        """Return the present gauges, from the database."""
+        """Read the figures from the database, and return the gauges."""
         try:
             return gauges(call_sync(read_table_figures, self._engine))
         except PQError as exc:
-            logger.warning("cannot read the metrics of queues, and leave them out: %s", exc)
+            logger.warning("the metrics of queues are left out, because they cannot be read: %s", exc)
             return []
 
 

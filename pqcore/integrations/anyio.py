@@ -6,8 +6,8 @@
 
 The asynchronous connections of psycopg and asyncpg need asyncio, and so does `pqcore.AsyncPQ`. Each method of this
 module calls the blocking `PQ` in a worker thread of anyio. A call that writes finishes even if its task is cancelled.
-If a task is cancelled while its call waits for a job, the call is aborted; if the call had just taken a job, the job
-is put back.
+If a task is cancelled while its call waits for a job, the call is aborted. If the call had just taken a job, the job
+returns to the queue.
 """
 
 # ruff: noqa: ASYNC109 - the arguments are those of the blocking face
@@ -294,11 +294,11 @@ class ThreadedPQ:
 
 
 class _BrokenOffError(Exception):
-    """The error that ends the wait of an aborted attempt."""
+    """The error that ends the wait of an aborted `get`."""
 
 
 class _Attempt:
-    """A `get` that can be aborted: it uses this object as its engine, whose wait ends when told to."""
+    """A `get` that can be aborted. The `get` uses this object in place of its engine, so that its wait can be ended."""
 
     def __init__(self, queue: Queue, n: int, **options: Any) -> None:
         self._engine: Engine = queue.engine
@@ -341,7 +341,7 @@ class _Attempt:
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""
-        if not self._over:  # if `_over` is set only now, `wake` makes the ticket void, and the call returns immediately
+        if not self._over:  # if `_over` is set after this check, `wake` ends the wait
             await self._engine.wait_for_jobs(queue, ticket, seconds, poll_interval)
         if self._over:
             raise _BrokenOffError
@@ -374,7 +374,7 @@ class _Attempt:
             self._ended.set()
 
     def _break_off(self) -> bool:
-        """Make the attempt stop waiting; return whether it had begun."""
+        """Make the `get` stop waiting; return whether the `get` had begun."""
         with self._lock:
             self._over = True
         self._engine.wake(self._queue.channel)

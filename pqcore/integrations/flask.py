@@ -155,7 +155,7 @@ def _current() -> Flask:
 
 
 def worker_pq() -> PQCore:
-    """Return the `PQCore` for ``flask pqcore worker``: that of the application.
+    """Return the application's `PQCore`, for ``flask pqcore worker``.
 
     Each job runs in its own application context.
 

@@ -335,7 +335,7 @@ def _complete(
     tables: Any = (),
     **_: Any,
 ) -> None:
-    """Let pqcore make the objects that a MetaData lacks: triggers, storage parameters, the record of versions."""
+    """Let pqcore make what the MetaData does not describe: triggers, storage parameters, the record of versions."""
     created = _keys(tables)
     if created & keys:
         run_on(connection, create_anew if key in created else create, names)

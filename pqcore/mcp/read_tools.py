@@ -165,8 +165,8 @@ class ReadTools:
         """List the limits and groups of a queue that are in use.
 
         `places` is how many jobs may run concurrently. `rule` is the number that an operator has set, and `newest` the
-        number that the newest put gave. `rate` is how many jobs may begin in a period. `running` has the ids of the
-        jobs that run under the limit or group, and `waiting` the number of waiting jobs.
+        number with which the newest job was put. `rate` is how many jobs may begin in a period. `running` has the ids
+        of the jobs that run under the limit or group, and `waiting` the number of waiting jobs.
         """
         settings = self._runner.queue(queue)
         found = await self._runner.call(limits.list_limits, settings)

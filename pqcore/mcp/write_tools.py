@@ -188,9 +188,9 @@ class WriteTools:
         name: LimitName,
         places: Annotated[int | None, Field(description="Number of jobs; null to remove the rule.")],
     ) -> dict[str, Any]:
-        """Set how many jobs under a limit may run concurrently, overriding the numbers given with puts.
+        """Set how many jobs under a limit may run concurrently.
 
-        Without such a rule, the number that the newest put gave applies.
+        This rule overrides the numbers with which jobs were put. Without a rule, the number of the newest job applies.
         """
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_limit, settings, name, places)
@@ -218,7 +218,7 @@ class WriteTools:
     ) -> dict[str, Any]:
         """Set the weight of a share.
 
-        While both have jobs, a share of weight 3 gets three times as many as a share of weight 1.
+        A share of weight 3 gets three times as many jobs as a share of weight 1, while both shares have jobs.
         """
         settings = self._runner.queue(queue)
         await self._runner.call(rules.set_weight, settings, share, weight)

@@ -54,7 +54,7 @@ async def move(
     if isinstance(target, str):
         target = QueueSettings(target, engine.names, None, {})
     if not isinstance(target, QueueSettings):
-        raise ConfigurationError(f"move takes another queue of the table, or its name, and was given {target!r}")
+        raise ConfigurationError(f"the target is {target!r}; give another queue of the table, or its name")
     if target.table != queue.table:
         raise ConfigurationError(
             f"queue {target.name!r} is in {target.table}, not in {queue.table}: move works in one table only"

@@ -25,7 +25,7 @@ class Fernet(Wrapper):
 
     The stored bytes are a mark, which names the key, and then a Fernet token.
 
-    A token does not name its job, so anybody who can write rows can copy a token.
+    A token does not name its job, so anybody who can write rows can copy a token from one job to another.
 
     Args:
         inner: The serializer whose bytes are encrypted, or its name; JSON by default.
@@ -94,7 +94,7 @@ class Fernet(Wrapper):
                 f"it cannot be decrypted with {counted(self._count)}: it was altered, or encrypted with another key "
                 f"(add that to {VARIABLE}, or to Fernet(keys=[...]))"
             )
-            # If a mark names a key that is held, the bytes were altered, and no other key can decrypt them.
+            # If a mark names one of the serializer's keys, the bytes were altered, and no other key can decrypt them.
             raise (KeyNotHeld(msg) if not marked and _is_token(raw) else ValueError(msg)) from None
         return plain
 

@@ -68,12 +68,12 @@ def check_json(value: object, raw: str) -> None:
         ValueError: The data is refused.
     """
     refuse_deep(raw)
-    if _find_key(raw) is not None:  # only these keys can come from a key that is not a str
+    if _find_key(raw) is not None:  # such a key may have been an int, a float, a bool or None
         refuse_colliding_keys(value, _encoder.encode, json.loads)
 
 
 def json_decode(text: str) -> Any:
-    """Decode JSON text as `json.loads` does; text without white space around it, such as stored text, is faster."""
+    """Decode JSON text as `json.loads` does, but faster if no white space surrounds the text, as in stored text."""
     try:
         value, end = _scan(text, 0)
     except (StopIteration, TypeError):

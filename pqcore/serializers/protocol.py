@@ -10,14 +10,14 @@ class Serializer(Protocol):
 
     A serializer may also have these optional attributes:
 
-    ``stored_as``: The name that marks its rows, if it is not ``name``; serializers that read the same format share it.
-    ``safe``: False if decoding may run code. ``authenticates``: True if it reads only data from holders of a key; the
-    queue then refuses plain JSON, unless ``accept`` allows it. ``valid_json``: True if `dumps` always returns one JSON
-    value, which `put_many` then sends unchanged. ``key_ids``: The ids of its keys; the first key writes, and the
-    output of `dumps` must begin with a mark of that key (`Wrapper` adds the mark itself). ``rekey``: A function that
-    takes stored data, and returns the same data under the first key. ``quick``: True if it handles some kilobytes as
-    fast as JSON; a worker then calls it in its event loop, and otherwise in threads. A subclass must set ``quick``
-    again.
+    ``stored_as``: The name that marks the serializer's rows, if it differs from ``name``; serializers that read the
+    same format share this name. ``safe``: False if decoding may run code. ``authenticates``: True if the serializer
+    reads only data from holders of a key; the queue then refuses plain JSON, unless ``accept`` allows it.
+    ``valid_json``: True if `dumps` always returns one JSON value, which `put_many` then sends unchanged. ``key_ids``:
+    The ids of the serializer's keys; `dumps` uses the first key, and its output must begin with a mark of that key
+    (`Wrapper` adds the mark itself). ``rekey``: A function that takes stored data, and returns the same data under the
+    first key. ``quick``: True if the serializer handles some kilobytes as fast as JSON; a worker then calls the
+    serializer in the event loop, and otherwise in threads. A subclass does not inherit ``quick``, and must set it.
 
     Attributes:
         name: The name that users write, as in ``pq["apples/msgpack"]``.

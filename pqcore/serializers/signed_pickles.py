@@ -27,7 +27,7 @@ class SignedPickle:
     """Pickle as bytes, after a mark of the key and an HMAC-SHA256; it stores any Python object.
 
     The signature is checked before anything is unpickled. The signature does not name the job, so anybody who can write
-    rows can copy a signed pickle.
+    rows can copy a signed pickle from one job to another.
 
     Args:
         keys: The keys; the first signs, and all can verify. Each key has at least 32 bytes. By default, the keys in the
@@ -48,7 +48,7 @@ class SignedPickle:
             if len(key) < SHORTEST_KEY:
                 msg = f"SignedPickle: key {number} has {len(key)} bytes; give {SHORTEST_KEY} or more, from {_MAKE}"
                 raise ConfigurationError(msg)
-        # Each HMAC object begins with the key, and is copied for each use, so the serializer does not keep the key.
+        # Each HMAC object has read its key, and is copied for each use, so the serializer does not keep the key.
         self._signers = [hmac.new(key, _PURPOSE, "sha256") for key in found]
         self.key_ids = [key_id(key) for key in found]
 
@@ -79,8 +79,8 @@ class SignedPickle:
                 f"{'' if mark is None or signers else f', {mark}'} "
                 f"(add that to {VARIABLE}, or to SignedPickle(keys=[...])); it was not unpickled"
             )
-            # If the mark names a key that is held, or the bytes are too short, the bytes were altered. Otherwise,
-            # another key may have signed them.
+            # If the mark names one of the serializer's keys, or the bytes are too short, the bytes were altered.
+            # Otherwise, another key may have signed them.
             elsewhere = not signers or (mark is None and len(rest) > _SIZE)
             raise KeyNotHeld(msg) if elsewhere else ValueError(msg)
         return bytes(pickled)

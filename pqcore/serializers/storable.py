@@ -51,7 +51,7 @@ def refuse_deep_data(data: object, most: int) -> None:
     """
     level: dict[int, object] = {id(data): data}
     for _ in range(most + 1):
-        # The key is the identity: an object that occurs twice, or contains itself, is checked once per level.
+        # The keys are the objects' ids, so an object that occurs twice, or contains itself, is checked once per level.
         below: dict[int, object] = {}
         for one in level.values():
             if isinstance(one, dict):

@@ -77,7 +77,7 @@ class MsgspecJson(_Msgspec):
 
 
 class MsgspecMsgpack(_Msgspec):
-    """MessagePack, by msgspec: with bytes and datetimes, or for one type.
+    """MessagePack, by msgspec, for JSON's values, bytes and datetimes, or for one type.
 
     Rows have the format of `Msgpack`.
 

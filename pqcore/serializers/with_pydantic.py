@@ -78,5 +78,5 @@ def _refuse_lost_numbers(value: Any, written: Any) -> None:
         value, written = value.values(), written.values()
     elif isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or not isinstance(written, list):
         return
-    for each, one in zip(value, written, strict=False):  # lengths may differ: a type may define its own encoding
+    for each, one in zip(value, written, strict=False):  # lengths may differ, because a type may have its own encoding
         _refuse_lost_numbers(each, one)

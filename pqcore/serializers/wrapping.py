@@ -101,7 +101,7 @@ class Wrapper:
         for _ in range(self._inner_keys):
             mark, raw = take_mark(raw)
             marks += [] if mark is None else [mark]
-        if own is None:  # an older version, or another program, wrote the bytes
+        if own is None:  # the bytes have no mark, because an older version of pqcore, or another program, wrote them
             return add_marks(marks, self.unwrap(raw))
         if own not in self.key_ids:
             raise self.refused_key(own)

@@ -189,7 +189,7 @@ def as_failure(error: BaseException, late: BaseJob | None = None) -> BaseExcepti
     """
     remove_outer_frames(error)
     if late is not None:
-        timeout = JobTimeout(f"{path_of(late)} did not end in {late.headers['run']['timeout']} seconds")
+        timeout = JobTimeout(f"{path_of(late)} did not end within {late.headers['run']['timeout']} seconds")
         timeout.__cause__ = error
         return timeout
     if not is_cancellation(error):
@@ -305,7 +305,7 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that a job may run twice, because the statement that stores its outcome found no lease of this worker."""
     job = outcome.job
     logger.warning(
-        "job %d of %r may run twice: another worker has its lease, or its end was stored and the answer was lost",
+        "job %d of %r may run twice: another worker has its lease, or its end was stored, but the answer was lost",
         job.id,
         job.settings.name,
     )

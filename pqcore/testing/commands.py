@@ -20,7 +20,7 @@ from pqcore.testing.harness import PATIENCE
 def environment(dsn: str | None, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables for a command's process.
 
-    The process gets the variables of this process, except variables that would choose a database, and the given ones.
+    The process gets the given variables, and the variables of this process that cannot choose a database.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_"))}
     return {**kept, **({} if dsn is None else {"PQCORE_DSN": dsn}), **(variables or {})}
@@ -136,7 +136,7 @@ def left_over(run: int) -> list[str]:
     found: dict[int, str] = {}
     lasting: set[int] = set()
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # the process ends meanwhile
+        with suppress(OSError):  # the process has ended meanwhile
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             variables = (folder / "environ").read_bytes().decode("utf-8", "replace").split("\0")
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:1_000]
@@ -145,7 +145,7 @@ def left_over(run: int) -> list[str]:
             if any(word in command for word in _LASTING):
                 lasting.add(pid)
             elif _FORK_SERVER in command and parents[pid] == run:
-                continue  # the processes that the fork server forked are checked instead
+                continue  # check the processes that the fork server forked, not the server itself
             elif pid != run and state not in ("Z", "X") and (f"{MARK}={run}" in variables or parents[pid] == run):
                 test = next((each for each in variables if each.startswith("PYTEST_CURRENT_TEST=")), "")
                 found[pid] = f"process {pid}, {command.strip()}, of {test.partition('=')[2] or 'no test'}"

@@ -270,7 +270,7 @@ class Databases:
     def __init__(self, server: str, prepare: Callable[[str], object] | None = None) -> None:
         self._server = server
         self._prepare = prepare
-        self._pid = os.getpid()  # a forked child leaves everything here to its parent
+        self._pid = os.getpid()  # a forked child leaves everything here to its parent.
         # The mark of this run differs from the marks of other runs, which may use the same server concurrently.
         self.mark = f"pqcore_test_{os.getpid()}_{token_hex(4)}"
         self._admin = Connection(with_options(server, application_name=self.mark), TableName("queue"))
@@ -414,8 +414,8 @@ class Databases:
 def _create(dsn: str, names: TableName) -> None:
     connection = Connection(with_options(dsn, application_name=OURS), names)
     try:
-        # All rows are kept: stored expiry times would be deleted between tests, and tests that move the time expect
-        # that no row is deleted.
+        # The table gets no expiry times: restoring the database between tests would delete them, and a test that
+        # moves the time expects that no row expires.
         connection.call(partial(admin.create, keep_finished=None, keep_dead=None))
     finally:
         connection.close()

@@ -65,7 +65,7 @@ INDEXES = ("_pkey", "_ready", "_urgent", "_hidden", "_unfinished", "_groups", "_
 
 
 def all_tables(*names: str) -> set[str]:
-    """Return the tables of a schema in which only these queues' tables were made."""
+    """Return the names of all tables that a schema has if only these queues' tables were made in it."""
     found = {fit(name + suffix) for name in names for suffix in ("", *SIDE_TABLES)}
     assert len(found) == len(names) * (1 + len(SIDE_TABLES))
     return found | {"pqcore_migrations"}
@@ -322,7 +322,7 @@ class Harness:
         return str(self._names)
 
     def bounded(self, queue: Any) -> bool:
-        """Return whether the queue's next look begins at the position of the last one."""
+        """Return whether the queue's next look begins at the position that an earlier look stored."""
         return bool(queue.bound.usable())
 
     def needs_sessions(self) -> None:

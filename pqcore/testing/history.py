@@ -209,7 +209,7 @@ def _fenced(job: int, operations: list[Operation]) -> Iterator[str]:
         for taken in _of(operations, "get", "lease"):
             if held.token is None or taken.token is None or taken.token <= held.token:
                 continue
-            # An ack is the last operation on a job, so a take with a newer token is wrong, before or after the ack.
+            # An ack finishes the job. So a take with a newer token is a violation, both before and after the ack.
             if held.kind == "ack" or taken.end < held.begin:
                 yield f"job {job}: the {held.kind} succeeded though its token was overtaken: {held}, {taken}"
 
@@ -225,7 +225,7 @@ def _disorder(jobs: dict[int, list[Operation]]) -> Iterator[str]:
             keys[puts[0].key].append((puts[0], first))
     for key, pairs in keys.items():
         ended = sorted(pairs, key=lambda pair: pair[0].end)
-        latest: tuple[Operation, Operation] | None = None  # of the jobs that were put before, the job taken last
+        latest: tuple[Operation, Operation] | None = None  # of the jobs put earlier, the one that was taken last
         place = 0
         for put, take in sorted(pairs, key=lambda pair: pair[0].begin):
             while place < len(ended) and ended[place][0].end < put.begin:

@@ -164,7 +164,7 @@ class _Drainer(Runner[Attempt]):
         return error is self._misuse or leaves(error) or _is_the_tests(error, suspends=self._suspends)
 
     def _raise(self, outcome: Outcome) -> None:
-        """Raise the function's exception if it is a mistake, or the error that kept the job from running."""
+        """Raise the error that made the job fail, or that kept the job from running; ignore an intended `Retry`."""
         attempt, error = self._attempt, self._attempt.error
         if attempt.run is None:
             self._raise_why_not_run(outcome)

@@ -398,7 +398,7 @@ class Jobs:
             if not self._has(one.engine):
                 msg = f"{one!r} is not in the test's database: give it, or its PQ, to jobs.use() first"
                 raise ConfigurationError(msg)
-        # Queues that were given themselves, and not by their `PQ`, come first: they may have options of their own.
+        # Given queues come before the queues of a given `PQ`, because a given queue may have its own options.
         for one in sorted(given or self._faces, key=_is_pq):
             for queue in self._of(one) if _is_pq(one) else [one]:
                 found.setdefault((str(queue.table), queue.name), queue)
@@ -446,7 +446,7 @@ class Jobs:
                 kept = self._ask(queue, last_tick, queue, timetable.name)
                 begins = kept.line is not None and kept.line != timetable.line
                 last = start if kept.tick is None or begins else kept.tick + self._travelled
-                if not down:  # a worker ran until now, so no earlier tick is missed
+                if not down:  # a worker ran until now, and has put the jobs of earlier ticks
                     last = max(last, self._down_until)
                 found.append(Ticks(queue, timetable, job, last, due(timetable, last, arrival, down=down)))
         return found
@@ -489,7 +489,7 @@ def _shut(engine: Engine) -> None:
     for loop in engine.loops():
         if not loop.is_closed() and not loop.is_running() and not in_loop():
             loop.run_until_complete(engine.close())
-            return  # the call above also closes the connections of other event loops
+            return  # the call above also closes the connections of other event loops.
     # If no call could close the connections, they end with their event loop, or the server ends them.
 
 

@@ -1,4 +1,4 @@
-"""Latches for which functions of a test wait, and notes that such functions take, in threads and on event loops."""
+"""Latches and notes for functions of a test: they wait for a latch and add notes, in threads or on event loops."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _let_go(future: asyncio.Future[None]) -> None:
 
 
 class Notes:
-    """Notes in the order in which they were taken.
+    """Notes in the order in which they were added.
 
     Attributes:
         items: All notes.

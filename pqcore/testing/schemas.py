@@ -194,7 +194,8 @@ class Schemas:
             return None
         free, tables = self._free.pop()
         sql(f"ALTER SCHEMA {_schema(free)} RENAME TO {_schema(names)}", rows=False)
-        for statement in statements_naming("put_name", names.substitutions()):  # the function names the schema
+        # The function that puts jobs from SQL has the schema's name in its body, so it is replaced.
+        for statement in statements_naming("put_name", names.substitutions()):
             sql(statement, rows=False)
         [[objects]] = sql(f"SELECT ({_OBJECTS.format(schema=tables.schema)})")
         return replace(tables, objects=objects)

@@ -77,7 +77,7 @@ def _postgres_container() -> Any:
     try:
         try:
             from testcontainers.community.postgres import PostgresContainer
-        except ImportError:  # in older versions of testcontainers
+        except ImportError:  # older versions of testcontainers have the class in this module
             from testcontainers.postgres import PostgresContainer
     except ImportError as exc:
         msg = f"PQCORE_TEST_CONTAINER needs testcontainers ({exc}): pip install 'pqcore[container]'"

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-HEADER = 5  # a letter, and a length that includes itself
-_PLAIN = (3 << 16, (3 << 16) + 2)  # versions of the protocol, which a StartupMessage contains
-_ENCRYPTED = (80877103, 80877104)  # SSLRequest and GSSENCRequest, whose answer is one byte
+HEADER = 5  # the bytes of a message's letter, and of the length, which includes itself.
+_PLAIN = (3 << 16, (3 << 16) + 2)  # versions of the protocol, which a StartupMessage contains.
+_ENCRYPTED = (80877103, 80877104)  # SSLRequest and GSSENCRequest, whose answer is one byte.
 _UNASKED = b"ANS"
 """NotificationResponse, NoticeResponse, ParameterStatus: messages that answer no request."""
 
@@ -85,12 +85,12 @@ class ConnectionTraffic:
         self._total = Traffic()
         self._asks = _Messages()
         self._answers = _Messages()
-        self._began = False  # whether the StartupMessage has passed
-        self._bytes_awaited = 0  # bytes that answer SSLRequest and GSSENCRequest
-        self._ready = False  # whether the server is ready for the first statement
+        self._began = False  # whether the client has sent the StartupMessage.
+        self._bytes_awaited = 0  # the number of bytes that must still answer SSLRequest and GSSENCRequest.
+        self._ready = False  # whether the server is ready for the first statement.
         self._encrypted = False
-        self._heard = True  # whether an answer arrived after the client last sent data
-        self._done = 0  # the number of statements since a transaction ended
+        self._heard = True  # whether an answer arrived after the client last sent data.
+        self._done = 0  # the number of statements since the last transaction ended.
         self._undone = False
 
     def total(self) -> Traffic:

@@ -74,7 +74,7 @@ class WorkerPool:
     # Runs of jobs
 
     def runs(self, where: str = "true") -> list[tuple[int, int, int, str | None]]:
-        """Return the runs: job, attempt, process, and how each ended."""
+        """Return the job, attempt and process of each run, and how the run ended."""
         rows = self._harness.sql(
             f"SELECT job, attempt, worker, ended FROM {self.site.table('runs')} WHERE {where} ORDER BY 1, 2"
         )
@@ -92,7 +92,7 @@ class WorkerPool:
         return int(run[2])
 
     def ended(self, job_id: int, attempt: int = 1) -> str:
-        """Wait until a function has reported how it ended."""
+        """Wait until the function of a job has ended; return how it ended."""
         where = f"job = {job_id} AND attempt = {attempt} AND ended IS NOT NULL"
         [run] = self._harness.eventually(lambda: self.runs(where))
         return str(run[3])

@@ -250,24 +250,24 @@ class Unreadable(Exception):
 
 
 def tell(job_id: int) -> dict[str, Any]:
-    """Return the values that a function can read of its job."""
+    """Return what a function can read about its job."""
     context = current()
     context.progress({"at": 1})
     return {"id": context.id, "attempt": context.attempt, "previous": context.previous}
 
 
 def describe_job(job: Job | AsyncJob, word: str) -> list[Any]:
-    """Return a description of the job that a function with pqcore's own conventions got."""
+    """Return a description of the job, which pqcore passes to this function as its first argument."""
     return [type(job).__name__, job.id, job.attempts, word]
 
 
 def repeat_word(word: str, times: int) -> str:
-    """Return the word as often as asked for; the function has pqcore's own conventions."""
+    """Repeat the word, and return the result; pqcore calls this function without the job."""
     return word * times
 
 
 def describe_id(job_id: int, word: str) -> list[Any]:
-    """Return the arguments that a function with pq's conventions got."""
+    """Return the arguments; as in pq, the first argument is the id of the job."""
     return [job_id, word]
 
 

@@ -161,7 +161,7 @@ ACTIONS: dict[str, Action] = {
     "limit": Action(
         "Set a limit",
         "Set a limit of {queue}?",
-        "At most this many jobs under the limit run concurrently. The number overrides those that puts give.",
+        "At most this many jobs under the limit run concurrently, whatever number the jobs were put with.",
         "The limit is changed.",
         set_limit,
         of_job=False,
@@ -271,7 +271,7 @@ def possible(state: str) -> tuple[str, ...]:
 
 
 def change_of_rule(rule: Rule) -> dict[str, str]:
-    """Return the query of a link to the change of a rule: the action, and its fields."""
+    """Return the query string of the link that changes a rule: the action's name, and its fields."""
     if rule.kind == "pause":
         what, _, name = rule.name.partition(":")
         return {"do": "resume", "what": what, "name": name}

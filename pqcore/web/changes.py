@@ -152,17 +152,17 @@ async def purge_letter(target: Target, wanted: ActionRequest) -> int:
 
 
 async def retry_dead(target: Target, wanted: ActionRequest) -> int:
-    """Make all dead letters jobs again; return their number."""
+    """Turn all dead letters into jobs again; return their number."""
     return await target.call(dead_letters.revive, wanted.queue, None)
 
 
 async def retry_unreadable(target: Target, wanted: ActionRequest) -> int:
-    """Make the unreadable dead letters jobs again; return their number."""
+    """Turn the unreadable dead letters into jobs again; return their number."""
     return await target.call(dead_letters.revive, wanted.queue, None, "unreadable")
 
 
 async def retry_group(target: Target, wanted: ActionRequest) -> int:
-    """Make the dead letters of a group jobs again; return their number."""
+    """Turn the dead letters of a group into jobs again; return their number."""
     return await target.call(dead_groups.revive_group, wanted.queue, *_group(wanted))
 
 
@@ -172,7 +172,7 @@ def _group(wanted: ActionRequest) -> tuple[str, str, str]:
 
 
 def counting_dead(reason: str | None) -> Callable[[Target, ActionRequest], Awaitable[Count]]:
-    """Return a function that counts the dead letters of a reason, or all."""
+    """Return a function that counts the dead letters with a reason, or all dead letters."""
 
     async def counts(target: Target, wanted: ActionRequest) -> Count:
         return Count(await target.read(dead_letters.count, wanted.queue, reason), "dead letter")
@@ -239,7 +239,7 @@ def _paused(fields: Mapping[str, str]) -> dict[str, str]:
         raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose one of {', '.join(PAUSED)}")
     if what == "queue":
         if name:
-            raise ConfigurationError(f"name is {name[:40]!r}; leave it empty to pause the whole queue")
+            raise ConfigurationError(f"a pause of a whole queue has no name, but name is {name[:40]!r}; leave it empty")
         return {}
     return {what: name}
 
@@ -312,4 +312,4 @@ def _number(text: str, kind: type[int | float]) -> Any:
     try:
         return kind(text) if text else None
     except ValueError:
-        raise ConfigurationError(f"{text[:40]!r} is not a number; to remove the rule, leave it empty") from None
+        raise ConfigurationError(f"{text[:40]!r} is not a number; leave the field empty to remove the rule") from None

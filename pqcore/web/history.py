@@ -83,7 +83,7 @@ class History:
         return Past([*(_highest(list(group)) for _, group in groups), *points[-1:]], gap)
 
     async def _stored(self, queue: str | None, seconds: float) -> Sequence[tuple[float, PastSample]]:
-        """Return the samples that workers have kept, each with its moment by the monotonic clock."""
+        """Return the samples that workers have stored, each with its time by this process's monotonic clock."""
         known = self._read.get(queue)
         if known is None or known.seconds < seconds or time.monotonic() > known.clock + RENEWED:
             found: Sequence[PastSample] = ()

@@ -73,7 +73,7 @@ def count(number: float) -> str:
 
 
 def value(number: float | None, unit: str) -> str:
-    """Return a value of a chart."""
+    """Return a value of a chart as text, in its unit."""
     if unit == "seconds":
         return age(number)
     return NONE if number is None else count(number)

@@ -115,7 +115,7 @@ class Sample:
 
 
 class Point(NamedTuple):
-    """A remembered sample of one queue; its moment is by the monotonic clock."""
+    """An earlier sample of one queue, with its time by the monotonic clock."""
 
     clock: float
     figures: Figures
@@ -287,7 +287,7 @@ class Sampler:
 
 
 def remember(known: dict[K, V], key: K, value: V) -> V:
-    """Keep and return a value of a queue; only the values of the `QUEUES` queues that were read last are kept."""
+    """Keep a value of a queue, and return it; drop the values that were kept first, if there are too many queues."""
     known.pop(key, None)
     while len(known) >= QUEUES:
         del known[next(iter(known))]

@@ -56,7 +56,7 @@ class Target(PQRunner):
         return self.engine.spec.name
 
     def queue(self, name: str) -> QueueSettings:
-        """Return the queue with this name in rows.
+        """Return the queue with this name, as rows of the table have it.
 
         Raises:
             InvalidName: No queue can have this name.

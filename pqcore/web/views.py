@@ -339,7 +339,7 @@ def _most(counts: Mapping[str, int]) -> list[str]:
 
 
 def followed(query: Query) -> Query:
-    """Return the query for the stream of a page; the stream does not update the jobs of a search or a later page."""
+    """Return the parameters for a page's stream; for a search, or a later page of jobs, the stream omits the jobs."""
     still = query.keys() & {"search", "from"}
     return {**{name: value for name, value in query.items() if name not in still}, **({"still": "1"} if still else {})}
 

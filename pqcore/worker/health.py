@@ -261,6 +261,6 @@ class Health:
                 queues |= found.queues
                 late |= found.late
         except PQError as exc:
-            logger.warning("cannot read the metrics of queues, and leave them out: %s", exc)
+            logger.warning("the metrics of queues are left out, because they cannot be read: %s", exc)
             return None
         return TableFigures(queues, late)

@@ -227,7 +227,7 @@ class Worker:
                 )
         if self._recycling != Recycling() and self._run_in == "thread" and not TaskDeclarations.any_runs_in_process():
             logger.warning(
-                "max_jobs and max_memory are for processes, and no function runs in one: give run_in='process'"
+                "max_jobs and max_memory have no effect, because no function runs in a process: give run_in='process'"
             )
 
     async def _run_parts(self, bridges: dict[int, Bridge]) -> None:

@@ -25,6 +25,6 @@ __all__ = ["DjangoPQ", "DjangoQueue", "pq", "pqs", "queue"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pq":  # made on first use, because settings may not exist before
+    if name == "pq":  # made on first use, because the import may precede Django's settings
         return pqs["default"]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

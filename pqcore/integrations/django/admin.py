@@ -57,7 +57,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class RowAdmin(admin.ModelAdmin):
-    """The common part of both admin classes: only the actions can change or delete rows, and none can be added."""
+    """The common part of both admin classes: only the actions can change or delete rows, and users cannot add rows."""
 
     search_fields = ("id",)
     search_help_text = "A job's id."

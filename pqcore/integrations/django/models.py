@@ -19,7 +19,7 @@ def _table(suffix: str = "") -> str:
 
 def _refuse(what: str) -> NoReturn:
     raise ConfigurationError(
-        f"{what} is refused: jobs are changed through their queue: put(), cancel(), retry(), dead.retry(), dead.purge()"
+        f"{what} is refused; change jobs through their queue: put(), cancel(), retry(), dead.retry(), dead.purge()"
     )
 
 

@@ -34,10 +34,11 @@ def unmanaged(model: Any) -> CreateModel:
 class MigrateTables(Operation):
     """Make the tables of ``PQCORE`` in the database that is being migrated, or migrate them.
 
-    The operation runs pqcore's own migrations on the migration's connection, up to the version that the installed
-    pqcore needs. In an atomic migration, they are part of its transaction, and a table with rows is locked while its
-    indexes are built. In a non-atomic migration, they work like `pqcore migrate`, and block no session. The reverse
-    operation drops the tables with all jobs if ``creates`` is true; otherwise it does nothing.
+    The operation runs pqcore's own migrations on the connection of Django's migration, up to the version that the
+    installed pqcore needs. If Django's migration is atomic, pqcore's migrations are part of its transaction, and a
+    table with rows is locked while its indexes are built. Otherwise, pqcore's migrations work like `pqcore migrate`,
+    and block no session. The reverse operation drops the tables with all jobs if ``creates`` is true; otherwise it
+    does nothing.
 
     Args:
         version: The lowest schema version that the tables must have afterwards.

@@ -338,7 +338,7 @@ class _Execution:
             self.arguments.insert(0, base.TaskContext(task_result=self.result))
 
     def succeeded(self, value: Any) -> dict[str, Any]:
-        """Note that the function returned, and return the record of its result."""
+        """Record that the function has returned a value, and return the record of its result."""
         result = self.result
         try:
             kept = _json.normalize_json(value)

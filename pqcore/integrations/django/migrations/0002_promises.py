@@ -1,4 +1,4 @@
-"""The migration that records which code can use a table."""
+"""The migration that makes each table record which versions of pqcore can use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The migration that gives batches a secret token, ticks their expression, and results the time of the job's put."""
+"""The migration that adds columns: a token of batches, the expression of ticks, the put time of a result's job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The migration that adds jobs that wait for other jobs."""
+"""The migration that adds the table of dependencies, for jobs that wait until other jobs are done."""
 
 from __future__ import annotations
 
