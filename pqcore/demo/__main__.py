@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 if every job was done exactly once; 1 if not, or after an error; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is cleaned up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that all context managers exit
     try:
         return 0 if demonstrate(options.jobs, options.directory, options.dsn, options.seed, options.picture) else 1
     except (DemoError, PQError, OSError) as error:

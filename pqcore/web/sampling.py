@@ -164,7 +164,7 @@ class Sampler:
         self.looks = 0
         self._target = target
         self._last: Sample | None = None
-        self._cost = 0.0  # seconds of the shorter of the last two looks: a single slow look causes no long pause
+        self._cost = 0.0  # seconds that the faster of the last two looks took, so that one slow look has no effect
         self._taking: asyncio.Task[Sample] | None = None
         self._past: deque[tuple[float, dict[str, Figures]]] = deque(maxlen=SAMPLES)
         self._followers: set[Follower] = set()

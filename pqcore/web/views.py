@@ -222,7 +222,7 @@ class Views:
         return ""
 
     async def _progress_of(self, jobs: Sequence[StoredJob]) -> dict[tuple[str, int], str]:
-        """Return the progress of each job that has reported one, by the queue and the id of the job."""
+        """Return the progress of each job that has reported it; the keys are the queue and the id of the job."""
         found: dict[tuple[str, int], str] = {}
         with suppress(AccessDenied):
             for queue in {job.queue for job in jobs}:
@@ -350,7 +350,7 @@ def parts_followed(parts: Sequence[str], query: Query) -> list[str]:
 
 
 def _runs(workers: Sequence[WorkerInfo]) -> Runs:
-    """Return the worker that runs each job, and since when, by the queue and the id of the job."""
+    """Return which worker runs each job, and since when; the keys are the queue and the id of the job."""
     return {(job.queue, job.id): (worker, job.since) for worker in workers if worker.alive for job in worker.running}
 
 
