@@ -59,6 +59,7 @@ class LaneBook:
         is_narrow: Whether the last take considered only some of the lanes; if it found nothing, the next take considers
             more.
         left_none: Whether the last lease left no due job, neither on a lane nor without a lane.
+        probes: The times at which a take that found nothing asked when the next job is due.
     """
 
     def __init__(self) -> None:
@@ -66,9 +67,10 @@ class LaneBook:
         self._cursor = ""
         self._newest = -1
         self._found = self._scanned = self._aside_until = float("-inf")
-        self._scans, self._hidden_looks = FullLooks(), FullLooks()
+        self._scans, self._hidden_looks, self.probes = FullLooks(), FullLooks(), FullLooks()
         self._none_hidden_at = self._last = float("-inf")
         self._taken = 0  # jobs taken in succession
+        self._missed = False  # whether the last take left something out and found nothing
         self._hurries = True
         self.left_none = False
         self._turns: dict[str, float] = {}
@@ -120,7 +122,7 @@ class LaneBook:
         """
         since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
-        if self._taken >= SUCCESSION and not self._scans.is_due(now):
+        if self._in_succession(now) and not self._scans.is_due(now, missed=self._missed):
             scans = False  # a scan may step over many dead entries
         if len(self.lanes) >= KNOWN:
             scans = False  # enough lanes are known; the scan continues from its position when some of them are empty
@@ -220,7 +222,7 @@ class LaneBook:
         hidden jobs that became due before. As with the position of `pqcore.scan_position`, a consumer that takes many
         jobs in succession rarely looks for all hidden jobs.
         """
-        if self._taken < SUCCESSION or self._hidden_looks.is_due(now):
+        if not self._in_succession(now) or self._hidden_looks.is_due(now, missed=self._missed):
             return None
         return now - self._none_hidden_at + DUE_MARGIN
 
@@ -236,7 +238,16 @@ class LaneBook:
         if not found:
             self._none_hidden_at = began
             if out_within is None:
+                self._missed = False
                 self._hidden_looks.note(ended, ended - began)
+
+    def hidden_look_in(self, now: float) -> float:
+        """Return the seconds until a take considers all hidden jobs, after a take that found nothing."""
+        return self._hidden_looks.due_in(now, missed=True) if self._in_succession(now) else 0.0
+
+    def _in_succession(self, now: float) -> bool:
+        """Return whether many jobs were taken in succession, so that a look may leave out what earlier looks saw."""
+        return self._taken >= SUCCESSION and now - self._last < FULL_LOOK
 
     # Turns of shares
 
@@ -287,17 +298,20 @@ class LaneBook:
         self._rotations[key] = start + most
         return [*items[start : start + most], *items[: max(start + most - len(items), 0)]]
 
-    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], ended: float) -> None:
+    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], ended: float, *, missed: bool = False) -> None:
         """Record the jobs that a take returned.
 
         Args:
             choice: The choice that the take was given.
             rows: The rows, each with the position of its lane in the choice; 0 for a job without a lane.
             ended: When the take ended, by the monotonic clock, in seconds.
+            missed: Whether the take found no job, and left out jobs that earlier looks have seen.
         """
         now = choice.now
-        self._taken = self._taken + len(rows) if rows and now - self._last < FULL_LOOK else len(rows)
-        self._last = ended
+        self._missed = missed or (self._missed and not rows)
+        if rows:
+            self._taken = self._taken + len(rows) if now - self._last < FULL_LOOK else len(rows)
+            self._last = ended
         for known in choice.lanes:
             if known.is_full:
                 known.full_looks.note(ended, ended - now)

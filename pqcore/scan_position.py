@@ -44,13 +44,14 @@ class FullLooks:
 
     Attributes:
         pause: Seconds from the end of the last look from the head to the beginning of the next.
+        rest: The same, if the next look is urgent: 0 after a quick look, and ``pause`` after a slow one.
     """
 
-    __slots__ = ("_ended", "pause")
+    __slots__ = ("_ended", "pause", "rest")
 
     def __init__(self) -> None:
         self._ended = float("-inf")
-        self.pause = FULL_LOOK
+        self.pause, self.rest = FULL_LOOK, 0.0
 
     def note(self, now: float, took: float) -> None:
         """Record that a look from the head has ended.
@@ -61,9 +62,19 @@ class FullLooks:
         """
         self._ended = now
         self.pause = min(max(FULL_LOOK, SPARING * took), LONGEST_PAUSE)
+        self.rest = self.pause if self.pause > FULL_LOOK else 0.0
 
-    def is_due(self, now: float) -> bool:
-        return now - self._ended >= self.pause
+    def due_in(self, now: float, *, missed: bool = False) -> float:
+        """Return the seconds until the next look from the head is due.
+
+        Args:
+            now: The present time by the monotonic clock, in seconds.
+            missed: Whether the last look was not from the head and found nothing, so that the next one is urgent.
+        """
+        return max(self._ended + (self.rest if missed else self.pause) - now, 0.0)
+
+    def is_due(self, now: float, *, missed: bool = False) -> bool:
+        return self.due_in(now, missed=missed) == 0.0
 
 
 class ScanPosition:

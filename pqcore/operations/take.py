@@ -319,7 +319,11 @@ async def _take_lease_once(
         if lanes.is_narrow:
             continue
         if not await admission.find_lanes(queue, s, idle=True) or not left:
-            [[_, due_in, ended]] = await s.execute(s.sql.next_due_probe, s.sql.next_due_probe.bind(values))
+            probe, now = s.sql.next_due_probe, monotonic()
+            if rest := lanes.probes.due_in(now, missed=True):  # the probe steps over many dead entries
+                return rows, rest if wake_in is None else min(wake_in, rest)
+            [[_, due_in, ended]] = await s.execute(probe, probe.bind(values))
+            lanes.probes.note(s.last_reply_at, s.last_reply_at - now)
             if ended:
                 released = await operations.dependencies.settle(engine, queue, s)
                 return rows, 0.0 if released else POLL

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pqcore import lane_book, scan_position
+from pqcore.db.session import Session
 from pqcore.testing.harness import Harness
 from pqcore.testing.undo import Undo
 
@@ -165,6 +166,43 @@ def test_expired_lease_is_found_immediately_when_no_limited_job_is_left(harness:
     assert queue.lease(block=False).id == plain.id
 
 
+def test_slow_look_for_expired_leases_is_not_repeated_soon_by_a_take_that_finds_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, plain = limited_in_succession(harness)
+    monkeypatch.setattr(scan_position, "SPARING", 1_000)
+    queue.pause(limit="many")
+    now = monotonic()
+    queue.lanes.looked_for_hidden(None, now - 0.01, now, found=False)
+    assert queue.lease(block=False) is None
+    assert 0.0 < queue.lanes.hidden_look_in(monotonic()) < scan_position.LONGEST_PAUSE
+    queue.lanes.looked_for_hidden(None, now, now, found=False)
+    assert queue.lease(block=False).id == plain.id
+
+
+def test_slow_question_for_the_next_job_is_not_repeated_soon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    execute = Session.execute
+
+    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
+        names.append(query.name)
+        return await execute(session, query, parameters)
+
+    monkeypatch.setattr(Session, "execute", noted)
+    queue = harness.queue(retention="delete")
+    queue.put_many([1, 2], limits={"one": 1})
+    job = queue.lease(block=False)
+    queue.lanes.probes.note(monotonic(), 60.0)
+    names.clear()
+    assert queue.lease(block=False) is None
+    assert "next_due_probe" not in names
+    queue.lanes.probes.note(monotonic(), 0.001)
+    assert queue.lease(block=False) is None
+    assert "next_due_probe" in names
+    job.ack()
+    assert queue.lease(block=False).data == 2
+
+
 def test_slow_look_from_the_head_is_not_repeated_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_position, "SPARING", 20)
     looks = scan_position.FullLooks()
@@ -175,3 +213,15 @@ def test_slow_look_from_the_head_is_not_repeated_soon(monkeypatch: pytest.Monkey
     assert [looks.is_due(10.0 + wait) for wait in (3.9, 4.1)] == [False, True]
     looks.note(10.0, 100.0)
     assert [looks.is_due(10.0 + wait) for wait in (9.9, 10.1)] == [False, True]
+
+
+def test_look_from_the_head_after_one_that_missed_waits_only_if_the_last_was_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scan_position, "SPARING", 20)
+    looks = scan_position.FullLooks()
+    assert looks.is_due(0.0, missed=True)
+    looks.note(10.0, 0.001)
+    assert looks.is_due(10.0, missed=True)
+    looks.note(10.0, 0.2)
+    assert looks.due_in(11.0, missed=True) == pytest.approx(3.0)
