@@ -248,7 +248,7 @@ def test_web_page_shows_last_outcome_and_next_run_of_periodic_tasks(dsn: str, pq
         assert f">{job_id}<" in page or f"id={job_id}&" in page
         assert "not known" in rows["shop.lost"]
         assert re.search(r"ago waits in ", rows["shop.soon"])
-        assert "late: no worker has put its job" in rows["shop.late"]
+        assert "late: no worker has put the task's job" in rows["shop.late"]
         # "Run now" sets the last tick back, so that a worker puts it again.
         [link] = [link for link in links(page, "run-now") if "shop.hourly" in link]
         done = confirmed(client, link)

@@ -39,7 +39,7 @@ def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _named(queue: str, what: dict[str, str | None]) -> str:
-    """Return the object of a pause, in words."""
+    """Return words for what is paused: the queue, a task, a limit or a group."""
     for kind, name in what.items():
         if name is not None:
             return f"{kind} {name!r} of {queue!r}"
@@ -49,7 +49,10 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @click.command()
 @queue_option
 @_what_options
-@time_option("--until", help="End of the pause: a time from now, such as 5m, or in ISO 8601.  [default: pqcore resume]")
+@time_option(
+    "--until",
+    help="End of the pause: the time from now, such as 5m, or a date and time in ISO 8601.  [default: pqcore resume]",
+)
 @json_option
 @with_database
 def pause(

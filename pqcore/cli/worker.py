@@ -262,7 +262,7 @@ def _run_through(loop: asyncio.AbstractEventLoop, running: asyncio.Task[None], w
         except (KeyboardInterrupt, SystemExit):
             if running.done() or not worker.running:
                 raise
-            logger.exception("a task or callback of a job raised an error that ends event loops; the worker goes on")
+            logger.exception("the code of a job raised an error that ends event loops; the worker continues")
         else:
             return
 

@@ -389,4 +389,7 @@ class _Attempt:
             try:
                 call_sync(self._undo)
             except PQError:  # the error must not hide the cancellation
-                logger.exception("lost the job that was taken from %r for a cancelled task", self._queue.name)
+                logger.exception(
+                    "a cancelled task had taken a job from %r, and the job cannot be put back: it is lost",
+                    self._queue.name,
+                )

@@ -1,7 +1,7 @@
 """Batches: each batch counts its jobs as they end, and puts a call after the last of them.
 
-The headers of a job name its batch, and hold the batch's token. A role that can only put cannot read headers or tokens:
-it can guess the number of another program's batch, but not the token.
+A job's headers hold the number of the job's batch, and the batch's token. A role that can only put jobs cannot read
+headers or tokens: it can guess the number of another program's batch, but not the token.
 """
 
 from __future__ import annotations

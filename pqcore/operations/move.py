@@ -54,7 +54,9 @@ async def move(
     if isinstance(target, str):
         target = QueueSettings(target, engine.names, None, {})
     if not isinstance(target, QueueSettings):
-        raise ConfigurationError(f"the target is {target!r}; give another queue of the table, or its name")
+        raise ConfigurationError(
+            f"the target is {target!r}; give another queue of the same table, or the name of that queue"
+        )
     if target.table != queue.table:
         raise ConfigurationError(
             f"queue {target.name!r} is in {target.table}, not in {queue.table}: move works in one table only"

@@ -317,7 +317,7 @@ def _read_call(name: str, text: str) -> StoredPut:
 
 
 def _due_now(call: StoredPut, deadline_in: float | None) -> StoredPut:
-    """Return the call with a deadline, in its headers, that is ``deadline_in`` seconds from now."""
+    """Return the call with a deadline in its headers: the time ``deadline_in`` seconds from now."""
     if deadline_in is None:
         return call
     run = {**call.headers.get("run", {}), "deadline": time.time() + deadline_in}

@@ -112,7 +112,7 @@ async def run_async(job_id: int) -> None:
 
 
 def hold(job_id: int) -> None:
-    """Record the start, and wait until released or stopped."""
+    """Record the start, and wait until the test releases or stops the job."""
     run_sync(_begin(job_id))
     while not run_sync(_released(job_id)):
         if current().wait(LOOK):
@@ -122,7 +122,7 @@ def hold(job_id: int) -> None:
 
 
 async def hold_async(job_id: int) -> None:
-    """Record the start, and wait until released or stopped."""
+    """Record the start, and wait until the test releases or stops the job."""
     await _begin(job_id)
     try:
         while not await _released(job_id):  # noqa: ASYNC110 - it is written into a table

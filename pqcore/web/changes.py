@@ -233,7 +233,7 @@ async def resume(target: Target, wanted: ActionRequest) -> int:
 
 
 def _paused(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return the object of a pause, as an argument of the operations."""
+    """Return what is paused, as an argument of the operations: a queue, task, limit or group."""
     what, name = fields["what"], fields["name"]
     if what not in PAUSED:
         raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose one of {', '.join(PAUSED)}")
