@@ -692,7 +692,7 @@ def test_hooks_all_have_an_example_in_the_documents() -> None:
     for name in vars(plugins.manager.hook):
         if name.startswith("pqcore_"):
             [section] = re.findall(rf"^## {name}\(.*\n((?:(?!^## ).*\n)*)", text, re.MULTILINE)
-            assert re.match(r"\nCalled (once|for|when|before|after) ", section), name
+            assert re.match(r"\npqcore calls this hook (once|for|when|before|after) ", section), name
             example = rf"^```python\n(?:(?!^```).*\n)*@hookimpl\n(?:@.*\n)?(?:async )?def {name}\("
             assert re.search(example, section, re.MULTILINE), name
             assert f"install({name})\n" in section, name

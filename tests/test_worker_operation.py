@@ -99,7 +99,7 @@ def test_worker_warns_of_max_jobs_if_no_function_runs_in_a_process(
 ) -> None:
     monkeypatch.setattr("pqcore.tasks.registry.TaskDeclarations._tasks", {})
     asyncio.run(Worker(pq["jobs"], burst=True, max_jobs=1).run())
-    assert "no function runs in one: give run_in='process'" in caplog.text
+    assert "no function runs in a process: give run_in='process'" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,7 @@ def _input() -> Any:
 @click.argument("data", required=False)
 @queue_option
 @click.option("--lines", is_flag=True, help="Put one job for each line of standard input, all in one transaction.")
-@time_option(
-    "--schedule-at",
-    help="Run the job no earlier than this: the time from now, such as 5m, or a date and time in ISO 8601.",
-)
+@time_option("--schedule-at", help="Run the job no earlier than: a time from now, such as 5m, or an ISO 8601 time.")
 @time_option("--expected-at", help="The time by which the job is wanted: jobs with an earlier time are taken first.")
 @click.option("--dedup", metavar="KEY", help="A key that only one unfinished job can have.")
 @click.option("--group", metavar="NAME", help="The group; its jobs run one at a time, in order.")

@@ -51,7 +51,7 @@ def _named(queue: str, what: dict[str, str | None]) -> str:
 @_what_options
 @time_option(
     "--until",
-    help="End of the pause: the time from now, such as 5m, or a date and time in ISO 8601.  [default: pqcore resume]",
+    help="End of the pause: a time from now, such as 5m, or an ISO 8601 time.  [default: pqcore resume]",
 )
 @json_option
 @with_database

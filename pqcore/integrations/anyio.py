@@ -335,9 +335,8 @@ class _Attempt:
             self._undo = functools.partial(undo, result)
         return result
 
-    def groups(self) -> bool:
-        """Return False, because a take that can be aborted must not share a statement with other takes."""
-        return False
+    def line(self, *call: object) -> None:
+        """Return no line, because a take that can be aborted must not share a statement with other takes."""
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""

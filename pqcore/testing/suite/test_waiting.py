@@ -43,7 +43,7 @@ INSERT = "INSERT INTO {table} (q_name, data) VALUES ('%s', '\"%s\"')"
 def _no_other_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "SETTLE", NEVER)
     monkeypatch.setattr(channels, "LINGER", NEVER)
-    monkeypatch.setattr(Engine, "groups", lambda engine: False)  # so that each look uses `Engine.run`
+    monkeypatch.setattr(Engine, "line", lambda engine, *call: None)  # so that each look uses `Engine.run`
 
 
 def listen(harness: Harness, *queues: Any) -> None:
