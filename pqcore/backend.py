@@ -232,8 +232,8 @@ class DriverSession(Protocol):
     def direct(self) -> bool:
         """Return whether the server itself, and no pooler, is at the other end.
 
-        Run `WHO`, and compare its process id with the one that the server sent when the connection was opened. `WHO`
-        also returns the server's version: keep it in the attribute `server_version`.
+        Run `WHO`, and compare the process id that it returns with the id that the server sent when the connection was
+        opened. `WHO` also returns the server's version: keep it in the attribute `server_version`.
 
         Prepare nothing on the server for this check. This method may be left out if the driver does not keep the
         process id that the server sent.
@@ -280,8 +280,8 @@ class AsyncDriverSession(Protocol):
 
     If a call of the driver ends immediately when its task is cancelled, the session may set an attribute
     ``ends_when_cancelled`` to true. Otherwise the core ends the call, at a small cost per call. Some calls
-    of a driver cancel their own task, as `asyncio.timeout` does. If no call does so, the session may set an attribute
-    ``cancels_task`` to false, and a get or a lease then needs no separate task.
+    of a driver cancel their own task, as `asyncio.timeout` does. If no call of the driver cancels its task, the session
+    may set an attribute ``cancels_task`` to false, and a get or a lease then needs no separate task.
 
     If the task is cancelled, the call may raise `asyncio.CancelledError`, even if the server still runs the statement.
     On its own connection, pqcore then calls only `abort` and `close`. On a caller's connection, it waits until `begin`
@@ -379,9 +379,9 @@ class Backend(Protocol):
     def pool_size(self, pool: Any) -> int:
         """Return the largest number of connections of the caller's pool.
 
-        Only a driver that takes several round trips for a statement needs this method, such as one to prepare the
-        statement and one to execute it. If all clients of the server share one session, the round trips of two
-        connections may mix, so the core refuses a pool of more than one connection. May be left out for other drivers.
+        Only a driver that needs several round trips for one statement, for example to prepare it and then to execute
+        it, needs this method. If all clients of the server share one session, the round trips of two connections may
+        mix, so the core refuses a pool of more than one connection. May be left out for other drivers.
         """
 
     def close_connection(self, connection: Any) -> None:
@@ -411,7 +411,7 @@ PROXIES = 10
 
 
 def layers(target: Any) -> Iterator[Any]:
-    """Iterate over an object, the object that it wraps (its ``__wrapped__``), the object that this wraps, and so on.
+    """Iterate over an object, the object in its ``__wrapped__``, and so on, up to the innermost object.
 
     Tracers wrap connections, cursors and pools in proxies with this attribute.
 

@@ -184,7 +184,7 @@ class SchemaOutdated(SchemaError):
 
 
 class SchemaTooNew(SchemaError):
-    """A newer pqcore made the table: upgrade this one."""
+    """A newer pqcore made the table; upgrade the pqcore that this program uses."""
 
 
 # Server

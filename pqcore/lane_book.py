@@ -90,7 +90,7 @@ class LaneBook:
         self._aside_until = now + ASIDE
 
     def aside_for(self, now: float) -> float:
-        """Return for how many more seconds takes look at no lanes; ``now`` is of the monotonic clock."""
+        """Return the number of seconds until takes look at lanes again; ``now`` is a time of the monotonic clock."""
         return max(self._aside_until - now, 0.0)
 
     @property

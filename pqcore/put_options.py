@@ -124,7 +124,7 @@ def parents_of(after: Any) -> dict[int, After]:
 class NewJob:
     """A job for `Queue.put_many` with its own options.
 
-    For an option that is None, the job has the option of the call of `put_many`.
+    If an option is None, the job gets the value that the call of `put_many` gives for this option.
 
     Attributes:
         data: Any value that the queue's serializer can encode.

@@ -357,8 +357,8 @@ class Queue(TaskQueueMixin):
                 function that runs in a thread should check ``current().cancelled``.
 
         Returns:
-            True if the job was waiting, or its worker was asked; False if the job is taken, leased, finished, or not
-            there.
+            True if the job was waiting and is now cancelled, or if its worker was asked to stop the job; False if the
+            job is taken, leased, finished, or not there.
         """
         return run_sync(operations.admin.cancel(self.engine, self, job_id, running=running))
 

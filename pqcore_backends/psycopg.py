@@ -1,7 +1,7 @@
 """The blocking and the asynchronous backend for psycopg 3.
 
-psycopg prepares a statement itself after it has run five times. While pqcore uses an idle connection, the connection is
-in autocommit mode; switching it sends nothing.
+psycopg prepares a statement itself after it has run five times. While pqcore uses a connection that has no open
+transaction, the connection is in autocommit mode; switching the mode sends nothing to the server.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ class AsyncPsycopgBackend(Pooled):
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
         said = []
-        for each in (pool.conninfo, pool.kwargs):  # the pool, too, calls functions given here for each connection
+        for each in (pool.conninfo, pool.kwargs):  # the pool calls such a function for each connection, too
             value = each() if callable(each) else each
             said.append(await value if inspect.isawaitable(value) else value)
         conninfo, kwargs = said

@@ -42,7 +42,7 @@ async def register(session: Session, channels: Sequence[str]) -> None:
     """LISTEN to channels, and take the advisory locks that puts check."""
     for channel in channels:
         await session.listen(channel)
-    # This statement is separate, because it asks the session whether it listens.
+    # This statement comes after LISTEN, because it checks whether the session listens to the channels.
     locked = await session.execute(session.sql.register, session.sql.register.bind({"channels": list(channels)}))
     if len(locked) < len(channels):
         raise ConnectionLost(LISTEN_NOT_SUPPORTED)

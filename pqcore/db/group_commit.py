@@ -44,9 +44,9 @@ The callers that this statement served are about to call again, in this line or 
 not immediately, but in the next turn of the event loop, together with all calls made in this turn.
 """
 REFUSED = 3
-"""After this many refused groups in succession, the calls of a line run by themselves for `RESTING` seconds."""
+"""After this many refused groups in succession, the calls of a line run separately for `RESTING` seconds."""
 RESTING = 10.0
-"""Seconds for which the calls of a line run by themselves after `REFUSED` refused groups."""
+"""Seconds for which the calls of a line run separately after `REFUSED` refused groups."""
 KEPT_LINES = 100
 """The largest number of lines that a queue keeps. For example, a queue has one line for each length of leases."""
 
@@ -146,7 +146,7 @@ class Lines:
 
 
 class Rest:
-    """A switch that makes the calls of a line run by themselves for a while, after several groups were refused.
+    """A switch that makes the calls of a line run separately for a while, after several groups were refused.
 
     A trigger or a rule of the database may refuse every group. After a refusal, each call of the group runs again by
     itself, so the work is done twice.
@@ -159,7 +159,7 @@ class Rest:
         self._until = 0.0
 
     def is_on(self) -> bool:
-        """Return whether calls run by themselves now."""
+        """Return whether calls run separately now."""
         return self._refused >= REFUSED and time.monotonic() < self._until
 
     def note(self, *, refused: bool) -> None:

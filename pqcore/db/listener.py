@@ -1,8 +1,8 @@
 """Waiting for notifications: one listening connection in each process, shared by all queues.
 
 A notification is a hint. Every wait is bounded, and after each wait the waiter looks at the table, so a lost
-notification costs time and no job. If the listening connection is lost, all waiters wake, and the next wait opens
-another connection.
+notification delays a job, but loses none. If the listening connection is lost, all waiters wake, and the next wait
+opens another connection.
 
 A put notifies only if somebody waits. A waiter has its channel registered: the listening session runs LISTEN, and
 takes a shared advisory lock, which the trigger of a put checks. Then the waiter looks again, and waits. A put that

@@ -59,7 +59,7 @@ class Lock(Protocol):
     """A lock that one thread or task can hold.
 
     An interrupt (Ctrl-C, a time limit) may come between any two lines of a thread, even in a ``finally`` clause. So a
-    thread asks `mine` whether it holds the lock, and keeps no record of its own.
+    thread keeps no record of whether it holds the lock, but asks `mine`.
     """
 
     async def enter(self) -> object: ...

@@ -341,7 +341,7 @@ class Session:
         return direct and not self.shares_session
 
     async def writes(self) -> bool:
-        """Return whether the server takes writes on this session, between transactions.
+        """Return whether the server takes writes on this session; it can be asked only between transactions.
 
         Return True also if the session cannot ask the server now, or if the server answers with an error.
         """

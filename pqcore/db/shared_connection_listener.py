@@ -86,7 +86,7 @@ class SharedConnectionListener(Channels):
             self._waited[channel] = time.monotonic()
             await session.wait(min(left, channels.SLICE))
             try:
-                # arrived notifications are read at the end of the loan
+                # notifications that have arrived are read at the end of the loan
                 await self._lent(max(deadline - time.monotonic(), 0.0), _nothing)
             except PoolTimeout:  # the current user of the connection reads notifications when giving it back
                 return

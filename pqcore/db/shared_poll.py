@@ -151,8 +151,8 @@ class SharedLook:
                     woken += self._wake_all(waiting[name])
         except PQError:  # each waiter looks by itself, and gets the error
             woken = sum(map(self._wake_all, waiting.values()))
-        # A job that no waiter can take wakes waiters at each shared look. So the pause is long enough for the looks of
-        # all woken waiters.
+        # At each shared look, waiters wake for a due job, even if no waiter can take this job. So the pause is long
+        # enough for the looks of all woken waiters.
         self._due = time.monotonic() + max(BLIND_POLL, len(names) / NAMES, woken / LOOKS)
 
     def _wake_all(self, sharers: Sequence[Sharer]) -> int:

@@ -79,7 +79,7 @@ class SessionSource(Protocol):
         return False
 
     async def acquire(self, loan: Loan) -> None:
-        """Give the loan a session. If this fails, the caller still calls `release`."""
+        """Give the loan a session. Even if `acquire` fails, the caller must call `release`."""
 
     async def release(self, loan: Loan, *, sound: bool = False) -> None:
         """Take the session of a loan back, if the loan has one; the call may be repeated after an interrupt.

@@ -36,7 +36,7 @@ class TaskLine:
         waiting: The calls that wait for a group: the future of the answer, and the value.
         runner: The function that runs a statement.
         together: The operation that the calls ask for.
-        rest: The switch that makes calls run by themselves for a while.
+        rest: The switch that makes calls run separately for a while.
         claimed: The running calls; empty if `Together.undo` is None.
         undone: The futures of callers that were cancelled while their calls were running.
     """

@@ -50,7 +50,7 @@ class _Call:
         self.bell.acquire()
 
     def ring(self) -> None:
-        """Make the caller check whether it has its answer, or leads."""
+        """Wake the caller, which then checks whether its answer has come, or whether it is now the leader."""
         try:  # noqa: SIM105 - for each call, so no context manager
             self.bell.release()
         except RuntimeError:  # the bell was rung before
@@ -67,7 +67,7 @@ class ThreadLine:
     Attributes:
         since: See `pqcore.db.group_commit.Line`.
         waiting: The calls that wait for a group.
-        rest: The switch that makes calls run by themselves for a while.
+        rest: The switch that makes calls run separately for a while.
         runner: The function that runs a statement.
         together: The operation that the calls ask for.
     """
@@ -238,7 +238,8 @@ def _move(waiting: deque[_Call], calls: list[_Call], number: int) -> None:
     """Move calls out of a line in one step of the interpreter, so that an interrupt loses none.
 
     A signal handler may run after each call in bytecode. So a call object that one method pops and the next appends can
-    be lost in between. `list.extend` calls `popleft` itself, and keeps the results when it raises.
+    be lost in between. `list.extend` calls `popleft` itself; if `popleft` raises, the list keeps the calls that were
+    popped before.
     """
     with suppress(IndexError):  # the line is empty
         calls.extend(islice(iter(waiting.popleft, None), number))

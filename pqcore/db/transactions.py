@@ -189,7 +189,7 @@ class Transactions(ABC):
         return None
 
     def _cut_off(self, block: Block) -> None:
-        """End a block whose ``with`` statement has ended without leaving the block, because of an interrupt."""
+        """End a block that an interrupt left open, although the block's ``with`` statement has ended."""
         transaction = block.transaction
         block.statement = None
         self._open.discard(block)

@@ -296,7 +296,7 @@ async def _complete_batch(
     async def work(s: Session) -> list[Outcome]:
         async with atomic(s):
             for outcome in outcomes:
-                buried.pop(id(outcome), None)  # an earlier try may have added the outcome before it was rolled back
+                buried.pop(id(outcome), None)  # an earlier try, since rolled back, may have added the outcome
             found = await _lock_free(s, queue, outcomes) if free else outcomes
             ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])

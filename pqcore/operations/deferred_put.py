@@ -79,7 +79,7 @@ class StoredPut:
         return queue.decode_row(job_id, stored["serializer"], raw)
 
     def with_headers(self, headers: dict[str, Any]) -> StoredPut:
-        """Return the same put with additional headers, also for the calls after it.
+        """Return the same put with additional headers, which the later calls of its chain get, too.
 
         If the put already has a header of the same name, that header stays.
         """

@@ -54,7 +54,7 @@ async def find_open_batch(engine: Engine, batch: int) -> OpenBatch | None:
 
 
 def following_calls(headers: Mapping[str, Any]) -> list[str]:
-    """Return the path of the function of each put that follows a job in its chain; empty for a put that is not a call.
+    """For each later put of a job's chain, return the path of the function that it calls; empty if it is not a call.
 
     Args:
         headers: The headers of the job.

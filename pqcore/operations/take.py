@@ -196,7 +196,7 @@ async def _take_plain(
     *,
     together: bool = False,
 ) -> Taken:
-    """Take rows without admission; if there are none, return the seconds until the next is due (None: unknown)."""
+    """Take rows without admission; if no row is taken, return the seconds until the next row is due (None: unknown)."""
     bound = queue.bound
     rows: Sequence[Row] = ()
     fetch = s.sql.fetch

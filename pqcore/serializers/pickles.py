@@ -15,7 +15,7 @@ def pickle_dumps(value: object) -> str:
 
 
 def pickle_loads(text: str) -> Any:
-    """Unpickle text of `pickle_dumps`. This runs any code that the pickle names, so use it only for your own rows."""
+    """Unpickle text from `pickle_dumps`; use it only for your own rows, because it runs any code in the pickle."""
     return pickle.loads(text.encode("latin-1"))  # noqa: S301 - asked for by name
 
 

@@ -132,7 +132,7 @@ SELECT id FROM given"""
         """Record the outcomes of parents that could not be marked as awaited.
 
         Rows that another session has locked are skipped. The row of an ended parent stays in its table, so its outcome
-        can be read later. If the parent is run again after this, the recorded outcome describes its earlier end.
+        can be read later. If the parent runs again later, the recorded outcome is still that of its earlier run.
         """
         same = "(edge.parent_put_at IS NULL OR {} = edge.parent_put_at)"
         return f"""

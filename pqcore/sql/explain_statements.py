@@ -69,7 +69,7 @@ LIMIT 1"""
 
     @composed()
     def explain_before(self) -> str:
-        """Return the jobs that takes find before the given due job of a queue, in the order of takes.
+        """Return the jobs that a take finds before the given due job of a queue, in the order in which they are taken.
 
         Each class of waiting rows is read through its own index, up to the job's position in the order.
         """

@@ -203,9 +203,9 @@ LEASED = (
 SCHEDULE = "coalesce(:schedule_at::timestamptz, statement_timestamp() + :schedule_in::float8 * interval '1 second')"
 EXPECTED = "coalesce(:expected_at::timestamptz, statement_timestamp() + :expected_in::float8 * interval '1 second')"
 TIMES = f"{SCHEDULE}, {EXPECTED}"
-# Each row that one statement puts carries its number as microseconds of `enqueued_at`. By these numbers, pqcore finds
-# the id of each item, in whatever order triggers and sequences give ids. Inserting a row takes more than a microsecond,
-# so no time is in the future.
+# Each row that one statement puts carries its number within the statement, as microseconds of `enqueued_at`. By these
+# numbers, pqcore finds the id of each item, in whatever order triggers and sequences give ids. Inserting a row takes
+# more than a microsecond, so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
 # A job with a lane waits on the lane from its put. If the job is put for later, a take parks it on the lane when it is
 # due. See `LANE`.
@@ -219,8 +219,8 @@ LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestam
 # the row has changed.
 #
 # Here, num_nulls() replaces IS NULL, so that the planner looks the id up, and does not use a partial index. IS TRUE
-# keeps the planner from joining rows with the pairs of ids and tokens: it looks each row up in a hash of the pairs, so
-# rows are locked in the order of their ids.
+# keeps the planner from joining rows with the pairs of ids and tokens: the server looks each row up in a hash of the
+# pairs, so rows are locked in the order of their ids.
 LEASE_HELD = "leased_until IS NOT NULL AND num_nulls(dequeued_at, parked_on) = 2"
 #
 # The queue is named in addition to the id, so that only one partition is read if the table is partitioned by queue.

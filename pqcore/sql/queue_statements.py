@@ -394,8 +394,8 @@ WHERE id = :id::bigint AND {OF_QUEUE} RETURNING id, pg_notify(:channel::text, ''
     def nack(self) -> str:
         """Give up a lease; see `LEASE_HELD`.
 
-        Without a delay, the job returns to its place, and waiters are notified. With a delay, it is scheduled, and
-        waiters learn the time from `next_due_probe`.
+        Without a delay, the job returns to its position in the queue, and waiters are notified. With a delay, it is
+        scheduled, and waiters learn the time from `next_due_probe`.
         """
         return f"{_NACKED} WHERE {HELD_ONE} RETURNING id, pg_notify(:channel::text, '')::text"
 

@@ -233,7 +233,7 @@ def _with_seconds(minutes: Iterable[datetime], seconds: Sequence[int]) -> Iterat
 def _later_than(moment: datetime, ticks: Iterable[datetime]) -> Iterator[datetime]:
     """Yield ticks in UTC, each later than the one before.
 
-    This skips ticks in the second pass of a repeated hour, for which cronsim returns times of the first pass.
+    In the second pass of a repeated hour, cronsim returns times of the first pass; this function skips them.
     """
     for tick in ticks:
         if (instant := tick.astimezone(UTC)) > moment:

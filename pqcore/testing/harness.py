@@ -161,7 +161,7 @@ class Harness:
         return result
 
     def pq(self, target: Any = None, *, create: bool = True, **options: Any) -> Any:
-        """Return a `PQ` over the backend, which is closed at the end; an `AsyncPQ` gets blocking methods.
+        """Return a `PQ` over the backend; the test closes it at its end. An `AsyncPQ` gets blocking methods.
 
         Args:
             target: A DSN or connection; by default the test's DSN.

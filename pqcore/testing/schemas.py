@@ -188,7 +188,7 @@ class Schemas:
             names: The queue's table, in a schema of the new name.
 
         Returns:
-            The tables in it; None if no schema is free.
+            The tables in the schema; None if no schema is free.
         """
         if not self._free:
             return None

@@ -99,7 +99,7 @@ class ChangeNotes:
         return name, int(number)
 
     def drop(self, response: Response, request: Request) -> None:
-        """Have a browser forget the note."""
+        """Make the browser delete the cookie that holds the note."""
         response.delete_cookie(DONE, path=root_of(request.scope) or "/")
 
 

@@ -73,7 +73,7 @@ def _abandon(task: asyncio.Future[Any]) -> None:
 
 
 def mark_seen(task: asyncio.Future[Any]) -> None:
-    """Mark an exception as seen: nobody waits for the task any more, so asyncio would log the exception."""
+    """Mark an exception as seen: nobody waits for the task any more, so asyncio would otherwise log the exception."""
     if not task.cancelled():
         task.exception()
 

@@ -85,7 +85,7 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, status: HTTPStatus, **fields: Any) -> Answer:
-        """Return an answer with fields as a JSON object."""
+        """Return an answer whose content is a JSON object of the given fields."""
         return cls(status, json.dumps(fields).encode() + b"\n")
 
     def encoded(self, *, with_body: bool) -> bytes:
