@@ -100,7 +100,7 @@ def pqcore_job_succeeded(event: JobEvent) -> Awaitable[None] | None:
 def pqcore_job_failed(event: JobEvent) -> Awaitable[None] | None:
     """Report that a job's function raised ``event.error``, or that its process died.
 
-    After this hook, the hook for a retried, a dead or a dropped job is called.
+    After this hook, pqcore calls `pqcore_job_retried`, `pqcore_job_dead` or `pqcore_job_dropped`.
 
     This hook is not called for `Snooze` and `Discard`, nor for cancelled functions.
     """

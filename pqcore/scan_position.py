@@ -4,10 +4,10 @@ Taken rows leave dead entries at the head of the index. While another session ho
 remove these entries. Every look from the head steps over all of them, so each get is slower than the last. So a
 consumer that takes many jobs in succession begins where its last take ended.
 
-A job can appear before that position: it is put with an earlier time, its take is rolled back, or its lease runs out.
-The consumer finds such a job a little later: every `FULL_LOOK` seconds, and whenever a look finds nothing, the next
-look begins at the head. Later looks continue from the job that the look from the head took. Consumers that take fewer
-than a thousand jobs in succession always look from the head.
+A job can appear before that position: if it is put with an earlier time, if its take is rolled back, or if its lease
+runs out. The consumer finds such a job a little later: every `FULL_LOOK` seconds, and whenever a look finds nothing,
+the next look begins at the head. Later looks continue from the job that the look from the head took. Consumers that
+take fewer than a thousand jobs in succession always look from the head.
 
 A look from the head takes longer the more dead entries there are. After a slow look from the head, the consumer waits
 at least `SPARING` times as long as the look took before the next one. So such looks take at most about a twentieth of

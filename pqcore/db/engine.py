@@ -333,7 +333,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does, outside of blocks: the caller has called `line`, which checks for blocks.
+        """Run an operation as `run` does, but do not check for blocks: the caller has called `line`, which checks this.
 
         Args:
             operation: See `run`.

@@ -403,7 +403,7 @@ class Session:
         The session of an event loop is closed in that loop, after the loop had time to read what arrived.
 
         Returns:
-            True if this call was not broken off before, and is still running.
+            True if the call is still running, and was not broken off before.
         """
         if self._broken_off == since or self.busy_since != since:
             return False

@@ -57,8 +57,8 @@ async def is_current(engine: Engine) -> bool:
 async def needs_workers_stopped(engine: Engine) -> bool:
     """Return whether workers of older versions must be stopped after the migration, because the table has jobs.
 
-    Call this before the migration. Workers of older versions and of this version do not count each other's jobs under
-    limits.
+    Call this function before the migration. Workers of older versions and of this version do not count each other's
+    jobs under limits.
     """
 
     async def work(s: Session) -> bool:

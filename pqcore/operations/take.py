@@ -255,7 +255,7 @@ def _in_order(queue: QueueSettings, rows: Sequence[Row], now: float, full_since:
 
 
 def any_headers(tell: Callable[[str | None], bool], rows: Sequence[Row]) -> bool:
-    """Return whether ``tell`` is true of the headers of any row; rows without headers are skipped quickly."""
+    """Return whether ``tell`` returns True for the headers of any row; rows without headers are skipped quickly."""
     if len(rows) == 1:
         return headers_of(rows[0]) is not None and tell(headers_of(rows[0]))
     return any(map(headers_of, rows)) and any(map(tell, map(headers_of, rows)))

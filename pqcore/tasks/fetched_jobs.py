@@ -60,7 +60,7 @@ class PoppedJobs:
 
     @contextmanager
     def performing(self, job_id: int) -> Iterator[None]:
-        """Keep a job from counting as given up during a ``with`` block."""
+        """Make a job count as in use, and not as given up, during a ``with`` block."""
         popped = self._jobs.get(job_id)
         if popped is not None:
             popped.performed = True

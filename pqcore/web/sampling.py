@@ -287,7 +287,7 @@ class Sampler:
 
 
 def remember(known: dict[K, V], key: K, value: V) -> V:
-    """Keep a value of a queue, and return it; drop the values that were kept first, if there are too many queues."""
+    """Keep a value of a queue, and return it; if there are too many queues, drop the oldest values."""
     known.pop(key, None)
     while len(known) >= QUEUES:
         del known[next(iter(known))]
