@@ -151,7 +151,7 @@ class Psycopg2Session(AutocommitSession):
         # A cursor of pqcore's own class, because the caller's class may return dictionaries.
         try:
             cursor = self._proxy.cursor(cursor_factory=extensions.cursor)
-        except TypeError:  # a proxy that only gives the caller's kind of cursors
+        except TypeError:  # a proxy that does not accept `cursor_factory`
             cursor = None
         own = bare(cursor)
         if type(own) is not extensions.cursor:

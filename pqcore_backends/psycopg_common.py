@@ -92,14 +92,14 @@ class Common:
     _plain: Any
     # None if nothing may be prepared, and for a tracer's cursor.
     _prepared_statements: PreparedStatements | None
-    # Whether a tracer's cursor is used, which gets statements as text: a tracer cannot add a comment to bytes.
+    # Whether the cursor is a tracer's. Such a cursor gets statements as text: a tracer cannot add a comment to bytes.
     _traced = False
     server_version = ""
     _switched = False
     _begun = False
     _flipped = False  # set by `begin`, until autocommit is switched back
     _inbox: Inbox | None = None
-    # The SQLSTATE and the message with which the server ended the connection: libpq takes them for a notice.
+    # The SQLSTATE and the message with which the server ended the connection. libpq reports them only as a notice.
     _farewell: tuple[str, str | None] | None = None
 
     def _use(self, connection: Any, cursor: Any) -> None:

@@ -80,7 +80,7 @@ def write_facts(facts: Mapping[str, str | None], error: Mapping[str, str]) -> No
 
 
 def json_text(stored: str) -> str:
-    """Return stored JSON text for people: with the characters that its ASCII escapes stand for."""
+    """Return stored JSON text for people, with characters in place of their ASCII escapes."""
     if "\\u" not in stored:
         return stored
     try:

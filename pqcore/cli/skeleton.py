@@ -1,8 +1,8 @@
 """The skeleton of a backend: the example's project, with the contract's methods left to write.
 
 The project's files are copied from the example, under other names. The methods and their docstrings come from the
-contract itself: `pqcore.backend`, and `pqcore.benchmarks.baseline.BareLoop`. Bodies that suit every driver come from
-the example.
+contract itself: `pqcore.backend`, and `pqcore.benchmarks.baseline.BareLoop`. Method bodies that suit every driver
+come from the example.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class _Deferral:
             self._handlers[number](number, frame)
 
     def close(self, numbers: Iterable[int]) -> None:
-        """Begin to defer the signals with these numbers that have a handler written in Python."""
+        """From now on, defer each of these signals if its handler is written in Python."""
         self._handlers = {}
         for number in numbers:
             handler = signal.getsignal(number)

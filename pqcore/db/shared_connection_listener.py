@@ -123,5 +123,5 @@ class SharedConnectionListener(Channels):
             if self._notifies and not self._channels:
                 await session.execute(session.sql.notify_waiters)
                 self._notifies = False
-        except PQError:  # reading notifications failed, but the work of the loan was done
+        except PQError:  # the operation that used the connection has already succeeded
             logger.debug("cannot release the advisory locks of channels", exc_info=True)

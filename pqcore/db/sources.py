@@ -28,7 +28,7 @@ class Loan(list[Session]):
     An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step, with
     ``append(pop())``. Code that gives the session back holds it in no variable, because a traceback would keep the
     variable. If an interrupt comes during a move, nothing refers to the session any more, so it is closed and no longer
-    counted. A loan is a list itself, because each operation makes a loan, and two objects would cost more.
+    counted. A loan is itself the list: each operation makes a loan, and a second object would cost time.
 
     Attributes:
         idle: Whether the session is known to have been in no transaction when it was lent.

@@ -35,7 +35,7 @@ class Tally:
     ended: float | None = None
 
     def rate(self, driver: str | None = None) -> float:
-        """Return the jobs done per second, by one driver or all."""
+        """Return how many jobs per second were done, over one driver or over all."""
         if self.began is None:
             return 0.0
         done = self.done.total() if driver is None else self.done[driver]

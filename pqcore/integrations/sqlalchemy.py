@@ -114,8 +114,8 @@ class _ToldError(Exception):
 def _arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
     """Return the arguments with which the engine would connect.
 
-    SQLAlchemy passes all arguments only to the driver's function, so the engine starts to connect, and is stopped
-    before it calls this function.
+    SQLAlchemy passes the complete arguments only to the driver's ``connect``. So pqcore makes the engine connect, and
+    stops it just before it calls ``connect``.
     """
     asking = threading.get_ident()
 

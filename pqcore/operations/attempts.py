@@ -121,7 +121,7 @@ async def _sees_all(engine: Engine, s: Session) -> bool:
 class AttemptSweep:
     """A sweep that deletes the attempts of jobs that are gone.
 
-    A pass over the table takes as many sweeps as it needs. After a pass that found little, the next sweeps do no work.
+    A pass over the table may take several sweeps. After a pass that deleted little, the next sweeps do no work.
 
     Args:
         queue: The name of the queue. The sweep covers the attempts of all queues, unless these are on several servers.

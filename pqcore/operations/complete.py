@@ -139,7 +139,7 @@ async def find_already_stored(
 ) -> list[Outcome]:
     """Return the outcomes that an earlier try has stored, although the server's answer was lost.
 
-    The leases of these jobs are no longer held. If the row of a job still exists, the row shows whether the holder
+    The leases of the given jobs are no longer held. If the row of a job still exists, the row shows whether the holder
     ended the lease. But the row may be deleted, or the job taken again. Then the outcome counts as stored while the
     lease has time left by this process's clock, because only the holder can end a lease before it runs out.
 
@@ -194,7 +194,7 @@ async def _store_groups(
 
 
 async def _store(engine: Engine, queue: QueueSettings, group: Sequence[Outcome], endings: Endings) -> PQError | None:
-    """Store outcomes together or, if one is refused, one by one; return an error of the server itself."""
+    """Store outcomes together or, if one is refused, one by one; if the server itself fails, return the error."""
     try:
         if is_plain(group[0]):
             missing = await _ack_plain(engine, queue, group, None, free=not endings.waits)

@@ -227,7 +227,7 @@ async def read_slice(ask: Ask, place: str, after: int) -> Slice:
 
 
 async def count_all(engine: Engine) -> list[Encoding]:
-    """Count all data of the table by queue, place, serializer and key, without needing any key."""
+    """Count all data of the table by the fields of `Encoding`; this needs no key."""
     return await _count(ask_alone(engine), None)
 
 

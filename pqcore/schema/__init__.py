@@ -136,7 +136,7 @@ async def _check(session: Session, names: TableName, found: int | None) -> None:
 
 
 async def _needed(session: Session, names: TableName) -> int:
-    """Return the lowest version that code must know to use a table whose own version is newer than this code."""
+    """Return ``needs``: the lowest schema version that code must know to use a table that is newer than this code."""
     sql = f"SELECT max(coalesce(needs, version)) FROM {names.qualified('pqcore_migrations')} WHERE table_name = "
     [[number]] = await session.execute(
         plain("read_needs", f"{sql}{literal(names.table)} AND version > {latest()}"),

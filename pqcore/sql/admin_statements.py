@@ -140,8 +140,8 @@ SELECT job.* FROM of_lane CROSS JOIN LATERAL ({room}
 
 
 # The rows of a subquery keep its order, so there is no second ORDER BY: a sort would read all of a lane. Within the
-# subquery, the planner might sort if it expected few rows in a lane. But the limit is a parameter, which the planner
-# does not know, so it reads the index.
+# subquery, the planner might sort if it expected few rows in a lane. But the planner does not know the value of the
+# LIMIT, which is a parameter, and so reads the index.
 _OF_LANE = f"SELECT * FROM {{table}} WHERE {OF_QUEUE} AND parked_on = of_lane.lane AND {UNFINISHED}"
 _NEXT_OF_LANES = _of_lanes(f"""
   (SELECT * FROM (

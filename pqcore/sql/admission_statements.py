@@ -10,8 +10,8 @@ keys:
   still runs. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
   snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot shows the key's jobs
-  correctly, except for jobs that ended since: these jobs still count, which is safe, because too few jobs are admitted
-  and not too many.
+  correctly, except for jobs that ended since. These jobs still count. This is safe: the take may admit too few jobs,
+  but never too many.
 * The newest version comes first in the index, so takes do not read old versions, which a long-lived snapshot keeps. The
   UPDATE finds a locked row by its ``ctid`` alone: with a condition on the queue, it would read old versions from the
   index.

@@ -23,7 +23,7 @@ ATTEMPT_COLUMNS = (
 def keep_attempt(source: str) -> str:
     """Return the CTE ``noted``, which keeps an attempt in the statement that ends it.
 
-    Without an ``outcome``, the CTE keeps nothing.
+    If the parameter ``outcome`` is NULL, the CTE stores no attempt.
 
     Only the holder of the lease ends the attempt, so two sessions do not keep attempts of one job concurrently. Even if
     they did, ON CONFLICT DO UPDATE would make the second session wait for the first.

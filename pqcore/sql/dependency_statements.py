@@ -1,9 +1,9 @@
 """The statements of jobs that wait for other jobs: finding parents, putting waiting jobs, and releasing them.
 
-A job that waits is scheduled for infinity. The trigger of schema version 15 marks how an awaited job ended. So the
-statement that ends a parent changes no waiting job. Later, `pqcore.operations.dependencies` decides with these
-statements which jobs no longer wait. The operation locks the row of a waiting job before it changes other rows of the
-job.
+The row of a job that waits has the ``schedule_at`` ``infinity``. The trigger of schema version 15 marks how an awaited
+job ended. So the statement that ends a parent changes no waiting job. Later,
+`pqcore.operations.dependencies` decides with these statements which jobs no longer wait. The operation locks the row of
+a waiting job before it changes other rows of the job.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ SELECT DISTINCT job_id FROM (
     def lock_blocked(self) -> str:
         """Lock jobs that wait; a job that another session has locked is skipped.
 
-        The other session releases or deletes the job; if it does not, a later look finds the job again.
+        The session that has locked a job releases or deletes it; otherwise, a later look finds the job again.
         """
         return f"""
 SELECT id FROM {{table}} WHERE id = ANY (:ids::bigint[]) AND {OF_QUEUE} AND {_WAITS}

@@ -79,7 +79,7 @@ def _head(condition: str, order: str, n: int, suffix: str = "", most: str = "", 
 
 
 def _usual(n: int, most: str, first: str = "", urgent: str = "", ready: str = "") -> str:
-    """Return a pick of the two usual classes: urgent jobs, then ready ones.
+    """Return CTEs that pick rows of the two usual classes: urgent jobs, then ready ones.
 
     Args:
         n: The largest number of rows.
@@ -120,7 +120,7 @@ def _candidates(near: int, reach: int, columns: str, *, waiting: bool, out_since
 
 
 def _merged(n: int, most: str, *, waiting: bool) -> str:
-    """Return a pick of all classes.
+    """Return a CTE that picks rows of all classes.
 
     The statement reads the heads of the classes without locking. Then it goes through the rows in their common order,
     and locks the first n free ones. Every condition is repeated next to FOR UPDATE, where it is checked against the
@@ -141,9 +141,9 @@ WITH picked AS (
 
 
 def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
-    """Return a pick of the two usual classes.
+    """Return CTEs that pick rows of the two usual classes.
 
-    If a row of another class is due, the pick finds nothing, and the caller must use `_merged`.
+    If a row of another class is due, the CTEs find nothing, and the caller must use `_merged`.
 
     Args:
         n: The largest number of rows.

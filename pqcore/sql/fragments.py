@@ -75,7 +75,7 @@ def is_next(queue: str) -> str:
 
     The queue's table must have the alias ``job``.
 
-    Such a job is among the first jobs of its lane, up to the lane's room.
+    Such a job is among the first jobs of its lane; `lane_room` says how many of them have free places.
 
     Args:
         queue: An SQL expression for the queue's name; if it is a parameter, only one partition of the table is read.

@@ -166,8 +166,8 @@ def tell_deleted(source: str) -> str:
 
 def _stats(which: str, queue: str) -> str:
     # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
-    # have a lease that ends at infinity; other jobs have that time only if they are scheduled for infinity, such as
-    # jobs that wait for other jobs. On a standby, one more row, without a name, has the age of the data.
+    # become visible at infinity. So do other jobs with the ``schedule_at`` infinity, such as jobs that wait for others.
+    # On a standby, one more row, without a name, has the age of the data.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"

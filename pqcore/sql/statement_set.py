@@ -174,7 +174,7 @@ def composed(
 def family(
     name: str, kinds: Iterable[K], *, hot: bool = False
 ) -> Callable[[Callable[[Any, K], str]], StatementFamily[K]]:
-    """Declare a statement for each kind, whose template the decorated method returns.
+    """Declare one statement for each kind; the decorated method returns the template for a kind.
 
     Args:
         name: The name of the statements, with ``{}`` for the kind.

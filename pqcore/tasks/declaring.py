@@ -339,7 +339,7 @@ def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
 
 
 def direct_puts(engine: Engine, calls: Iterable[Call]) -> list[DirectPut]:
-    """Return calls in the form for putting them now, together; see `_checked_calls`."""
+    """Return calls in the form in which `put_calls` puts them; see `_checked_calls`."""
     return [call.direct(engine) for call in _checked_calls(calls, "put_calls")]
 
 

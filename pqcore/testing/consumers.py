@@ -41,7 +41,7 @@ class Place:
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """Yield the queue, over a new `PQ`; an asynchronous queue looks blocking."""
+        """Yield the queue, over a new `PQ`; the methods of an asynchronous queue are called as blocking ones."""
         if self.mode == "blocking":
             with PQ(self.dsn, schema=self.schema, backend=self.backend) as pq:
                 yield pq[self.queue]

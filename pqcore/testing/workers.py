@@ -237,7 +237,7 @@ def sleep_long(job_id: int) -> None:
 
 
 def fail(job_id: int, what: str) -> None:
-    """Raise an exception that cannot be pickled unchanged."""
+    """Raise an exception that can be pickled, but not unpickled."""
     raise Unreadable(what, 1)
 
 

@@ -76,9 +76,10 @@ class Token:
 
 
 class ChangeNotes:
-    """Notes of changes, each for the page that the visitor sees next; signed, so that no link or site can forge one.
+    """Notes of changes; the next page that the visitor opens shows each note.
 
-    The key lasts as long as the process. If another process serves the next page, the page does not mention the change.
+    Notes are signed, so that no link or other site can forge one. The key lasts as long as the process. If another
+    process serves the next page, the page does not mention the change.
     """
 
     def __init__(self) -> None:
