@@ -2,7 +2,7 @@
 
 Consumers must obey a changed rule soon, but reading the rules before every take would cost too much. So each queue
 object caches the rules that it read. If the queue is not paused, the queue object uses the cached rules for `KEPT`
-seconds, or for half of the queue's poll interval.
+seconds, or for half of the queue's poll interval if that is shorter.
 While the queue is paused, each take reads the rules, so that a waiter woken by `Queue.resume` takes a job immediately.
 """
 

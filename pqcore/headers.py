@@ -36,7 +36,7 @@ def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as exc:
         return {}, f"the headers cannot be read: {exc}"
     if not isinstance(found, dict):
-        return {}, f"the headers are a {type(found).__name__}, not an object"
+        return {}, f"the headers are a {type(found).__name__}, not a JSON object"
     escaped = "\\u" in text
     faults = []
     for name in list(found):
@@ -71,7 +71,7 @@ def check_link(link: Any) -> None:
     if link.get("delay") is not None:
         _check_seconds(link["delay"])
     if not isinstance(link["headers"], dict):
-        raise TypeError("the headers of the follow-up are not an object")
+        raise TypeError("the headers of the follow-up are not a JSON object")
     for name, value in link["headers"].items():
         if (check := _CHECKS.get(name)) is not None:
             check(value)
@@ -94,7 +94,7 @@ def _check_seconds(value: Any) -> None:
 
 def _check_limits(gate: Any) -> None:
     if not isinstance(gate, dict) or not isinstance(limits := gate.get("limits", {}), dict):
-        raise TypeError("the value is not an object")
+        raise TypeError("the value is not a JSON object")
     for key, places in limits.items():
         check_text(key, "limit", MAX_KEY)
         if type(places) is not int or not 1 <= places <= MOST_PLACES:
@@ -109,7 +109,7 @@ def _check_limits(gate: Any) -> None:
 
 def _check_run(run: Any) -> None:
     if not isinstance(run, dict):
-        raise TypeError("the value is not an object")
+        raise TypeError("the value is not a JSON object")
     if run.get("timeout") is not None:
         _check_seconds(run["timeout"])
     if run.get("deadline") is not None and not math.isfinite(run["deadline"]):

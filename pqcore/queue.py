@@ -286,7 +286,7 @@ class Queue(TaskQueueMixin):
             raise lease.lease_lost(self, lost)
 
     def ack_many(self, jobs: Iterable[Job], *, connection: Any = None) -> list[Job]:
-        """Finish leased jobs as `ack` does, in one statement if no job follows them.
+        """Finish leased jobs as `ack` does, in one statement if none of them has a follow-up.
 
         Returns:
             The jobs that were not finished because their leases were lost; see `LeaseLost`.

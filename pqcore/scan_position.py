@@ -9,8 +9,8 @@ runs out. The consumer finds such a job a little later: every `FULL_LOOK` second
 the next look begins at the head. Later looks continue from the job that the look from the head took. Consumers that
 take fewer than a thousand jobs in succession always look from the head.
 
-A look from the head takes longer the more dead entries there are. After a slow look from the head, the consumer waits
-at least `SPARING` times as long as the look took before the next one. So such looks take at most about a twentieth of
+A look from the head takes longer the more dead entries there are. Between two looks from the head, the consumer waits
+at least `SPARING` times as long as the first of them took. So such looks take at most about a twentieth of
 a consumer's time.
 """
 

@@ -23,7 +23,7 @@ COUNTED = 10_000
 
 
 async def check_backlog(context: CheckContext) -> list[Finding]:
-    """Check for jobs that have been ready for long, above all if no worker of their queue is alive."""
+    """Check for jobs that have been ready for a long time, above all in queues without a living worker."""
     rows = await context.s.execute(context.s.sql.stats_all)
     old = [(queue, ready, age) for queue, ready, _, _, age, *_ in rows if queue is not None and (age or 0.0) > OLD]
     details = {"queues": [{"queue": queue, "ready": ready, "oldest": age} for queue, ready, age in old]}

@@ -273,7 +273,7 @@ class StoredCall(NamedTuple):
 
 
 async def read_calls(ask: Ask) -> AsyncIterator[tuple[str, list[StoredCall]]]:
-    """Yield slices of the calls of open batches and then of schedules, each with ``batches`` or ``schedules``."""
+    """Yield slices of calls, each with its place: first ``batches``, for open batches, and then ``schedules``."""
     after: int | str
     for place, statement, after in (("batches", "callbacks", FIRST), ("schedules", "scheduled_calls", "")):
         queue = ""

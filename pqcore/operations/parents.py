@@ -50,7 +50,8 @@ def check_parents(engine: Engine, queue: QueueSettings, parents: Mapping[int, Af
     for number, parent in parents.items():
         table = getattr(getattr(parent.job_id, "queue", None), "table", None)
         if table is not None and str(table) != str(queue.table):
-            raise ConfigurationError(f"job {number} is in {table}, and a job in {queue.table} cannot wait for it")
+            msg = f"job {number} is in {table}, and a job in {queue.table} cannot wait for it; put both into one table"
+            raise ConfigurationError(msg)
     return Behind(parents, "done" if queue.retention == "delete" else "deleted")
 
 

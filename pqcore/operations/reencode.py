@@ -382,7 +382,8 @@ def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) ->
     writers: dict[str, _Writer] = {}
     for queue in queues:
         if queue.table != engine.names:
-            raise ConfigurationError(f"queue {queue.name!r} is in {queue.table}, not in {engine.names}")
+            msg = f"queue {queue.name!r} is in {queue.table}, not in {engine.names}; use the PQ of the queue's table"
+            raise ConfigurationError(msg)
         if queue.name in writers:
             raise ConfigurationError(f"queue {queue.name!r} is named twice; name each queue once")
         writers[queue.name] = _Writer(queue, every=every)

@@ -29,7 +29,7 @@ class TaskFigures:
 
 
 async def count_by_task(engine: Engine, queue: str, n: int) -> list[TaskFigures]:
-    """Count the jobs of a queue by task; tasks with most jobs come first.
+    """Count the jobs of a queue by task; the tasks with the most jobs come first.
 
     Args:
         engine: The engine.

@@ -310,7 +310,7 @@ FROM finished GROUP BY q_name"""
     def list_ticks(self) -> str:
         """List the last ticks of periodic tasks and schedules, with the server's time.
 
-        Each row says whether it is of a schedule, and whether this schedule is paused.
+        Each row says whether it belongs to a schedule, and whether this schedule is paused.
         """
         return f"""
 SELECT last.q_name, last.name, {_time("tick")}, last.cron, last.tz, made.name IS NOT NULL, paused_at IS NOT NULL,

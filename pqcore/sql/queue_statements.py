@@ -153,7 +153,7 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
 
 
 def tell_deleted(source: str) -> str:
-    """Return a CTE that records, for the jobs that wait for a deleted job, that their parent was deleted.
+    """Return a CTE that records the deletion of jobs for the jobs that wait for them.
 
     Args:
         source: The CTE with the deleted rows.

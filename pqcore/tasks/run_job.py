@@ -80,7 +80,7 @@ class Runner(Generic[A]):
         return run
 
     async def keep_crash(self, attempt: A) -> None:
-        """Record a crash, because an earlier lease ended without an outcome; the job runs even if this fails."""
+        """Record a crash, because an earlier lease ended without an outcome; the job runs even if recording fails."""
         from pqcore.operations import attempts  # few jobs crash
 
         try:

@@ -1,4 +1,4 @@
-"""The actions of a page: their fields, their counts before the question, and their effects."""
+"""The actions of a page: their fields, the counts that a page shows before it asks, and their effects."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Row(models.Model):
 
 
 class Job(Row):
-    """A job that waits, is scheduled, parked or leased; or a done job whose row is kept."""
+    """A job that is ready, scheduled, parked or leased, or a done job whose row is kept."""
 
     finished_at = Moment("finished", db_column="dequeued_at", null=True)
     leased_until = Moment(null=True)
