@@ -59,7 +59,7 @@ class HookManager(pluggy.PluginManager):
 def _fault(hook: str, options: pluggy.HookimplOpts, function: object) -> str:
     """Return why a hook implementation would never run, and what to write; empty if it runs."""
     registers, around = hook.startswith("pqcore_register_"), hook.startswith("pqcore_around_")
-    if hook == "pqcore_unwrap":  # the hook that pluggy calls itself
+    if hook == "pqcore_unwrap":  # the hook that pluggy itself calls
         return ""
     for option in ("wrapper", "hookwrapper"):
         if options[option]:

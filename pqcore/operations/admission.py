@@ -296,8 +296,8 @@ async def adopt_among(queue: QueueSettings, s: Session, rows: Sequence[Row]) -> 
 async def _adopt_with_others(queue: QueueSettings, s: Session, rows: Sequence[JobRow]) -> None:
     """Write the lanes of jobs that a take parked, and of other due jobs that have no lane yet.
 
-    Outside a transaction, the take is already committed: the caller gets the leased jobs, and a later look writes the
-    lanes.
+    Outside a transaction, an error is only logged: the take is already committed, so the caller gets the leased jobs,
+    and a later look writes the lanes.
     """
     if not rows:
         return

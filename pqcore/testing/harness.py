@@ -517,7 +517,7 @@ class Harness:
                 self._portal.close()
 
     def _put_back(self) -> bool:
-        """Leave the schema to another test, if it can be restored; return whether it was."""
+        """Restore the schema for another test; return False if the schema cannot be restored."""
         if self._schemas is None or self._tables is None:
             return False
         try:

@@ -162,7 +162,7 @@ class Tables:
 
 
 class Schemas:
-    """The schemas that are free for the next test, and the connections that look at them."""
+    """The schemas that are free for the next test, and the connections that observe the database."""
 
     def __init__(self) -> None:
         self._free: list[tuple[TableName, Tables]] = []

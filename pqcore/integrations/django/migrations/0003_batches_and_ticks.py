@@ -1,4 +1,4 @@
-"""The migration that adds columns: a token of batches, the expression of ticks, the put time of a result's job."""
+"""The migration that adds columns: the token of a batch, the expression of a tick, and the time of a result's put."""
 
 from __future__ import annotations
 
