@@ -1,4 +1,4 @@
-"""The migration that adds columns: the token of a batch, the expression of a tick, and the time of a result's put."""
+"""The migration that adds columns: the token of a batch, the expression of a tick, and when a result's job was put."""
 
 from __future__ import annotations
 
