@@ -86,7 +86,7 @@ class LaneBook:
         self.weights: Mapping[str, float] = {}
 
     def set_aside(self, now: float) -> None:
-        """Look at no lanes for some time after an admission closed the connection, so that other takes do not wait."""
+        """Look at no lanes for a short time, because an admission has failed and its connection was closed."""
         self._aside_until = now + ASIDE
 
     def aside_for(self, now: float) -> float:

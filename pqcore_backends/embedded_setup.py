@@ -49,7 +49,7 @@ def unprivileged_user() -> dict[str, Any]:
 
 
 def temporary_folder(shared: bool) -> Path:
-    """Choose a folder whose path is short enough for a socket in it (107 bytes); if shared, it is open to all users."""
+    """Choose a folder whose path is short enough for a socket in it; if ``shared``, one that all users can reach."""
     for folder in (Path(name).resolve() for name in (tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if len(os.fsencode(folder)) > 60:
             continue

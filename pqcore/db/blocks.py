@@ -40,7 +40,7 @@ class OpenTransaction:
         return self.loan.session
 
     def is_of(self, task: object) -> bool:
-        """Return whether a task began the transaction."""
+        """Return whether the given asyncio task began the transaction; None stands for no task."""
         return task is (None if self.task is None else self.task())
 
 

@@ -363,7 +363,7 @@ class Engine(Grouping):
             raise
         finally:
             if line is not None and line.since == began:
-                if not line.waiting:  # inlines `pass_on`: each operation runs this line, and usually no call waits
+                if not line.waiting:  # as in `pass_on`, without a call: usually, no caller waits
                     line.since = 0.0
                 if line.waiting:
                     line.pass_on()

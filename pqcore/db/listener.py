@@ -99,7 +99,7 @@ class Listener(Waiters):
             seconds: The largest number of seconds to wait.
 
         Returns:
-            Whether the channel is registered. If it is, the caller must look again before it waits.
+            Whether the channel is registered. If True, the caller must look again before it waits.
         """
         if channel in self._channels:
             return True

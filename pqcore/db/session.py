@@ -123,7 +123,7 @@ class Session:
         self.own = False
         # Whether settings may last for the whole connection: pqcore opened it, and no pooler lends it to other clients.
         self.lasting = False
-        # The former default isolation level, after pqcore has lowered it to READ COMMITTED.
+        # The session's default isolation level before pqcore lowered it to READ COMMITTED; None if pqcore left it.
         self.lowered: str | None = None
         # The SAVEPOINT to send with the next statement; None if there is none.
         self.ahead: Query | None = None

@@ -42,7 +42,7 @@ Look = Callable[[Sequence[str]], Awaitable[Sequence[str]]]
 
 
 class Sharer:
-    """A waiter that shares the look: an `Event` that can also be stirred.
+    """A waiter that shares looks with other waiters: an `Event` that `stir` wakes without setting it.
 
     Args:
         queue: The name of the queue.
@@ -66,11 +66,11 @@ class Sharer:
         self._event.set()
 
     def stir(self) -> None:
-        """Make the waiter check whether it leads."""
+        """Wake the waiter, so that it checks whether it must lead now."""
         self._event.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until set or stirred, for at most ``seconds``; return whether it is set."""
+        """Wait until `set` or `stir` is called, for at most ``seconds``; return whether `set` was called."""
         if await self._event.wait(seconds):
             self._event = self._make()
         return self.woken

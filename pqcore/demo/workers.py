@@ -124,7 +124,7 @@ async def produce_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
-    """Do jobs like `consume`, but awaited."""
+    """Do jobs as `consume` does, over an `AsyncPQ`."""
     sql = numbered(insert_result(task.schema))
     hold = False
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:

@@ -1,4 +1,4 @@
-"""The findings of an examination."""
+"""The findings of `pqcore doctor`."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _is_async(engine: object) -> TypeGuard[AsyncEngine]:
 
 
 class _ToldError(Exception):
-    """An error that is raised in place of connecting, with the arguments for the connection."""
+    """An error that stops SQLAlchemy before it connects; the error has the arguments for the connection."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.arguments = arguments

@@ -64,7 +64,7 @@ class Redactor:
         return {**found, "cut": cut} if cut else found
 
     def explanation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return why a job does not run, prepared as by `document`; hidden data is not quoted, either.
+        """Return why a job does not run, shortened as by `document`, and without quotations of hidden data.
 
         Args:
             fields: The fields, as from `pqcore.json_views.explanation`.
@@ -99,7 +99,7 @@ class Redactor:
             return False
         if name == "error":
             message, traceback = value.get("message") or "", value.get("traceback") or ""
-            # The end of a traceback shows the exception and its place.
+            # The end of a traceback shows the exception, and the line that raised it.
             shorter = {"message": message[: self._limit], "traceback": traceback[-self._limit :]}
             found[name] = {**value, **{part: text for part, text in shorter.items() if part in value}}
             return len(message) > self._limit or len(traceback) > self._limit

@@ -97,7 +97,7 @@ def _less_batch(headers: dict[str, Any]) -> dict[str, Any]:
 async def count_down(
     engine: Engine, queue: QueueSettings, s: Session, ended: Sequence[tuple[Membership, bool]]
 ) -> None:
-    """Count ended jobs in their batches, and put the job that follows a batch after the batch's last job.
+    """Count ended jobs in their batches; when the last job of a batch has ended, put the batch's follow-up.
 
     Args:
         engine: The engine.

@@ -1,4 +1,4 @@
-"""Puts of encoded data. A `StoredPut` happens later, in a chain or after a batch; a `DirectPut` happens now."""
+"""Puts whose data is encoded already. A `StoredPut` happens later, in a chain or after a batch; a `DirectPut`, now."""
 
 from __future__ import annotations
 

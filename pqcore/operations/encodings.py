@@ -98,7 +98,7 @@ def pieces_of(headers: Any, queue: str) -> Iterator[Piece]:
 
 
 def pieces_of_link(link: Any) -> Iterator[Piece]:
-    """Return the encoded data of a call that follows; nothing if its form shows that no put of pqcore wrote it."""
+    """Return the encoded data of a follow-up; nothing if the form of the data shows that no put of pqcore wrote it."""
     try:
         check_link(link)
     except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError):

@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def stored_result_error(self) -> dict[str, str] | None:
-        """The stored parts of ``result_error``: at least its type, because the result is missing."""
+        """The stored parts of ``result_error``: at least the type of the error, to say why there is no result."""
         return reduce_error(self.result_error, "all" if self.keep_errors == "all" else "type")
 
 

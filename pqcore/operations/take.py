@@ -283,7 +283,7 @@ async def _take_lease(
         except PQError as exc:
             if in_transaction:
                 raise
-            # The first takes are committed, so the caller gets the rows that they leased.
+            # The earlier takes have committed, so the caller gets the rows that those takes leased.
             logger.warning("%r: not all due jobs could be leased: %s", queue.name, exc)
             break
         if more:

@@ -27,7 +27,7 @@ def refuse_deep(raw: str) -> None:
     for neighbours in ("}, {", "},{", "], [", "],["):
         if opened <= MOST_NESTED:
             return
-        # Neighbouring lists or dicts are not levels of each other, so all but one are subtracted.
+        # Two neighbouring lists or dicts are on the same level, so each further neighbour is subtracted.
         opened -= raw.count(neighbours)
     if opened > MOST_NESTED and _is_deep(raw):
         raise too_deep(MOST_NESTED)

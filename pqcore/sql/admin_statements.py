@@ -273,7 +273,7 @@ ORDER BY found.id DESC"""
 
     @composed()
     def find_row(self) -> str:
-        """Return all columns of one job; at most one of the three tables has it."""
+        """Return all columns of one job, from the queue's table, the archive or the dead letters."""
         wanted = f"WHERE id = :id::bigint AND (:q_name::text IS NULL OR q_name = :q_name::text) AND {OF_PUT}"
         return f"""
 SELECT {_columns(job_state("job.q_name"), whole=True)}, 'table' FROM {{table}} AS job {wanted}

@@ -304,8 +304,8 @@ class AdmissionStatements(StatementSet):
 
         New jobs are the jobs with the highest ids above a bound. The statement finds the other lanes by stepping from
         lane to lane through the index, which costs the same for any number of jobs. In this way, the statement also
-        finds jobs that older code parked. A row with the number -1 means that a job without a lane,
-        which needs one, became due lately (see `find_unadopted`).
+        finds jobs that older code parked. A row with the number -1 means that a job that needs
+        a lane, and has none yet, became due lately (see `find_unadopted`).
         """
         first = f"SELECT parked_on FROM {{table}} WHERE {OF_QUEUE} AND parked_on > {{0}} ORDER BY parked_on LIMIT 1"
         return f"""

@@ -44,7 +44,7 @@ class ExplainStatements(StatementSet):
 
     @composed()
     def explain_job(self) -> str:
-        """Return the columns that show the table and state of a job; at most one of the three tables has the job."""
+        """Return a job's state, and which table has the job: the queue's table, the archive or the dead letters."""
         wanted = f"WHERE id = :id::bigint AND {OF_PUT}"
         elsewhere = "NULL::text, NULL::timestamp, NULL::text, NULL::text, false, NULL::text, 0"
         return f"""

@@ -101,7 +101,7 @@ SELECT q_name, name, id, state, failures, {ended} FROM found WHERE place = 1"""
     def waiting_tasks(self) -> str:
         """Count the waiting calls of each task, among the first jobs of each class.
 
-        Each term reads one class through its index.
+        Each part of the UNION reads one class of rows through its index.
         """
         free = "(leased_until IS NULL OR parked_on IS NOT NULL OR leased_until <= statement_timestamp())"
         some = " UNION ALL ".join(
@@ -117,7 +117,7 @@ SELECT q_name, task, count(*) FROM (
     def count_by_task(self) -> str:
         """Count the jobs of a queue by task, among the first jobs of each class and the jobs that were put last.
 
-        Each term reads one class through its index, or a slice of ids.
+        Each part of the UNION reads one class of rows through its index, or the rows of a slice of ids.
         """
         held = "leased_until > statement_timestamp() AND parked_on IS NULL"
         classes = (

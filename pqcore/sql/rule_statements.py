@@ -78,7 +78,7 @@ class RuleStatements(StatementSet):
 
     @composed(rows=False)
     def set_aside_leased(self) -> str:
-        """Park leased jobs on lanes, and excuse the attempts. The token is checked on the locked row.
+        """Park leased jobs on lanes; the attempts do not count. The token is checked on the locked row.
 
         A job is scheduled for later if its lane is too long to be written.
         """

@@ -113,7 +113,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def release(self) -> str:
-        """Give up leases, and excuse the attempts."""
+        """Give up leases; the attempts do not count."""
         return f"UPDATE {{table}} SET leased_until = NULL, excused = {ONE_MORE.format('excused')}{HELD_ONES} {_TOLD}"
 
     @composed(hot=True)

@@ -29,9 +29,9 @@ statements that change a schedule.
 def put_of_tick(free: str | None = None) -> str:
     """Return a statement that puts the job of a tick, and returns its id.
 
-    One worker moves the tick's row forward; other workers find the row moved, and put nothing. A tick that is ahead of
-    the server's clock is not put: the clock was set back after the worker read it. In that case, workers also set the
-    tick's row back, so without this rule two workers could put the same tick.
+    One worker moves the tick's row forward; other workers find the row moved, and put nothing. The statement puts
+    no job of a tick that is ahead of the server's clock: the clock was set back after the worker read the time. In that
+    case, workers also set the tick's row back, so without this rule two workers could put the job of the same tick.
 
     Args:
         free: A SELECT that returns a row if the job may be put; None if it always may.

@@ -218,7 +218,7 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle[Any]]:
-        """Put calls, and another call after all of them have ended; see `pqcore.tasks.Queue.batch`."""
+        """Put calls, and a callback that runs after all of them have ended; see `pqcore.tasks.Queue.batch`."""
         after = None if then is None else stored_links([then], "batch")[0]
         number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
         return Batch(number, [self._handle(identity) for identity in ids])

@@ -152,7 +152,7 @@ def with_options(declared: TaskOptions, chosen: Mapping[str, Any]) -> TaskOption
         return declared
     own = dict(chosen)
     if "retry_in" in own and "retry" not in own and declared.retry is not None:
-        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # replaces the task's policy
+        own["retry"] = Fixed(0 if own["retry_in"] is None else own["retry_in"])  # replaces the policy of the task
     return dataclasses.replace(declared, **own)
 
 

@@ -326,7 +326,7 @@ class Call:
 
 
 def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
-    """Return calls of a batch in the form for putting them together; a tuple of calls is a chain."""
+    """Return the calls of a batch in the form in which one put stores them all; a tuple of calls is a chain."""
     return [
         chain_calls(stored_links(call, "batch")) if isinstance(call, tuple) else stored_links([call], "batch")[0]
         for call in calls

@@ -331,7 +331,7 @@ class TaskQueueMixin(WorkingQueue):
     def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[Handle[Any]]:
-        """Put calls, and another call after all of them have ended, even if some have failed.
+        """Put calls, and a callback that runs after all of them have ended, even if some have failed.
 
         Args:
             *calls: The calls; a tuple of calls is a chain.

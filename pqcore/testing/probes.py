@@ -1,4 +1,4 @@
-"""Latches and notes for functions of a test: they wait for a latch and add notes, in threads or on event loops."""
+"""Latches and notes for a test's functions, which wait for a latch and add notes, in threads or on event loops."""
 
 from __future__ import annotations
 

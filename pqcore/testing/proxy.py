@@ -37,7 +37,7 @@ class _Delay:
         self._thread.start()
 
     def send(self, data: bytes, delay: float) -> None:
-        """Pass a piece on after some seconds."""
+        """Pass on a piece of data, after a delay in seconds."""
         self._pieces.put((time.monotonic() + delay, data))
 
     def finish(self) -> None:

@@ -35,7 +35,7 @@ class NoAnswer(PQError, TimeoutError):
 async def within(seconds: float, work: Awaitable[T]) -> T:
     """Return the result of some work; cancel the work if it takes too long.
 
-    This function does not wait for the cancelled work to end: on a silent connection, the end may take long.
+    This function does not wait for the cancelled work to end: on a silent connection, that work may take long to end.
 
     Args:
         seconds: The longest time that the work may take.

@@ -158,7 +158,7 @@ class Completer:
         """End jobs that have places under keys, and lease other jobs for these places in the same statement.
 
         Returns:
-            The results of the ends; None if one statement cannot do both now, and the caller must store the outcomes.
+            The results; None if one statement cannot do both now, so the caller must store the outcomes.
         """
         queue_state, worker_state, leased_ahead = self._queue_state, self._worker_state, self._queue_state.jobs_ahead()
         queue, self._is_limited, queue_state.ends_take = queue_state.queue, False, False
@@ -174,7 +174,7 @@ class Completer:
             except PQError:
                 return None  # the caller then stores the outcomes, and finds out whether the server is at fault
         if queue.rule_cache.rules.paused or queue.rule_cache.rules.paused_tasks:
-            return None  # the fetcher takes the next jobs, and obeys the pauses
+            return None  # the fetcher then leases the next jobs, because it obeys the pauses
         queue_state.ends_take = queue.rate is None and not queue_state.quiet
         free = worker_state.slots_for(queue_state)
         n = queue_state.fetch_size(free, self._prefetch)

@@ -105,7 +105,7 @@ class Heartbeat:
                 self._cancel(active)
 
     async def _extend_leases(self, now: float) -> None:
-        """Extend each lease after a third of it has passed."""
+        """Extend each lease after a third of its duration."""
         queue_state = self._queue_state
         due = [active for active in queue_state.active_jobs.values() if now - active.leased_at > self._lease / 3]
         if not due:

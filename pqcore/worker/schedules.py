@@ -83,7 +83,7 @@ class Schedules:
     def __init__(self, queue_state: QueueState) -> None:
         self._queue_state = queue_state
         self._planned: dict[str, _Planned] = {}
-        # The versions of schedules that cannot be read, or that have the name of a periodic task declared in code.
+        # Refused schedules, with their versions: they cannot be read, or a task declared in code has the same name.
         self._refused: dict[str, datetime] = {}
 
     async def run(self) -> None:

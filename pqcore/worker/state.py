@@ -129,7 +129,7 @@ class ActiveJob(Attempt):
 
     @property
     def key(self) -> Key:
-        """The lease of the job, as a key of dicts."""
+        """What identifies the lease of the job, for use as a key of dicts."""
         return self.job.id, self.job.token
 
 

@@ -171,7 +171,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
         if not name or not number.isdecimal() or len(number) > 18:
             raise TaskResultDoesNotExist(result_id)
         try:
-            queue = self.pq.queue(name)  # not cached, because ids may name any queue
+            queue = self.pq.queue(name)  # not cached, because a result id may contain any queue's name
         except (InvalidName, UnknownSerializer) as exc:
             raise TaskResultDoesNotExist(result_id) from exc
         job_id: int = result_id.job_id if isinstance(result_id, ResultId) else int(number)
