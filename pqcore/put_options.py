@@ -93,7 +93,7 @@ def rereadable(after: Any) -> Any:
 
 
 def parents_of(after: Any) -> dict[int, After]:
-    """Return the jobs that a put waits for, by id, in order.
+    """Return the jobs that a new job must wait for, by id, in the order given.
 
     Args:
         after: The option of a put; see `Parents`.

@@ -105,7 +105,7 @@ class Watchdog:
     def break_off_blocks_of(self, thread: int) -> bool:
         """Close connections in a thread's transaction blocks on which a statement is running.
 
-        Return whether there was such a connection.
+        Return whether this method found such a connection.
         """
         with self._lock:
             openers = list(self._openers)

@@ -1,7 +1,7 @@
 """The attempts that are kept: those that failed, crashed or were snoozed, at most 20 for each job.
 
-The statement that ends an attempt also keeps it; see `pqcore.operations.attempt_values`. A crash is kept when the job
-is about to run again, because the crashed program could not keep it.
+The statement that ends an attempt also stores the attempt; see `pqcore.operations.attempt_values`. A crash is stored
+when the job is about to run again, because the crashed program could not store it.
 """
 
 from __future__ import annotations

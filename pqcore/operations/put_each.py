@@ -132,7 +132,7 @@ class _Putting(Generic[T]):
         rows, places = self._merge(await self._await_parents(chunk))
         found: dict[int, Identity] = {}
         left = list(range(len(rows)))
-        for _ in range(ROUNDS):  # between two statements, jobs that have keys may finish
+        for _ in range(ROUNDS):  # the job that holds a dedup key may finish between two statements
             left = await self._put(rows, left, found)
             if not left:
                 return [self.read(found[place]) for place in places]

@@ -341,7 +341,7 @@ def refuse_unrun(result: Any) -> None:
         return
     msg = f"the function returned {what}, a {type(result).__qualname__}, which was never run: {remedy}"
     if inspect.isgenerator(result) or inspect.iscoroutine(result):
-        result.close()  # otherwise Python warns that it was never awaited
+        result.close()  # otherwise Python warns that the coroutine was never awaited
     raise ConfigurationError(msg)
 
 

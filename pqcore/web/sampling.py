@@ -232,7 +232,7 @@ class Sampler:
         return max(left, self.interval / 10)
 
     def stop(self) -> None:
-        """Tell all followers to end."""
+        """Tell all open pages that follow the figures to end."""
         for each in list(self._followers):
             each.stop()
 

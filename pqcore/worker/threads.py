@@ -17,7 +17,7 @@ JOIN_TIMEOUT = 2.0
 
 
 class ThreadCall:
-    """A call for a thread, and then its outcome.
+    """A call that a thread makes, and later the outcome of the call.
 
     Args:
         context: The context variables of the call.

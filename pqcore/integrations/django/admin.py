@@ -107,7 +107,7 @@ class RowAdmin(admin.ModelAdmin):
 
     @admin.display(description="function")
     def task(self, row: Any) -> str:
-        """Return the path of the job's function, if the job is a call of one."""
+        """Return the path of the function that the job calls, or an empty string if the job is not a call."""
         return path_in(row.head) or ""
 
     @admin.display(description="error", ordering="error_type")
