@@ -128,7 +128,7 @@ class Local(Protocol):
 
 
 class Kept(Protocol[T]):
-    """A value of which each process, or each of its event loops, has one.
+    """A value that is made once for each process, or once for each event loop.
 
     A fork copies the parent's values, including connections, and locks that other threads held. The child makes its own
     value, and neither uses nor ends the parent's. The value of an event loop lasts no longer than the loop.

@@ -58,7 +58,7 @@ class WorkerProcesses:
         """Start a worker."""
         ours, theirs = self._spawn.Pipe()
         process = self._spawn.Process(target=work, args=(task, theirs), name=task.name, daemon=True)
-        # Ctrl-C reaches every process of the terminal. Workers ignore it from the start, because the conductor ends
+        # Ctrl-C reaches every process of the terminal. Workers ignore Ctrl-C from the start, because the conductor ends
         # them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:

@@ -13,7 +13,7 @@ from pqcore.doctor.findings import Finding
 from pqcore.operations.activity import STORED
 from pqcore.operations.schema_info import ask
 
-# For a partitioned table, the query adds up the figures of the partitions. It returns the storage options of the
+# For a partitioned table, the query adds up the figures of the partitions. The query returns the storage options of the
 # partition that has the fewest options.
 _FIGURES = f"""
 WITH stored AS (

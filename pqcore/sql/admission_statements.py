@@ -80,7 +80,7 @@ _ALIVE = """
     ) AS job"""
 # Jobs that the same statement ends: the statement's snapshot still shows their rows, so they are excluded here.
 _BUT_ENDED = " AND id <> ALL (ARRAY(SELECT id FROM ended))"
-# A statement that ends jobs may lease `times` jobs for each place that its worker has under a key. One of these jobs
+# A statement that ends jobs may lease `times` jobs for each place that the worker has under a key. One of these jobs
 # runs, and the others wait in the worker. So the jobs that the worker leased ahead (`own`) do not take a place each.
 _FREE = "coalesce(state.ruled, state.put_places, 2147483647) - coalesce(cardinality(alive.ids), 0)"
 _OWN = """

@@ -109,7 +109,7 @@ def timetable_of(found: FoundTimetable) -> Timetable:
 
 @dataclass(frozen=True, eq=False)
 class Periodic(Timetable):
-    """A periodic task that is declared in code; workers put a call of it at each tick.
+    """A periodic task that is declared in code; workers put a call of the task at each tick.
 
     Attributes:
         call: The call to put.

@@ -194,7 +194,7 @@ class Schemas:
             return None
         free, tables = self._free.pop()
         sql(f"ALTER SCHEMA {_schema(free)} RENAME TO {_schema(names)}", rows=False)
-        # The function that puts jobs from SQL has the schema's name in its body, so it is replaced.
+        # The function that puts jobs from SQL has the schema's name in its body, so the function is replaced.
         for statement in statements_naming("put_name", names.substitutions()):
             sql(statement, rows=False)
         [[objects]] = sql(f"SELECT ({_OBJECTS.format(schema=tables.schema)})")
