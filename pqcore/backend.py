@@ -207,7 +207,7 @@ class DriverSession(Protocol):
         """
 
     def wait(self, seconds: float) -> None:
-        """Return when a notification may have arrived, or after ``seconds`` (capability LISTEN).
+        """Wait until a notification may have arrived, for up to ``seconds`` (capability LISTEN).
 
         Return immediately if a notification was already read. The method must not lock the connection, because other
         callers may run statements meanwhile. Blocking drivers can use `pqcore.backend.wait_readable`; asynchronous

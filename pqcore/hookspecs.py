@@ -56,8 +56,8 @@ def pqcore_unwrap(target: Any) -> Any:
     """Return the driver's connection inside ``target``, or None if the plugin does not know ``target``.
 
     pqcore calls this hook for ``put(..., connection=target)`` if no backend knows the type of ``target``, such as an
-    ORM's session. It calls the plugins in turn, up to the first result that is not None. The result may be another
-    wrapper; pqcore then calls the hook for this wrapper, until a backend knows the result.
+    ORM's session. pqcore calls the plugins in turn, until one of them returns a result other than None. The result may
+    be another wrapper; pqcore then calls the hook for this wrapper, until a backend knows the result.
     """
 
 

@@ -281,7 +281,7 @@ class LaneBook:
         return max(turn, self._now - 2 * n / self.weights.get(share, 1.0) if is_served else self._now)
 
     def _lanes_of(self, share: str, lanes: list[KnownLane], most: int) -> list[KnownLane]:
-        """Return up to ``most`` lanes of a share: some with new jobs, and others in turn."""
+        """Return up to ``most`` lanes of a share: up to half of them have new jobs, and the others come in turn."""
         fresh = self._fresh.pop(share, {})
         first = list(fresh.values())[: (most + 1) // 2]
         for known in first:

@@ -564,7 +564,7 @@ class Queue(TaskQueueMixin):
     def set_rate(self, name: str, rate: Rate | None, *, connection: Any = None) -> None:
         """Set how many jobs of a limit may begin in a period.
 
-        If no job has begun for a period, as after a pause, the number for a whole period may begin together.
+        After a period without jobs, as after a pause, all jobs that the rate allows per period may begin together.
 
         Args:
             name: The name of the limit, as in ``put(limits={name: 2})``.

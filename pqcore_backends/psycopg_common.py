@@ -144,8 +144,8 @@ class Common:
     def _forget_prepared(self) -> bool:
         """Forget prepared statements after one was refused; return whether the statement can be sent again.
 
-        PostgreSQL refuses a prepared statement whose result types have changed, as by ALTER TABLE ("cached plan must
-        not change result type"). psycopg would not prepare a new one in its place.
+        PostgreSQL refuses a prepared statement whose result types have changed, for example after ALTER TABLE ("cached
+        plan must not change result type"). psycopg itself would not prepare such a statement again.
         """
         return bool(self.connection._prepared.clear()) and not self.in_transaction()
 

@@ -547,8 +547,8 @@ def test_mcp_tool_changes_all_jobs_only_when_asked(secret_dsn: str, orchard: Orc
         for more in ({}, {"all_jobs": False}, {"all_jobs": True, "job_ids": [orchard.dead, orchard.ready]}):
             purge = await refused(client, "purge_dead_letters", queue="fruit", older_than="0s", **more)
             move = await refused(client, "move_jobs", queue="fruit", to="basket", **more)
-            assert "give the ids of jobs, or all_jobs as true" in purge
-            assert "give the ids of jobs, or all_jobs as true" in move
+            assert "give the ids of jobs, or set all_jobs to true" in purge
+            assert "give the ids of jobs, or set all_jobs to true" in move
         ids = [orchard.ready]
         assert "limit is only for all_jobs" in await refused(
             client, "move_jobs", queue="fruit", to="basket", job_ids=ids, limit=1

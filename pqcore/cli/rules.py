@@ -24,7 +24,7 @@ NONE = "none"
 
 
 def _what_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options for the object of a pause."""
+    """Give a command the options that choose what a pause stops."""
     for option in (
         click.option("--group", metavar="NAME", help="Only jobs of this group; pqcore get ignores this pause."),
         click.option("--limit", metavar="NAME", help="Only jobs under this limit; pqcore get ignores this pause."),

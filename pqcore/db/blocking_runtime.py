@@ -123,7 +123,7 @@ class BlockingRuntime:
         time.sleep(seconds)  # noqa: ASYNC251 - never runs in a loop
 
     async def at_end(self, cleanup: Callable[[], Awaitable[None]]) -> object:
-        """Do nothing: connections are closed with the process."""
+        """Do nothing, because connections are closed when the process ends."""
         return None
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

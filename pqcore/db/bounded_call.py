@@ -49,8 +49,9 @@ def _left(session: CallingSession, since: float | None) -> bool:
 def bounded(call: Awaitable[T], session: CallingSession) -> Generator[Any, Any, T]:
     """Await a driver's call; if a cancelled call takes more than `AFTER_CANCEL` seconds, close its connection.
 
-    After a cancellation, drivers ask the server to cancel the statement, and some wait for the answer without a limit.
-    The function yields everything that the call yields. A task for each call would cost more than a short statement.
+    After a cancellation, drivers ask the server to cancel the statement, and some drivers wait for the answer without a
+    time limit. The function yields everything that the call yields. A task for each call would cost more than a short
+    statement.
 
     Raises:
         ConnectionAbortedError: The session closed the connection, but the call did not end, so it was abandoned.

@@ -131,7 +131,7 @@ def leaves(error: BaseException) -> bool:
     """Return whether an exception from a job's function must end the program, instead of counting as a failure.
 
     Signal handlers raise exceptions only in the main thread, so in any other thread the function itself raised the
-    exception. The only other case is GreenletExit, by which gevent ends a greenlet.
+    exception. The only other exception that ends the program is GreenletExit, by which gevent ends a greenlet.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return threading.current_thread() is threading.main_thread()

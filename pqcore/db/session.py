@@ -372,7 +372,7 @@ class Session:
             self.drop()
 
     def abort(self) -> None:
-        """Close the connection even if another thread uses it: its running call fails."""
+        """Close the connection even if another thread uses it: the call of the other thread then fails."""
         if self.process != os.getpid():
             return
         self.state_unknown = True

@@ -32,8 +32,8 @@ class SharedConnectionListener(Channels):
     """A listener on the caller's only connection; the listener and operations use the connection in turn.
 
     Nothing runs in the background: the waiter polls the socket itself, and notifications are read whenever the
-    connection is given back. The trigger of a put does not see a lock of its own session, but another task may put on
-    this connection. So while a waiter waits, all puts on this connection notify.
+    connection is given back. The trigger of a put cannot notice a lock that the session of the put itself holds, but
+    another task may put a job over this connection. So while a waiter waits, all puts on this connection notify.
     """
 
     def __init__(self, source: AdoptedConnection, runtime: Runtime, *, able: Callable[[], bool]) -> None:

@@ -155,7 +155,7 @@ class TaskLine:
         self.start(self._travel(), self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        """Forget a task that sent groups; if it was cancelled with all tasks of the loop, let another task go on."""
+        """Forget a task that sent groups; if the task was cancelled, let another task send the next group."""
         self._travelling.discard(task)
         if task.cancelled():
             self.pass_on()

@@ -192,7 +192,7 @@ class _Group:
     def settle(self) -> None:
         """Let another caller lead the calls that came meanwhile, and answer the calls of this group.
 
-        The caller may repeat this after an interrupt.
+        After an interrupt, the caller may call this method again.
         """
         if self._over:
             return

@@ -103,7 +103,7 @@ class Watchdog:
         return shortest
 
     def break_off_blocks_of(self, thread: int) -> bool:
-        """Close connections in a thread's transaction blocks on which a statement is running.
+        """Close each connection that runs a statement in a transaction block of a thread.
 
         Return whether this method found such a connection.
         """

@@ -1,4 +1,4 @@
-"""The output of the demonstration: lines, or a live table if there are a terminal and rich."""
+"""The output of the demonstration: lines, or a live table on a terminal if rich is installed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class DemoError(Exception):
 
 
 class Stopped(Exception):
-    """The worker must end, or its conductor is gone; the exception makes an open transaction block roll back."""
+    """The worker was told to end, or its conductor is gone; the exception makes an open transaction block roll back."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class _Arguments(ArgModelBase):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Raise for unknown arguments, and name the existing ones, which pydantic's own message does not."""
+        """Raise for unknown arguments; the error names the known arguments, unlike pydantic's own error."""
         known = sorted(cls.model_fields)
         if unknown := sorted(given.keys() - known):
             raise PydanticCustomError(

@@ -259,5 +259,5 @@ class WriteTools:
 def _say_which(job_ids: list[int] | None, *, all_jobs: bool) -> None:
     if bool(job_ids) == all_jobs:
         raise ConfigurationError(
-            f"job_ids is {job_ids!r} and all_jobs is {all_jobs}; give the ids of jobs, or all_jobs as true for all"
+            f"job_ids is {job_ids!r} and all_jobs is {all_jobs}; give the ids of jobs, or set all_jobs to true"
         )

@@ -141,7 +141,7 @@ class Watch:
         self._seen: dict[int, _Seen] = {}
 
     async def look(self, engine: Engine, queue: QueueSettings) -> int:
-        """Look once, and end the batches that are lost; return their number.
+        """Look once for lost batches, and end them; return the number of lost batches.
 
         A look searches for the jobs of a batch only if the batch has counted no job since the last look. Each search
         that finds jobs doubles the number of looks until the next search, up to `LONGEST_PAUSE`.

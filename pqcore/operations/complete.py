@@ -238,7 +238,7 @@ async def _refuse_locked(engine: Engine, missing: Sequence[Outcome], endings: En
 async def _dead_letter_instead(
     engine: Engine, queue: QueueSettings, outcome: Outcome, refusal: PQError, endings: Endings
 ) -> PQError | None:
-    """End a job whose follow-up the server refuses: without its result, or as a dead letter."""
+    """End a job without its result, or as a dead letter, because the server refuses its follow-up."""
     found = Endings(waits=endings.waits)
     instead = without_result(outcome, refusal) or dead_letter_of(outcome, refusal)
     ailment = await _store(engine, queue, [instead], found)

@@ -184,7 +184,7 @@ async def end_and_take(
 
 
 async def _follow(engine: Engine, queue: QueueSettings, rows: Sequence[Row], *, performed: bool) -> None:
-    """Run the follow-ups of jobs taken without a lease; if the caller runs them, keep the jobs' batches open instead.
+    """Run the follow-ups of jobs taken without a lease; if the caller will perform the jobs, only keep batches open.
 
     If the caller is cancelled meanwhile, the jobs are put back; follow-ups that have run do not run again. An
     error is only logged, because the jobs are taken, and the caller must receive them.

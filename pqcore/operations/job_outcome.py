@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def stored_error(self) -> dict[str, str] | None:
-        """The stored parts of ``error``: all parts for a postponed job, because workers need the reason."""
+        """The parts of ``error`` to store: all parts if the job is postponed, because workers need the reason."""
         return self.error if self.reason in PUT_OFF else reduce_error(self.error, self.keep_errors)
 
     @property

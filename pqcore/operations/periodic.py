@@ -118,7 +118,7 @@ async def tick_window(
         values = {"q_name": queue.name, "name": line.name, "tick": found.tick, "now": found.now}
         if await engine.execute("tasks.set_tick_back", values):
             logger.warning(
-                "%r: the server's clock ran ahead: the last tick of %s is %s, and it is now %s; ticks go on from now",
+                "%r: the server's clock ran ahead (last tick of %s: %s; time now: %s), so ticks continue from now",
                 queue.name,
                 line.name,
                 found.tick,

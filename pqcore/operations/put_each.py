@@ -287,7 +287,7 @@ class _Putting(Generic[T]):
 
 
 def _by_kind(rows: Sequence[NewRow], places: Iterable[int]) -> dict[tuple[str, bool], list[int]]:
-    """Group the places of rows by queue, and by whether the rows' keys are held for a time; sort the groups."""
+    """Group the indexes of rows by queue, and by whether the rows' keys are held for a time; sort the groups."""
     found: dict[tuple[str, bool], list[int]] = {}
     for place in places:
         found.setdefault((rows[place].q_name, rows[place].timed), []).append(place)

@@ -224,8 +224,8 @@ async def insert_many(
             `as_element`, and this tells whether they hold bytes.
 
     Returns:
-        The ids in order, and the time of the first row's put, as in `JobId`; each next row was put one microsecond
-        later.
+        The ids in order, and the time of the first row's put, as in `JobId`; the time of each later row is one
+        microsecond after the time of the row before it.
 
     Raises:
         NotStored: A trigger dropped rows, or changed the values that distinguish the rows.

@@ -1,4 +1,4 @@
-"""Diagnosis of a put after which the server stored nothing, and reported no error."""
+"""The possible causes if the server stored no row for a put, but reported no error."""
 
 from __future__ import annotations
 

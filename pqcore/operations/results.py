@@ -92,7 +92,7 @@ def put_time(engine: Engine, job_id: int) -> datetime | None:
 
 
 async def inspect(engine: Engine, queue: QueueSettings, job_id: int) -> JobInfo:
-    """Return the known state of a job.
+    """Return the stored state of a job.
 
     Raises:
         JobNotFound: No job has this id, nothing of the finished job was kept, or another job has its id now.

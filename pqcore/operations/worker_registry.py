@@ -119,7 +119,7 @@ async def announce(
     running: Mapping[str, Sequence[tuple[int, int, float]]],
     age: float,
 ) -> list[str]:
-    """List a worker for each of its queues, or renew its rows; return the queues of which it must take no more jobs.
+    """List a worker for each of its queues, or renew its rows; return the queues from which it must take no jobs.
 
     Args:
         engine: The engine.

@@ -249,8 +249,8 @@ def end_and_take_template(n: int, plain: str, ended: str) -> str:
     worker leased in this way before. A row with ``place`` -7 has, in JSON, a number for each such key: how many of the
     worker's earlier and new jobs under the key may run concurrently. Takes of other consumers count a place for each of
     these jobs. So while there are more of these jobs than the limit has places, other consumers get no place, and the
-    number in the row stays right. If the key has a rate, the statement leases one job for each place. Only one lane may
-    have a key with ``times`` above 1.
+    number in the row with ``place`` -7 stays right. If the key has a rate, the statement leases one job for each place.
+    Only one lane may have a key with ``times`` above 1.
 
     Args:
         n: The largest number of rows to lease.

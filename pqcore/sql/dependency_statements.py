@@ -150,7 +150,7 @@ RETURNING edge.job_id"""
 
     @composed()
     def find_candidates(self) -> str:
-        """Return jobs of which a parent has ended. This statement only reads: see `lock_blocked`."""
+        """Return waiting jobs with a parent that has ended. This statement only reads: see `lock_blocked`."""
         return f"""
 SELECT DISTINCT job_id FROM (
   SELECT job_id FROM {{dependencies}} WHERE {OF_QUEUE} AND outcome IS NOT NULL ORDER BY q_name, job_id LIMIT 10000
@@ -243,7 +243,7 @@ SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM freed)"""
 
     @composed()
     def queues_with_ended_parents(self) -> str:
-        """Return the given queues in which a parent of a waiting job may have ended. This statement only reads."""
+        """Return those given queues in which a parent of a waiting job may have ended. This statement only reads."""
         probe = ENDED_PARENT.replace(OF_QUEUE, "q_name = listed.name")
         return f"SELECT name FROM unnest(:names::text[]) AS listed (name) WHERE {probe}"
 

@@ -9,9 +9,9 @@ statement finds a row by reading a bounded number of pages:
 ``urgent``
     Rows with ``expected_at`` that were never scheduled, and so are always due, ordered by ``expected_at``.
 ``hidden``
-    Leased rows, and rows that are both scheduled *and* expected, ordered by the time when they come out: when the lease
-    ends, or the job becomes due. One probe shows whether any row has come out. Usually no row has come
-    out, and a fetch reads only the two other classes; otherwise the fetch uses the slower ``merged`` pick.
+    Leased rows, and rows that are both scheduled *and* expected. A hidden row *comes out* when its lease ends, or when
+    its job becomes due; the rows are ordered by that time. One probe shows whether any row has come out. Usually no row
+    has come out, and a fetch reads only the two other classes; otherwise the fetch uses the slower ``merged`` pick.
 
 A row with ``expected_at`` comes before a row without it, so ``urgent`` comes before ``ready``. A finished row is in
 none of the three classes.

@@ -22,7 +22,7 @@ UNNAMED = "?"
 NO_END = 2_147_483_647
 """The room of a lane without keys."""
 # A job that waits for admission has a lease that ends at infinity, and that no consumer holds. Older code parks jobs in
-# the same way, so it does not take this job.
+# the same way, so older code does not take this job.
 WAITING_UNTIL = "'infinity'"
 # Leased jobs, and jobs with both `schedule_at` and `expected_at`, but no jobs that wait for admission.
 COMES_OUT = f"{IS_DEFERRED} AND {VISIBLE_AT} < {WAITING_UNTIL}"

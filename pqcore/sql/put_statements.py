@@ -140,9 +140,9 @@ WITH put (id, put_at) AS (
         Ids are drawn in the order of the items. The statement returns them as one text: the number and the id of each
         item in turn. If all items were inserted, with consecutive ids, the text is NULL, because the first id suffices.
 
-        Two statements may wait for each other's keys. The server then ends one of them (deadlock), and its caller
-        repeats the statement. If a trigger dropped a job without a key, a division by zero makes the statement fail; in
-        a transaction that pqcore began, this check is off, because pqcore can roll back.
+        Two statements may wait for each other's keys. The server then ends one of the statements (deadlock), and
+        its caller repeats the statement. If a trigger dropped a job without a key, a division by zero makes the
+        statement fail; in a transaction that pqcore began, this check is off, because pqcore can roll back.
         """
         return f"""
 WITH put AS (

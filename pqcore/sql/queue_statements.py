@@ -318,8 +318,8 @@ class QueueStatements(StatementSet):
     def empty_get_probe(self) -> str:
         """Return the values of `next_due_probe`, and whether a job waits for admission; a get may take such a job, too.
 
-        A lease does not ask whether a job waits: under an old snapshot, the answer takes a scan of the index entries of
-        all jobs that were admitted since the snapshot.
+        A consumer that leases does not ask for this: under an old snapshot, the search for waiting jobs scans the index
+        entries of all jobs that were admitted since the snapshot.
         """
         return f"{_probe()}, ({FIRST_WAITING}) IS NOT NULL"
 

@@ -218,7 +218,7 @@ def failure_of(context: JobContext, error: BaseException) -> BaseException | Non
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running asyncio task was cancelled from outside; before Python 3.11, True in every task.
+    """Return whether the running asyncio task was cancelled from outside; before Python 3.11, return True in any task.
 
     A function that cancels itself raises CancelledError without cancelling a task.
     """
@@ -305,7 +305,8 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that a job may run twice, because the statement that stores its outcome found no lease of this worker."""
     job = outcome.job
     logger.warning(
-        "job %d of %r may run twice: another worker has its lease, or its end was stored, but the answer was lost",
+        "job %d of %r may run twice: another worker has leased the job, or the outcome was stored, but the server's"
+        " answer was lost",
         job.id,
         job.settings.name,
     )

@@ -177,8 +177,8 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         block: a job that was not performed counts as done at the end of the block.
 
         Raises:
-            KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised this. The job was
-                given back, and the attempt does not count.
+            KeyboardInterrupt, SystemExit: The function, or a signal in the main thread, raised this
+                exception. The job was given back, and the attempt does not count.
         """
         popped = None if job.leased else popped_jobs(job)
         with put_off(), popped.performing(job.id) if popped else nullcontext():

@@ -20,7 +20,7 @@ from pqcore.testing.harness import PATIENCE
 def environment(dsn: str | None, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables for a command's process.
 
-    The process gets the given variables, and the variables of this process that cannot choose a database.
+    The process gets the given variables, and the variables of this process, except those that choose a database.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PQCORE_"))}
     return {**kept, **({} if dsn is None else {"PQCORE_DSN": dsn}), **(variables or {})}

@@ -340,8 +340,8 @@ class Harness:
     def needs_options(self, dsn: str, setting: str, value: str) -> None:
         """Skip a scenario whose connections need a setting of the DSN's options, if a pooler drops the setting.
 
-        Only a pooler may drop a setting: ``PQCORE_TEST_PREPARED=yes`` says that there is a pooler, which shares no
-        session.
+        Only a pooler may drop a setting. ``PQCORE_TEST_PREPARED=yes`` says that there is a pooler, and that it gives
+        each client a separate session.
         """
         if os.environ.get("PQCORE_TEST_PREPARED") != "yes":
             return

@@ -439,7 +439,7 @@ class Jobs:
         return [read(queue, row, self._travelled) for row in self._ask(queue, run)]
 
     def _ticks(self, start: datetime, arrival: datetime, *, down: bool) -> list[Ticks]:
-        """Return the ticks of periodic tasks and of schedules to put, by the test's clock."""
+        """Return the ticks of periodic tasks and schedules for which jobs must be put, by the test's clock."""
         found = []
         for queue in self._declaring():
             for timetable, job in self._timetables(queue):

@@ -162,7 +162,7 @@ class Wanted:
 
 
 def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime, margin: timedelta) -> bool:
-    """Return whether a time is the wanted one; a wanted distance may count from the job's put, or from now."""
+    """Return whether a time is the wanted one; a duration may count from the put of the job, or from now."""
     when = parse(wanted)
     if found is None or when is None:
         return False

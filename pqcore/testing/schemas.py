@@ -1,8 +1,8 @@
 """Schemas with a queue's empty tables, which tests use one after the other.
 
-Making the tables takes 79 statements, and dropping the tables takes the server as long as making them. Emptying them is
-one statement. The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing of the
-rows that were there. A schema in which a test made, changed or dropped anything else is dropped.
+Making the tables takes 79 statements, and the server needs as long to drop the tables as to make them. One statement
+empties the tables. The next test cannot tell such tables from new ones: ids begin at 1, and the planner knows nothing
+of the rows that were there. A schema in which a test made, changed or dropped anything else is dropped.
 """
 
 from __future__ import annotations

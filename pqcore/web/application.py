@@ -374,7 +374,7 @@ async def _form(request: Request) -> dict[str, str]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "the body is not a form")
+        raise HTTPException(415, "the request is not a form; send application/x-www-form-urlencoded")
     body = bytearray()
     async for part in request.stream():
         body += part

@@ -34,7 +34,7 @@ class Target(PQRunner):
         if isinstance(target, (PQ, AsyncPQ)):
             if options:
                 raise ConfigurationError(
-                    f"{', '.join(options)}: these are options of a DSN, not of a {type(target).__name__}"
+                    f"the target is a {type(target).__name__}; give {', '.join(options)} only together with a DSN"
                 )
             super().__init__(target, run_in_threadpool)
         elif isinstance(target, str):

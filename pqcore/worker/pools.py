@@ -53,7 +53,7 @@ class Process:
         return not self._killed and self._process is not None and bool(self._process.is_alive())
 
     def retire_if_due(self) -> bool:
-        """End the process if it has reached a limit; return whether it has. Call this only while no call runs."""
+        """End the process if it has reached a limit; return whether it has. Call this method only between jobs."""
         if self._memory:
             reason = f"it holds {self._memory / 2**20:,.0f} MB of memory"
         elif self._recycling.jobs is not None and self._calls >= self._recycling.jobs:

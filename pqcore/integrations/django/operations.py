@@ -60,7 +60,7 @@ class MigrateTables(Operation):
             if not schema_editor.collect_sql:
                 run_sync(admin.create(pqs[table.alias].engine))
             elif self.creates:
-                # The statements depend on the existing table; these are the statements that make a new one.
+                # A migration's statements depend on the existing table, so show the statements that make a new table.
                 _write_down(schema_editor, partial(schema.create, names=table.names, sleep=_no_sleep))
             else:
                 schema_editor.collected_sql.append(f"-- pqcore migrate --table {table.names.table}: see its --sql")

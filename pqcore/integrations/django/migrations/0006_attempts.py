@@ -1,4 +1,4 @@
-"""The migration that adds the table of attempts, and the jobs that each worker runs."""
+"""The migration that adds the table of attempts, and a column for the jobs that each worker runs."""
 
 from __future__ import annotations
 
