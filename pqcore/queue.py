@@ -792,9 +792,9 @@ class PQ(BasePQ[Queue]):
     def quiet_worker(self, worker_id: str, *, quiet: bool = True) -> bool:
         """Tell a worker to take no more jobs; return whether the worker is listed.
 
-        The worker reads this request at its next renewal, within 10 s. It finishes the jobs that it runs, and gives
-        back jobs that it has not started. The worker process does not stop. The request does not apply to a worker that
-        is started later, because that worker has another id.
+        The worker reads this request at its next renewal, within 10 s. The worker finishes the jobs that it runs, and
+        gives back jobs that it has not started. The worker process does not stop. The request does not apply to workers
+        that are started later, because they have other ids.
 
         Args:
             worker_id: The id of the worker, from `workers`.

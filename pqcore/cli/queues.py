@@ -338,7 +338,7 @@ def purge(database: Database, queue: str, older_than: float, yes: bool, as_json:
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), help="With --all: move at most N jobs, the earliest due first."
 )
-@click.option("--to-archive", is_flag=True, help="Move finished rows to the archive table instead.")
+@click.option("--to-archive", is_flag=True, help="Move finished rows to the archive table, not jobs to another queue.")
 @click.option(
     "--older-than",
     metavar="TIME",

@@ -50,7 +50,7 @@ def _where(host: str, port: int) -> str:
 
 
 def page_server(app: Any, root_path: str = "") -> uvicorn.Server:
-    """Return the server of a web page, which ends within `GRACE` seconds when it is told to.
+    """Return the server of a web page; when told to stop, the server ends within `GRACE` seconds.
 
     Args:
         app: The page, from `web_app`.

@@ -241,8 +241,8 @@ SELECT {_NO_JOB}, CASE WHEN EXISTS (SELECT FROM chosen) AND NOT EXISTS (SELECT F
 def end_and_take_template(n: int, plain: str, ended: str) -> str:
     """Return the template of the statement that ends jobs, and leases other jobs as `take_lanes_template` does.
 
-    The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies other
-    takers if fewer jobs were leased than have ended, because then places are free.
+    The statement also returns a row for each ended job, with the id, the token, and ``place`` -5. It notifies
+    waiting consumers if fewer jobs were leased than have ended, because then places are free.
 
     Each key in ``needs`` has a number, ``times``. If ``times`` is above 1, the statement leases this number of jobs for
     each place that other consumers leave free. ``own`` and ``own_tokens`` are the ids and tokens of the jobs that this

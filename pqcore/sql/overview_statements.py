@@ -1,6 +1,6 @@
 """The statements that count and find jobs for an overview: dead letters in groups, old rows, jobs of ticks, tasks.
 
-All of them only read, and take no lock. `pqcore.sql.admin_statements` has the other statements of operators.
+These statements only read, and take no lock. `pqcore.sql.admin_statements` has the other statements of operators.
 """
 
 from __future__ import annotations
