@@ -49,7 +49,7 @@ class _Watched:
             if is_from_outside(exc) and exc is not raised:
                 raise
             if exc is not raised:
-                logger.exception("a plugin failed at the end of %s", self._hook)
+                logger.exception("a plugin failed when its context manager for %s exited", self._hook)
 
 
 @contextmanager

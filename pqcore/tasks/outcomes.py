@@ -121,7 +121,7 @@ def _path_in(data: Any) -> str:
         raise InvalidCall(f"the data is a {type(data).__name__}, not a call")
     path = data["function"]
     if not isinstance(path, str):
-        raise TypeError(f"the function of the job is {repr(path)[:80]}, which is not a path")
+        raise TypeError(f"the function of the job is {repr(path)[:80]}; a job names its function as 'module.name'")
     return path
 
 

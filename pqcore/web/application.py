@@ -253,7 +253,7 @@ class Site:
     def _wanted(self, given: Mapping[str, str]) -> tuple[str, ActionRequest]:
         name, id_ = given.get("do", ""), given.get("id", "")
         if name not in ACTIONS:
-            raise HTTPException(400, f"{name[:40]!r} is not a change that this page can make")
+            raise HTTPException(400, f"{name[:40]!r} is not a change that this page can make; use a form of the page")
         action = ACTIONS[name]
         number = views.number(id_) if action.of_job else 0
         if number is None:
