@@ -429,7 +429,7 @@ class AsyncPQ(BasePQ[AsyncQueue]):
         every: bool = False,
         wait: str | float | timedelta = REENCODE_WAIT,
     ) -> Reencoded:
-        """Re-encode data that differs from what its queue writes now; see `pqcore.PQ.reencode`."""
+        """Re-encode data with another key or serializer than its queue uses now; see `pqcore.PQ.reencode`."""
         named = [self[queue] if isinstance(queue, str) else queue for queue in queues]
         return await operations.reencode.reencode(self.engine, named, step=step, every=every, wait=wait)
 

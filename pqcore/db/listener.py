@@ -10,8 +10,9 @@ commits after that look notifies the waiter if the trigger saw the lock:
 
 * if the INSERT ran while the lock was held, the put notifies the waiter, whenever its transaction commits;
 * if the INSERT ran earlier, and its transaction commits after the look, the put does not notify the waiter. A put that
-  is a transaction of its own commits after milliseconds. So a waiter whose ticket (see `Channels`) is from the first
-  `SETTLE` seconds after the registration looks once more. If the transaction takes longer, polling finds the job.
+  is a transaction of its own commits after milliseconds. So if a waiter drew its ticket (see `Channels`) less than
+  `SETTLE` seconds after its channel was registered, the waiter looks once more. If the transaction takes longer,
+  polling finds the job.
 
 The listener releases the lock when nobody has waited for `LINGER` seconds. The release counts as a notification, so
 waiters with earlier tickets look again. Then neither this process nor the server keeps any state for the channel.

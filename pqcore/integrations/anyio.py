@@ -270,7 +270,7 @@ class ThreadedPQ:
         return await run_sync(self.blocking.encodings)
 
     async def reencode(self, *queues: ThreadedQueue | str, **options: Any) -> Reencoded:
-        """Re-encode data that differs from what its queue writes now; see `PQ.reencode`."""
+        """Re-encode data with another key or serializer than its queue uses now; see `PQ.reencode`."""
         named = [queue if isinstance(queue, str) else queue.blocking for queue in queues]
         return await run_sync(functools.partial(self.blocking.reencode, *named, **options))
 

@@ -1,7 +1,7 @@
 """Reading and counting stored data by its encoding, slice by slice, in every table.
 
 Data is in ready, scheduled, leased, parked and done rows, in dead letters, in the archive and in results. Headers hold
-more data: the calls that follow in a chain, and the result that a call was given. The row of a batch holds the call
+more data: the next calls of a chain, and the result of the previous call. The row of a batch holds the call
 that is put after its jobs have ended. The row of a schedule holds the call that each tick puts.
 """
 

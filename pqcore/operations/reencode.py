@@ -328,7 +328,7 @@ async def reencode(
     every: bool = False,
     wait: str | float | timedelta = REENCODE_WAIT,
 ) -> Reencoded:
-    """Re-encode data that differs from what its queue writes now, wherever it is stored.
+    """Re-encode data with another key or serializer than its queue uses now, wherever it is stored.
 
     Args:
         engine: The engine.

@@ -139,7 +139,7 @@ class Dialect(QueueStatements, SessionStatements):
 
     @cached_property
     def attempts(self) -> AttemptStatements:
-        """The statements of attempts that are kept."""
+        """The statements that store and read attempts."""
         return AttemptStatements(self._compile_template)
 
     @cached_property

@@ -39,7 +39,7 @@ class Moment(models.DateTimeField):
 
 
 class ReadOnlyQuerySet(models.QuerySet):
-    """A query set that writes nothing."""
+    """A query set whose methods that write rows raise an error."""
 
     def update(self, **kwargs: Any) -> NoReturn:
         """Raise, because rows are read-only.
