@@ -24,7 +24,7 @@ _LINK = frozenset({"queue", "serializer", "data", "payload", "headers", "delay"}
 def read_headers(text: str | None) -> tuple[dict[str, Any], str]:
     """Return the headers of a row, and the faults of headers that were left out.
 
-    The faults are an empty text if no header was left out.
+    If no header was left out, the text of the faults is empty.
 
     Args:
         text: The text in the row, which should be JSON.
@@ -98,7 +98,7 @@ def _check_limits(gate: Any) -> None:
     for key, places in limits.items():
         check_text(key, "limit", MAX_KEY)
         if type(places) is not int or not 1 <= places <= MOST_PLACES:
-            raise ValueError("a limit is not a number of jobs")
+            raise ValueError(f"the number of a limit is not a whole number from 1 to {MOST_PLACES}")
     if "group" in gate:
         check_text(gate["group"], "group", MAX_KEY)
     if "share" in gate:

@@ -276,7 +276,7 @@ class LaneBook:
         return Choice(chosen, shares, starts, quota, now, self.weights)
 
     def _start_of(self, share: str, n: int, now: float) -> float:
-        """Return the virtual time of a share; a share that gave a job a moment ago keeps the turns of two takes."""
+        """Return a share's virtual time; a share that gave a job a moment ago keeps up to two takes' unused turns."""
         turn, is_served = self._turns.get(share, 0.0), now - self._served.get(share, float("-inf")) < SERVED
         return max(turn, self._now - 2 * n / self.weights.get(share, 1.0) if is_served else self._now)
 

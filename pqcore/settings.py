@@ -345,7 +345,7 @@ def _is_small(data: Any) -> bool:
                 return False
             left.extend(value if not isinstance(value, dict) else (*value, *value.values()))
         elif value is not None and not isinstance(value, (bool, int, float)):
-            return False  # an object's own code may do the encoding
+            return False  # code of the object's class may encode the object, and take long
         if room < 0:
             return False
     return True

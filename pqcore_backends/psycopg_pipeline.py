@@ -42,7 +42,7 @@ def together(
         prepared: Whether the last statement may be prepared.
     """
     pgconn, manager = connection.pgconn, connection._prepared
-    cursor._reset()  # as in `_start_query`, which would also send BEGIN
+    cursor._reset()  # the next lines repeat the steps of `_start_query`, which would also send BEGIN
     if cursor._last_query is not text:
         cursor._last_query = None
         cursor._tx = Transformer(cursor)

@@ -286,7 +286,7 @@ def test_worker_command_imports_modules_that_declare_tasks(dsn: str, pq: tasks.P
         (["app:Place.nothing"], "app:Place.nothing: .* has no 'nothing'"),
         (["app"], "'app' is not a target: write module:queue"),
         (["app.py:queue"], "write the module's name, not its path: app"),
-        (["app:bare"], "app:bare is a PQ on whose queues no task is declared: name its queues"),
+        (["app:bare"], "app:bare is a PQ, and no task is declared on its queues: give the names of queues"),
         (["app:queue", "--queues", "apples"], "--queues needs a target that is a PQ"),
         (["app:eat"], "app:eat is a task: give the queue"),
         (["app:DSN"], "app:DSN is a builtins.str"),

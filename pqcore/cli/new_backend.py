@@ -137,7 +137,7 @@ line-length = 120
 
 
 def _set(text: str, name: str, value: str) -> str:
-    """Return source text after replacing the value that it assigns to a name."""
+    """Return source text in which a name is assigned another value."""
     return re.sub(rf"(?m)^{name} = .*$", lambda _: f"{name} = {value}", text)
 
 

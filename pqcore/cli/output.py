@@ -98,7 +98,7 @@ def described(error: Mapping[str, str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a table."""
+    """Return a value as the text of a table's cell."""
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -40,7 +40,7 @@ def _driver(spec: BackendSpec) -> dict[str, str | None]:
             found[module] = None
             continue
         found[module] = "unknown"
-        with suppress(importlib.metadata.PackageNotFoundError, IndexError):  # a module that was copied has no version
+        with suppress(importlib.metadata.PackageNotFoundError, IndexError):  # no package installed the module
             found[module] = importlib.metadata.version(owners.get(module.partition(".")[0], [])[0])
     return found
 

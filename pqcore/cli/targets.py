@@ -45,8 +45,8 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
             chosen = [found[name] for name in names] or found.queues_with_tasks()
             if not chosen:
                 raise UsageError(
-                    f"{target} is a {type(found).__name__} on whose queues no task is declared:"
-                    " name its queues, as in --queues a,b"
+                    f"{target} is a {type(found).__name__}, and no task is declared on its queues:"
+                    " give the names of queues, as in --queues a,b"
                 )
             queues += [_queue(queue, target) for queue in chosen]
         else:

@@ -140,7 +140,7 @@ class Leaving:
 
 
 class _Statement:
-    """A stand-in for an ``async with`` statement, which the coroutine that leaves the block keeps alive."""
+    """A stand-in for an ``async with`` statement; the coroutine that leaves the block keeps this object alive."""
 
     __slots__ = ("__weakref__",)
 

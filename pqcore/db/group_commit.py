@@ -113,7 +113,7 @@ class Line(Protocol):
             value: The value of the call, for `Together`; it must have a length.
 
         Returns:
-            An awaitable of the answer from `Together`, or of `ALONE`.
+            An awaitable that returns the answer from `Together`, or `ALONE`.
 
         Raises:
             OutcomeUnknown: The connection was lost while the statement was running.

@@ -45,7 +45,7 @@ class Grouping(Waiting):
         loan = Loan()
         try:
             if not self.source.lend(loan, monotonic()):
-                await self.source.acquire(loan)  # a cancellation closes the connection
+                await self.source.acquire(loan)  # a cancellation during this call closes the connection
             work = self.run_alone(operation, line, protect=protect, loan=loan)
             return await self.runtime.shield(work, undo, loan.abort, own_task=loan[-1].cancels_task)
         except BaseException as exc:

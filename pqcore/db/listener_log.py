@@ -24,7 +24,7 @@ class ListenerLog:
         self._refused: set[str] = set()
 
     def forget(self) -> None:
-        """Let reasons that were logged before be logged again, because the listener has listened since."""
+        """Allow each reason to be logged once more, because the listener has listened since the last log line."""
         self._refused.clear()
 
     def warn_refused(self, error: Exception) -> None:

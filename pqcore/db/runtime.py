@@ -136,7 +136,7 @@ class Kept(Protocol[T]):
 
     @property
     def made(self) -> Collection[object]:
-        """A container that stays empty until a value exists in this or a parent process, or in another event loop."""
+        """A container that is empty if no value was made yet in this process, a parent process, or an event loop."""
 
     def get(self) -> T:
         """Return the value of this process or event loop; the first call makes it."""

@@ -165,7 +165,7 @@ class ReadingWaiter:
 
     def set(self) -> None:
         """Wake the waiter."""
-        self._is_set = True  # before `_polls` is read: the waiter sets `_polls`, and then checks `_is_set`
+        self._is_set = True  # before reading `_polls`, because a waiter sets `_polls`, and then checks `_is_set`
         self._event.set()
         if self._polls:
             self._turn.ring()

@@ -113,7 +113,7 @@ class TaskLine:
                 logger.warning("cannot roll back the operations of cancelled callers: %s", exc)
 
     async def undo(self, futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
-        """Undo the effects for callers that were cancelled meanwhile; they wait until this has ended."""
+        """Undo the calls of callers that were cancelled meanwhile; these callers wait until this method has ended."""
         try:
             await self._undo(answers)
         finally:

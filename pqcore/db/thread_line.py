@@ -53,7 +53,7 @@ class _Call:
         """Wake the caller, which then checks whether its answer has come, or whether it is now the leader."""
         try:  # noqa: SIM105 - for each call, so no context manager
             self.bell.release()
-        except RuntimeError:  # the bell was rung before
+        except RuntimeError:  # the bell is released already
             pass
 
 

@@ -61,7 +61,7 @@ class Waiters(Channels):
         await self._pause_on(channel, event, partial(event.wait, seconds))
 
     async def share(self, channel: str, queue: str, seconds: float, look: Look) -> None:
-        """Wait for a job on a channel that is not registered: like `pause`, or until a look finds a job.
+        """Wait on a channel that is not registered, as `pause` does; a shared look that finds a job ends the wait, too.
 
         Args:
             channel: The queue's channel.

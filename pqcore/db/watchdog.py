@@ -32,7 +32,7 @@ LEISURE = 20
 
 
 class Watched(Protocol):
-    """An opener of sessions, which knows its sessions in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
+    """An object that opens sessions, and knows which are in use: see `pqcore.db.backend_adapter.BackendAdapter`."""
 
     def sessions(self) -> Sequence[Session]: ...
 

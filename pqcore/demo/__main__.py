@@ -86,7 +86,7 @@ def demonstrate(jobs: int, directory: Path | None, dsn: str | None, seed: int, p
 
 
 def _open_board(tally: Tally, *, painted: bool = False) -> PlainBoard:
-    """Return a live board if rich is installed, on a terminal or for a picture; otherwise, return a plain board."""
+    """Return a live board if rich is installed, and the output is a terminal or a picture; otherwise, a plain board."""
     if importlib.util.find_spec("rich") is None:
         if painted:
             raise DemoError("--picture needs rich: pip install 'pqcore[demo]'")

@@ -38,7 +38,7 @@ class WorkerProcesses:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self._spawn = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # now, because this changes the signal mask, as `start` does below
+        resource_tracker.ensure_running()  # now, because this call changes the signal mask, which `hire` sets
 
     def __enter__(self) -> WorkerProcesses:
         return self

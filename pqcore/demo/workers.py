@@ -101,7 +101,7 @@ def consume(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 async def produce_async(task: Task, worker_pipe: WorkerPipe) -> None:
-    """Put jobs like `produce`, but awaited."""
+    """Put jobs as `produce` does, but with an `AsyncPQ`."""
     sql = numbered(insert_order(task.schema))
     async with AsyncPQ(task.dsn, schema=task.schema, backend=task.driver) as pq:
         queue = pq[QUEUE]
@@ -146,7 +146,7 @@ async def consume_async(task: Task, worker_pipe: WorkerPipe) -> None:
 
 
 def _batches(task: Task, worker_pipe: WorkerPipe) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the paths of each batch in two lists: paths whose jobs are put with an order, and all other paths.
+    """Yield two lists of paths for each batch: those whose jobs are put together with a customer's order, and the rest.
 
     Before each half of the paths, wait for `Order.GO`.
     """

@@ -168,8 +168,8 @@ class _Token:
     def __init__(self, token: str) -> None:
         if len(token) < SHORTEST_TOKEN:
             raise ConfigurationError(
-                f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, as "
-                "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
+                f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, for example the "
+                "output of `python -c 'import secrets; print(secrets.token_urlsafe())'`"
             )
         self._token = token.encode()
 

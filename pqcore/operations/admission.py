@@ -240,7 +240,7 @@ async def end_and_take(
         ahead: The ids and tokens of the jobs that the caller leased in this way before, and that do not end now.
 
     Returns:
-        The ids and tokens of the jobs that ended, and the jobs that were leased. Other jobs may be ready, too.
+        The ids and tokens of the jobs that ended, and the jobs that were leased. More jobs may be ready.
     """
     book = queue.lanes
     if looked := book.must_find(time.monotonic(), ends=True):  # while all slots are busy, no other take looks for lanes

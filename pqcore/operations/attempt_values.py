@@ -1,4 +1,4 @@
-"""The values of the statement that ends an attempt, for the row that keeps the attempt."""
+"""The values of an attempt's row, which the statement that ends the attempt stores."""
 
 from __future__ import annotations
 

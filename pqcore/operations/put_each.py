@@ -177,7 +177,7 @@ class _Putting(Generic[T]):
         return rows, places
 
     async def _put(self, rows: Sequence[NewRow], left: Sequence[int], found: dict[int, Identity]) -> list[int]:
-        """Put rows, or find the jobs that have their keys.
+        """Put rows; for a row whose dedup key is taken, find the job that holds the key.
 
         Args:
             rows: The rows of a chunk.

@@ -231,7 +231,7 @@ async def insert_many(
         NotStored: A trigger dropped rows, or changed the values that distinguish the rows.
     """
     query = s.sql.put_many if binary is None else s.sql.put_many_encoded
-    # Without a transaction of its own, pqcore cannot roll back: if a row is dropped, the statement itself must fail.
+    # pqcore can roll back only its own transaction; without one, the statement must fail if a trigger drops a row.
     fails = s.caller_owned or not s.in_transaction()
     pieces = [f"[{elements[0]}", *elements[1:]]  # a list, so that only join() copies the text
     pieces[-1] += "]"

@@ -24,7 +24,7 @@ _NO_SQUARE_ROOT = "2201F"
 
 
 async def find_causes(engine: Engine, s: Session) -> list[str]:
-    """Return the possible causes for which a row was not stored, or is not visible."""
+    """Return the possible reasons why a row was not stored, or is not visible."""
     from pqcore.operations.schema_info import ask  # imported here, because few programs need this module
 
     try:

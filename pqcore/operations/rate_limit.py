@@ -19,7 +19,7 @@ async def draw(engine: Engine, queue: QueueSettings, n: int) -> tuple[int, float
     async def work(s: Session) -> tuple[int, float]:
         query, fill = s.sql.tasks.take_tokens, s.sql.tasks.create_bucket
         rows = await s.execute(query, query.bind(values))
-        if not rows:  # the queue has no bucket yet, because this is its first draw
+        if not rows:  # the queue has no bucket yet, because no token was drawn before
             await s.execute(fill, fill.bind(values))
             rows = await s.execute(query, query.bind(values))
         if not rows:

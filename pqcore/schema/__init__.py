@@ -346,7 +346,7 @@ async def _build_indexes(session: Session, names: TableName, number: int) -> Non
 async def _drop_invalid(session: Session, names: TableName, number: int, how: str = "") -> None:
     """Drop invalid indexes of an interrupted build, which IF NOT EXISTS would accept.
 
-    Only pqcore's own indexes are dropped, because another session may still be building an invalid index of its own.
+    Other invalid indexes than pqcore's own are not dropped, because another session may still be building them.
     """
     table = literal(str(names))
     places = names.substitutions()

@@ -202,7 +202,7 @@ SELECT id, pg_notify(:channel::text, '')::text FROM {again}"""
 
 
 class AdminStatements(OverviewStatements):
-    """The statements of operators, with those of an overview."""
+    """The statements of operators, including the statements of an overview."""
 
     file = "admin_statements.sql"
 

@@ -6,8 +6,8 @@ keys:
 
 * A take locks rows of ``{keys}`` with SKIP LOCKED, so no session waits for a key, whatever another transaction does.
   Puts and ends of jobs do not lock these rows.
-* ``running`` in such a row names the jobs that were admitted last. A take reads from each job's own row whether the job
-  still runs. So a place is free as soon as the end of its job is committed, however the job ended.
+* The column ``running`` of such a row names the jobs that were admitted last. A take reads from each job's own row
+  whether the job still runs. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
   snapshot. If another take has admitted a job meanwhile, the key is skipped. So the snapshot shows the key's jobs
   correctly, except for jobs that ended since. These jobs still count. This is safe: the take may admit too few jobs,

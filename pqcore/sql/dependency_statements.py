@@ -48,7 +48,7 @@ _PASSES = "(outcome = 'done' OR on_failure = 'run')"
 
 
 def _state_of(row: str, put_at: str = "true") -> str:
-    """Return an SQL expression for a job's state, which is ``open``, or how the job ended; NULL if no table has it.
+    """Return an SQL expression for a job's state: ``open``, or how the job ended; NULL if no table has the job.
 
     Args:
         row: An SQL expression for the id.

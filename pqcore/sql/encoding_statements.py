@@ -23,8 +23,8 @@ def _mark(place: int) -> str:
     return f"CASE WHEN substr(payload, {place}, 4) = {_BEGIN} THEN encode(substr(payload, {place}, 13), 'escape') END"
 
 
-# This expression returns up to three marks at the beginning of the bytes; each mark names a key. `read_marks` parses
-# them again. PostgreSQL fetches only the head of a long value. A regular expression would take ten times as long.
+# This expression returns up to three marks at the beginning of the bytes; each mark names a key. `read_marks` returns
+# the keys' ids. PostgreSQL fetches only the head of a long value. A regular expression would take ten times as long.
 _MARKS = f"coalesce({_mark(1)} || coalesce({_mark(14)} || coalesce({_mark(27)}, ''), ''), '')"
 _HELD = f"coalesce(leased_until > {_NOW} AND parked_on IS NULL AND dequeued_at IS NULL, false)"
 _LINKED = "coalesce(headers::text ~ '\"(then|previous)\"', false)"

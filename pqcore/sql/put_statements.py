@@ -175,7 +175,7 @@ FROM (SELECT id, dedup_key, enqueued_at, {_PLACE} AS place FROM put) AS put"""
 
     @composed()
     def replace_each(self) -> str:
-        """Replace waiting jobs, each by an item.
+        """Replace each of several waiting jobs by a new job.
 
         Rows are locked in the order of their ids, so that two such statements do not deadlock. Each row is checked
         again when it is locked (EvalPlanQual): a job that has started is not changed.

@@ -146,7 +146,7 @@ def _put_group(stored: str, items: str, headers: str = "") -> str:
         # The statement returns one value: only the first id if all are consecutive, otherwise each id with its place.
         " SELECT min(id), CASE WHEN min(id - place) = max(id - place) AND count(*) = :number::int THEN NULL"
         " ELSE (SELECT string_agg(place || ' ' || id, ' ') FROM put) END, date_part('epoch', statement_timestamp()),"
-        # If a trigger has changed the times, so that places are invalid, a division by zero fails the statement.
+        # If a trigger has changed the times, so that a `place` is invalid, a division by zero fails the statement.
         " 1 / (coalesce(min(place) >= 0 AND max(place) < :number::int, true)"
         " AND count(DISTINCT place) = count(*))::int FROM put"
     )
@@ -310,7 +310,8 @@ class QueueStatements(StatementSet):
     def next_due_probe(self) -> str:
         """Return why a fetch found nothing, and the seconds until the next look. This statement only reads.
 
-        The result says whether a hidden job came out, and whether a parent of a waiting job may have ended.
+        The result says whether a hidden job became due, or its lease ended, and whether a parent of a waiting job may
+        have ended.
         """
         return _probe()
 

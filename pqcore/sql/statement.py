@@ -74,7 +74,7 @@ class Query:
             return lambda bound: bound
         if len(self.first) > 1:
             return itemgetter(*self.first)
-        places = slice(len(self.first))  # itemgetter() with one position would return no tuple
+        places = slice(len(self.first))  # itemgetter() with one position returns a value, not a tuple
         return lambda bound: bound[places]
 
     @cached_property

@@ -77,7 +77,7 @@ SELECT id FROM gone"""
 
 
 class TaskStatements(AdmissionStatements, PutStatements):
-    """The statements of tasks and workers, with those of puts with options, and of admission."""
+    """The statements of tasks and workers, including those of admission, and of puts with options."""
 
     file = "task_statements.sql"
 
@@ -143,7 +143,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def find_headers(self) -> str:
-        """Return the headers of an unfinished job, and whether it is awaited. This statement only reads."""
+        """Return the headers of an unfinished job, and whether other jobs wait for it. This statement only reads."""
         return (
             f"SELECT headers::text, {AWAITED} FROM {{table}} WHERE id = :id::bigint AND q_name = :q_name::text"
             f" AND num_nulls(dequeued_at) = 1 AND {OF_PUT}"

@@ -249,7 +249,7 @@ def kind_after(options: TaskOptions, failures: int, max_retries: int, error: Bas
 
 
 def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> Outcome:
-    """Return the outcome of a job whose function raised, and log it."""
+    """Return and log the outcome of a job whose function raised."""
     job, kind = run.job, kind_after(run.task.options, run.failures, run.max_retries, error)
     remove_outer_frames(error)
     if isinstance(error, Snooze):

@@ -326,7 +326,7 @@ class _Performer(Runner[Attempt]):
             The outcome in its stored form, and whether the lease was lost; None if the outcome cannot be stored.
         """
         refusals = Refusals()
-        unknown_at: float | None = None  # when an answer was first lost: the outcome may be stored
+        unknown_at: float | None = None  # when an answer was first lost; since then, the outcome may be stored
         while True:
             try:
                 ended = await complete.finish_one(self.engine, self._queue, outcome)
@@ -355,7 +355,7 @@ class _Performer(Runner[Attempt]):
                 return None  # the job's lease runs out, which counts as a crash
 
     async def _was_stored(self, outcome: Outcome, since: float) -> bool:
-        """Return whether an earlier try stored the outcome without receiving the answer."""
+        """Return whether an earlier try, whose answer was lost, stored the outcome."""
         in_time = time.monotonic() - since < WORK_LEASE / 2
         return bool(await complete.find_already_stored(self.engine, self._queue, [(outcome, in_time)]))
 

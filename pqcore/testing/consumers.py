@@ -31,7 +31,7 @@ BATCH = 7
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a queue, and the backend for reaching it."""
+    """Where the tested queue is, and which backend the consumers use."""
 
     backend: str
     mode: Mode

@@ -1,6 +1,6 @@
 """The harness that a scenario works with: queues over the tested backend, and a second, observing connection.
 
-Both use the tested backend, so that a backend can be tested without any other driver.
+The queues and this connection use the tested backend, so that a backend can be tested without any other driver.
 """
 
 from __future__ import annotations

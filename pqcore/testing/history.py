@@ -92,8 +92,8 @@ class History:
         """Record the operation in the block.
 
         ``with history.record("put", key="a") as op: op.job = queue.put(...)``. For a get within a transaction, the
-        block must include the commit, because the get takes effect with the commit. A get or lease that sets no job is
-        not recorded, because it found no job.
+        block must include the commit, because the get takes effect with the commit. If a get or lease finds no job,
+        leave ``op.job`` unset: the operation is then not recorded.
 
         Args:
             kind: The kind of operation.

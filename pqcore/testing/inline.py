@@ -103,7 +103,7 @@ async def _next(queue: Any) -> BaseJob | None:
         if rows:
             kind: type[BaseJob] = Job if isinstance(queue, core.Queue) else AsyncJob
             return kind(queue, rows[0], leased=True)
-        if wake_in != 0.0:  # 0 means that the look parked a job, and that other jobs may be behind it
+        if wake_in != 0.0:  # 0 means that the look parked a job, and other jobs may be behind this job
             return None
 
 

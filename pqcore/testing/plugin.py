@@ -215,7 +215,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _has_no_timeout(config: pytest.Config) -> bool:
-    """Return whether pytest-timeout is there, and was given no limit."""
+    """Return whether pytest-timeout is installed, but no time limit is set."""
     if not config.pluginmanager.hasplugin("timeout"):
         return False
     said = (config.getoption("timeout"), os.environ.get("PYTEST_TIMEOUT"), config.getini("timeout"))

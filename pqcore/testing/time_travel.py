@@ -1,4 +1,4 @@
-"""Letting time pass: rows are set back, and ticks are put; for `pqcore.testing.jobs`."""
+"""Time travel for `pqcore.testing.jobs`: it sets the times in rows back, and puts the jobs of ticks."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Site:
         self._templates = rendering.environment()
 
     def routes(self) -> list[Route | Mount]:
-        """The routes; those for changes exist only if the page allows changes, those for a token only if it has one."""
+        """The routes: those for changes exist only if changes are allowed, those for a token only if a token is set."""
         found: list[Route | Mount] = [Route("/", self._page("queues"))]
         found += [Route(f"/{name}", self._page(name)) for name in ("queue", "job", "dead", "workers")]
         found += [Route(f"/live/{name}", self._live(name)) for name in LIVE]

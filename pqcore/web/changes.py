@@ -239,7 +239,7 @@ def _paused(fields: Mapping[str, str]) -> dict[str, str]:
         raise ConfigurationError(f"{what[:40]!r} cannot be paused; choose one of {', '.join(PAUSED)}")
     if what == "queue":
         if name:
-            raise ConfigurationError(f"a pause of a whole queue has no name, but name is {name[:40]!r}; leave it empty")
+            raise ConfigurationError(f"a pause of a whole queue has no name, but name is {name[:40]!r}; omit name")
         return {}
     return {what: name}
 

@@ -61,7 +61,7 @@ class History:
         self._read: dict[str | None, _Stored] = {}
 
     async def of_queue(self, queue: str, seconds: float) -> Past:
-        """Return the past of a queue, for a chart.
+        """Return the past figures of a queue, for a chart.
 
         Args:
             queue: The name of the queue.
@@ -70,7 +70,7 @@ class History:
         return self._past(queue, await self._stored(queue, seconds), seconds, MOST_POINTS)
 
     async def of_queues(self, queues: Sequence[str]) -> dict[str, Past]:
-        """Return the past of several queues within the last `WINDOW` seconds, for small charts."""
+        """Return the figures of several queues during the last `WINDOW` seconds, for small charts."""
         stored = await self._stored(None, WINDOW)
         return {name: self._past(name, stored, WINDOW, FEW_POINTS) for name in queues}
 

@@ -85,7 +85,7 @@ class Target(PQRunner):
             found = await within(ANSWER, self.read(read_place))
         except (ConnectionLost, TimeoutError):
             return
-        except PQError:  # the server would refuse this statement later, too
+        except PQError:  # the server would refuse another try, too
             self._place = ""
             return
         self._place = f"{found.database} on {found.server or 'a local socket'}"

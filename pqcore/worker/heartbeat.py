@@ -170,7 +170,7 @@ class Heartbeat:
 
 
 async def watch_stalls(worker_state: WorkerState) -> None:
-    """Give back jobs that wait too long for a slot, and warn when the event loop stands still, until cancelled.
+    """Until cancelled, give back jobs that wait too long for a slot, and warn when the event loop stands still.
 
     This coroutine waits for no answer of the server.
     """

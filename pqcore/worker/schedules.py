@@ -108,7 +108,7 @@ class Schedules:
                 await asyncio.wait_for(changed.wait(), max(left, 0.0) + 0.001)
 
     async def _look(self) -> float:
-        """Read the schedules, and put the jobs of some that are due; return the seconds until the next look."""
+        """Read the schedules, and put the jobs of some due schedules; return the seconds until the next look."""
         bridge, queue = self._queue_state.bridge, self._queue_state.queue
         found = await bridge.call(find_timetables, queue)
         plan = self._plan(found) if len(found) <= FEW else await asyncio.to_thread(self._plan, found)

@@ -263,7 +263,7 @@ class QueueState:
     def jobs_ahead(self) -> list[ActiveJob]:
         """Return jobs that were leased ahead for places, except jobs that are being ended; forget unused places.
 
-        Call this before outcomes are stored, after they were removed from `outcomes`.
+        Call this after outcomes were removed from `outcomes`, and before they are stored.
         """
         jobs = [active for active in self.active_jobs.values() if active.places is not None]
         used = {id(active.places) for active in jobs}
@@ -341,7 +341,7 @@ class WorkerState:
         return None
 
     def interrupt(self, interrupt: BaseException) -> None:
-        """Have the worker stop immediately, and raise the interrupt."""
+        """Make the worker stop immediately, and then raise the interrupt."""
         self.interrupted = interrupt
         self.stop_now.set()
         self.draining.set()

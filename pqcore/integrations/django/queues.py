@@ -1,4 +1,4 @@
-"""Queues over Django's connections: `pqs`, by the aliases of ``PQCORE``, and `queue`."""
+"""Queues over Django's connections: `queue` returns a queue, and `pqs` has a PQ for each alias of ``PQCORE``."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
         return result
 
     def task(self, call: Mapping[str, Any], queue: str, run_after: datetime | None) -> Any:
-        """Return the task that a job calls, as it was put."""
+        """Return the task that a job calls, with the options with which the task was put."""
         task = _find(call["task"])
         return task.using(priority=call["priority"], queue_name=queue, run_after=run_after, backend=self.alias)
 
@@ -277,7 +277,7 @@ async def arun(job_id: int, /, **call: Any) -> dict[str, Any]:
 class ResultNotJsonError(BaseException):
     """The task ran and returned a value that JSON cannot hold.
 
-    By Django's rules it has failed, and it does not run again.
+    By Django's rules the task has failed, and it does not run again.
 
     The class is not an `Exception`, because pqcore retries a job that raised an `Exception`.
     """
