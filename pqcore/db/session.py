@@ -172,7 +172,7 @@ class Session:
             return await self._execute_behind(self.ahead, query, parameters)
         if self.defaults.isolation is not None and self.lowered is None and self._commits_alone():
             return await self._at_read_committed(query, parameters)
-        # This inlines `_call`, because nearly all time is spent here.
+        # The next lines inline `_call`, because nearly all time is spent in them.
         self.statement = query.name
         began = self.busy_since = monotonic()
         try:

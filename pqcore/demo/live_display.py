@@ -21,7 +21,7 @@ class LiveBoard(PlainBoard):
     def __init__(self, tally: Tally, *, painted: bool = False) -> None:
         super().__init__(tally)
         self._console = Console()
-        # A second console records the printed lines. It records the table only once, not each time that it changes.
+        # A second console records the printed lines. This console records the table only once, not at each change.
         self._canvas = Console(record=True, file=io.StringIO(), width=96) if painted else None
         self._caught = False
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=8)

@@ -191,7 +191,7 @@ async def create(
         keep_dead: How long dead letters are kept, if the table is new.
 
     Returns:
-        The sequences whose values were below existing ids. Each is described as it was before the call.
+        The sequences whose values were below existing ids. Each sequence is described as before the call.
     """
     for period in (keep_finished, keep_dead):
         if period is not None:

@@ -31,7 +31,7 @@ async def atomic(s: Session) -> AsyncIterator[None]:
     """Open a transaction at READ COMMITTED; if the session already has one, run the block in that transaction.
 
     On an idle connection of the caller, the driver may begin a transaction with the first statement. Then the caller
-    must commit it.
+    must commit this transaction.
     """
     if s.caller_owned and not s.in_transaction():
         await s.execute(s.sql.ping)

@@ -30,7 +30,7 @@ MOST = 10_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule: a task that workers put at each tick of a cron expression.
+    """A schedule: a task whose job a worker puts at each tick of a cron expression.
 
     Attributes:
         queue: The name of the queue that jobs are put into.

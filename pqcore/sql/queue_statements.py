@@ -135,8 +135,9 @@ def _put_many(stored: str, items: str) -> str:
 
 
 def _put_group(stored: str, items: str, headers: str = "") -> str:
-    # `place` is the number of a row in the group, from 0. The time of the put carries this number as microseconds. It
-    # is computed back from the time in the stored row, so `place` is right even if triggers change ids or drop rows.
+    # `place` is the number of a row in the group, from 0. The time of the put carries this number as microseconds. The
+    # statement computes `place` from the time in the stored row, so `place` is right even if triggers change ids or
+    # drop rows.
     return (
         f"WITH put AS (INSERT INTO {{table}} ({_PUT_COLUMNS}{', headers' if headers else ''})"
         f" SELECT :q_name::text, {stored}, :serializer::text,"

@@ -120,7 +120,7 @@ class Jobs:
     def use(self, *targets: Any) -> None:
         """Bind a `PQ` or `AsyncPQ` of the application to the test's database, until the test ends.
 
-        This includes all its queues, and the tasks that they declared; a missing table is created.
+        This also binds all queues of the `PQ`, and the tasks that are declared on them. A missing table is created.
 
         Args:
             *targets: The objects to bind; a queue or a task stands for its `PQ`. If the options of a
