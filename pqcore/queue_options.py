@@ -28,7 +28,7 @@ _OWN = ("name", "channel", "table", "engine", "serializer_name")
 
 
 def check_option(kind: type, option: str) -> None:
-    """Raise unless a setting with this name can be given for queues of a class.
+    """Raise if queues of a class accept no setting with this name.
 
     As in pq, a subclass may have settings of its own. A name that resembles one of pqcore's settings is refused,
     because a misspelled setting would have no effect.

@@ -209,7 +209,7 @@ class Engine(Grouping):
         patient: bool = False,
         undo: Callable[[T], Awaitable[None]] | None = None,
     ) -> Coroutine[Any, Any, T]:
-        """Run an operation in the transaction of the running thread or task, or else by itself.
+        """Run an operation in the transaction of the running thread or task, or by itself if there is no transaction.
 
         Args:
             operation: The coroutine function to call with the session.

@@ -44,7 +44,7 @@ def pqcore_unwrap(target: Any) -> Any:
 
 
 def refuse_broken_atomic(connection: Any) -> None:
-    """Raise for a Django connection whose atomic block can only be rolled back, as Django refuses queries there.
+    """Raise if a Django connection's atomic block can only be rolled back: Django refuses queries in such a block.
 
     Raises:
         TransactionAborted: Django will roll the block back at its end, even if the server could commit it.

@@ -21,7 +21,7 @@ _OLD = "statement_timestamp() - :age::float8 * interval '1 second'"
 
 
 class OverviewStatements(StatementSet):
-    """The statements of an overview."""
+    """The statements that count and find jobs for an overview."""
 
     @composed()
     def dead_groups(self) -> str:

@@ -187,7 +187,7 @@ class Proxy:
                     self._links.append(link)
 
     def stall(self, *, new: bool = False, last: bool = False) -> int:
-        """Stop passing data on over the present connections; return their number.
+        """Stop passing on the data of the present connections; return the number of these connections.
 
         Args:
             new: Whether to stall new connections, too, until `resume`: the proxy accepts them, and passes nothing on.
@@ -206,7 +206,7 @@ class Proxy:
             self._silent = True
 
     def resume(self) -> None:
-        """Pass data on over new connections again.
+        """Pass on the data of new connections again.
 
         Stalled connections stay as they are, because their other side is gone.
         """

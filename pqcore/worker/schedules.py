@@ -209,6 +209,6 @@ class Schedules:
             return 0
 
     def _refuse(self, found: FoundTimetable, why: str) -> None:
-        """Log why a schedule has no ticks here, and leave it out until its row is changed."""
+        """Log why this worker cannot use a schedule, and leave the schedule out until its row is changed."""
         self._refused[found.name] = found.version
         logger.warning("%r: the schedule %s puts no jobs: %s", self._queue_state.queue.name, found.name, why)
