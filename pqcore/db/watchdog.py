@@ -2,9 +2,9 @@
 
 A half-open connection looks like one with a slow server: the other side is gone, but TCP has not noticed. A call on
 such a connection would wait until TCP gives up, which may never happen. So each session has a limit. After three
-quarters of the limit, the watchdog asks the server to cancel the statement (the cancel request of PostgreSQL's protocol, on a separate
-connection). The request ends a statement that waits for a lock, and leaves nothing behind on the server. A call that is
-still not answered at the limit fails, because the watchdog shuts its socket down.
+quarters of the limit, the watchdog asks the server to cancel the statement (the cancel request of PostgreSQL's
+protocol, on a separate connection). The request ends a statement that waits for a lock, and leaves nothing behind on
+the server. A call that is still not answered at the limit fails, because the watchdog shuts its socket down.
 """
 
 from __future__ import annotations
