@@ -54,8 +54,8 @@ class Token:
     def __init__(self, secret: str) -> None:
         if len(secret) < SHORTEST_TOKEN:
             raise ConfigurationError(
-                f"the token has {len(secret)} characters; give at least {SHORTEST_TOKEN}, as "
-                "`python -c 'import secrets; print(secrets.token_urlsafe())'` makes"
+                f"the token has {len(secret)} characters; give at least {SHORTEST_TOKEN}, for example the "
+                "output of `python -c 'import secrets; print(secrets.token_urlsafe())'`"
             )
         self._secret = secret.encode()
         # The key that signs cookies takes long to derive, so a stolen cookie helps little to guess the token.
