@@ -90,7 +90,7 @@ class Common:
     _cursor: Any
     # A cursor of pqcore's own class.
     _plain: Any
-    # None if nothing may be prepared, and for a tracer's cursor.
+    # The value is None if nothing may be prepared, or if the cursor is a tracer's.
     _prepared_statements: PreparedStatements | None
     # Whether the cursor is a tracer's. Such a cursor gets statements as text: a tracer cannot add a comment to bytes.
     _traced = False

@@ -525,7 +525,7 @@ class Session:
             result: Any = method(*arguments)
             if self.suspends:
                 result = await (bounded(result, self) if self._bounds else result)
-        except PQError:  # no second translation: some PQErrors are OSErrors, as the driver's errors may be
+        except PQError:  # already pqcore's error: some PQErrors are OSErrors, and so are some drivers' errors
             raise
         except self._errors as exc:
             raise self._told(exc, doing, commits=doing == "commit") from exc

@@ -1,6 +1,6 @@
 """pqcore's tables in the migrations of Alembic: `upgrade_queue` and `downgrade_queue`, in place of ``op.create_table``.
 
-Both join the migration's transaction, and ``alembic upgrade --sql`` writes their statements out.
+Both functions join the migration's transaction, and ``alembic upgrade --sql`` prints the statements of both.
 """
 
 from __future__ import annotations

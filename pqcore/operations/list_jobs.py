@@ -109,7 +109,7 @@ def _waited_for(lane: str | None) -> str | None:
 
 
 def path_in(head: str | None) -> str | None:
-    """Return the path of the function that data calls; None if the data is not a call.
+    """Return the path of the function that a job's data names; None if the data is not a call.
 
     Args:
         head: The beginning of the data, as JSON text.

@@ -173,7 +173,7 @@ class _Reencoding:
         return writer is not None and (writer.every or not writer.is_current(serializer, marks))
 
     async def look(self) -> int:
-        """Look at all tables once, and write the rows that need it; return the number of rows written."""
+        """Search all tables once, and re-encode the rows that need it; return the number of rows written."""
         before = self.rewritten
         self.in_use = self.failed = 0
         self.errors = []

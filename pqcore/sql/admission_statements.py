@@ -150,7 +150,7 @@ def take_lanes_template(n: int, plain: str) -> str:
     the weight of each share. ``spare`` is how many additional rows of a lane to look at, because the first rows may be
     locked.
 
-    The last row describes the take. Its ``place`` is -2 if other sessions have locked all jobs that could be leased,
+    The last row describes the take. ``place`` is then -2 if other sessions have locked all jobs that could be leased,
     and otherwise -1. If plain jobs are due, the value is -4 or -3 instead. This row also has the seconds until a rate
     has a token, and, in JSON, the keys without a row; if there are such keys, no job is leased.
 

@@ -86,7 +86,7 @@ class ChangeNotes:
         self._signer = TimestampSigner(secrets.token_bytes(32), salt=DONE, digest_method=hashlib.sha256)
 
     def keep(self, response: Response, request: Request, name: str, number: int) -> None:
-        """Have a browser keep the name of an action, and how many jobs or rules it changed."""
+        """Set a cookie with the name of an action and the number of jobs or rules that the action changed."""
         value = self._signer.sign(f"{name}:{number}").decode()
         _set_cookie(response, request, DONE, value, DONE_LENGTH)
 
@@ -190,7 +190,7 @@ def form_key(request: Request) -> str:
 
 
 def keep_form_key(response: Response, request: Request, key: str) -> None:
-    """Have a browser keep the key that its forms must repeat; other sites can neither read nor send it."""
+    """Set a cookie with the key that the browser's forms must repeat; other sites can neither read nor send the key."""
     _set_cookie(response, request, FORM, key, None)
     # With "no-referrer", browsers would not send the origin of a form.
     response.headers["referrer-policy"] = "same-origin"

@@ -45,7 +45,7 @@ class Bridge(Runner):
         if isinstance(engine.source, AdoptedConnection):
             msg = "a worker needs more than one connection: give PQ a DSN or a pool, or use queue.work()"
             raise ConfigurationError(msg)
-        self._threads = Threads(threads, "pqcore-worker")  # an asynchronous engine starts none
+        self._threads = Threads(threads, "pqcore-worker")  # with an asynchronous engine, no thread starts
         clone = engine.clone_for_worker(CONNECTIONS, limit)
         if isinstance(clone.source, Pool):
             clone.source.application_name = f"pqcore worker {socket.gethostname()}:{os.getpid()}"
