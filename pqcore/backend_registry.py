@@ -81,8 +81,8 @@ class BackendRegistry(PluginLoader):
     def choose(self, mode: Mode, *, name: str | None = None, dsn: str | None = None) -> tuple[BackendSpec, str]:
         """Choose a backend for a DSN, and return the reason for the choice.
 
-        The first of these that names a backend decides: ``name``; the DSN's scheme (``postgresql+asyncpg://``); the
-        first name in PQCORE_BACKEND with this mode. If none of them names a backend, a backend is chosen whose
+        The first of these sources that names a backend decides: ``name``; the DSN's scheme (``postgresql+asyncpg://``);
+        the first name in PQCORE_BACKEND with this mode. If none of them names a backend, a backend is chosen whose
         driver is installed and new enough: the first one in `PREFERENCE`, or else any other.
 
         Raises:

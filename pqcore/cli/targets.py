@@ -127,7 +127,7 @@ def _told(error: BaseException) -> str:
     """Return the message of an error in the user's code, and the line that raised it."""
     text = f"{type(error).__name__}: {error}"
     frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THEIRS)]
-    if isinstance(error, SyntaxError) or not frames:  # the error names its line itself, or pqcore raised it
+    if isinstance(error, SyntaxError) or not frames:  # such an error names its line, or is pqcore's
         return text
     last = frames[-1]
     return f"{text}\n  {last.filename}:{last.lineno}, in {last.name}: {last.line or ''}".rstrip(": ")

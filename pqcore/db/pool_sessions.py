@@ -139,7 +139,7 @@ async def close_idle_sessions(sessions: Sessions) -> None:
 
 
 async def give_up(loan: Loan) -> None:
-    """Close the session of a loan, so that another may be opened."""
+    """Close the session of a loan, so that the pool can open another session."""
     session = loan.session
     session.pool.free(session.place)
     await discard(session)

@@ -139,7 +139,7 @@ class SharedLook:
             heir.stir()
 
     async def _look(self, look: Look) -> None:
-        """Ask for the queues of all waiters, and wake the waiters whose queues have a job."""
+        """Look for jobs in the queues of all waiters, and wake the waiters whose queues have a job."""
         waiting: dict[str, list[Sharer]] = {}
         with self._lock:
             for sharer in self._sharers:

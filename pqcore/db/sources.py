@@ -373,5 +373,5 @@ def _reached(exc: BaseException, pool: object) -> bool:
 
 async def discard(session: Session) -> None:
     """Close a session that nobody uses any more."""
-    with suppress(PQError):  # the session may have been lost before
+    with suppress(PQError):  # the connection may be lost already
         await session.close()

@@ -107,7 +107,7 @@ def mcp_server(
         log_level="WARNING",
         subscriptions=False,
         token_verifier=None if token is None else _Token(token),
-        # The operator hands out the tokens. No client is sent to this address, which does not exist.
+        # The operator hands out the tokens, so no client needs this address, which does not exist.
         auth=None if token is None else AuthSettings(issuer_url=_NOWHERE, resource_server_url=None),
         tools=tools,
     )

@@ -41,7 +41,7 @@ def calls_one_of(queue: QueueSettings, job: BaseJob, paths: Collection[str]) -> 
 
 
 def path_of(queue: QueueSettings, job_id: int, serializer: str | None, raw: str | bytes) -> str | None:
-    """Return the path of the function that a job's data names; None if the data is no call, or cannot be decoded here."""
+    """Return the path of the function that a job's data names; None if the data is no call, or not decodable here."""
     if isinstance(raw, str) and (path := path_in(raw)) is not None:
         return path
     try:

@@ -99,7 +99,7 @@ WITH {first}urgent AS (
 
 
 def _candidates(near: int, reach: int, columns: str, *, waiting: bool, out_since: str = "'-infinity'") -> str:
-    """Return the query of the first rows of each class, without locking them.
+    """Return the query that reads the first rows of each class, and locks no row.
 
     Args:
         near: The largest number of rows of each class.

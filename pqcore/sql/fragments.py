@@ -162,7 +162,7 @@ GROUP_AND_PRIORITY = f"headers #>> '{{{{gate,group}}}}', {PRIORITY_IN_HEADERS}"
 def come_back(source: str) -> str:
     """Return CTEs that put rows into the table again.
 
-    The CTE ``same`` puts rows under their own ids; ``renumbered`` puts rows whose ids are taken under new ids.
+    The CTE ``same`` puts rows under their own ids; if an id is taken, ``renumbered`` puts the row under a new id.
 
     If two sessions use an id concurrently, ON CONFLICT makes one session wait for the other and then find the id taken.
 

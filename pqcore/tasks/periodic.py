@@ -103,7 +103,7 @@ class Timetable:
 
 
 def timetable_of(found: FoundTimetable) -> Timetable:
-    """Return the ticks of a schedule, as its row has them."""
+    """Return the timetable that a schedule's row describes."""
     return Timetable(found.name, found.cron, found.tz, cast("Missed", found.missed))
 
 

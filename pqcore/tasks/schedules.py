@@ -125,4 +125,4 @@ def _task(queue: TaskDeclarations, task: Any) -> Task:
 
 
 def _unknown(*args: Any, **kwargs: Any) -> None:
-    """Stand for a function that this program does not know."""
+    """Do nothing: a placeholder for a function that this program does not know."""

@@ -10,8 +10,8 @@ can be merged (`History.merged`), but not the histories of several machines.
 An empty result proves three things about the *recorded* operations. No operation lost, invented or doubled a job. No
 operation finished a job with an older token. Jobs of one key were first taken in the order of their puts. The result
 proves nothing about operations that were not recorded. The history of a killed process is lost. So jobs that the
-process popped appear lost, and jobs that the process was the first to take appear out of order. Let such a process take
-leases, or give its jobs no key.
+process popped appear lost, and jobs that the process was the first to take appear out of order. A test
+that kills a process must let the process take leases, or give the jobs of the process no key.
 """
 
 from __future__ import annotations

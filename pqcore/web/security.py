@@ -169,7 +169,7 @@ def admit(response: Response, request: Request, token: Token) -> None:
 
 
 def forget(response: Response, request: Request) -> None:
-    """Have a browser forget that the token was given."""
+    """Delete the cookie that says that the browser gave the token."""
     response.delete_cookie(SESSION, path=root_of(request.scope) or "/")
 
 

@@ -59,7 +59,7 @@ class ReadOnlyQuerySet(models.QuerySet):
 
 
 class RowManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Rows with their ``attempts``, from the database that has the table, unless another database is named."""
+    """Rows with their ``attempts``, from the database that has the table, unless the caller names another database."""
 
     def get_queryset(self) -> Any:
         found = super().get_queryset()

@@ -188,7 +188,7 @@ class PQCoreBackend(backends.BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id) from exc
 
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
-        """Return the faults of the settings."""
+        """Return the faults of the backend's settings."""
         try:
             TaskOptions(**self.call_options)
             self.pq  # noqa: B018 - made here
@@ -377,7 +377,7 @@ def _backend(alias: str) -> Any:
 
 
 def _find(path: str) -> Any:
-    """Return the task with a path.
+    """Import the task that a dotted path names.
 
     Raises:
         TypeError: The path does not name a task, so nothing is run.
