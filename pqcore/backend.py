@@ -246,8 +246,8 @@ class DriverSession(Protocol):
         """Ask the server to cancel the running statement, with a cancel request on a separate connection.
 
         Another thread calls this method, which may block its own thread but no other. Do nothing if the driver cannot
-        cancel. May be left out: without it, a statement that waits for a lock continues on the server after its
-        connection was closed.
+        cancel. A backend may leave this method out: then a statement that waits for a lock continues on the server
+        after its connection was closed.
         """
 
     def busy(self) -> bool:

@@ -218,9 +218,9 @@ class LaneBook:
     def out_within(self, now: float) -> float | None:
         """Return how many seconds back a look must search for hidden jobs that became due; None to search for all.
 
-        A hidden job has both a ``schedule_at`` and an ``expected_at``, or its lease ran out. An earlier look found the
-        hidden jobs that became due before. As with the position of `pqcore.scan_position`, a consumer that takes many
-        jobs in succession rarely looks for all hidden jobs.
+        A hidden job has both a ``schedule_at`` and an ``expected_at``, or its lease ran out. An earlier look
+        found the hidden jobs that became due before that look. As with the position of `pqcore.scan_position`,
+        a consumer that takes many jobs in succession rarely looks for all hidden jobs.
         """
         if not self._in_succession(now) or self._hidden_looks.is_due(now, missed=self._missed):
             return None

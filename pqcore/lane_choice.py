@@ -72,7 +72,7 @@ class Choice(NamedTuple):
         )
 
     def patient(self, now: float) -> list[KnownLane]:
-        """Return the lanes with several keys that have given no job for a long time; their keys are then reserved."""
+        """Return the lanes with several keys that were blocked for a long time; pqcore then reserves the keys."""
         return [
             known
             for known in self.lanes

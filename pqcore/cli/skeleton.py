@@ -249,7 +249,7 @@ def bare_module(face: Face) -> str:
 
 
 def plugin_module(faces: Sequence[Face]) -> str:
-    """Return the source of a backend's declaration: the example's, without the parts left to write."""
+    """Return the source of a backend's declaration: a copy of the example's, without the parts left to write."""
     source = example().text(f"{example().package}/plugin.py")
     tree = ast.parse(source)
     [(assigned, call)] = [

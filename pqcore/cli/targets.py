@@ -85,7 +85,7 @@ def _find(target: str) -> Any:
         return found()
     except (Exception, SystemExit) as exc:
         if isinstance(exc, TypeError) and exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
-            # the call raised this, not the body of the function
+            # the call itself raised the error, not the body of the function
             raise UsageError(f"{target} cannot be called without arguments: {exc}") from None
         raise UsageError(f"{target} failed: {_told(exc)}") from exc
 

@@ -331,8 +331,8 @@ class QueueStatements(StatementSet):
 
         This statement only reads: the fetches decide which waiter gets a job.
 
-        The probes are scalar subqueries, which the planner cannot turn into a join or hash: it looks once into each
-        index for each name.
+        The probes are scalar subqueries, which the planner cannot turn into a join or hash: so PostgreSQL looks once
+        into each index for each name.
         """
         classes = (
             (QUEUE_URGENT, URGENT_ORDER),

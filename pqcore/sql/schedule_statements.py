@@ -7,7 +7,7 @@ from pqcore.sql.tick_fragments import COUNT_AGAIN, UNCHANGED, put_of_tick
 
 
 class ScheduleStatements(StatementSet):
-    """The statements of schedules: for programs that make and change them, and for workers that put their jobs."""
+    """The statements of schedules: for programs that make and change schedules, and for workers that put the jobs."""
 
     file = "schedule_statements.sql"
 

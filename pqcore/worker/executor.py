@@ -207,7 +207,7 @@ class Executor(Runner[ActiveJob]):
         self._worker_state.free_slots -= 1
         if active.places is not None:
             active.places.used += 1
-        # The job runs in a copy of the worker's context, and not in the context of the job whose end has started it.
+        # The job runs in a copy of the worker's context, and not in the context of the job whose end started this one.
         variables = self._context.copy()
         coroutine = run_job(self, active, context)
         if self._steps_jobs and active.run is not None and self._is_for_thread(active.run):

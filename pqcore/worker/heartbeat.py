@@ -120,7 +120,8 @@ class Heartbeat:
             elif active.key in locked:
                 self._extend_alone(active)
             elif active.context is not None and active.context.finished:
-                continue  # the function finished the job; if its transaction is rolled back, the end is refused
+                # the function finished the job; if the function's transaction is rolled back, the end is refused
+                continue
             elif not active.ended:
                 logger.warning("the lease of job %d of %r was lost", active.job.id, queue_state.queue.name)
                 if not active.is_started:

@@ -214,7 +214,7 @@ class Threads:
         return call
 
     def _settle(self) -> None:
-        """Handle the outcomes that have gathered; outcomes that come meanwhile wait for other callbacks."""
+        """Handle the outcomes that have gathered; outcomes that come meanwhile wait for the next callback."""
         try:
             for _ in range(len(self._made)):
                 call = self._made.popleft()
