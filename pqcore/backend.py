@@ -203,7 +203,7 @@ class DriverSession(Protocol):
     def unlisten(self, channels: Sequence[str]) -> None:
         """UNLISTEN from channels, and forget the channels.
 
-        May be left out: without it, the connection listens to the channels until it is closed.
+        This method may be left out: without it, the connection listens to the channels until it is closed.
         """
 
     def wait(self, seconds: float) -> None:

@@ -159,7 +159,7 @@ class Common:
         return self._traced or self.connection._pipeline is not None or not SUPPORTED
 
     def _begins(self) -> bool:
-        """Return whether psycopg would send BEGIN before the next statement, and wait for its answer."""
+        """Return whether psycopg would send BEGIN before the next statement, and wait for the answer to BEGIN."""
         connection = self.connection
         return not connection._autocommit and connection.pgconn.transaction_status == TransactionStatus.IDLE
 

@@ -159,7 +159,7 @@ class Prometheus:
         return child
 
     def served_registry(self) -> CollectorRegistry:
-        """Return the registry of this process or, if processes share a folder of metrics, the registry of them all."""
+        """Return this process's registry; if processes share a folder of metrics, return the registry of all."""
         if SHARED not in os.environ:
             return self._home
         registry = CollectorRegistry()

@@ -108,7 +108,7 @@ class ScheduledCall:
     version: datetime
 
     def job(self) -> StoredPut:
-        """Return the job to put now."""
+        """Return the job that the schedule puts now."""
         return _due_now(self.call, self.deadline_in)
 
 

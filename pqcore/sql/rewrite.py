@@ -77,7 +77,7 @@ def without_notification(template: str) -> str:
 
 
 def without_renumbering(template: str) -> str:
-    """Remove the parts that give rows new ids from a statement, if it has such parts.
+    """Remove from a statement the parts that give rows new ids, if it has such parts.
 
     This function serves engines that allow only one change of a table in each statement. On such an engine, ids must
     never repeat, because no row can get a new id.

@@ -327,7 +327,7 @@ _RUN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
 
 
 def refuse_unrun(result: Any) -> None:
-    """Raise for a result that shows that the function's body has not run.
+    """Raise an error if a result shows that the function's body has not run.
 
     Raises:
         ConfigurationError: The result is a generator, an asynchronous generator, or an awaitable.

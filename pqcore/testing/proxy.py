@@ -253,7 +253,7 @@ class Proxy:
             self._server = address_of(dsn)
 
     def cut_at(self, marker: str, *, answered: bool, torn: bool = False) -> None:
-        """End the next connection that sends a certain text; see `marker`.
+        """Cut the next connection over which a certain text is sent; see `marker`.
 
         Args:
             marker: The text, as part of a statement or a parameter; an empty text matches all data. The proxy also

@@ -141,7 +141,7 @@ class SecurityMiddleware:
         refusal = self._refusal(request, path)
         try:
             await (self._app if refusal is None else refusal)(scope, receive, sending)
-        except Exception:  # Starlette answers these errors outside of this class, so without the headers
+        except Exception:  # Starlette would answer outside of this class, without the headers
             if not begun:
                 await PlainTextResponse("an error of the page's own: see its log", 500)(scope, receive, sending)
             raise
@@ -164,7 +164,7 @@ class SecurityMiddleware:
 
 
 def admit(response: Response, request: Request, token: Token) -> None:
-    """Have a browser remember that the token was given."""
+    """Set the cookie that says that the browser gave the token."""
     _set_cookie(response, request, SESSION, token.session(), SESSION_LENGTH)
 
 
