@@ -78,7 +78,7 @@ def together(
 
 
 def is_left(pgconn: Any) -> bool:
-    """Leave the pipeline mode, if the connection is in it; return False if answers are still to come."""
+    """Leave the pipeline mode, if the connection is in it; return False if the server still has to send answers."""
     if pgconn.status != ConnStatus.OK:
         return True
     if pgconn.pipeline_status:

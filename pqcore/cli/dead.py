@@ -125,7 +125,7 @@ def show(database: Database, job_id: int, queue: str | None, as_json: bool) -> N
 def _chosen(
     database: Database, ids: tuple[int, ...], everything: bool, queue: str | None, options: str = "--all"
 ) -> list[tuple[QueueSettings, tuple[int, ...] | None]]:
-    """Return the queues that the command concerns, each with the ids of its dead letters; None for all dead letters.
+    """Return the queues that the command concerns, each with the ids of its dead letters; None instead means all.
 
     Raises:
         click.UsageError: The command got neither ids nor "all", or both of them, or "all" without a queue.

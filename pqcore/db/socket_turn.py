@@ -35,8 +35,8 @@ def turn_for(session: Session) -> SocketTurn | None:
     """Return the turn to read a session's socket.
 
     Returns:
-        None if the listener's own thread must always read: the driver is asynchronous, or does not give its socket; the
-        system has no epoll(7), or a library such as gevent has removed it.
+        None if the listener's own thread must always read, because the driver is asynchronous or does not give its
+        socket, or because the system has no epoll(7) or a library such as gevent has removed it.
     """
     if session.suspends or not hasattr(session.driver, "fileno"):
         return None

@@ -10,8 +10,9 @@ statement finds a row by reading a bounded number of pages:
     Rows with ``expected_at`` that were never scheduled, and so are always due, ordered by ``expected_at``.
 ``hidden``
     Leased rows, and rows that are both scheduled *and* expected. A hidden row *comes out* when its lease ends, or when
-    its job becomes due; the rows are ordered by that time. One probe shows whether any row has come out. Usually no row
-    has come out, and a fetch reads only the two other classes; otherwise the fetch uses the slower ``merged`` pick.
+    its job becomes due; the rows are ordered by that time. One probe shows whether any row has come out. Usually no
+    hidden row has come out, and a fetch reads only the two other classes; otherwise the fetch uses the slower
+    ``merged`` pick.
 
 A row with ``expected_at`` comes before a row without it, so ``urgent`` comes before ``ready``. A finished row is in
 none of the three classes.

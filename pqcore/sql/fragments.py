@@ -207,8 +207,8 @@ TIMES = f"{SCHEDULE}, {EXPECTED}"
 # numbers, pqcore finds the id of each item, in whatever order triggers and sequences give ids. Inserting a row takes
 # more than a microsecond, so no time is in the future.
 ROW_TIME = "statement_timestamp() + item.place * interval '1 microsecond'"
-# The statement that puts a job with a lane also parks the job on the lane. If the job is put for later, a take parks it
-# when it is due. See `LANE`.
+# The statement that puts a job with a lane also parks the job on the lane. If the job is put for later, a take parks
+# the job when it is due. See `LANE`.
 LANE_COLUMNS = "parked_on, leased_until, priority"
 _WAITS = f"CASE WHEN {SCHEDULE} > statement_timestamp() THEN NULL ELSE :lane::text END"
 LANE = f"{_WAITS}, CASE WHEN {_WAITS} IS NOT NULL THEN {WAITING_UNTIL}::timestamptz END, :priority::int"

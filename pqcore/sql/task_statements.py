@@ -191,7 +191,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def revive(self) -> str:
-        """Turn dead letters into due jobs without failures; return the numbers of letters taken and of jobs put.
+        """Turn dead letters into due jobs without failures; return how many letters it took and how many jobs it put.
 
         Locked rows are skipped (SKIP LOCKED); each row moves from one table to the other in one statement.
         """

@@ -288,7 +288,7 @@ class Harness:
         return pool
 
     def _borrow(self, pool: Any) -> None:
-        """Borrow a connection of a pool until the end, under another name, so that no scenario counts or ends it."""
+        """Borrow a pool's connection until the test ends, under another name, so that no scenario counts or ends it."""
 
         async def borrow() -> Session:
             session = self.opener.session(await self.opener.call("acquire", pool))

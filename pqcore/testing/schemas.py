@@ -181,7 +181,7 @@ class Schemas:
         return len(self._free)
 
     def take(self, sql: Sql, names: TableName) -> Tables | None:
-        """Give a free schema a new name.
+        """Give a schema that no test uses a new name.
 
         Args:
             sql: A function that runs a statement.

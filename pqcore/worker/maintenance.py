@@ -89,7 +89,7 @@ class Maintenance:
             turn += 1
 
     async def _release(self) -> None:
-        """Release jobs whose parents have all ended, also on queues whose workers never become idle."""
+        """Release jobs whose parents have all ended, even on queues whose workers never become idle."""
         bridge = self._queue_state.bridge
         while self._released:
             await asyncio.sleep(RELEASE_INTERVAL * (0.5 + random.random()))  # noqa: S311 - see `_sweep`
