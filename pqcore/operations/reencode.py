@@ -388,5 +388,5 @@ def _writers(engine: Engine, queues: Sequence[QueueSettings], *, every: bool) ->
             raise ConfigurationError(f"queue {queue.name!r} is named twice; name each queue once")
         writers[queue.name] = _Writer(queue, every=every)
     if not writers:
-        raise ConfigurationError("no queue is named; name those whose data must be re-encoded")
+        raise ConfigurationError("no queue is named; name the queues whose data must be re-encoded")
     return writers

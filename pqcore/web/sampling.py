@@ -1,4 +1,4 @@
-"""The figures of each queue, now and over time. They are read only while a page is open, once for all pages."""
+"""The figures of each queue, now and over time. The figures are read only while a page is open, once for all pages."""
 
 from __future__ import annotations
 

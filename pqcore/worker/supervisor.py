@@ -1,7 +1,7 @@
 """The supervisor: a process that keeps several worker processes running.
 
 The supervisor starts a new process for each one that dies. It sends commands to each process through a pipe. A process
-dies when its pipe closes, so none outlives the supervisor. Commands are not signals, because a signal may reach a
+dies when its pipe closes, so no process outlives the supervisor. Commands are not signals, because a signal may reach a
 process twice: a terminal and systemd send signals to all processes of a service.
 """
 

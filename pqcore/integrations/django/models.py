@@ -42,7 +42,7 @@ class ReadOnlyQuerySet(models.QuerySet):
     """A query set whose methods that write rows raise an error."""
 
     def update(self, **kwargs: Any) -> NoReturn:
-        """Raise, because rows are read-only.
+        """Raise an error, because rows are read-only.
 
         Raises:
             ConfigurationError: Always raised; the other methods raise it, too.
@@ -50,11 +50,11 @@ class ReadOnlyQuerySet(models.QuerySet):
         _refuse("update()")
 
     def delete(self) -> NoReturn:
-        """Raise, because rows are read-only."""
+        """Raise an error, because rows are read-only."""
         _refuse("delete()")
 
     def bulk_create(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise, because rows are read-only."""
+        """Raise an error, because rows are read-only."""
         _refuse("bulk_create()")
 
 
@@ -114,7 +114,7 @@ class Row(models.Model):
         return pqs["default"].queue(self.queue_name, serializer="json")
 
     def save(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise, because rows are read-only.
+        """Raise an error, because rows are read-only.
 
         Raises:
             ConfigurationError: Always raised; `delete` raises it, too.
@@ -122,7 +122,7 @@ class Row(models.Model):
         _refuse("save()")
 
     def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise, because rows are read-only."""
+        """Raise an error, because rows are read-only."""
         _refuse("delete()")
 
 
