@@ -246,7 +246,7 @@ class DriverSession(Protocol):
         """Ask the server to cancel the running statement, with a cancel request on a separate connection.
 
         Another thread calls this method, which may block its own thread but no other. Do nothing if the driver cannot
-        cancel. A backend may leave this method out: then a statement that waits for a lock continues on the server
+        cancel. This method may be left out: then a statement that waits for a lock continues on the server
         after its connection was closed.
         """
 

@@ -252,7 +252,7 @@ def test_web_pages_show_batches_and_chains(dsn: str, pq: PQ) -> None:
         assert row is not None
         assert re.findall(r">(\d+|app[.]\w+)<", row[1]) == ["2", "2", "0", "app.end"]
         page = client.get(path("job", id=int(batch.jobs[0]))).text
-        assert f"<dt>Batch</dt><dd>{batch.id}: 2 of 2 jobs are left, then <bdi>app.end</bdi></dd>" in page
+        assert f"<dt>Batch</dt><dd>{batch.id}: 2 of 2 jobs have not ended, then <bdi>app.end</bdi></dd>" in page
         assert "<dt>Then</dt>" not in page
         page = client.get(path("job", id=first)).text
         assert "<dt>Then</dt><dd><bdi>app.end</bdi>, <bdi>app.end</bdi></dd>" in page

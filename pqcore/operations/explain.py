@@ -83,7 +83,7 @@ class _ExplainedRow(NamedTuple):
 
     @property
     def due(self) -> UtcDatetime:
-        """Return when the job is due."""
+        """Return the time at which the job is due."""
         return cast(UtcDatetime, UtcDatetime.of(self.schedule_at or self.enqueued_at))
 
 

@@ -146,7 +146,7 @@ class TableName:
 
     @property
     def put_function(self) -> str:
-        """The name of the function that puts jobs from SQL, not quoted: the table's name after ``pqcore_put_``.
+        """The unquoted name of the function that puts jobs from SQL: ``pqcore_put_`` and then the table's name.
 
         The function of the default table ``queue`` is ``pqcore_put``.
         """

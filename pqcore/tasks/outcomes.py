@@ -305,8 +305,8 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that a job may run twice, because the statement that stores its outcome found no lease of this worker."""
     job = outcome.job
     logger.warning(
-        "job %d of %r may run twice: another worker has leased the job, or the outcome was stored, but the server's"
-        " answer was lost",
+        "job %d of %r may run twice, because another worker has leased the job; or the outcome was stored, and only the"
+        " server's answer was lost",
         job.id,
         job.settings.name,
     )
