@@ -2,14 +2,15 @@
 
 Two runs minutes apart find the machine in different states. Here each build has its own process on one server, and both
 run an operation in turns of some milliseconds. The order changes from turn to turn. In each round both connect again,
-because the core on which a connection's server process runs matters. A round gives one ratio: the median over its
-turns.
+because the core on which a connection's server process runs matters. After every second round, both get new processes,
+because the places of code and objects in a process's memory can make a build up to 6 % slower or faster. A round gives
+one ratio: the median over its turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,8 @@ LIMITED_TURNS = 2
 """Turns of each build in a round of jobs under a limit."""
 LIMITED_JOBS = {"quick": 200, "default": 2_000, "full": 2_000}
 """The number of jobs in a turn of jobs under a limit, by scale."""
+ROUNDS_OF_PROCESS = 2
+"""The number of rounds after which both builds get new processes."""
 MEMORY_ROUNDS = 3
 """The largest number of rounds for figures in MB, which hardly vary."""
 
@@ -100,7 +103,7 @@ def compare(request: Request, listener: Listener) -> Comparison:
         broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
         cells = []
         for backend in (label for label in both[0] if label in both[1]):
-            cells += _backend(request, builds, backend, dsn, listener)
+            cells += _backend(request, pythons, backend, dsn, listener)
             if MEMORY in request.operations:
                 cells += _memory(request, pythons, backend, dsn, listener)
         before, after = (build.about["file"] for build in builds)
@@ -123,20 +126,25 @@ class _Side:
     table: Table
 
 
-def _backend(request: Request, builds: Sequence[Build], backend: str, dsn: str, listener: Listener) -> list[Cell]:
+def _backend(
+    request: Request, pythons: Sequence[Interpreter], backend: str, dsn: str, listener: Listener
+) -> list[Cell]:
     """Measure all operations over one backend."""
     cells = [Cell(backend, operation) for operation in request.operations if operation != MEMORY]
     if not cells:
         return []
     listener.begin(f"{backend}: two builds side by side", request.rounds * len(cells))
     [contender] = [each for each in contenders() if each.label == backend]
-    with own_tables(contender, dsn, len(builds)) as tables:
+    with own_tables(contender, dsn, len(pythons)) as tables, ExitStack() as stack:
+        sides: list[_Side] = []
         try:
-            sides = []
-            for build, table in zip(builds, tables, strict=True):
-                build.open(backend, table.place)
-                sides.append(_Side(build, table))
             for number in range(request.rounds):
+                if number % ROUNDS_OF_PROCESS == 0:
+                    stack.close()
+                    builds = stack.enter_context(builds_of(pythons))
+                    sides = [_Side(build, table) for build, table in zip(builds, tables, strict=True)]
+                    for side in sides:
+                        side.build.open(backend, side.table.place)
                 for cell in cells:
                     listener.step(f"round {number + 1} of {request.rounds}: {cell.operation}")
                     if not cell.error:
