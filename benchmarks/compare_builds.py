@@ -98,15 +98,16 @@ def compare(request: Request, listener: Listener) -> Comparison:
         BuildFailed: A build's process ended.
     """
     pythons = interpreters(request.other)
-    with environment.server(request.dsn) as (dsn, _), builds_of(pythons) as builds:
+    with builds_of(pythons) as builds:
         both = [build.ask("backends", names=list(request.backends))["backends"] for build in builds]
+        before, after = (build.about["file"] for build in builds)
+    with environment.server(request.dsn) as (dsn, _):
         broken = [Failure(label, f"{label} is missing in this build") for label in both[0] if label not in both[1]]
         cells = []
         for backend in (label for label in both[0] if label in both[1]):
             cells += _backend(request, pythons, backend, dsn, listener)
             if MEMORY in request.operations:
                 cells += _memory(request, pythons, backend, dsn, listener)
-        before, after = (build.about["file"] for build in builds)
     for cell in cells:
         name = f"{cell.backend}, {cell.operation}"
         if cell.error:

@@ -24,7 +24,7 @@ from pqcore.errors import InvalidCall
 from pqcore.job import AsyncJob
 from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.put_options import NOT_GIVEN, Dedup, Parents, given
+from pqcore.put_options import Dedup, Parents, given
 from pqcore.serializers import Serializer
 from pqcore.settings import AS_IT_IS, KEEP_DEAD, KEEP_FINISHED, REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
@@ -115,9 +115,7 @@ class AsyncQueue(AsyncTaskQueueMixin):
         after: Parents = None,
     ) -> int:
         """Put a job; see `pqcore.Queue.put`. ``connection`` may also be a SQLAlchemy ``AsyncSession``."""
-        options = None
-        if (dedup, group, limits, headers, tenant, priority, after) != NOT_GIVEN:
-            options = given(dedup, group, limits, headers, tenant, priority, after)
+        options = given(dedup, group, limits, headers, tenant, priority, after)
         return await put.put(self.engine, self, data, schedule_at, expected_at, connection, options)
 
     async def put_many(

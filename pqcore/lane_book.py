@@ -241,6 +241,10 @@ class LaneBook:
                 self._missed = False
                 self._hidden_looks.note(ended, ended - began)
 
+    def note_miss(self) -> None:
+        """Record that a take found nothing, and left out hidden jobs."""
+        self._missed = True
+
     def hidden_look_in(self, now: float) -> float:
         """Return the seconds until a take considers all hidden jobs, after a take that found nothing."""
         return self._hidden_looks.due_in(now, missed=True) if self._in_succession(now) else 0.0
@@ -298,18 +302,17 @@ class LaneBook:
         self._rotations[key] = start + most
         return [*items[start : start + most], *items[: max(start + most - len(items), 0)]]
 
-    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], ended: float, *, missed: bool = False) -> None:
+    def took(self, choice: Choice, rows: Sequence[tuple[Any, int]], ended: float) -> None:
         """Record the jobs that a take returned.
 
         Args:
             choice: The choice that the take was given.
             rows: The rows, each with the position of its lane in the choice; 0 for a job without a lane.
             ended: When the take ended, by the monotonic clock, in seconds.
-            missed: Whether the take found no job, and left out jobs that earlier looks have seen.
         """
         now = choice.now
-        self._missed = missed or (self._missed and not rows)
         if rows:
+            self._missed = False
             self._taken = self._taken + len(rows) if now - self._last < FULL_LOOK else len(rows)
             self._last = ended
         for known in choice.lanes:

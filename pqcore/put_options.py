@@ -180,11 +180,6 @@ class PutOptions:
         return {"headers": self.headers, "group_key": self.group, **lane_values(self.lane)}
 
 
-NOT_GIVEN = (None, None, None, None, None, 0, None)
-"""The arguments of `given` without options; the faces compare with it before they call `given`, because each put does
-that."""
-
-
 def given(
     dedup: Dedup | str | None = None,
     group: str | None = None,

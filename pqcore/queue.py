@@ -19,7 +19,7 @@ from pqcore.errors import InvalidCall
 from pqcore.job import Job
 from pqcore.operations import complete, dead_letters, fetch, lease, put, put_many
 from pqcore.operations.lease import LEASE_DURATION
-from pqcore.put_options import NOT_GIVEN, Dedup, Parents, given
+from pqcore.put_options import Dedup, Parents, given
 from pqcore.serializers import Serializer
 from pqcore.settings import AS_IT_IS, KEEP_DEAD, KEEP_FINISHED, REENCODE_STEP, REENCODE_WAIT
 from pqcore.sql.identifiers import TableName
@@ -149,9 +149,7 @@ class Queue(TaskQueueMixin):
             DuplicateJob: Another job has the dedup key, and ``on_conflict`` is ``"error"``.
             JobNotFound: The table has no job with an id in ``after``.
         """
-        options = None
-        if (dedup, group, limits, headers, tenant, priority, after) != NOT_GIVEN:
-            options = given(dedup, group, limits, headers, tenant, priority, after)
+        options = given(dedup, group, limits, headers, tenant, priority, after)
         return run_sync(put.put(self.engine, self, data, schedule_at, expected_at, connection, options))
 
     def put_many(

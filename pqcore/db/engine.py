@@ -351,8 +351,9 @@ class Engine(Grouping):
             session = loan[-1]
             if not self._checked:
                 await self._check(session)
-            within = source.may_have_open_transaction and session.in_transaction()  # the caller's own transaction
+            within = False
             if source.may_have_open_transaction:
+                within = session.in_transaction()  # the caller's own transaction
                 loan.idle = session.autocommit = not within
             result = await (in_savepoint(session, operation) if within and protect else operation(session))
             del session
@@ -363,10 +364,7 @@ class Engine(Grouping):
             raise
         finally:
             if line is not None and line.since == began:
-                if not line.waiting:  # as in `pass_on`, without a call: usually, no caller waits
-                    line.since = 0.0
-                if line.waiting:
-                    line.pass_on()
+                line.pass_on()
         return result
 
     async def _check(self, session: Session) -> None:

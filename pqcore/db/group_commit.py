@@ -15,7 +15,7 @@ The operation of a line gets the values of a group's calls, and returns an answe
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence, Sized
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -92,13 +92,9 @@ class Line(Protocol):
     Attributes:
         since: When the running statement of the line began, by the monotonic clock; 0.0 if no statement is running. A
             call that runs by itself sets this time.
-        waiting: The calls that wait for a group.
     """
 
     since: float
-
-    @property
-    def waiting(self) -> Sized: ...
 
     def is_here(self) -> bool:
         """Return whether the line belongs to this process, and to the running event loop."""

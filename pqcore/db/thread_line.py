@@ -87,13 +87,14 @@ class ThreadLine:
     def pass_on(self) -> None:
         # makes the first waiting caller lead
         while True:
-            with suppress(IndexError):  # no call waits, or an interrupted caller has just removed its call
+            if not self.waiting:  # the usual case comes first, because each operation runs this
+                self.since = 0.0
+                if not self.waiting:  # otherwise a call came meanwhile, and waits because it saw that the line was busy
+                    return
+            with suppress(IndexError):  # an interrupted caller has just removed its call
                 first = self.waiting[0]
                 self.since = monotonic()
                 first.ring()
-                return
-            self.since = 0.0
-            if not self.waiting:  # otherwise a call came meanwhile, and waits because it saw that the line was busy
                 return
 
     async def join(self, value: Any) -> Any:

@@ -197,8 +197,7 @@ async def take(
         *_, state, wait, missing = told
         book.looked_for_hidden(out_within, now, s.last_reply_at, found=state in _PLAIN)
         rows = [(JobRow._make(job), place) for *job, place, _, _ in found]
-        missed = out_within is not None and not rows and missing is None and state not in _BUSY
-        taken = await _settle(queue, s, choice, rows, missed=missed)
+        taken = await _settle(queue, s, choice, rows)
         await _reserve(queue, s, choice, now)
         if taken:
             return taken, None
@@ -207,9 +206,11 @@ async def take(
         if missing is not None:
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
         elif state not in _BUSY:
-            # A take that left out hidden jobs is repeated, and then considers these jobs.
-            waits = (wait, book.hidden_look_in(s.last_reply_at) if missed else None)
-            return (), min((float(each) for each in waits if each is not None), default=None)
+            if out_within is not None:  # a later take considers the hidden jobs that this take left out
+                book.note_miss()
+                pause = book.hidden_look_in(s.last_reply_at)
+                wait = pause if wait is None else min(float(wait), pause)
+            return (), None if wait is None else float(wait)
         else:
             spare = SPARE
             # the pause is random, so that two takes that need the same two keys do not fail together again
@@ -273,14 +274,12 @@ async def end_and_take(
     return ended, Taken(taken, keys, places, left_none)
 
 
-async def _settle(
-    queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]], *, missed: bool = False
-) -> list[JobRow]:
+async def _settle(queue: QueueSettings, s: Session, choice: Choice, rows: list[tuple[JobRow, int]]) -> list[JobRow]:
     """Record the rows that a take returned, and return the leased ones in order; write the lanes of parked jobs."""
     adopted = [row for row, place in rows if not place and has_lane(row.headers)]
     if adopted:
         rows = [(row, place) for row, place in rows if place or not has_lane(row.headers)]
-    queue.lanes.took(choice, rows, s.last_reply_at, missed=missed)
+    queue.lanes.took(choice, rows, s.last_reply_at)
     await _adopt_with_others(queue, s, adopted)
     priorities = {row.id: choice.lanes[place - 1].lane.priority if place else 0 for row, place in rows}
     return sorted((row for row, _ in rows), key=lambda row: (-priorities[row.id], *place_of(row)))

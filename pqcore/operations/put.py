@@ -39,8 +39,6 @@ ROUNDS = 20
 _CHECKED = ("headers", "group", "limits", "dedup", "own", "tenant", "priority", "after")
 """The options of a put, in the order of the parameters of `put_options`."""
 _NO_OPTIONS = PutOptions(None, None, None)
-_HOOKS = ("pqcore_around_put", "pqcore_job_put")
-_known_impl = plugins.manager.heard.get  # checked before `has_impl` is called, because each put asks this
 _DROPPED = object()
 """The result of a put that shared a statement with others, and whose row a trigger dropped."""
 
@@ -66,9 +64,8 @@ def put(
         options: ``headers``, ``group``, ``limits``, ``dedup`` and ``after`` of `Queue.put`; also ``task``, and ``own``
             for headers that pqcore adds.
     """
-    put_one = _put_and_tell if _known_impl(_HOOKS, True) and plugins.has_impl(*_HOOKS) else _put
-    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
-    return put_one(read_id, engine, queue, data, times, connection, options)
+    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
+    return put_one(read_id, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 def put_call(
@@ -81,9 +78,8 @@ def put_call(
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Identity]:
     """Put one row as `put` does; return the row's id and the time of the put."""
-    put_one = _put_and_tell if _known_impl(_HOOKS, True) and plugins.has_impl(*_HOOKS) else _put
-    times = None if schedule_at is None and expected_at is None else times_of(schedule_at, expected_at)
-    return put_one(read_identity, engine, queue, data, times, connection, options)
+    put_one = _put_and_tell if plugins.has_impl("pqcore_around_put", "pqcore_job_put") else _put
+    return put_one(read_identity, engine, queue, data, times_of(schedule_at, expected_at), connection, options)
 
 
 read_id: Callable[[Row], int] = itemgetter(0)
