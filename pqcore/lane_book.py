@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pqcore.lane_choice import Choice, KnownLane
 from pqcore.lanes import Lane, read_lane
-from pqcore.scan_position import FULL_LOOK, SUCCESSION, FullLooks
+from pqcore.scan_position import FULL_LOOK, FullLooks
 from pqcore.sql.admission_statements import PLAIN_SHARE
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ class LaneBook:
         is_narrow: Whether the last take considered only some of the lanes; if it found nothing, the next take considers
             more.
         left_none: Whether the last lease left no due job, neither on a lane nor without a lane.
+        missed: Whether the last take found nothing, and left out hidden jobs, or jobs at the head of a lane.
         probes: The times at which a take that found nothing asked when the next job is due.
     """
 
@@ -70,7 +71,7 @@ class LaneBook:
         self._scans, self._hidden_looks, self.probes = FullLooks(), FullLooks(), FullLooks()
         self._none_hidden_at = self._last = float("-inf")
         self._taken = 0  # jobs taken in succession
-        self._missed = False  # whether the last take left something out and found nothing
+        self.missed = False
         self._hurries = True
         self.left_none = False
         self._turns: dict[str, float] = {}
@@ -113,6 +114,14 @@ class LaneBook:
         """Make the next looks go through all lanes."""
         self._found, self._hurries = float("-inf"), True
 
+    def look_fully(self) -> None:
+        """Let the next take leave out no lane and no hidden job."""
+        self.hurry()
+        self._scans, self._hidden_looks = FullLooks(), FullLooks()
+        self._taken, self.missed = 0, False
+        for known in self.lanes.values():
+            known.look_fully()
+
     def question(self, now: float, *, idle: bool = False) -> dict[str, object]:
         """Return the parameters of the next look for lanes.
 
@@ -122,7 +131,7 @@ class LaneBook:
         """
         since, self._found = now - self._found, now
         scans = self._hurries or now - self._scanned >= (SCAN_IDLE if idle else SCAN) or not self.lanes
-        if self._in_succession(now) and not self._scans.is_due(now, missed=self._missed):
+        if not self._is_due(self._scans, now):
             scans = False  # a scan may step over many dead entries
         if len(self.lanes) >= KNOWN:
             scans = False  # enough lanes are known; the scan continues from its position when some of them are empty
@@ -222,7 +231,7 @@ class LaneBook:
         found the hidden jobs that became due before that look. As with the position of `pqcore.scan_position`,
         a consumer that takes many jobs in succession rarely looks for all hidden jobs.
         """
-        if not self._in_succession(now) or self._hidden_looks.is_due(now, missed=self._missed):
+        if self._is_due(self._hidden_looks, now):
             return None
         return now - self._none_hidden_at + DUE_MARGIN
 
@@ -238,20 +247,20 @@ class LaneBook:
         if not found:
             self._none_hidden_at = began
             if out_within is None:
-                self._missed = False
+                self.missed = False
                 self._hidden_looks.note(ended, ended - began)
 
     def note_miss(self) -> None:
-        """Record that a take found nothing, and left out hidden jobs."""
-        self._missed = True
+        """Record that a take found nothing, and left out hidden jobs, or jobs at the head of a lane."""
+        self.missed = True
 
     def hidden_look_in(self, now: float) -> float:
         """Return the seconds until a take considers all hidden jobs, after a take that found nothing."""
-        return self._hidden_looks.due_in(now, missed=True) if self._in_succession(now) else 0.0
+        return 0.0 if self._is_due(self._hidden_looks, now) else self._hidden_looks.due_in(now, missed=True)
 
-    def _in_succession(self, now: float) -> bool:
-        """Return whether many jobs were taken in succession, so that a look may leave out what earlier looks saw."""
-        return self._taken >= SUCCESSION and now - self._last < FULL_LOOK
+    def _is_due(self, looks: FullLooks, now: float) -> bool:
+        """Return whether the next look must be a full one; if not, it may leave out what earlier looks saw."""
+        return looks.is_due(now, self._taken, self._last, missed=self.missed)
 
     # Turns of shares
 
@@ -312,7 +321,7 @@ class LaneBook:
         """
         now = choice.now
         if rows:
-            self._missed = False
+            self.missed = False
             self._taken = self._taken + len(rows) if now - self._last < FULL_LOOK else len(rows)
             self._last = ended
         for known in choice.lanes:

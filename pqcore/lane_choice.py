@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pqcore.lanes import Lane
-from pqcore.scan_position import FULL_LOOK, SUCCESSION, FullLooks
+from pqcore.scan_position import FullLooks
 
 PATIENCE = 1.0
 """Seconds that a job under several keys waits before its keys are reserved for it."""
@@ -40,9 +40,13 @@ class KnownLane:
         self.is_full = False
         self.taken = 0
 
+    def look_fully(self) -> None:
+        """Let the next look begin at the head of the lane."""
+        self.full_looks, self.taken = FullLooks(), 0
+
     def after(self, now: float) -> str | None:
         """Return the job after which the next look begins; None for a look from the beginning."""
-        self.is_full = self.taken < SUCCESSION or now - self.last_at >= FULL_LOOK or self.full_looks.is_due(now)
+        self.is_full = self.full_looks.is_due(now, self.taken, self.last_at) or self.last is None
         return None if self.is_full else self.last
 
 

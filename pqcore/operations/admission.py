@@ -206,8 +206,9 @@ async def take(
         if missing is not None:
             choice = choice.without(await _create_keys(queue, s, choice, json.loads(missing)))
         elif state not in _BUSY:
-            if out_within is not None:  # a later take considers the hidden jobs that this take left out
+            if out_within is not None or not all(known.is_full for known in choice.lanes):
                 book.note_miss()
+            if out_within is not None:  # a later take considers the hidden jobs that this take left out
                 pause = book.hidden_look_in(s.last_reply_at)
                 wait = pause if wait is None else min(float(wait), pause)
             return (), None if wait is None else float(wait)

@@ -140,9 +140,31 @@ async def look(
     return rows, wake_in
 
 
+def looks_fully_next(queue: QueueSettings) -> bool:
+    """If the last look found nothing, but left something out, let the next look leave out nothing.
+
+    A worker that stops when no job is left calls this function before it stops.
+
+    Returns:
+        Whether the last look left something out, so that another look may find a job.
+    """
+    missed = queue.bound.missed or queue.lanes.missed
+    if missed:
+        queue.bound.look_fully()
+        queue.lanes.look_fully()
+    return missed
+
+
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
-    """Return the seconds until the next scheduled job is due; None if no job is scheduled."""
+    """Return the seconds until the next scheduled job is due; None if no job is scheduled.
+
+    If the last such question was slow, and not long ago, return the seconds until the next question.
+    """
+    probes, now = queue.lanes.probes, monotonic()
+    if pause := probes.due_in(now, missed=True):
+        return pause
     [[_, wake_in, ended]] = await engine.execute("next_due_probe", {"q_name": queue.name}, protect=False)
+    probes.note(monotonic(), monotonic() - now)
     if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
         return poll_within(wake_in)
     return None if wake_in is None else float(wake_in)

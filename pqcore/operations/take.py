@@ -119,6 +119,8 @@ async def take_woken(engine: Engine, queue: QueueSettings, n: int, lease: float 
     now, rules, lanes = monotonic(), queue.rule_cache, queue.lanes
     if rules.rules.paused or rules.rules.paused_tasks:
         return ()
+    if queue.bound.spares_looks:
+        return ()  # this statement would look from the head
     if now < rules.expires_at and (lease is None or not lanes.must_find(now)):
         return ()  # here the usual take needs only one statement, too
     if lease is not None and (queue.rate is not None or lanes.lanes or not lanes.left_none):
@@ -194,9 +196,13 @@ async def _take_plain(
     finish: Finish,
     values: dict[str, object],
     *,
+    patient: bool = False,
     together: bool = False,
 ) -> Taken:
-    """Take rows without admission; if no row is taken, return the seconds until the next row is due (None: unknown)."""
+    """Take rows without admission; if no row is taken, return the seconds until the next row is due (None: unknown).
+
+    If ``patient`` is set and looks from the head are costly, a look from the position that finds nothing is enough.
+    """
     bound = queue.bound
     rows: Sequence[Row] = ()
     fetch = s.sql.fetch
@@ -207,6 +213,8 @@ async def _take_plain(
         query = fetch("bounded", finish, n)
         values["bound"] = bound.value()
         rows = await s.execute(query, query.bind(values))
+        if not rows and patient and (pause := bound.note_miss()):
+            return rows, pause
     if not rows:
         full_since = monotonic()
         query = fetch("ordered", finish, n)
@@ -328,7 +336,7 @@ async def _take_lease_once(
                 released = await operations.dependencies.settle(engine, queue, s)
                 return rows, 0.0 if released else POLL
             return rows, min((wait for wait in (wake_in, due_in) if wait is not None), default=None)
-    rows, wake_in = await _take_plain(engine, queue, s, n, "lease", values, together=together)
+    rows, wake_in = await _take_plain(engine, queue, s, n, "lease", values, patient=patient, together=together)
     if any_headers(has_lane, rows):
         rows, wake_in = await admission.adopt_among(queue, s, rows), 0.0
     elif not rows:

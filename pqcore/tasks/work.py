@@ -128,7 +128,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
                     fetch.get(self.engine, self, 1, block=True, timeout=None, lease=WORK_LEASE, patient=True)
                 )
                 job = Job(self, rows[0], leased=True) if rows else None
-                if job is None and burst and self._is_done():
+                if job is None and burst and not fetch.looks_fully_next(self) and self._is_done():
                     return
                 if job is None and time.monotonic() - looked > LOOK_FOR_LOST:
                     looked = time.monotonic()

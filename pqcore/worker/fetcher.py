@@ -135,6 +135,8 @@ class Fetcher:
         self._accept(rows, leased_at)
         while not self._note(rows, n, snapshot):
             if self._stop is not None and wake_in != 0.0:
+                if fetch.looks_fully_next(queue_state.queue):
+                    return
                 queue_state.empty_at = seen
                 await self._stop_if_done(self._stop)
                 return

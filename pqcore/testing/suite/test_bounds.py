@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import pytest
 
-from pqcore import lane_book, scan_position
+from pqcore import scan_position
 from pqcore.db.session import Session
 from pqcore.testing.harness import Harness
 from pqcore.testing.undo import Undo
@@ -19,8 +20,7 @@ SUPPLY = 4_000
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let twenty jobs count as a succession, and a full look happen every tenth of a second, even if looks are slow."""
-    for module in (scan_position, lane_book):
-        monkeypatch.setattr(module, "SUCCESSION", 20)
+    monkeypatch.setattr(scan_position, "SUCCESSION", 20)
     monkeypatch.setattr(scan_position, "FULL_LOOK", 0.1)
     monkeypatch.setattr(scan_position, "SPARING", 1)
 
@@ -137,6 +137,56 @@ def test_scan_positions_of_several_consumers_take_each_job_once(harness: Harness
     assert len(queue) == 0
 
 
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each look from the head count as costly, and let no other follow for a minute."""
+    for name, value in {"SUCCESSION": 10**9, "COSTLY": 0.0, "QUICK": -1.0, "FULL_LOOK": 60.0}.items():
+        monkeypatch.setattr(scan_position, name, value)
+    monkeypatch.setattr(scan_position, "SPARING", 10**9)
+    monkeypatch.setattr(scan_position, "LONGEST_PAUSE", 60.0)
+
+
+def hide(harness: Harness, data: str) -> None:
+    """Hide the job with this data from all looks."""
+    harness.sql(f"UPDATE {{table}} SET q_name = 'hidden' WHERE data::text LIKE '%{data}%'", rows=False)
+
+
+def show_before_the_position(harness: Harness, queue: Any) -> None:
+    """Show the hidden job, with a time that looks from the queue's position do not find."""
+    earlier = f"UPDATE {{table}} SET q_name = '{queue.name}', enqueued_at = enqueued_at - interval '1 day'"
+    harness.sql(f"{earlier} WHERE q_name = 'hidden'", rows=False)
+
+
+@pytest.mark.usefixtures("costly")
+def test_costly_looks_are_spared_before_many_jobs_were_taken(harness: Harness) -> None:
+    queue = harness.queue()
+    queue.put_many(["first", "early", "second", "third"])
+    hide(harness, "early")
+    assert queue.get(block=False).data == "first"
+    assert harness.bounded(queue)
+    show_before_the_position(harness, queue)
+    assert [queue.get(block=False).data for _ in range(3)] == ["second", "third", "early"]
+    assert queue.get(block=False) is None
+
+
+@pytest.mark.usefixtures("costly")
+@pytest.mark.parametrize("limits", [None, {"many": 1}])
+def test_burst_worker_stops_only_after_a_look_from_the_head(harness: Harness, limits: dict[str, int] | None) -> None:
+    queue = harness.task_queue()
+    seen: list[str] = []
+
+    @queue.task(limits=limits)
+    async def note(job_id: int, text: str) -> None:
+        seen.append(text)
+        if text == "first":
+            show_before_the_position(harness, queue)
+
+    queue.put_calls(note.call("first"), note.call("early"))
+    hide(harness, "early")
+    harness.drain(queue, concurrency=1)
+    assert seen == ["first", "early"]
+
+
 def limited_in_succession(harness: Harness) -> tuple[Any, Any]:
     """Return a queue of which enough limited jobs were taken in succession, and a leased job without limits."""
     queue = harness.queue(retention="delete")
@@ -206,13 +256,14 @@ def test_slow_question_for_the_next_job_is_not_repeated_soon(harness: Harness, m
 def test_slow_look_from_the_head_is_not_repeated_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_position, "SPARING", 20)
     looks = scan_position.FullLooks()
-    assert looks.is_due(0.0)
+    due = partial(looks.is_due, taken=scan_position.SUCCESSION, last=float("inf"))
+    assert due(0.0)
     looks.note(10.0, 0.001)
-    assert [looks.is_due(10.0 + wait) for wait in (0.05, 0.11)] == [False, True]
+    assert [due(10.0 + wait) for wait in (0.05, 0.11)] == [False, True]
     looks.note(10.0, 0.2)
-    assert [looks.is_due(10.0 + wait) for wait in (3.9, 4.1)] == [False, True]
+    assert [due(10.0 + wait) for wait in (3.9, 4.1)] == [False, True]
     looks.note(10.0, 100.0)
-    assert [looks.is_due(10.0 + wait) for wait in (9.9, 10.1)] == [False, True]
+    assert [due(10.0 + wait) for wait in (29.9, 30.1)] == [False, True]
 
 
 def test_look_from_the_head_after_one_that_missed_waits_only_if_the_last_was_slow(
@@ -220,8 +271,8 @@ def test_look_from_the_head_after_one_that_missed_waits_only_if_the_last_was_slo
 ) -> None:
     monkeypatch.setattr(scan_position, "SPARING", 20)
     looks = scan_position.FullLooks()
-    assert looks.is_due(0.0, missed=True)
+    assert looks.due_in(0.0, missed=True) == 0.0
     looks.note(10.0, 0.001)
-    assert looks.is_due(10.0, missed=True)
+    assert looks.due_in(10.0, missed=True) == 0.0
     looks.note(10.0, 0.2)
     assert looks.due_in(11.0, missed=True) == pytest.approx(3.0)
