@@ -140,7 +140,7 @@ def test_scan_positions_of_several_consumers_take_each_job_once(harness: Harness
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each look from the head count as costly, and let no other follow for a minute."""
-    for name, value in {"SUCCESSION": 10**9, "COSTLY": 0.0, "QUICK": -1.0, "FULL_LOOK": 60.0}.items():
+    for name, value in {"SUCCESSION": 10**9, "COSTLY": 0.0, "QUICK": -1.0, "FULL_LOOK": 30.0}.items():
         monkeypatch.setattr(scan_position, name, value)
     monkeypatch.setattr(scan_position, "SPARING", 10**9)
     monkeypatch.setattr(scan_position, "LONGEST_PAUSE", 60.0)
