@@ -142,8 +142,10 @@ def _backend(
             for number in range(request.rounds):
                 if number % ROUNDS_OF_PROCESS == 0:
                     stack.close()
-                    builds = stack.enter_context(builds_of(pythons))
-                    sides = [_Side(build, table) for build, table in zip(builds, tables, strict=True)]
+                    # The process that is started first can be faster, so the order changes.
+                    order = 1 if number // ROUNDS_OF_PROCESS % 2 else -1
+                    builds = stack.enter_context(builds_of(pythons[::order]))[::order]
+                    sides = [_Side(build, table) for build, table in zip(builds, tables[::order], strict=True)]
                     for side in sides:
                         side.build.open(backend, side.table.place)
                 for cell in cells:
@@ -225,7 +227,8 @@ class _Part:
 def _round(sides: Sequence[_Side], cell: Cell, number: int, scale: str) -> None:
     """Let both builds connect, run an operation in turns, and disconnect."""
     try:
-        parts = [_Part(side, cell.operation, SCALES[scale].backlog) for side in sides]
+        order = 1 if number % 2 else -1
+        parts = [_Part(side, cell.operation, SCALES[scale].backlog) for side in sides[::order]][::order]
         turns, calls = _sizes(cell.operation, scale, max(part.seconds for part in parts))
         times: tuple[list[float], list[float]] = ([], [])
         for turn in range(turns):
