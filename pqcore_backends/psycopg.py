@@ -81,7 +81,11 @@ class PsycopgSession(Common, AutocommitSession):
         """Send several statements together, after BEGIN if a transaction must begin."""
         begins = self._begins()
         try:
-            self._wait(self._together(self._leading(before), query, parameters))
+            leading = self._leading(before)
+            with self.connection.lock:
+                if (exchange := self._prepared_behind(leading, query, parameters)) is not None:
+                    return self._exchange(exchange)  # type: ignore[no-any-return]
+            self._wait(self._together(leading, query, parameters))
         except (FeatureNotSupported, InvalidSqlStatementName):
             self._forget_prepared()
             if not begins:
@@ -205,7 +209,11 @@ class AsyncPsycopgSession(Common):
         """Send several statements together, after BEGIN if a transaction must begin."""
         begins = self._begins()
         try:
-            await self._wait(self._together(self._leading(before), query, parameters))
+            leading = self._leading(before)
+            async with self.connection.lock:
+                if (exchange := self._prepared_behind(leading, query, parameters)) is not None:
+                    return await self._exchange(exchange)  # type: ignore[no-any-return]
+            await self._wait(self._together(leading, query, parameters))
         except (FeatureNotSupported, InvalidSqlStatementName):
             self._forget_prepared()
             if not begins:

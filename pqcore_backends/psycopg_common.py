@@ -170,6 +170,13 @@ class Common:
             leading.append(before.encoded)
         return leading
 
+    def _prepared_behind(
+        self, leading: Sequence[bytes], query: Query, parameters: Sequence[object]
+    ) -> Generator[Any, Any, Sequence[Row]] | None:
+        """Return what `PreparedStatements.run` returns."""
+        statements = self._prepared_statements
+        return statements.run(query, parameters, leading) if query.hot and statements is not None and leading else None
+
     def _together(
         self, leading: Sequence[bytes], query: Query, parameters: Sequence[object]
     ) -> Generator[Any, Any, None]:

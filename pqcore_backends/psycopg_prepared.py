@@ -11,11 +11,12 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.generators import execute
+from psycopg.generators import execute, fetch_many, send
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from pqcore.backend import Row
 from pqcore.sql.statement import Query
+from pqcore_backends.psycopg_pipeline import is_left
 
 # psycopg's Prepare says whether a statement is prepared.
 from psycopg._preparing import Prepare  # isort: skip
@@ -57,15 +58,25 @@ class PreparedStatements:
         self._statements: dict[bytes, _Statement] = {}
         self._encoding: bytes | None = None
 
-    def run(self, query: Query, parameters: Sequence[object]) -> Generator[Any, Any, Sequence[Row]] | None:
+    def run(
+        self, query: Query, parameters: Sequence[object], leading: Sequence[bytes] = ()
+    ) -> Generator[Any, Any, Sequence[Row]] | None:
         """Return a generator that runs a prepared statement; None if the statement is not prepared, or needs a cursor.
 
         Give the generator to the connection's own ``wait``, while holding the connection's lock.
+
+        Args:
+            query: The statement.
+            parameters: Its parameters.
+            leading: Statements without parameters or rows to run before it, in the same round trip. They include BEGIN
+                if a transaction must begin. The connection is then in no pipeline.
         """
         connection = self._connection
         pgconn = connection.pgconn
-        # inlined from `pqcore_backends.psycopg_common.Common`, because each operation runs this
-        if connection._pipeline is not None or (not connection._autocommit and pgconn.transaction_status == IDLE):
+        if not leading and (
+            # inlined from `pqcore_backends.psycopg_common.Common`, because each operation runs this
+            connection._pipeline is not None or (not connection._autocommit and pgconn.transaction_status == IDLE)
+        ):
             return None  # a cursor is needed in a caller's pipeline, and where psycopg would send BEGIN
         encoding = pgconn.parameter_status(b"client_encoding")
         if encoding != self._encoding:  # a converter keeps the encoding that it was made for
@@ -80,14 +91,38 @@ class PreparedStatements:
         prepare, name = connection._prepared.get(statement)
         if prepare is not PREPARED:
             return None
+        if leading:
+            return self._exchange_behind(pgconn, leading, statement, name, values)
         return self._exchange(pgconn, statement, name, values)
 
     def _exchange(
         self, pgconn: Any, statement: _Statement, name: bytes, values: Sequence[Any]
     ) -> Generator[Any, Any, Sequence[Row]]:
+        pgconn.send_query_prepared(name, values, param_formats=statement.converters.formats)
+        return self._rows(statement, name, (yield from execute(pgconn)))
+
+    def _exchange_behind(
+        self, pgconn: Any, leading: Sequence[bytes], statement: _Statement, name: bytes, values: Sequence[Any]
+    ) -> Generator[Any, Any, Sequence[Row]]:
+        before: list[Any] = []
+        try:
+            pgconn.enter_pipeline_mode()
+            for text in leading:
+                pgconn.send_query_params(text, None)
+            pgconn.send_query_prepared(name, values, param_formats=statement.converters.formats)
+            pgconn.pipeline_sync()
+            yield from send(pgconn)
+            for _ in leading:
+                before += yield from fetch_many(pgconn)
+            results = yield from fetch_many(pgconn)
+            yield from fetch_many(pgconn)  # the answer to Sync
+        finally:
+            is_left(pgconn)
+        self._cursor._check_results(before)
+        return self._rows(statement, name, results)
+
+    def _rows(self, statement: _Statement, name: bytes, results: Sequence[Any]) -> Sequence[Row]:
         converters = statement.converters
-        pgconn.send_query_prepared(name, values, param_formats=converters.formats)
-        results = yield from execute(pgconn)
         [result] = results
         if result.status != TUPLES:
             self._cursor._check_results(results)
