@@ -26,8 +26,10 @@ from pqcore.worker.state import Places, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
-GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.005
+GATHER_ABOVE, GATHER_SECONDS = 1_000.0, 0.01
 """Above this many jobs per second, outcomes are gathered for this many seconds: a commit costs more than the delay."""
+QUICK_SECONDS = 0.005
+"""Jobs that take less time than this number of seconds, and that share places under a limit, end in groups."""
 FETCH_SECONDS = 0.05
 """The largest number of seconds for which outcomes wait for the end of a fetch."""
 MOST_TOGETHER = 100
@@ -74,9 +76,9 @@ class Completer:
             queue_state.wake_completer.clear()
             if self._awaits_fetch():
                 continue
-            if queue_state.shares_places and queue_state.longest < GATHER_SECONDS:
+            if queue_state.shares_places and queue_state.longest < QUICK_SECONDS:
                 # Other jobs that hold the same places end soon.
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(QUICK_SECONDS)
             server_error = await self._give_back_unstarted()
             server_error = await self._complete() or server_error
             if server_error is not None:
@@ -232,7 +234,7 @@ class Completer:
             return n, times
         missing = max(times * sum(places.number for places in queue_state.places.values()) - own, 0)
         # Several very fast jobs are leased for each free slot; slower jobs could hold up jobs under other keys.
-        wanted = free * times if queue_state.longest < GATHER_SECONDS else free + missing
+        wanted = free * times if queue_state.longest < QUICK_SECONDS else free + missing
         most = min(wanted, free + ahead, MOST_TOGETHER)
         return max(n, *(size for size in SIZES if size <= most), 0), times
 
