@@ -38,7 +38,7 @@ REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
 """If the first rows of a lane are locked, a take looks at this number of rows behind them."""
-_BUSY, _PLAIN, _ENDED, _PLACES = (-2, -4), (-3, -4), -5, -7
+_BUSY, _PLAIN, _SUMMARIES, _ENDED, _PLACES = (-2, -4), (-3, -4), (-1, -2, -3, -4), -5, -7
 _NO_ARRIVALS = 2**63 - 1
 _MOST_PARTS = 20
 """The largest number of statements with which a sweep writes the lanes of jobs, for `ADOPT` jobs in each statement."""
@@ -221,6 +221,7 @@ async def take(
 
 
 async def end_and_take(
+    engine: Engine,
     queue: QueueSettings,
     s: Session,
     jobs: Sequence[BaseJob],
@@ -231,7 +232,10 @@ async def end_and_take(
 ) -> tuple[set[tuple[int, int]], Taken]:
     """Finish leased jobs without follow-ups, and lease jobs under the places that become free, in one statement.
 
+    If a key has no row yet, further statements insert the row and lease the jobs.
+
     Args:
+        engine: The engine.
         queue: The queue.
         s: The session, which has no open transaction.
         jobs: The jobs that end.
@@ -271,6 +275,10 @@ async def end_and_take(
     await _reserve(queue, s, choice, now)
     of_lanes = [(row.id, choice.lanes[place - 1].lane.limit) for row, place in rows if place]
     keys = {job: key for job, key in of_lanes if key in places}
+    for missing in [text for *_, place, _, text in found if place in _SUMMARIES and text is not None]:
+        await _create_keys(queue, s, choice, json.loads(missing))
+        more, _ = await take(engine, queue, s, n, lease, patient=True)
+        taken += job_rows(more)
     left_none = looked and len(rows) < n and not book.is_narrow and states.isdisjoint(_BUSY)
     return ended, Taken(taken, keys, places, left_none)
 
@@ -329,9 +337,13 @@ async def _isolation_above(s: Session) -> str | None:
 
 
 async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
-    """Insert rows for keys that have no row; return the keys that another transaction is inserting now."""
-    missing = set(keys)
-    needs = {str(need["key"]): need for need in choice.needs() if need["key"] in missing}
+    """Insert rows for keys that have no row; return the keys that another transaction is inserting now.
+
+    Outside a transaction, also insert rows for the other keys of the choice, because the next takes may need them. In
+    a transaction, other sessions could not insert these rows until it ends.
+    """
+    missing, some = set(keys), s.in_transaction()
+    needs = {str(need["key"]): need for need in choice.needs() if not some or need["key"] in missing}
     query = s.sql.tasks.create_keys
     values = {"q_name": queue.name, "table": str(queue.table), "needs": json.dumps(list(needs.values()))}
     return missing - {key for (key,) in await s.execute(query, query.bind(values))}

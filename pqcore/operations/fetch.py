@@ -196,7 +196,7 @@ async def end_and_take(
 
     async def work(s: Session) -> tuple[set[tuple[int, int]], admission.Taken]:
         refuse_hidden(engine, "lease")
-        return await admission.end_and_take(queue, s, jobs, n, lease, times, ahead)
+        return await admission.end_and_take(engine, queue, s, jobs, n, lease, times, ahead)
 
     async def undo(result: tuple[set[tuple[int, int]], admission.Taken]) -> None:
         await give_back(engine, queue, [(row.id, row.attempts) for row in result[1].rows])
