@@ -271,7 +271,7 @@ async def sample_starts(
 
     Returns:
         The work, whose times are the seconds until the other tenant's jobs started, each counted from when the job was
-        put and a slot was free; and how many jobs did not start.
+        put and a slot was free; zero if it started before slots were counted, `SETTLE` seconds later; and how many jobs did not start.
     """
     global _sample
     _sample = sample = _Sample()
@@ -292,9 +292,10 @@ async def sample_starts(
                     replaced += ended
                 await asyncio.sleep(random.uniform(*PAUSES))
                 sample.event.clear()
-                load.watch()
-                asked_at = clock()
                 ids += await put(queues[0], [others[0].call()])
+                asked_at = clock()
+                await asyncio.sleep(SETTLE)
+                load.watch()
                 waiting = asyncio.ensure_future(sample.event.wait())
                 until = max(end - clock(), 0.1)
                 await asyncio.wait({waiting, *running}, timeout=until, return_when=asyncio.FIRST_COMPLETED)
@@ -303,7 +304,7 @@ async def sample_starts(
                     times.append(clock() - asked_at)
                     break
                 free = load.freed if load.freed < sample.started else asked_at
-                times.append(sample.started - max(asked_at, free))
+                times.append(max(sample.started - max(asked_at, free), 0.0))
     report = load.report(began, ids)
     report.taken += sample.taken
     report.count += len(sample.taken)
@@ -311,6 +312,8 @@ async def sample_starts(
     return report, len(times) - len(sample.taken)
 
 
+SETTLE = 0.002
+"""Seconds after the put at which slots are counted: a slot that gets a job within this time was not free any more."""
 STARTS = 4
 """How often the workers start; the samples are divided between the starts."""
 

@@ -9,7 +9,7 @@ and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pqcore.lane_choice import Choice, KnownLane
@@ -76,6 +76,7 @@ class LaneBook:
         self.left_none = False
         self._turns: dict[str, float] = {}
         self._served: dict[str, float] = {}
+        self._last_served: Collection[str] = ()  # the shares that got jobs from the last take that found any
         self._now = 0.0
         self._shares: dict[str, dict[str, KnownLane]] = {}
         self._fresh: dict[str, dict[str, KnownLane]] = {}  # lanes with new jobs, by share
@@ -98,6 +99,10 @@ class LaneBook:
     def has_shares(self) -> bool:
         """Return whether jobs of tenants wait, so that shares take turns."""
         return any(self._shares)
+
+    def has_newcomer(self) -> bool:
+        """Return whether a share has new jobs that no take has considered, and got no job from the last take."""
+        return any(share and share not in self._last_served for share in self._fresh)
 
     # Finding lanes
 
@@ -356,6 +361,7 @@ class LaneBook:
             self._served[share] = now
         if used:  # the book's virtual time follows the lowest virtual time of the shares that gave jobs
             self._now = max(self._now, min(choice.starts[share] for share in used))
+            self._last_served = used
         if len(self._turns) > 10_000:
             self._turns = {share: turn for share, turn in list(self._turns.items()) if turn > self._now}
             self._served = {share: at for share, at in list(self._served.items()) if share in self._turns}

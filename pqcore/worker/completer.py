@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pqcore.db.runtime import backoff
@@ -22,7 +23,8 @@ from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
 from pqcore.worker.job_log import log_end
-from pqcore.worker.state import Places, Prefetch, QueueState, WorkerState
+from pqcore.worker.newcomers import may_have_newcomer, run_newcomer
+from pqcore.worker.state import PLACE_SECONDS, Places, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
 
@@ -88,9 +90,11 @@ class Completer:
                 queue_state.wake_completer.set()
                 continue
             failures = 0
+            # One slow statement must not make the worker hold back the ends of longer jobs.
+            longest_pause = min(queue_state.turnaround, PLACE_SECONDS)
             if queue_state.throughput > GATHER_ABOVE and not self._is_limited:
                 await asyncio.sleep(GATHER_SECONDS)
-            elif queue_state.ends_take and not self._is_limited and queue_state.longest < queue_state.turnaround:
+            elif queue_state.ends_take and not self._is_limited and queue_state.longest < longest_pause:
                 # More jobs end during this pause, and the next statement ends them together.
                 await asyncio.sleep(queue_state.longest)
 
@@ -190,9 +194,10 @@ class Completer:
         leased_at, snapshot = time.monotonic(), queue_state.bridge.engine.snapshot(queue_state.channel)
         queue_state.fetching, queue_state.reserved_slots = True, max(min(n, free), 0)
 
-        def accept(found: tuple[Any, Taken] | None) -> None:
+        def accept(found: tuple[Any, Taken] | None, but: int = 0) -> None:
             queue_state.fetching, queue_state.reserved_slots = False, 0
             rows, keys, numbers, left_none = ((), {}, {}, False) if found is None else found[1]
+            rows = rows[: len(rows) - but]
             queue_state.left_none_since = snapshot if left_none else None
             for key, number in numbers.items():
                 queue_state.places.setdefault(key, Places()).number = number
@@ -215,7 +220,12 @@ class Completer:
             return None  # the caller then stores the outcomes, leases no jobs, and finds out which outcomes fail
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
-        accept((lost, taken))
+        if may_have_newcomer(queue_state, taken.rows, n):
+            accept((lost, taken), but=1)
+            rest = partial(self._executor.accept, queue_state, leased_at=leased_at)
+            await run_newcomer(queue_state, self._executor, self._lease, taken.rows[-1], rest)
+        else:
+            accept((lost, taken))
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 
