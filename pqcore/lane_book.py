@@ -100,9 +100,22 @@ class LaneBook:
         """Return whether jobs of tenants wait, so that shares take turns."""
         return any(self._shares)
 
-    def has_newcomer(self) -> bool:
-        """Return whether a share has new jobs that no take has considered, and got no job from the last take."""
-        return any(share and share not in self._last_served for share in self._fresh)
+    def furthest(self, shares: Sequence[str]) -> int:
+        """Return the position of the share with the highest virtual time, in a list of shares that just got jobs."""
+        return max(range(len(shares)), key=lambda number: (self._turns.get(shares[number], 0.0), number))
+
+    def has_newcomer(self, share: str, now: float) -> bool:
+        """Return whether a share that the last take did not consider should have got the last job of another share.
+
+        Args:
+            share: The share that got the job.
+            now: The time by the monotonic clock, in seconds.
+        """
+        begun = self._turns.get(share, 0.0) - 1 / self.weights.get(share, 1.0)
+        return any(
+            other != share and other not in self._last_served and self._start_of(other, 0, now) <= begun
+            for other in self._fresh
+        )
 
     # Finding lanes
 

@@ -23,7 +23,7 @@ from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
 from pqcore.worker.job_log import log_end
-from pqcore.worker.newcomers import may_have_newcomer, run_newcomer
+from pqcore.worker.newcomers import hold_back, run_newcomer
 from pqcore.worker.state import PLACE_SECONDS, Places, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -194,10 +194,9 @@ class Completer:
         leased_at, snapshot = time.monotonic(), queue_state.bridge.engine.snapshot(queue_state.channel)
         queue_state.fetching, queue_state.reserved_slots = True, max(min(n, free), 0)
 
-        def accept(found: tuple[Any, Taken] | None, but: int = 0) -> None:
+        def accept(found: tuple[Any, Taken] | None) -> None:
             queue_state.fetching, queue_state.reserved_slots = False, 0
             rows, keys, numbers, left_none = ((), {}, {}, False) if found is None else found[1]
-            rows = rows[: len(rows) - but]
             queue_state.left_none_since = snapshot if left_none else None
             for key, number in numbers.items():
                 queue_state.places.setdefault(key, Places()).number = number
@@ -220,12 +219,15 @@ class Completer:
             return None  # the caller then stores the outcomes, leases no jobs, and finds out which outcomes fail
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
-        if may_have_newcomer(queue_state, taken.rows, n):
-            accept((lost, taken), but=1)
-            rest = partial(self._executor.accept, queue_state, leased_at=leased_at)
-            await run_newcomer(queue_state, self._executor, self._lease, taken.rows[-1], rest)
-        else:
+        held = hold_back(queue_state, taken.rows, n)
+        if held is None:
             accept((lost, taken))
+        else:
+            rows = list(taken.rows)
+            late = rows.pop(held)
+            accept((lost, taken._replace(rows=rows)))
+            rest = partial(self._executor.accept, queue_state, leased_at=leased_at)
+            await run_newcomer(queue_state, self._executor, self._lease, late, rest)
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 
