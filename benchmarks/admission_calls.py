@@ -271,7 +271,8 @@ async def sample_starts(
 
     Returns:
         The work, whose times are the seconds until the other tenant's jobs started, each counted from when the job was
-        put and a slot was free; zero if it started before slots were counted, `SETTLE` seconds later; and how many jobs did not start.
+        put and a slot was free; zero if it started before slots were counted, `SETTLE` seconds later; and how many jobs
+        did not start.
     """
     global _sample
     _sample = sample = _Sample()
