@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -230,10 +231,8 @@ class AsyncPsycopgSession(Common):
         try:
             return await self.connection.wait(exchange)
         except BaseException:
-            # After an interrupt, the traceback would keep the generator open.
-            exchange.close()
-            # A blocking session would now wait for the answers, but an event loop must not block.
-            if not is_left(self.connection.pgconn):
+            exchange.close()  # after an interrupt, the traceback would keep the generator open
+            if not is_left(self.connection.pgconn):  # a blocking session would wait here; an event loop must not
                 self.connection.pgconn.finish()
             raise
 
@@ -278,8 +277,7 @@ class AsyncPsycopgSession(Common):
 
     async def wait(self, seconds: float) -> None:
         loop, arrived = asyncio.get_running_loop(), Signal()
-        # A separate file descriptor for the same socket, because psycopg also makes the loop watch its own.
-        fileno = os.dup(self.connection.fileno())
+        fileno = os.dup(self.connection.fileno())  # psycopg makes the loop watch its own descriptor of the socket
         loop.add_reader(fileno, arrived.set)
         try:
             await arrived.wait(seconds)
@@ -291,8 +289,7 @@ class AsyncPsycopgSession(Common):
         return self._channels()
 
     async def direct(self) -> bool:
-        cursor = await self._plain.execute(WHO.encoded, prepare=False)
-        return self._is_own(await cursor.fetchone())
+        return self._is_own(await (await self._plain.execute(WHO.encoded, prepare=False)).fetchone())
 
     async def close(self) -> None:
         await self.connection.close()
@@ -303,17 +300,15 @@ class AsyncPsycopgSession(Common):
 
 
 def _answers(session: PsycopgSession) -> bool:
-    try:
+    with suppress(psycopg.Error):
         return session.alive()
-    except psycopg.Error:
-        return False
+    return False
 
 
 async def _answers_async(session: AsyncPsycopgSession) -> bool:
-    try:
+    with suppress(psycopg.Error):
         return await session.alive()
-    except psycopg.Error:
-        return False
+    return False
 
 
 class PsycopgBackend(Pooled):
@@ -351,8 +346,7 @@ class PsycopgBackend(Pooled):
         pool.putconn(session.lent)
 
     def connect_like(self, pool: Any) -> PsycopgSession | None:
-        said = pool.conninfo, pool.kwargs
-        # The pool, too, calls these functions for each connection.
+        said = pool.conninfo, pool.kwargs  # the pool calls such a function for each connection, too
         conninfo, kwargs = (each() if callable(each) else each for each in said)
         return self.wrap(bare(pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
@@ -394,11 +388,9 @@ class AsyncPsycopgBackend(Pooled):
         await pool.putconn(session.lent)
 
     async def connect_like(self, pool: Any) -> AsyncPsycopgSession | None:
-        said = []
-        for each in (pool.conninfo, pool.kwargs):  # the pool calls such a function for each connection, too
-            value = each() if callable(each) else each
-            said.append(await value if inspect.isawaitable(value) else value)
-        conninfo, kwargs = said
+        said = pool.conninfo, pool.kwargs  # the pool calls such a function for each connection, too
+        values = [each() if callable(each) else each for each in said]
+        conninfo, kwargs = [await value if inspect.isawaitable(value) else value for value in values]
         return self.wrap(bare(await pool.connection_class.connect(conninfo or "", **listening(conninfo, kwargs))))
 
     async def close_connection(self, connection: Any) -> None:

@@ -32,8 +32,7 @@ from pqcore.sql.fragments import UNNAMED
 logger = logging.getLogger("pqcore")
 
 WAITS = (0.002, 0.01, 0.04)
-"""Approximate seconds between tries while other transactions lock keys. The waits are short, because the take of
-another worker holds its locks only for milliseconds."""
+"""Approximate seconds between tries while other transactions lock keys, which a take does only for milliseconds."""
 REFUSED = 0.25
 """Seconds after which a patient caller looks again if the server refuses to admit jobs."""
 SPARE = 20
@@ -72,8 +71,7 @@ async def find_lanes(queue: QueueSettings, s: Session, *, idle: bool = False) ->
         Whether the look found a lane or job that no take has considered.
     """
     book: LaneBook = queue.lanes
-    now = time.monotonic()
-    query = s.sql.tasks.find_lanes
+    now, query = time.monotonic(), s.sql.tasks.find_lanes
     asked = book.question(now, idle=idle)
     rows = await s.execute(query, query.bind({**asked, "q_name": queue.name}))
     news, unknown = book.learn(asked, rows, now, MOST_LANES, s.last_reply_at)
