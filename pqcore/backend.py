@@ -363,7 +363,8 @@ class Backend(Protocol):
         `PoolTimeout`, until the ``pool_timeout`` of the `PQ` is over.
 
         Raises:
-            pqcore.errors.PoolTimeout: No connection became free in time.
+            pqcore.errors.PoolTimeout: No connection became free in time; the message begins with
+                `pqcore.backend.POOL_EXHAUSTED`.
             pqcore.errors.Closed: The pool is closed; the message is `pqcore.backend.POOL_CLOSED`.
         """
 
@@ -459,6 +460,10 @@ ABORTED = "the transaction was rolled back, because a statement in it had failed
 """The message that a session's ``commit`` raises after a failed statement."""
 POOL_CLOSED = "the connection pool is closed: give an open one"
 """The message that `Backend.acquire` raises for a closed pool."""
+POOL_EXHAUSTED = (
+    "the connection pool is exhausted: give it more connections, or look for transactions that are held open"
+)
+"""The beginning of the message that `Backend.acquire` raises if no connection of the pool became free in time."""
 
 
 def connect_timeout_default(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 import asyncpg
 from asyncpg.connect_utils import _cancel
 
-from pqcore.backend import ABORTED, POOL_CLOSED, WHO, Row, Signal, bare, session_over, shutdown_socket
-from pqcore.errors import Closed
+from pqcore.backend import ABORTED, POOL_CLOSED, POOL_EXHAUSTED, WHO, Row, Signal, bare, session_over, shutdown_socket
+from pqcore.errors import Closed, PoolTimeout
 from pqcore.sql.statement import Query
 from pqcore_backends.asyncpg_dsn import arguments
 
 T = TypeVar("T")
 
+POOL_WAIT = 30.0
+"""Seconds to wait for a connection of the caller's pool; asyncpg's own limit is none."""
 CLOSING = 2.0
 """Seconds that closing a connection may take, before it is broken off."""
 LOST = "the server ended the connection"
@@ -211,6 +213,21 @@ class AsyncpgSession:
                 shutdown_socket(self.connection._transport.get_extra_info("socket").fileno())
 
 
+async def _borrow(pool: Any) -> Any:
+    """Borrow a connection of the caller's pool.
+
+    Raises:
+        PoolTimeout: All connections have been in use for `POOL_WAIT` seconds.
+    """
+    try:
+        return await pool.acquire(timeout=POOL_WAIT)
+    except asyncio.TimeoutError as exc:
+        size = bare(pool).get_max_size()
+        if bare(pool).get_size() < size:  # the pool could have opened a connection: the server did not answer
+            raise
+        raise PoolTimeout(f"{POOL_EXHAUSTED} (all {size} connections are in use)") from exc
+
+
 class AsyncpgBackend:
     """The maker of sessions over asyncpg's connections and pools."""
 
@@ -240,9 +257,9 @@ class AsyncpgBackend:
 
         async def another(lost: Any) -> Any:
             await pool.release(lost)
-            return await pool.acquire()
+            return await _borrow(pool)
 
-        return session_over(partial(AsyncpgSession, reopen=another), await pool.acquire())
+        return session_over(partial(AsyncpgSession, reopen=another), await _borrow(pool))
 
     async def release(self, pool: Any, session: AsyncpgSession) -> None:
         await pool.release(session.lent)

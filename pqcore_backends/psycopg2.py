@@ -23,6 +23,7 @@ from psycopg2.pool import PoolError
 
 from pqcore.backend import (
     POOL_CLOSED,
+    POOL_EXHAUSTED,
     WHO,
     AutocommitSession,
     Row,
@@ -291,8 +292,7 @@ class Psycopg2Backend:
             except PoolError as exc:
                 if pool.closed:
                     raise Closed(POOL_CLOSED) from exc
-                msg = f"the connection pool is exhausted: all {pool.maxconn} connections are in use"
-                raise PoolTimeout(msg) from exc
+                raise PoolTimeout(f"{POOL_EXHAUSTED} (all {pool.maxconn} connections are in use)") from exc
             except BaseException:  # after an interrupt, the pool would otherwise count the connection as lent
                 if connection is not None:
                     pool.putconn(connection, close=True)

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pqcore.backend import POOL_CLOSED, connect_timeout_default, session_over
+from pqcore.backend import POOL_CLOSED, POOL_EXHAUSTED, connect_timeout_default, session_over
 from pqcore.errors import Closed, PoolTimeout
 
 try:
@@ -47,4 +47,4 @@ def pool_error(exc: Exception) -> Exception:
     """Return pqcore's error for an error of a pool."""
     if isinstance(exc, psycopg_pool.PoolClosed):
         return Closed(f"{POOL_CLOSED} ({exc})")
-    return PoolTimeout(f"the connection pool is exhausted: {exc}")
+    return PoolTimeout(f"{POOL_EXHAUSTED} ({exc})")

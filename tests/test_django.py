@@ -310,7 +310,7 @@ def test_django_check_reports_wrong_settings(dsn: str, setting: Any, says: str) 
         assert error.id == "pqcore.E001"
         assert says in error.msg
     assert check_settings() == []
-    with pytest.raises(ConfigurationError, match="PQCORE has no 'nothing'; it has 'default'"):
+    with pytest.raises(ConfigurationError, match="it has 'default': use one of these, or add"):
         queue("orders", using="nothing")
 
 

@@ -19,7 +19,9 @@ import pytest
 
 from pqcore import PQ, AsyncPQ
 from pqcore.db import pool
+from pqcore.errors import PoolTimeout
 from pqcore.testing.harness import PATIENCE
+from pqcore_backends import asyncpg as asyncpg_backend
 from pqcore_backends.asyncpg_dsn import arguments
 
 NEVER = 3600
@@ -126,6 +128,48 @@ def test_pool_without_a_listening_connection_makes_waiters_poll_with_one_warning
         queue.put("a")
         job = queue.get(timeout=PATIENCE)
         assert job is not None
+
+
+ADVICE = "the connection pool is exhausted: give it more connections, or look for transactions that are held open"
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_exhausted_pool_of_the_caller_raises_pool_timeout_with_advice(dsn: str, driver: str) -> None:
+    pool: Any = (
+        psycopg2.pool.ThreadedConnectionPool(1, 1, dsn)
+        if driver == "psycopg2"
+        else psycopg_pool.ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.1, open=True)
+    )
+    with PQ(pool=pool, pool_timeout=0.02) as pq:
+        held = pool.getconn()
+        with pytest.raises(PoolTimeout, match=ADVICE):
+            pq["q"].put(1)
+        pool.putconn(held)
+        pq["q"].put(2)
+        assert pq["q"].count() == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_exhausted_asynchronous_pool_of_the_caller_raises_pool_timeout_with_advice(
+    dsn: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        pool: Any = (
+            psycopg_pool.AsyncConnectionPool(dsn, min_size=1, max_size=1, timeout=0.1, open=False)
+            if driver == "psycopg"
+            else asyncpg.create_pool(dsn, min_size=1, max_size=1)
+        )
+        async with pool, AsyncPQ(pool=pool, pool_timeout=0.02) as pq:
+            await pq["q"].count()  # while a connection is free, the pool has time to open it
+            monkeypatch.setattr(asyncpg_backend, "POOL_WAIT", 0.1)
+            async with pool.connection() if driver == "psycopg" else pool.acquire():
+                with pytest.raises(PoolTimeout, match=ADVICE):
+                    await asyncio.wait_for(pq["q"].put(1), PATIENCE)
+            monkeypatch.setattr(asyncpg_backend, "POOL_WAIT", PATIENCE)
+            await pq["q"].put(2)
+            assert await pq["q"].count() == 1
+
+    asyncio.run(main())
 
 
 class _Own(psycopg2.pool.AbstractConnectionPool):

@@ -684,8 +684,10 @@ def test_web_changes_need_a_form_of_the_page_itself(dsn: str, pq: PQ) -> None:
         without = httpx.post(f"{client.base_url}/change", data=form, headers=good)  # another browser
         assert without.status_code == 403
         assert client.post("/change", json=form, headers=good).status_code == 415
-        assert client.post("/change", data=form | {"x": "y" * 70_000}, headers=good).status_code == 413
-        assert client.post("/change", data={str(n): "" for n in range(99)}, headers=good).status_code == 413
+        long = client.post("/change", data=form | {"x": "y" * 70_000}, headers=good)
+        assert (long.status_code, "go back, and shorten a field" in long.text) == (413, True)
+        many = client.post("/change", data={str(n): "" for n in range(99)}, headers=good)
+        assert (many.status_code, "use a form of this page" in many.text) == (413, True)
         for bad in ({"do": "drop"}, {"id": "0"}, {"id": "-1"}, {"id": "x"}, {"id": str(2**63)}, {"queue": ""}):
             assert client.post("/change", data=form | bad, headers=good).status_code == 400, bad
         assert pq["a"].dead.count() == 1

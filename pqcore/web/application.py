@@ -379,9 +379,9 @@ async def _form(request: Request) -> dict[str, str]:
     async for part in request.stream():
         body += part
         if len(body) > MOST_FORM:
-            raise HTTPException(413, f"a form has at most {MOST_FORM} bytes")
+            raise HTTPException(413, f"A form has at most {MOST_FORM} bytes: go back, and shorten a field.")
     try:
         found = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=50)
     except ValueError:
-        raise HTTPException(413, "a form has at most 50 fields") from None
+        raise HTTPException(413, "A form has at most 50 fields: use a form of this page.") from None
     return {name: values[0] for name, values in found.items()}

@@ -47,7 +47,8 @@ def configured() -> dict[str, TableConfiguration]:
     if not isinstance(setting, Mapping) or not all(isinstance(entry, Mapping) for entry in setting.values()):
         raise ConfigurationError("PQCORE must be a dictionary of dictionaries, such as {'default': {'TABLE': 'queue'}}")
     if "default" not in setting:
-        raise ConfigurationError(f"PQCORE has no 'default', only {', '.join(map(repr, setting)) or 'nothing'}")
+        only = ", ".join(map(repr, setting)) or "nothing"
+        raise ConfigurationError(f"PQCORE has no 'default', only {only}: add an entry, such as 'default': {{}}")
     return {alias: _read(alias, entry) for alias, entry in setting.items()}
 
 

@@ -118,7 +118,9 @@ class _PQs:
             return made
         tables = configured()
         if alias not in tables:
-            raise ConfigurationError(f"PQCORE has no {alias!r}; it has {', '.join(map(repr, tables))}")
+            raise ConfigurationError(
+                f"PQCORE has no {alias!r}; it has {', '.join(map(repr, tables))}: use one of these, or add an entry"
+            )
         with self._lock:
             if alias not in self._made:
                 self._made[alias] = DjangoPQ(tables[alias])
