@@ -567,6 +567,7 @@ def test_commands_find_the_queue_of_an_id(dsn: str, pq: tasks.PQ, folder: Path) 
     assert invoke("status", str(ready), dsn=dsn).stdout.startswith(f"job {ready} of 'pears': ready")
     assert invoke("retry", str(later), dsn=dsn).stdout == f"job {later} of 'pears' was scheduled, and is due now\n"
     assert invoke("cancel", str(ready), dsn=dsn).stdout == f"job {ready} of 'pears' was deleted\n"
+    assert "is dead: pqcore dead purge deletes it" in invoke("cancel", str(rotten.id), dsn=dsn).stderr
     gone = invoke("cancel", str(ready), dsn=dsn)
     assert gone.returncode == 1
     assert f"has no job {ready}" in gone.stderr
@@ -611,7 +612,13 @@ def test_commands_take_the_negative_id_of_a_dead_letter_that_made_way(dsn: str, 
     assert "No such option" in invoke("show", "1", "--jsno", dsn=dsn).stderr
 
 
-@pytest.mark.parametrize("command", [("list",), ("peek",), ("get",), ("dead", "list")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",), ("peek",), ("get",), ("dead", "list"), ("pause",), ("resume",), ("limit", "api", "3"),
+        ("rate", "api", "3/s"), ("weight", "ann", "3"), ("weight", "ann", "none"), ("rules",), ("limits",),
+    ],
+)  # fmt: skip
 def test_commands_name_the_queue_that_resembles_a_misspelled_one(
     dsn: str, pq: tasks.PQ, command: tuple[str, ...]
 ) -> None:
@@ -621,6 +628,23 @@ def test_commands_name_the_queue_that_resembles_a_misspelled_one(
     for name in ("apples", "pears"):
         done = invoke(*command, "--queue", name, dsn=dsn)
         assert "did you mean" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "remove", "run"])
+def test_schedule_command_with_an_unknown_name_says_where_names_are_shown(dsn: str, pq: tasks.PQ, command: str) -> None:
+    done = invoke("schedule", command, "unknown", "--queue", "apples", dsn=dsn)
+    said = "queue 'apples' has no schedule 'unknown'; pqcore schedule list shows the schedules of all queues"
+    assert (done.returncode, done.stderr) == (1, f"Error: {said}\n")
+
+
+def test_cancel_command_says_in_which_state_a_job_is_that_it_leaves(dsn: str, pq: tasks.PQ) -> None:
+    with tasks.PQ(dsn, retention="keep") as keeping:
+        taken, held = keeping["apples"].put(1), keeping["apples"].put(2)
+        assert keeping["apples"].get() is not None
+        assert keeping["apples"].lease() is not None
+    done, running = (invoke("cancel", str(each), dsn=dsn) for each in (taken, held))
+    assert (done.returncode, "is done: there is nothing to cancel" in done.stderr) == (1, True)
+    assert (running.returncode, "is running: give --running to stop it" in running.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["retry", "purge"])

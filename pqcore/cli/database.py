@@ -84,6 +84,13 @@ class Database(BlockingRunner):
                 return f"; did you mean {other!r}?"
         return ""
 
+    def meant_if_unused(self, name: str) -> str:
+        """Return the end of a message about a rule that was set: a similar name, if the queue has no waiting jobs."""
+        with suppress(PQError):  # the rule is set, even if the role may not list jobs
+            if not self.call(list_jobs.list_by_state, self.queue(name), list_jobs.UNFINISHED, 1):
+                return self.meant(name)
+        return ""
+
     def __enter__(self) -> Self:
         return self
 

@@ -69,8 +69,13 @@ def cancel(database: Database, job_id: int, queue: str | None, running: bool, as
     elif outcome == "asked":
         write(f"job {job_id} of {queue!r} is running, and was asked to stop")
     if outcome == "none":
-        hint = "" if running else "; give --running to stop a running job"
-        raise CommandFailed(f"job {job_id} of {queue!r} is not waiting{' or running' if running else ''}{hint}")
+        state = database.call(results.inspect, settings, job_id).state  # JobNotFound: the job has no row
+        told = {
+            "leased": "is running: give --running to stop it",
+            "dead": "is dead: pqcore dead purge deletes it",
+            "done": "is done: there is nothing to cancel",
+        }
+        raise CommandFailed(f"job {job_id} of {queue!r} {told.get(state, f'is {state}: nothing was cancelled')}")
 
 
 @click.command(cls=IdCommand)

@@ -67,7 +67,7 @@ def pause(
     if as_json:
         emit({"queue": queue, **what, "paused": True})
     else:
-        write(f"{_named(queue, what)} is paused")
+        write(f"{_named(queue, what)} is paused{database.meant_if_unused(queue)}")
 
 
 @click.command()
@@ -84,7 +84,8 @@ def resume(database: Database, queue: str, as_json: bool, **what: str | None) ->
     elif resumed:
         write(f"{_named(queue, what)} is resumed")
     if not resumed:
-        raise CommandFailed(f"{_named(queue, what)} was not paused")
+        meant = database.meant(queue) or "; pqcore rules lists the pauses of a queue"
+        raise CommandFailed(f"{_named(queue, what)} was not paused{meant}")
 
 
 def _set(
@@ -95,9 +96,9 @@ def _set(
     if as_json:
         emit({"queue": queue, "kind": kind, "name": name, "value": value})
     elif value is None:
-        write(f"the {kind} of {name!r} of {queue!r} is removed")
+        write(f"the {kind} of {name!r} of {queue!r} is removed{database.meant_if_unused(queue)}")
     else:
-        write(f"the {kind} of {name!r} of {queue!r} is {value}")
+        write(f"the {kind} of {name!r} of {queue!r} is {value}{database.meant_if_unused(queue)}")
 
 
 def _number(kind: type[int | float]) -> Callable[..., Any]:
@@ -168,7 +169,7 @@ def rules(database: Database, queue: str, as_json: bool) -> None:
             emit(json_views.rule(rule, queue))
         return
     if not found:
-        write(f"no rules are set for {queue!r}")
+        write(f"no rules are set for {queue!r}{database.meant(queue)}")
         return
     rows = [(rule.kind, rule.name, rule.value, rule.until, rule.changed_at) for rule in found]
     table(("kind", "name", ">value", "until (UTC)", "set at (UTC)"), rows)
@@ -189,7 +190,7 @@ def limits(database: Database, queue: str, as_json: bool) -> None:
             emit(json_views.limit(usage, queue))
         return
     if not found:
-        write(f"no limits or groups of {queue!r} are in use")
+        write(f"no limits or groups of {queue!r} are in use{database.meant(queue)}")
         return
     rows = [
         (

@@ -11,8 +11,10 @@ from pqcore.cli.database import Database
 from pqcore.cli.errors import CommandFailed
 from pqcore.cli.options import json_option, queue_option, with_database
 from pqcore.cli.output import emit, table, write
+from pqcore.errors import ScheduleNotFound
 from pqcore.operations import schedules
 from pqcore.operations.schedules import Schedule
+from pqcore.settings import QueueSettings
 from pqcore.tasks.schedules import new_schedule
 
 
@@ -102,11 +104,27 @@ def add(
         write(f"schedule {name!r} of {settings.name!r} puts {task} at {cron} ({tz})")
 
 
+def _missing(settings: QueueSettings, name: str) -> CommandFailed:
+    listed = "pqcore schedule list shows the schedules of all queues"
+    return CommandFailed(f"queue {settings.name!r} has no schedule {name!r}; {listed}")
+
+
+def _found(database: Database, operation: Any, settings: QueueSettings, name: str) -> Any:
+    """Run an operation on a schedule that should exist.
+
+    Raises:
+        CommandFailed: The queue has no such schedule.
+    """
+    try:
+        return database.call(operation, settings, name)
+    except ScheduleNotFound as exc:
+        raise _missing(settings, name) from exc
+
+
 def _change(database: Database, change: Any, name: str, queue: str, done: str, *, as_json: bool) -> None:
     settings = database.queue(queue)
-    result = database.call(change, settings, name)
-    if result is False:
-        raise CommandFailed(f"queue {settings.name!r} has no schedule {name!r}")
+    if _found(database, change, settings, name) is False:
+        raise _missing(settings, name)
     if as_json:
         emit({"queue": settings.name, "name": name, "done": done})
     else:
@@ -151,7 +169,7 @@ def resume(database: Database, name: str, queue: str, as_json: bool) -> None:
 def run(database: Database, name: str, queue: str, as_json: bool) -> None:
     """Put the job of a schedule now."""
     settings = database.queue(queue)
-    job_id, _ = database.call(schedules.trigger, settings, name)
+    job_id, _ = _found(database, schedules.trigger, settings, name)
     if as_json:
         emit({"queue": settings.name, "name": name, "id": job_id})
     else:
