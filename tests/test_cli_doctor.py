@@ -427,6 +427,28 @@ def test_doctor_prints_the_grants_of_a_role_that_may_not_use_the_schema(dsn: str
         execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}", 'DROP SCHEMA "far Öff" CASCADE')
 
 
+def test_doctor_names_the_session_that_may_keep_notifications(
+    dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue counts as full from the first notification, because filling it takes gigabytes."""
+    monkeypatch.setattr(server_checks, "MUCH_UNREAD", 0.0)
+    name = "clerk_" + dsn.rpartition("_")[2]
+    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'", f"GRANT SELECT ON pqcore_migrations TO {name}")
+    parts = urlsplit(dsn)
+    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+    try:
+        with psycopg.connect(dsn, autocommit=True, application_name="forgotten") as listener:
+            listener.execute("LISTEN something")
+            listener.execute("BEGIN")
+            [owner], [few] = findings(dsn)["notifications"], findings(clerk)["notifications"]
+            assert few["level"] == "warning"
+            assert "GRANT pg_monitor TO" in few["advice"]
+            assert "pg_terminate_backend(" in owner["advice"]
+            assert "GRANT pg_monitor" not in owner["advice"]
+    finally:
+        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
 @pytest.mark.parametrize("kind", ["producer", "consumer"])
 def test_doctor_accepts_the_roles_of_the_table(dsn: str, kind: str) -> None:
     number = dsn.rpartition("_")[2]

@@ -139,6 +139,10 @@ SELECT pid, coalesce(application_name, ''), datname::text, extract(epoch FROM cl
 FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND datname IS NOT NULL
 ORDER BY xact_start LIMIT 1"""
 
+_HIDDEN_ELSEWHERE = """
+SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL AND query = '<insufficient privilege>'"""
+_MONITOR = "GRANT pg_monitor TO the role that runs pqcore doctor"
+
 
 async def check_notifications(context: CheckContext) -> list[Finding]:
     """Check how full the server's notification queue is."""
@@ -158,6 +162,9 @@ async def check_notifications(context: CheckContext) -> list[Finding]:
             f" in a transaction for {seconds:.0f} seconds, longer than all others; set"
             " idle_in_transaction_session_timeout"
         )
+    [[unseen]] = await context.ask("unseen_elsewhere", _HIDDEN_ELSEWHERE)
+    if unseen:
+        advice += f"; {counted(unseen, 'session')} of other roles cannot be seen, and may be older: {_MONITOR}"
     level: Level = "problem" if usage >= TOO_MUCH_UNREAD else "warning"
     message += ": when it is full, puts and ends of jobs that notify fail"
     return [Finding("notifications", level, message, advice, details)]
@@ -272,7 +279,7 @@ async def check_snapshots(context: CheckContext) -> list[Finding]:
         found = [Finding("snapshots", "ok", message)]
     if unseen:
         message = f"{counted(unseen, 'session')} of other roles cannot be seen: one of them may hold an old snapshot"
-        found.append(Finding("snapshots", "warning", message, "GRANT pg_monitor TO the role that runs pqcore doctor"))
+        found.append(Finding("snapshots", "warning", message, _MONITOR))
     return found
 
 
