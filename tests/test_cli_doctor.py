@@ -553,6 +553,28 @@ def test_doctor_reports_a_sequence_that_is_behind_with_advice(dsn: str, pq: PQ) 
     assert pq["a"].put(4) == 71
 
 
+def test_doctor_reports_a_sequence_that_the_role_may_not_read(dsn: str, pq: PQ) -> None:
+    """Its value is NULL for the role, which does not mean that it has given no id: setval would set it back."""
+    pq["a"].put_many([1, 2, 3])
+    name = "clerk_" + dsn.rpartition("_")[2]
+    execute(
+        dsn,
+        f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}",
+    )
+    parts = urlsplit(dsn)
+    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+    try:
+        found = findings(clerk)["sequences"]
+        assert [(one["level"], one["details"]["next"]) for one in found] == [("warning", None), ("warning", None)]
+        assert "the role may not read sequence queue_id_seq" in found[0]["message"]
+        execute(dsn, *(one["advice"] for one in found))
+        found = findings(clerk)["sequences"]
+        assert [(one["level"], one["details"]["next"]) for one in found] == [("ok", 4), ("ok", 1)]
+    finally:
+        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
 def test_doctor_finds_a_sequence_that_no_column_owns(dsn: str, pq: PQ) -> None:
     pq["a"].put_many([1, 2])
     execute(dsn, "ALTER SEQUENCE queue_id_seq OWNED BY NONE", 'ALTER SEQUENCE queue_id_seq RENAME TO "its Own"')

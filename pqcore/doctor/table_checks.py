@@ -159,8 +159,15 @@ async def check_sequences(context: CheckContext) -> list[Finding]:
     for one in await sequences.look(context.s, context.engine.names):
         highest = max(one.highest.values(), default=0)
         details = {"sequence": one.name, "next": one.following, "highest": one.highest}
-        if one.behind:
-            where = ", ".join(f"{table} has {most}" for table, most in one.highest.items() if most >= one.following)
+        if one.following is None:
+            [[role]] = await context.ask("current_role", "SELECT quote_ident(current_user)")
+            message = f"could not be checked: the role may not read sequence {one.name}"
+            advice = f"GRANT SELECT ON SEQUENCE {one.name} TO {role}"
+            found.append(Finding("sequences", "warning", message, advice, details))
+        elif one.behind:
+            where = ", ".join(
+                f"{table} has {most}" for table, most in one.highest.items() if most >= (one.following or 0)
+            )
             message = f"sequence {one.name} gives id {one.following} next, which is too low: {where}; ids will repeat"
             found.append(Finding("sequences", "problem", message, one.remedy, details))
         else:

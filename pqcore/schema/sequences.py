@@ -42,18 +42,18 @@ class IdSequence:
 
     Attributes:
         name: The sequence's name, quoted and, if needed, qualified.
-        following: The id that the sequence gives next.
+        following: The id that the sequence gives next; None if the role may not see this id.
         highest: The highest existing id by table, for tables that have ids; tables are named as in SQL.
     """
 
     name: str
-    following: int
+    following: int | None
     highest: dict[str, int] = field(default_factory=dict)
 
     @property
     def behind(self) -> bool:
         """Whether the sequence will give an id that is or was in use."""
-        return self.following <= max(self.highest.values(), default=0)
+        return self.following is not None and self.following <= max(self.highest.values(), default=0)
 
     @property
     def remedy(self) -> str:
@@ -77,6 +77,7 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
             plain(
                 "find_sequence",
                 "SELECT seq.oid::regclass::text, s.seqstart, has_sequence_privilege(seq.oid, 'SELECT'),"
+                " has_sequence_privilege(seq.oid, 'USAGE'),"
                 " pg_sequence_last_value(seq.oid) FROM pg_class AS seq JOIN pg_sequence AS s ON s.seqrelid = seq.oid"
                 " WHERE seq.oid = coalesce((SELECT d.refobjid FROM pg_attrdef AS def JOIN pg_attribute AS a"
                 " ON a.attrelid = def.adrelid AND a.attnum = def.adnum JOIN pg_depend AS d"
@@ -86,8 +87,9 @@ async def look(session: Session, names: TableName) -> list[IdSequence]:
                 f" pg_get_serial_sequence({table}, 'id')::regclass)",
             )
         )
-        for name, start, readable, last in rows:
-            following = int(start) if last is None else int(last) + 1
+        for name, start, readable, usable, last in rows:
+            # Without a privilege, the last value is NULL, as for a sequence that has not given an id yet.
+            following = int(last) + 1 if last is not None else int(start) if usable else None
             if readable:
                 [[value, called]] = await session.execute(
                     plain("read_sequence", f"SELECT last_value, is_called FROM {name}")
