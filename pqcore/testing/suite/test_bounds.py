@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pqcore import scan_position
-from pqcore.db.session import Session
 from pqcore.testing.harness import Harness
+from pqcore.testing.statement_names import noted_statements
 from pqcore.testing.undo import Undo
 
 SUPPLY = 4_000
@@ -231,14 +231,7 @@ def test_slow_look_for_expired_leases_is_not_repeated_soon_by_a_take_that_finds_
 
 
 def test_slow_question_for_the_next_job_is_not_repeated_soon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: list[str] = []
-    execute = Session.execute
-
-    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
-        names.append(query.name)
-        return await execute(session, query, parameters)
-
-    monkeypatch.setattr(Session, "execute", noted)
+    names = noted_statements(monkeypatch)
     queue = harness.queue(retention="delete")
     queue.put_many([1, 2], limits={"one": 1})
     job = queue.lease(block=False)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pqcore import After, Dedup, NewJob
-from pqcore.db.session import Session
 from pqcore.errors import ConfigurationError, DuplicateJob, JobNotFound
 from pqcore.operations import batches, put_many
 from pqcore.sql.identifiers import TableName
 from pqcore.tasks import current
 from pqcore.testing.harness import Harness
+from pqcore.testing.statement_names import noted_statements
 
 RETENTIONS = ("keep", "delete", "archive")
 
@@ -40,16 +40,7 @@ def finish(queue: Any) -> Any:
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the statements that were sent, without those that begin and end transactions."""
-    names: list[str] = []
-    execute = Session.execute
-
-    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
-        if query.name not in ("begin", "commit"):
-            names.append(query.name)
-        return await execute(session, query, parameters)
-
-    monkeypatch.setattr(Session, "execute", noted)
-    return names
+    return noted_statements(monkeypatch, chosen=lambda name: name not in ("begin", "commit"))
 
 
 @pytest.mark.parametrize("retention", RETENTIONS)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
-from pqcore import NewJob
+from pqcore import NewJob, lane_book
 from pqcore.errors import ConfigurationError, InvalidName
+from pqcore.operations import fetch
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.portal import unwrapped
+from pqcore.testing.statement_names import noted_statements
+from pqcore.worker import newcomers
+from pqcore.worker.state import QueueState
 
 # Priorities
 
@@ -190,6 +196,105 @@ def test_job_behind_a_large_backlog_of_another_key_is_leased_next(harness: Harne
     assert len(queue.lease_many(20, 60, wait=0)) == 2
     queue.put("other", limits={"other": 2})
     assert queue.lease(60, wait=PATIENCE).data == "other"
+
+
+def show_hidden(harness: Harness, queue: Any) -> None:
+    """Show the jobs that the test has hidden, as if they were put now."""
+    harness.sql(f"UPDATE {{table}} SET q_name = '{queue.name}' WHERE q_name = 'hidden'", rows=False)
+
+
+def order_with_a_late_job(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, jobs: Sequence[str], late: str, during: str
+) -> list[str]:
+    """Return the order in which a worker with one slot runs jobs; the last one becomes visible during a take.
+
+    Args:
+        harness: The harness.
+        monkeypatch: The fixture.
+        jobs: The jobs; the first word of each is its tenant.
+        late: The job that no take sees before.
+        during: The job that the take leases.
+    """
+    queue = harness.task_queue()
+    seen: list[str] = []
+
+    @queue.task(tenant=lambda job: job.split()[0])
+    async def note(job_id: int, job: str) -> None:
+        seen.append(job)
+
+    queue.put_calls(*[note.call(job) for job in (*jobs, late)])
+    harness.sql(f"UPDATE {{table}} SET q_name = 'hidden' WHERE data::text LIKE '%{late}%'", rows=False)
+
+    def show(name: str, rows: Any) -> None:
+        if "take" in name and f'"{during}"' in str([row[1] for row in rows]):
+            show_hidden(harness, queue)
+
+    noted_statements(monkeypatch, then=show)
+    monkeypatch.setattr(newcomers, "LONGEST_AHEAD", -1.0)
+    harness.drain(queue, concurrency=1)
+    assert {attempts for (attempts,) in harness.sql("SELECT attempts - coalesce(excused, 0) FROM {table}")} == {1}
+    return seen
+
+
+def test_job_of_another_tenant_that_comes_during_a_take_gets_the_slot(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = ["large 1", "large 2", "large 3"]
+    assert order_with_a_late_job(harness, monkeypatch, jobs, "small 1", "large 1") == ["small 1", *jobs]
+
+
+def test_late_job_of_a_tenant_takes_no_slot_from_a_tenant_that_was_served_less(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = ["large 1", "small 1", "large 2"]
+    assert order_with_a_late_job(harness, monkeypatch, jobs, "large 3", "small 1") == [*jobs, "large 3"]
+
+
+# Keys without a row
+
+
+def test_keys_of_all_waiting_jobs_get_their_rows_together(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = harness.task_queue()
+    seen: list[int] = []
+
+    @queue.task(limits=lambda number: {f"key {number}": 1})
+    async def note(job_id: int, number: int) -> None:
+        seen.append(number)
+
+    queue.put_calls(*[note.call(number) for number in range(20)])
+    names = noted_statements(monkeypatch)
+    harness.drain(queue, concurrency=1)
+    assert sorted(seen) == list(range(20))
+    assert names.count("create_keys") == 1
+
+
+def test_statement_that_ends_a_job_leases_a_job_under_a_new_key(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_book, "FIND", 0.0)
+    queue = harness.queue()
+    queue.put(1, limits={"first": 1})
+    job = queue.lease(60, wait=0)
+    second = queue.put(2, limits={"second": 1})
+    ending = partial(fetch.end_and_take, queue.engine, unwrapped(queue), [unwrapped(job)], 1, 60.0)
+    lost, taken = harness.wait_for(ending)
+    assert (lost, [row.id for row in taken.rows]) == ([], [second])
+
+
+def test_slow_statement_does_not_hold_back_the_ends_of_later_jobs(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QueueState, "note_turnaround", lambda state, _: setattr(state, "turnaround", math.inf))
+    monkeypatch.setattr(QueueState, "note_run", lambda state, _: setattr(state, "longest", 10 * PATIENCE))
+    queue = harness.task_queue()
+
+    @queue.task(limits={"one": 1})
+    async def work(job_id: int) -> None:
+        pass
+
+    queue.put_calls(*[work.call()] * 3)
+    harness.drain(queue, concurrency=1)
+    assert queue.count() == 0
 
 
 # Several keys

@@ -13,12 +13,12 @@ import pytest
 from pqcore import lane_book
 from pqcore.backend import Capability
 from pqcore.db import channels
-from pqcore.db.session import Session
 from pqcore.operations import read_rules
 from pqcore.tasks import JobCancelled, current, run_job
 from pqcore.testing import workers
 from pqcore.testing.harness import PATIENCE, Harness
 from pqcore.testing.probes import Latch, Notes
+from pqcore.testing.statement_names import noted_statements
 from pqcore.worker import Worker, heartbeat
 
 LEASE = 0.9
@@ -409,15 +409,8 @@ def test_idle_worker_takes_a_job_with_one_statement(
     monkeypatch.setattr(read_rules, "KEPT", 0.0)
     monkeypatch.setattr(lane_book, "FIND", 0.0)
     monkeypatch.setattr(channels, "SETTLE", 3600.0)
-    names: list[str] = []
-    execute = Session.execute
-
-    async def noted(session: Session, query: Any, parameters: Any = ()) -> Any:
-        if query.name.startswith(("lease_", "find_lanes", "current_rules", "next_due")):
-            names.append(query.name)
-        return await execute(session, query, parameters)
-
-    monkeypatch.setattr(Session, "execute", noted)
+    looks = ("lease_", "find_lanes", "current_rules", "next_due")
+    names = noted_statements(monkeypatch, chosen=lambda name: name.startswith(looks))
     queue = harness.task_queue()
     seen = Notes()
 
