@@ -14,7 +14,7 @@ from pqcore.db.session import Session
 from pqcore.errors import JobNotFound
 from pqcore.headers import read_headers
 from pqcore.lanes import has_lane
-from pqcore.operations import complete, list_jobs
+from pqcore.operations import cancellation, list_jobs
 from pqcore.operations.atomic import atomic
 from pqcore.operations.batch_counts import Membership, count_down
 from pqcore.operations.expiry import Time, set_first_expiry
@@ -91,7 +91,7 @@ async def cancel(engine: Engine, queue: QueueSettings, job_id: int, *, running: 
             return False
         [[headers, awaited]] = found
         if awaited or has_follow_ups(headers) or has_lane(headers):
-            cancelled = await complete.cancel(engine, queue, s, number)
+            cancelled = await cancellation.cancel(engine, queue, s, number)
         else:
             cancelled = bool(await s.execute(s.sql.cancel, s.sql.cancel.bind(values)))
         return cancelled or (running and bool(await s.execute(stop, stop.bind(values))))

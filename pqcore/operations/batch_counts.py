@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
@@ -25,6 +25,8 @@ from pqcore.operations.serialize import encode
 from pqcore.settings import QueueSettings
 
 logger = logging.getLogger("pqcore")
+
+P = TypeVar("P", bound=StoredPut)
 
 HOLD = 3_600.0
 """Seconds for which a job taken with `get` may be performed before its batch counts as lost."""
@@ -52,7 +54,7 @@ class Membership:
         batch = headers.get("batch")
         return None if batch is None else cls(batch, headers.get("batch_token", ""))
 
-    def mark(self, call: StoredPut) -> StoredPut:
+    def mark(self, call: P) -> P:
         """Return the call with headers that name the batch, so that the batch counts the call's job.
 
         The later calls of a chain get these headers, too: the batch counts the last job of the chain, or the job that

@@ -26,11 +26,20 @@ from pqcore.serializers import json_encode
 from pqcore.settings import QueueSettings
 
 
-async def put_all(engine: Engine, calls: Sequence[StoredPut], connection: object) -> list[Identity]:
-    """Put calls, all or none; return the ids of the jobs in order."""
+async def put_all(
+    engine: Engine, calls: Sequence[StoredPut], connection: object, doing: str = "put_calls"
+) -> list[Identity]:
+    """Put calls, all or none; return the ids of the jobs in order.
+
+    Args:
+        engine: The engine.
+        calls: The calls.
+        connection: See `Queue.put`.
+        doing: The name of the method that puts them, for errors.
+    """
 
     async def work(s: Session, marked: Sequence[StoredPut], _added: dict[str, Any]) -> list[Identity]:
-        return await _insert_all(engine, s, marked)
+        return await _insert_all(engine, s, marked, doing)
 
     return await _put_together(engine, calls, work, connection)
 
@@ -52,7 +61,7 @@ async def put_batch(
         after = None if callback is None else callback.with_headers(added)
         membership = await open_batch(engine, s, queue, len(marked), after)
         batch = membership.batch
-        return await _insert_all(engine, s, [membership.mark(call) for call in marked])
+        return await _insert_all(engine, s, [membership.mark(call) for call in marked], "batch")
 
     ids = await _put_together(engine, calls, work, connection)
     return batch, ids
@@ -111,7 +120,7 @@ def _around(events: dict[str, PutEvent]) -> Iterator[None]:
         yield
 
 
-async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) -> list[Identity]:
+async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut], doing: str) -> list[Identity]:
     if not calls:
         return []
     rows: list[dict[str, Any]] = [call.columns() for call in calls]
@@ -122,7 +131,7 @@ async def _insert_all(engine: Engine, s: Session, calls: Sequence[StoredPut]) ->
     common = _common(rows[0])
     if any(keys) or any(behind) or any(_common(row) != common for row in rows):
         new = map(NewRow.of, count(), rows, keys, behind)
-        return await put_rows(engine, s, chunks_of(new, CHUNK_ROWS, CHUNK_SIZE), read_identity, "put_calls")
+        return await put_rows(engine, s, chunks_of(new, CHUNK_ROWS, CHUNK_SIZE), read_identity, doing)
     elements = [json_encode(row["data"]) if row["payload"] is None else f'"{row["payload"]}"' for row in rows]
     binary = rows[0]["payload"] is not None
     numbers, put_at = await insert_many(engine, s, rows[0], elements, len(rows), binary=binary)
@@ -134,12 +143,8 @@ def _common(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "data": None, "payload": row["payload"] is None}
 
 
-def chain_calls(calls: Sequence[StoredPut]) -> StoredPut:
+def chain_calls(first: DirectPut, others: Sequence[StoredPut]) -> DirectPut:
     """Return the first call of a chain, with the other calls in its headers."""
-    if not calls:
-        msg = "a chain needs at least one call"
-        raise ConfigurationError(msg)
-    first, *others = calls
     if not others:
         return first
     return replace(first, headers={**first.headers, "then": [call.to_json() for call in others]})

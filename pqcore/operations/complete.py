@@ -31,7 +31,6 @@ from pqcore.operations.job_outcome import (
     without_result,
 )
 from pqcore.operations.lease import ack, ack_rows, find_held, ids_and_tokens, last_leases
-from pqcore.rows import JobRow
 from pqcore.settings import QueueSettings
 
 _AGAIN = ("retry", "snooze", "crash")
@@ -301,29 +300,14 @@ async def _complete_batch(
             ended = await _end_rows(s, queue, found, buried, free=free)
             await follow_up(engine, queue, s, [buried.get(id(outcome), outcome) for outcome in ended])
             if any(has_lane(outcome.job.raw_headers) for outcome in ended):
-                await _tell(queue, s)
+                await tell(queue, s)
         return ended
 
     held = {id(outcome) for outcome in await engine.run(work, connection=connection)}
     return [outcome for outcome in outcomes if id(outcome) not in held and not outcome.finished]
 
 
-async def cancel(engine: Engine, queue: QueueSettings, s: Session, job_id: int) -> bool:
-    """Delete a waiting job, and run its follow-ups; return whether the job was waiting."""
-    query = s.sql.cancel
-    async with atomic(s):
-        rows = await s.execute(query, query.bind({"id": job_id, "q_name": queue.name}))
-        for _, found, put_at, awaited in rows:
-            if awaited:
-                await mark_deleted(s, job_id, "cancelled")
-            row = JobRow(job_id, None, b"", None, attempts=0, enqueued_at=put_at, headers=found)
-            await follow_up(engine, queue, s, [Outcome(BaseJob(queue, row), "drop", reason="cancelled")])
-            if has_lane(found):  # other jobs of its group may have waited for the cancelled job
-                await _tell(queue, s)
-    return bool(rows)
-
-
-async def _tell(queue: QueueSettings, s: Session) -> None:
+async def tell(queue: QueueSettings, s: Session) -> None:
     """Notify waiters, when the transaction commits, that places under keys are free."""
     await s.execute(s.sql.tasks.tell, s.sql.tasks.tell.bind({"channel": queue.channel}))
 

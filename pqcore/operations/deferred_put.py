@@ -78,7 +78,7 @@ class StoredPut:
         raw = stored["data"] if stored["payload"] is None else base64.b64decode(stored["payload"])
         return queue.decode_row(job_id, stored["serializer"], raw)
 
-    def with_headers(self, headers: dict[str, Any]) -> StoredPut:
+    def with_headers(self, headers: dict[str, Any]) -> Self:
         """Return the same put with additional headers, which the later calls of its chain get, too.
 
         If the put already has a header of the same name, that header stays.

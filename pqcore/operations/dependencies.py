@@ -12,9 +12,9 @@ from __future__ import annotations
 from pqcore.db.engine import Engine
 from pqcore.db.session import Session
 from pqcore.job import BaseJob
-from pqcore.operations import complete
 from pqcore.operations.atomic import atomic
 from pqcore.operations.attempt_values import attempt_values
+from pqcore.operations.cancellation import delete_waiting
 from pqcore.operations.error_details import error_text
 from pqcore.operations.explanation import SHOWN
 from pqcore.operations.follow_ups import dead_letter_headers, follow_up
@@ -34,10 +34,11 @@ _ENDED = {
 
 
 async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
-    """Release the jobs of a queue that wait for no parent any more; return whether there were such jobs.
+    """Release the jobs of a queue that wait for no parent any more; return whether it released or ended a job.
 
-    If a parent failed, the waiting job becomes a dead letter or is cancelled, as its put said. One call looks at a
-    bounded number of jobs.
+    If a parent failed, the waiting job becomes a dead letter or is cancelled, as its put said. The follow-ups of all
+    these jobs run together, because they must lock the rows of batches in one order. One call looks at a bounded number
+    of jobs.
 
     Args:
         engine: The engine.
@@ -58,11 +59,15 @@ async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
             return False
         held = {"q_name": name, "ids": locked}
         failed = await s.execute(sql.find_failed_parents, sql.find_failed_parents.bind(held))
+        ended: list[Outcome] = []
         for job, parent, outcome, on_failure in failed:
-            await _end(engine, queue, s, job, f"job {parent}, which this job waited for, {_ENDED[outcome]}", on_failure)
-        ended = {job for job, *_ in failed}
-        held = {"q_name": name, "ids": [job for job in locked if job not in ended], "channel": queue.channel}
-        return bool(await s.execute(sql.release_blocked, sql.release_blocked.bind(held)))
+            message = f"job {parent}, which this job waited for, {_ENDED[outcome]}"
+            ended += await _end(queue, s, job, message, on_failure)
+        passed = set(locked).difference(job for job, *_ in failed)
+        held = {"q_name": name, "ids": sorted(passed), "channel": queue.channel}
+        released = await s.execute(sql.release_blocked, sql.release_blocked.bind(held))
+        await follow_up(engine, queue, s, ended)  # may wait for the row of a batch, so it comes last
+        return bool(released or ended)
 
 
 async def release(engine: Engine, queue: QueueSettings) -> None:
@@ -78,11 +83,10 @@ async def find_open_parents(engine: Engine, job_id: int) -> str:
     return " ".join([", ".join(f"job {parent}" for parent, _ in rows), *more])
 
 
-async def _end(engine: Engine, queue: QueueSettings, s: Session, job_id: int, message: str, on_failure: str) -> None:
-    """End a job because one of its parents failed, and run the job's follow-ups.
+async def _end(queue: QueueSettings, s: Session, job_id: int, message: str, on_failure: str) -> list[Outcome]:
+    """End a job because one of its parents failed; return its outcome, whose follow-ups the caller must run.
 
     Args:
-        engine: The engine.
         queue: The queue of the job.
         s: A session whose transaction has locked the job.
         job_id: The job.
@@ -90,8 +94,8 @@ async def _end(engine: Engine, queue: QueueSettings, s: Session, job_id: int, me
         on_failure: What happens to the job: ``dead`` or ``cancel``.
     """
     if on_failure == "cancel":
-        await complete.cancel(engine, queue, s, job_id)
-        return
+        return await delete_waiting(queue, s, job_id)
+    ended = []
     sql = s.sql.dependencies
     found = await s.execute(sql.find_blocked, sql.find_blocked.bind({"id": job_id, "q_name": queue.name}))
     for row in job_rows(found):
@@ -108,5 +112,6 @@ async def _end(engine: Engine, queue: QueueSettings, s: Session, job_id: int, me
             "q_name": queue.name,
             **attempt_values(outcome),
         }
-        await s.execute(sql.bury_blocked, sql.bury_blocked.bind(values))
-        await follow_up(engine, queue, s, [outcome])
+        if await s.execute(sql.bury_blocked, sql.bury_blocked.bind(values)):
+            ended.append(outcome)
+    return ended

@@ -227,8 +227,9 @@ async def _take_plain(
             [[something_out, wake_in, ended, waits]] = await s.execute(probe, probe.bind(values))
             others = something_out or waits
         if ended:  # a parent of waiting jobs has ended, or may have ended without a notification
-            others |= await operations.dependencies.settle(engine, queue, s)
-            wake_in = poll_within(wake_in)
+            settled = await operations.dependencies.settle(engine, queue, s)
+            others |= settled
+            wake_in = 0.0 if settled else poll_within(wake_in)  # jobs may have waited for the jobs that it ended
         if others:
             for query in (fetch("merged", finish, n), fetch("unguarded", finish, n)):
                 rows = await s.execute(query, query.bind(values))

@@ -9,9 +9,10 @@ from pqcore import operations
 from pqcore.operations import batches
 from pqcore.operations.put import put_call
 from pqcore.settings import QueueSettings
+from pqcore.tasks.call_groups import batch_puts, callback_put, chain_put, direct_puts
 from pqcore.tasks.calling import BaseEnqueuer, call_of
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
-from pqcore.tasks.declaring import Call, DeclarationOptions, direct_puts, stored_calls, stored_links, task_options
+from pqcore.tasks.declaring import Call, DeclarationOptions, task_options
 from pqcore.tasks.handles import AsyncHandle, Batch
 from pqcore.tasks.registry import TaskDeclarations
 from pqcore.times import TimeSpec
@@ -212,13 +213,13 @@ class AsyncTaskQueueMixin(TaskDeclarations, QueueSettings):
 
     async def chain(self, *calls: Call, connection: Any = None) -> AsyncHandle[Any]:
         """Put calls that run one after the other; see `pqcore.tasks.Queue.chain`."""
-        first = batches.chain_calls(stored_links(calls, "chain"))
-        return self._handle((await batches.put_all(self.engine, [first], connection))[0])
+        first = chain_put(self.engine, calls)
+        return self._handle((await batches.put_all(self.engine, [first], connection, "chain"))[0])
 
     async def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
     ) -> Batch[AsyncHandle[Any]]:
         """Put calls, and a callback that runs after all of them have ended; see `pqcore.tasks.Queue.batch`."""
-        after = None if then is None else stored_links([then], "batch")[0]
-        number, ids = await batches.put_batch(self.engine, self, stored_calls(calls), after, connection)
+        callback, puts = callback_put(then), batch_puts(self.engine, calls)
+        number, ids = await batches.put_batch(self.engine, self, puts, callback, connection)
         return Batch(number, [self._handle(identity) for identity in ids])

@@ -12,9 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pqcore.argument_checks import check_limits
-from pqcore.errors import ConfigurationError, InvalidCall
-from pqcore.job import JobId
-from pqcore.operations.batches import chain_calls
+from pqcore.errors import ConfigurationError
 from pqcore.operations.deferred_put import DirectPut, StoredPut
 from pqcore.operations.error_details import KeepErrors, check_keep_errors
 from pqcore.operations.put import NO_TIMES, behind_of, checked_options, times_of
@@ -211,6 +209,17 @@ class Task:
         return self.function(job, *args, **kwargs) if self.first == "job" else self.function(*args, **kwargs)
 
 
+Place: TypeAlias = Literal["chain", "callback", "schedule"]
+_NO_AFTER: dict[Place, str] = {
+    "chain": "only the first call of a chain can have after, because a later call waits for the call before it; give"
+    " after to the first call",
+    "callback": "the callback of a batch cannot have after, because it waits for the calls of the batch; give after to"
+    " these calls",
+    "schedule": "a scheduled call cannot have after; schedule a task that puts the call with after",
+}
+"""Why a call that is put later cannot wait for other jobs, and what to write instead, by where the call is stored."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A call of a task that is not put yet: for chains, batches and `put_calls`.
@@ -272,26 +281,31 @@ class Call:
             "after": self.after,
         }
 
-    def stored(self) -> StoredPut:
-        """Return the call in the form for putting it in a chain or batch.
+    def stored(self, place: Place = "schedule") -> StoredPut:
+        """Return the call in the form for putting it later.
+
+        Args:
+            place: Where the call is stored until it is put.
 
         Raises:
             ConfigurationError: The call has an option that needs a put of its own: a dedup key, a point in time, or
                 jobs that it waits for.
         """
-        options = self.put_options()
-        if options["dedup"] is not None:
-            msg = f"{self.task.path}: a call of a chain or batch cannot have a dedup key; leave it out"
-            raise ConfigurationError(msg)
-        when = parse(self.options.schedule_at)
-        if isinstance(when, datetime) or self.options.expected_at is not None:
-            msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
-            raise ConfigurationError(msg)
+        when = self._check_linked()
         if self.after is not None:
-            msg = f"{self.task.path}: a call of a chain or batch cannot have after; put it with put_call or put_calls"
-            raise ConfigurationError(msg)
-        headers = _headers_of(checked_options(options))
+            raise ConfigurationError(f"{self.task.path}: {_NO_AFTER[place]}")
+        headers = _headers_of(checked_options(self.put_options()))
         return StoredPut.encode(self.queue, self.data(), headers, None if when is None else when.total_seconds())
+
+    def first(self, engine: Engine) -> DirectPut:
+        """Return the call in the form for putting it now, as the first call of a chain or as a call of a batch.
+
+        Raises:
+            ConfigurationError: The call has a dedup key or a point in time.
+            ConfigurationError, NotSupported: The call cannot wait for its parents (``after``).
+        """
+        self._check_linked()
+        return self.direct(engine)
 
     def direct(self, engine: Engine) -> DirectPut:
         """Return the call in the form for putting it now, together with other calls.
@@ -303,6 +317,21 @@ class Call:
         times = times_of(self.options.schedule_at, self.options.expected_at) or NO_TIMES
         encoded = DirectPut.encode(self.queue, self.data(), _headers_of(chosen))
         return replace(encoded, times=times, dedup=chosen.dedup, behind=behind_of(engine, self.queue, chosen))
+
+    def _check_linked(self) -> timedelta | None:
+        """Check the options of a call of a chain or batch; return the delay from the put until the job is due.
+
+        Raises:
+            ConfigurationError: The call has a dedup key or a point in time.
+        """
+        if self._value(self.options.dedup) is not None:
+            msg = f"{self.task.path}: a call of a chain or batch cannot have a dedup key; leave it out"
+            raise ConfigurationError(msg)
+        when = parse(self.options.schedule_at)
+        if isinstance(when, datetime) or self.options.expected_at is not None:
+            msg = f"{self.task.path}: a call of a chain or batch cannot have a point in time; give a delay, as in '5m'"
+            raise ConfigurationError(msg)
+        return when
 
     def _value(self, option: Any) -> Any:
         return option(*self.args, **self.kwargs) if callable(option) else option
@@ -323,58 +352,6 @@ class Call:
         if options.keep_result is not None:
             headers["keep"] = seconds(options.keep_result)
         return headers
-
-
-def stored_calls(calls: Iterable[Call | tuple[Call, ...]]) -> list[StoredPut]:
-    """Return the calls of a batch in the form in which one put stores them all; a tuple of calls is a chain."""
-    return [
-        chain_calls(stored_links(call, "batch")) if isinstance(call, tuple) else stored_links([call], "batch")[0]
-        for call in calls
-    ]
-
-
-def stored_links(calls: Iterable[Call], what: str) -> list[StoredPut]:
-    """Return calls in the form for putting them in a chain or batch; see `_checked_calls`."""
-    return [call.stored() for call in _checked_calls(calls, what)]
-
-
-def direct_puts(engine: Engine, calls: Iterable[Call]) -> list[DirectPut]:
-    """Return calls in the form in which `put_calls` puts them; see `_checked_calls`."""
-    return [call.direct(engine) for call in _checked_calls(calls, "put_calls")]
-
-
-def _checked_calls(calls: Iterable[Call], what: str) -> list[Call]:
-    """Check the calls that a caller gave to `chain`, `batch` or `put_calls`.
-
-    Args:
-        calls: The calls.
-        what: The name of the method that puts them, for the message.
-
-    Raises:
-        InvalidCall: One of the values is not a call, or the call was put already.
-        ConfigurationError: One of the calls has a connection of its own.
-    """
-    links = list(calls)
-    for call in links:
-        if isinstance(call, Call):
-            if call.connection is not None:
-                msg = f"{call.task.path}: a call for {what} cannot have a connection; write {what}(..., connection=...)"
-                raise ConfigurationError(msg)
-            continue
-        given: Any = call
-        if len(links) == 1 and isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
-            msg = f"{what} takes each call as an argument, and was given a {type(given).__name__}: write {what}(*calls)"
-            raise InvalidCall(msg)
-        put = ""
-        if isinstance(given, JobId):
-            put = f"; job {int(given)} was put already, and stays put"
-        elif inspect.iscoroutine(given):
-            given.close()  # the coroutine of the put was not awaited, so nothing was put
-        msg = (
-            f"{what} takes calls that are not put yet: write task.call(...), without await; it was given {given!r}{put}"
-        )
-        raise InvalidCall(msg)
-    return links
 
 
 def _headers_of(chosen: PutOptions) -> dict[str, Any]:

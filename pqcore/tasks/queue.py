@@ -9,9 +9,10 @@ from pqcore import operations
 from pqcore.db.runtime import run_sync
 from pqcore.operations import batches
 from pqcore.operations.put import put_call
+from pqcore.tasks.call_groups import batch_puts, callback_put, chain_put, direct_puts
 from pqcore.tasks.calling import BaseEnqueuer, call_of
 from pqcore.tasks.conventions import BY_CONVENTION, FRONT_DOOR
-from pqcore.tasks.declaring import Call, DeclarationOptions, direct_puts, stored_calls, stored_links, task_options
+from pqcore.tasks.declaring import Call, DeclarationOptions, task_options
 from pqcore.tasks.handles import Batch, Handle
 from pqcore.tasks.work import WorkingQueue
 from pqcore.times import TimeSpec
@@ -322,11 +323,20 @@ class TaskQueueMixin(WorkingQueue):
         Each call finds the previous result in ``current().previous``. If a call fails for good, the calls after it
         stay with its dead letter.
 
+        Args:
+            *calls: The calls. Only the first one may have ``after``.
+            connection: A connection whose open transaction writes the job; see `put`.
+
         Returns:
             The id of the first job.
+
+        Raises:
+            ConfigurationError: There is no call, or a call has an option that calls of chains cannot have.
+            InvalidCall: A value is not a call.
+            JobNotFound: The table has no job with an id in ``after``; nothing was put.
         """
-        first = batches.chain_calls(stored_links(calls, "chain"))
-        return self._handle(run_sync(batches.put_all(self.engine, [first], connection))[0])
+        first = chain_put(self.engine, calls)
+        return self._handle(run_sync(batches.put_all(self.engine, [first], connection, "chain"))[0])
 
     def batch(
         self, *calls: Call | tuple[Call, ...], then: Call | None = None, connection: Any = None
@@ -334,11 +344,17 @@ class TaskQueueMixin(WorkingQueue):
         """Put calls, and a callback that runs after all of them have ended, even if some have failed.
 
         Args:
-            *calls: The calls; a tuple of calls is a chain.
+            *calls: The calls; a tuple of calls is a chain. Each call, but only the first one of a chain, may have
+                ``after``. A job that ends because its parent failed counts as failed.
             then: The call to put at the end. In ``current().previous`` it finds the ``batch``, the number of its jobs
-                (``total``), and how many of them failed (``failed``).
+                (``total``), and how many of them failed (``failed``). It cannot have ``after``.
             connection: A connection whose open transaction writes the jobs; see `put`.
+
+        Raises:
+            ConfigurationError: There is no call, or a call has an option that calls of batches cannot have.
+            InvalidCall: A value is not a call.
+            JobNotFound: The table has no job with an id in ``after``; nothing was put.
         """
-        after = None if then is None else stored_links([then], "batch")[0]
-        number, ids = run_sync(batches.put_batch(self.engine, self, stored_calls(calls), after, connection))
+        callback, puts = callback_put(then), batch_puts(self.engine, calls)
+        number, ids = run_sync(batches.put_batch(self.engine, self, puts, callback, connection))
         return Batch(number, [self._handle(identity) for identity in ids])

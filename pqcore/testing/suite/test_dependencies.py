@@ -397,9 +397,185 @@ def test_worker_runs_tasks_after_their_parents(harness: Harness) -> None:
     harness.drain(queue)
     assert done == ["a", "c", "d"]
     assert ([queue.status(job) for job in (a, b, c, d, e)]) == ["done", "dead", "done", "done", "dead"]
-    for put in (queue.chain, queue.batch):
-        with pytest.raises(ConfigurationError, match="cannot have after"):
-            put(work.options(after=[a]).call("f"))
+
+
+# Chains and batches.
+
+
+class Noted:
+    """A queue with a task that notes what it finds."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.queue = harness.task_queue()
+        self.ran: list[str] = []
+        self.previous: list[Any] = []
+        self.parents: list[dict[int, Any]] = []
+
+        @self.queue.task(keep_result="1h", max_retries=0)
+        async def work(job_id: int, name: str) -> str:
+            self.ran.append(name)
+            if name == "bad":
+                raise ValueError(name)
+            self.previous.append(current().previous)
+            found = current().results_of_parents()
+            self.parents.append(await found if inspect.isawaitable(found) else found)
+            return name
+
+        self.work = work
+
+    def stored(self, harness: Harness) -> tuple[int, int]:
+        """Return how many jobs and how many open batches there are."""
+        [[jobs, batches]] = harness.sql(
+            "SELECT (SELECT count(*) FROM {table}),"
+            f" (SELECT count(*) FROM {TableName('queue', harness.schema).related('_batches')})"
+        )
+        return int(jobs), int(batches)
+
+
+def test_chain_starts_after_the_parents_of_its_first_call(harness: Harness) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    a, b = work("a"), work("b")
+    first = queue.chain(work.options(after=[a, b]).call("c"), work.call("d"))
+    assert (queue.status(first), left(harness)) == ("scheduled", (1, 2))
+    queue.chain(work.call("e", _after=first))
+    harness.drain(queue)
+    assert noted.ran[:3] == ["a", "b", "c"]
+    assert sorted(noted.ran[3:]) == ["d", "e"]
+    found = dict(zip(noted.ran, zip(noted.previous, noted.parents, strict=True), strict=True))
+    assert found["c"] == (None, {a: "a", b: "b"})
+    assert found["d"] == ("c", {})
+    assert found["e"] == (None, {first: "c"})
+    assert left(harness) == (0, 0)
+
+
+@pytest.mark.parametrize("on_failure", ["dead", "cancel", "run"])
+def test_chain_ends_or_goes_on_if_a_parent_of_its_first_call_fails(harness: Harness, on_failure: Any) -> None:
+    noted = Noted(harness)
+    parent = noted.work("bad")
+    noted.queue.chain(noted.work.call("c", _after=After(parent, on_failure)), noted.work.call("d"))
+    harness.drain(noted.queue)
+    assert noted.ran == (["bad", "c", "d"] if on_failure == "run" else ["bad"])
+    assert noted.queue.dead.count() == (2 if on_failure == "dead" else 1)
+    if on_failure == "dead":
+        [letter] = [letter for letter in noted.queue.dead.list() if letter.reason == "parent"]
+        assert noted.queue.dead.retry(letter.id)
+        harness.drain(noted.queue)
+        assert noted.ran == ["bad", "c", "d"]
+    assert left(harness) == (0, 0)
+
+
+def test_later_call_of_a_chain_and_callback_of_a_batch_refuse_after(harness: Harness) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    a = queue.put("a")
+    waits = work.options(after=a).call("b")
+    first_only = r"only the first call .* give after to the first call"
+    with pytest.raises(ConfigurationError, match=first_only):
+        queue.chain(work.call("c"), waits)
+    with pytest.raises(ConfigurationError, match=first_only):
+        queue.chain(waits, waits)
+    with pytest.raises(ConfigurationError, match=first_only):
+        queue.batch((work.call("c"), waits), work.call("d"))
+    with pytest.raises(ConfigurationError, match=r"callback of a batch cannot have after.* give after to these calls"):
+        queue.batch(work.call("c"), then=waits)
+    assert (noted.stored(harness), left(harness)) == ((1, 0), (0, 0))
+
+
+def test_missing_parent_of_one_call_refuses_the_chain_or_batch(harness: Harness) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    waits = work.options(after=4711).call("b")
+    with pytest.raises(JobNotFound, match="chain: item 0 would wait for job 4711"):
+        queue.chain(waits, work.call("c"))
+    for calls in ((work.call("a"), waits), (work.call("a"), (waits, work.call("c")))):
+        with pytest.raises(JobNotFound, match="batch: item 1 would wait for job 4711"):
+            queue.batch(*calls, then=work.call("then"))
+    assert (noted.stored(harness), left(harness)) == ((0, 0), (0, 0))
+
+
+def test_batch_in_the_callers_transaction_waits_only_if_it_commits(harness: Harness) -> None:
+    noted, caller = Noted(harness), harness.connect()
+    queue, work = noted.queue, noted.work
+    a = work("a")
+    for end, blocked in ((caller.rollback, 0), (caller.commit, 2)):
+        caller.begin()
+        queue.batch(work.call("b", _after=a), work.call("c", _after=a), connection=caller.raw)
+        end()
+        assert left(harness) == (blocked, blocked)
+    harness.drain(queue)
+    assert (noted.ran[0], sorted(noted.ran)) == ("a", ["a", "b", "c"])
+
+
+def test_batch_waits_for_the_parents_of_its_calls(harness: Harness) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    late = queue.put(work.call("late").data(), "1h")
+    batch = queue.batch(
+        work.call("a"),
+        work.call("b", _after=late),
+        (work.call("c", _after=late), work.call("d")),
+        then=work.call("then"),
+    )
+    harness.drain(queue)
+    assert (noted.ran, left(harness), noted.stored(harness)[1]) == (["a"], (2, 2), 1)
+    assert queue.retry(late)
+    harness.drain(queue)
+    assert noted.ran[:2] == ["a", "late"]
+    assert sorted(noted.ran[2:5]) == ["b", "c", "d"]
+    assert noted.ran[5:] == ["then"]
+    assert noted.previous[-1] == {"batch": batch.id, "total": 3, "failed": 0}
+    assert (left(harness), noted.stored(harness)[1]) == ((0, 0), 0)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["put before the failure", "put after the failure"])
+@pytest.mark.parametrize(("on_failure", "failed"), [("dead", 2), ("cancel", 2), ("run", 0)])
+def test_batch_counts_calls_whose_parents_failed(harness: Harness, on_failure: Any, failed: int, late: bool) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    parent = work("bad")
+    if late:
+        harness.drain(queue)
+    after = After(parent, on_failure)
+    batch = queue.batch(
+        work.call("a", _after=after),
+        (work.call("b", _after=after), work.call("c")),
+        work.call("d"),
+        then=work.call("then"),
+    )
+    harness.drain(queue)
+    ran = ["a", "b", "c", "d"] if on_failure == "run" else ["d"]
+    assert sorted(noted.ran) == sorted(["bad", "then", *ran])
+    assert noted.ran[-1] == "then"
+    assert noted.previous[-1] == {"batch": batch.id, "total": 3, "failed": failed}
+    assert queue.dead.count() == (3 if on_failure == "dead" else 1)
+    assert (left(harness), noted.stored(harness)[1]) == ((0, 0), 0)
+
+
+def test_batch_counts_calls_of_a_cancelled_parent_and_their_own_children(harness: Harness) -> None:
+    noted = Noted(harness)
+    queue, work = noted.queue, noted.work
+    parent = queue.put(work.call("parent").data(), "1h")
+    first = queue.batch(work.call("a", _after=parent), then=work.call("first"))
+    second = queue.batch(work.call("b", _after=After(first.jobs[0], "cancel")), then=work.call("second"))
+    assert queue.cancel(parent)
+    harness.drain(queue)
+    assert sorted(noted.ran) == ["first", "second"]
+    assert sorted(noted.previous, key=lambda found: found["batch"]) == [
+        {"batch": batch.id, "total": 1, "failed": 1} for batch in (first, second)
+    ]
+
+
+@pytest.mark.parametrize("retention", RETENTIONS)
+def test_get_returns_what_follows_the_failure_of_a_parent(harness: Harness, retention: str) -> None:
+    queue = harness.queue(retention=retention)
+    parent = queue.put("parent", "1h")
+    child = queue.put("child", after=parent)
+    grandchild = queue.put("grandchild", after=child)
+    queue.put("last", after=After(grandchild, "run"))
+    assert queue.cancel(parent)
+    assert queue.get(block=False).data == "last"
+    assert (queue.get(block=False), queue.dead.count(), left(harness)) == (None, 2, (0, 0))
 
 
 # Many jobs in one call.
