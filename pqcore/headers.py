@@ -83,7 +83,7 @@ def _refuse_constant(name: str) -> None:
 
 def _storable(value: Any) -> None:
     if "\0" in (text := json.dumps(value, ensure_ascii=False)) or "\\u0000" in text:
-        raise ValueError("the value has a NUL")
+        raise ValueError("the value contains a NUL, which PostgreSQL's text cannot hold")
     text.encode()
 
 

@@ -45,7 +45,9 @@ def unprivileged_user() -> dict[str, Any]:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
             return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise EmbeddedServerError("PostgreSQL does not run as root, and there is no user 'nobody'")
+    raise EmbeddedServerError(
+        "PostgreSQL does not run as root, and there is no user 'nobody': run the program as another user than root"
+    )
 
 
 def temporary_folder(shared: bool) -> Path:
@@ -55,7 +57,9 @@ def temporary_folder(shared: bool) -> Path:
             continue
         if not shared or all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents)):
             return folder
-    raise EmbeddedServerError("no temporary folder has a short path and is open to the user 'nobody'")
+    raise EmbeddedServerError(
+        "no temporary folder has a path of at most 60 bytes and is open to all users: set TMPDIR to such a folder"
+    )
 
 
 def memory_folder() -> Path | None:

@@ -244,7 +244,7 @@ def test_put_command_has_the_options_of_the_library(dsn: str, pq: PQ) -> None:
         (["move", "--queue", "a", "--to", "b", "--all"], None, "There is no terminal to ask on: give --yes"),
         (["move", "--queue", "a", "--to", "a", "--all", "--yes"], None, "'a' is the queue that the jobs are in"),
         (["move", "--queue", "a", "--to-archive", "--all"], None, "--to-archive moves finished rows"),
-        (["migrate", "--sql", "--check"], None, "give --sql or --check, not both"),
+        (["migrate", "--sql", "--check"], None, "--sql and --check are both given: give one of them"),
         (["doctor", "--backend", "nothing"], None, "unknown backend 'nothing'"),
         (["conformance", "--backend", "nothing"], None, "unknown backend 'nothing'"),
         (["conformance"], None, "Missing option '--backend'"),

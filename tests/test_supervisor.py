@@ -216,7 +216,7 @@ def test_supervisor_does_not_repeat_a_command_that_cannot_work(dsn: str, pq: PQ,
     done = run("worker", "app:nothing", "--processes", "2", dsn=dsn, folder=folder)
     assert done.returncode == 2
     assert "app:nothing: module 'app' has no 'nothing'" in done.stderr
-    assert "ended with exit code 2: its command line is wrong" in done.stderr
+    assert "ended with exit code 2: the command line is wrong" in done.stderr
     assert "takes its place" not in done.stderr
 
 

@@ -385,7 +385,7 @@ def test_web_page_shows_data_as_stored_and_cut(dsn: str, pq: PQ) -> None:
     large = pq["a"].put("x" * (MOST_SHOWN + 10))
     with visiting(web_app(pq)) as client:
         page = client.get(path("job", id=large)).text
-        assert "Only the beginning is shown" in page
+        assert "Only the beginning of the data is shown" in page
         assert "x" * (MOST_SHOWN - 1) in page
         assert "x" * (MOST_SHOWN + 1) not in page
         assert len(page) < MOST_SHOWN + 8_000

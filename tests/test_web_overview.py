@@ -342,7 +342,7 @@ def test_web_page_shows_and_sets_how_long_rows_are_kept(pq: PQ) -> None:
     pq["a"].put(1)
     with visiting(web_app(pq, changes=True)) as client:
         page = text_of(client.get("/").text)
-        assert "all queues for which nothing else is set finished rows 7.0 d 0" in page
+        assert "all queues without times of their own finished rows 7.0 d 0" in page
         [link] = links(client.get("/").text, "expiry")
         asked = client.get(link).text
         assert "<option selected>all queues" in asked
@@ -351,7 +351,7 @@ def test_web_page_shows_and_sets_how_long_rows_are_kept(pq: PQ) -> None:
             return confirmed(client, path("change", do="expiry", queue="a"), **fields)
 
         assert change(of="this queue", finished="1d").status_code == 303
-        assert change(of="all queues for which nothing else is set", dead="none").status_code == 303
+        assert change(of="all queues without times of their own", dead="none").status_code == 303
         found = {(each.queue, each.kind): each.seconds for each in pq.expiry()}
         assert found == {("a", "finished"): 86_400, (None, "finished"): 7 * 86_400, (None, "dead"): None}
         for wrong in ({"of": "this queue"}, {"of": "x", "dead": "1d"}, {"of": "this queue", "dead": "soon"}):

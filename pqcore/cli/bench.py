@@ -84,8 +84,8 @@ def _numbers(ctx: click.Context, param: click.Parameter, given: tuple[str, ...])
     "--fail-under",
     metavar="RATIO",
     type=click.FloatRange(min=0),
-    help="Fail if a ratio to a bare loop is below RATIO. With --compare or --against, use the "
-    "ratios to the older build instead.",
+    help="Fail if pqcore's speed divided by a bare loop's speed is below RATIO. With --compare or --against, divide by "
+    "the older build's speed instead.",
 )
 @click.option(
     "--json",

@@ -132,7 +132,8 @@ def _chosen(
         JobNotFound: No job has one of the ids.
     """
     if bool(ids) == everything:
-        raise click.UsageError(f"give IDs, or {options}")
+        given = f"IDs are given together with {options}" if ids else "no dead letter is named"
+        raise click.UsageError(f"{given}: give IDs, or {options}")
     if everything and queue is None:
         raise click.UsageError(f"{options} needs a queue: give --queue")
     if queue is not None:

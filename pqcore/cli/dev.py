@@ -53,9 +53,10 @@ def dev(
 ) -> None:
     """Try an application, with a server, a worker and the web page.
 
-    The command starts an embedded PostgreSQL, and sets PQCORE_DSN and DATABASE_URL to its address before it imports the
-    modules of the targets. Then it makes the table, runs a worker on the queues, and serves the web page. Ctrl-C ends
-    everything. The command is for trials only: everybody on this machine can use the server and the page.
+    The command starts an embedded PostgreSQL, sets PQCORE_DSN and DATABASE_URL to the server's address, and then
+    imports the modules of the targets. The command makes the table, runs a worker on the queues, and serves the web
+    page. Ctrl-C ends everything. The command is for trials only: everybody on this machine can use the server and the
+    page.
     """
     from pqcore.cli.targets import load_queues, look_here  # imported late, because this imports pqcore.tasks
     from pqcore.worker import Worker

@@ -26,7 +26,9 @@ def leave(code: int) -> int:
     names = _lingering()
     if not names:
         return code
-    logger.warning("functions are still running in threads %s; they end with the process", ", ".join(names))
+    logger.warning(
+        "functions are still running in threads %s; the end of the process stops these functions", ", ".join(names)
+    )
     last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # flushes buffers
     last.start()
     last.join(AT_EXIT)

@@ -43,7 +43,7 @@ def emit(fields: dict[str, Any]) -> None:
 def _jsonable(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
-    raise TypeError(f"a {type(value).__name__} is not JSON")
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -230,7 +230,10 @@ def conformance(
         if as_json and (document := Path(path + ".json")).exists():
             click.echo(document.read_text("utf-8"), nl=False)
     if done.returncode == 4:  # pytest's exit code for a wrong command line
-        raise UsageError("pytest does not know an argument after --, or found no such test; see its message above")
+        raise UsageError(
+            "pytest does not know an argument after --, or found no test that an argument names; see pytest's message"
+            " above"
+        )
     if done.returncode != 0:
         raise CommandFailed(printable(f"{backend} does not conform, or the run ended early: see above"))
 

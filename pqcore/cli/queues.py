@@ -371,11 +371,12 @@ def move(
     if target is None:
         raise click.UsageError("no target is given: give --to NAME, or --to-archive")
     if older_than is not None:
-        raise click.UsageError("--older-than is only for --to-archive")
+        raise click.UsageError("--older-than is only for --to-archive: leave out --older-than")
     if bool(job_ids) == everything:
-        raise click.UsageError("give IDs, or --all")
+        given = "IDs are given together with --all" if job_ids else "no job is named"
+        raise click.UsageError(f"{given}: give IDs, or --all")
     if job_ids and limit is not None:
-        raise click.UsageError("--limit is only for --all")
+        raise click.UsageError("--limit is only for --all, but IDs are given: leave out --limit")
     other = database.queue(target)
     chosen = tuple(dict.fromkeys(job_ids)) or None
     if chosen is None:

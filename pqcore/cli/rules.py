@@ -122,7 +122,7 @@ def _number(kind: type[int | float]) -> Callable[..., Any]:
 @json_option
 @with_database
 def limit(database: Database, name: str, places: int | None, queue: str, as_json: bool) -> None:
-    """Set how many jobs under a limit run concurrently.
+    """Set how many jobs under a limit may run concurrently.
 
     NAME is the limit. N overrides the numbers that producers give when they put jobs.
     """
@@ -136,7 +136,7 @@ def limit(database: Database, name: str, places: int | None, queue: str, as_json
 @json_option
 @with_database
 def rate(database: Database, name: str, rate: str, queue: str, as_json: bool) -> None:
-    """Set how many jobs under a limit begin per period.
+    """Set how many jobs under a limit may start per period.
 
     NAME is the limit. Write the rate as in 10/s, 600/min or 100/5m.
     """

@@ -71,7 +71,7 @@ def _arguments(ctx: click.Context, param: click.Parameter, text: str) -> Any:
     type=click.Choice(["latest", "all", "skip"]),
     default="latest",
     show_default=True,
-    help="Which ticks still put a job if no worker ran when they were due: the latest, all, or none (skip).",
+    help="If ticks passed while no worker ran: put jobs for the latest tick, for all ticks, or for none (skip).",
 )
 @click.option("--priority", metavar="N", type=int, default=0, help="The priority of the jobs.")
 @json_option
@@ -137,7 +137,7 @@ def _change(database: Database, change: Any, name: str, queue: str, done: str, *
 @json_option
 @with_database
 def remove(database: Database, name: str, queue: str, as_json: bool) -> None:
-    """Remove a schedule; jobs that it has put stay."""
+    """Remove a schedule, but keep the jobs that it has already put."""
     _change(database, schedules.remove_schedule, name, queue, "removed", as_json=as_json)
 
 

@@ -25,7 +25,7 @@ from pqcore.sql.identifiers import quote
 _sequences_option = click.option(
     "--set-sequences",
     is_flag=True,
-    help="Also set each sequence that is behind the stored ids to the highest of these ids.",
+    help="If a sequence is below the highest stored id, also set the sequence to that id.",
 )
 _sql_option = click.option("--sql", "as_sql", is_flag=True, help="Write the SQL statements, and run none of them.")
 _STOP_OLDER = (
@@ -189,9 +189,9 @@ def create(
 def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, as_json: bool) -> None:
     """Bring a table up to the latest schema version, in place."""
     if as_sql and check:
-        raise click.UsageError("give --sql or --check, not both")
+        raise click.UsageError("--sql and --check are both given: give one of them")
     if check and set_sequences:
-        raise click.UsageError("give --check or --set-sequences, not both; pqcore doctor checks sequences")
+        raise click.UsageError("--check does not check sequences: leave out --set-sequences, or run pqcore doctor")
     table = database.table
     found = database.call(schema_info.version)
     if check:

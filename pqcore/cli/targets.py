@@ -52,7 +52,7 @@ def load_queues(targets: Sequence[str], names: Sequence[str], modules: Sequence[
         else:
             queues.append(_queue(found, target))
     if names and not used:
-        raise UsageError("--queues needs a target that is a PQ; these are queues: " + ", ".join(targets))
+        raise UsageError("--queues needs a target that is a PQ, but all targets are queues: " + ", ".join(targets))
     return list({id(queue): queue for queue in queues}.values())
 
 

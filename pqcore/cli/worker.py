@@ -115,7 +115,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=1_000,
     show_default=True,
-    help="If jobs are short, fetch at most N jobs ahead from each queue.",
+    help="Fetch at most N jobs ahead from each queue; jobs are fetched ahead only if they run fast.",
 )
 @click.option(
     "--prefetch-bytes",
@@ -123,7 +123,7 @@ def log_to_stderr(level: str) -> None:
     type=click.IntRange(min=0),
     default=16 * 2**20,
     show_default=True,
-    help="Fetch at most N bytes of data ahead.",
+    help="The jobs that are fetched ahead hold at most N bytes of data.",
 )
 @click.option(
     "--run-in",
@@ -158,7 +158,7 @@ def log_to_stderr(level: str) -> None:
     "--max-memory",
     metavar="SIZE",
     type=size,
-    help="With --run-in process: replace a process that uses more memory than SIZE, such as 512MB, when its job ends.",
+    help="With --run-in process: after a job, replace its process if it uses more memory than SIZE, as in 512MB.",
 )
 @click.option(
     "--health",
@@ -173,7 +173,7 @@ def log_to_stderr(level: str) -> None:
     metavar="NAME",
     multiple=True,
     shell_complete=_instruments,
-    help="Turn on an instrument, as in prometheus; repeatable.",
+    help="Turn on an instrument for metrics, traces or logs, such as prometheus; repeatable.",
 )
 @click.option("--uvloop", is_flag=True, help="Run on the event loop of uvloop.")
 @click.option(

@@ -68,7 +68,7 @@ def quiet(database: Database, worker_ids: tuple[str, ...], end: bool, as_json: b
     """Tell workers to take no more jobs.
 
     The workers finish their running jobs, and then stay idle. The command
-    "pqcore workers" shows their ids. A worker obeys within 10 s.
+    "pqcore workers" shows the ids of workers. A worker obeys within 10 s.
     """
     missing = 0
     for worker_id in dict.fromkeys(worker_ids):

@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < LEAST:
-        raise argparse.ArgumentTypeError(f"give a number of at least {LEAST}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {LEAST}")
     return int(text)
 
 

@@ -35,7 +35,7 @@ def choose_files(directory: Path | None, number: int, seed: int) -> tuple[Path, 
     names = sorted(str(path.relative_to(directory)) for path in found if path.is_file() and os.access(path, os.R_OK))
     names = [name for name in names if name.isprintable()]  # also leaves out names that are not UTF-8
     if not names:
-        raise DemoError(f"no readable files in {directory}")
+        raise DemoError(f"no readable files in {directory}; give another directory")
     return directory, random.Random(seed).choices(names, k=number)
 
 

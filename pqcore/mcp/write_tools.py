@@ -140,7 +140,9 @@ class WriteTools:
         """
         _say_which(job_ids, all_jobs=all_jobs)
         if job_ids and limit is not None:
-            raise ConfigurationError(f"limit is {limit}; limit is only for all_jobs, not for job_ids")
+            raise ConfigurationError(
+                f"limit is {limit}, but job_ids is given; limit is only for all_jobs: leave out limit"
+            )
         settings, target = self._runner.queue(queue), self._runner.queue(to)
         moved = await self._runner.call(move.move, settings, target, job_ids, limit)
         return self._redactor.document({"queue": settings.name, "to": target.name, "moved": moved})

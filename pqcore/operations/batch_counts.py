@@ -235,7 +235,9 @@ async def _end_lost(engine: Engine, queue: QueueSettings, batch: int, pending: i
         return bool(rows)
 
     if await engine.run(work):
-        logger.warning("%r: ended batch %d: it has lost %d jobs, which count as failed", queue.name, batch, pending)
+        logger.warning(
+            "%r: ended batch %d, which has lost %d jobs; the lost jobs count as failed", queue.name, batch, pending
+        )
 
 
 async def _close_if_over(
@@ -262,7 +264,7 @@ def _callback(queue: QueueSettings, batch: int, text: str) -> StoredPut | None:
         check_link(link := json.loads(text))
     except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as exc:
         logger.error(  # noqa: TRY400 - a traceback would say no more
-            "%r: the callback of batch %d is not a valid call, and is not put: %s", queue.name, batch, exc
+            "%r: the callback of batch %d is not a valid call, so no job was put: %s", queue.name, batch, exc
         )
         return None
     return StoredPut.from_json(link)

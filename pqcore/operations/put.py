@@ -328,7 +328,8 @@ async def key_not_held(engine: Engine, s: Session, key: str) -> NotStored | Tran
     if found := await find_causes(engine, s):
         why = "; or ".join(found)
         return NotStored(f"put: no job was put with the dedup key {key!r}, and no job with this key is visible: {why}")
-    return TransientError(f"dedup key {key!r} was taken and released by other jobs at each attempt: try again")
+    msg = f"no job was put with the dedup key {key!r}: at each attempt, another job held the key, and then released it"
+    return TransientError(f"{msg}; try again")
 
 
 async def _put_for_a_time(

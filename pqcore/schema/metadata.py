@@ -98,7 +98,7 @@ def declared_tables(names: TableName) -> list[DeclaredTable]:
             index = DeclaredIndex(_bare(names, places[found[2]]), tuple(_parts(found[4])), found[1] is not None, where)
             tables[found[3]].indexes.append(index)
         elif re.match(r"CREATE (TABLE|(UNIQUE )?INDEX)|ALTER TABLE \{\w+\}\s+(ADD|DROP|RENAME)", statement):
-            raise SchemaError(f"a migration cannot be read as a declaration: {statement}")
+            raise SchemaError(f"cannot parse a migration as the declaration of a table, column or index: {statement}")
     return list(tables.values())
 
 
@@ -115,7 +115,7 @@ def _table(name: str, parts: list[str]) -> DeclaredTable:
 def _column(part: str, key: tuple[str, ...]) -> DeclaredColumn:
     found = _COLUMN.fullmatch(part)
     if found is None:
-        raise SchemaError(f"a column cannot be read as a declaration: {part}")
+        raise SchemaError(f"cannot parse the declaration of a column: {part}")
     name, kind, rest = found.groups()
     default, check = _DEFAULT.search(rest), _CHECK.search(rest)
     nullable = name not in key and "NOT NULL" not in rest

@@ -107,7 +107,7 @@ def _refuse_colliding(
         [written] = [key] if type(key) is str else decode(encode({key: None}))
         if written in known:
             msg = f"the keys {known[written]!r} and {key!r} of a dict are both written as {written!r}"
-            raise ValueError(f"{msg}: one of the two would be lost")
+            raise ValueError(f"{msg}, so one of the two values would be lost; rename one of the keys")
         known[written] = key
 
 

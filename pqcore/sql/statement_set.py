@@ -39,7 +39,7 @@ def read_statements(file: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for name, text in zip(parts, parts, strict=True):
         if name in found:
-            raise ValueError(f"{file} has two statements {name!r}")
+            raise ValueError(f"{file} has two statements named {name!r}")
         found[name] = _COMMENT.sub("", text).strip().removesuffix(";")
     return found
 

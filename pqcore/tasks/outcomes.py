@@ -269,7 +269,7 @@ def outcome_of_failure(queue: QueueSettings, run: Run, error: BaseException) -> 
     except BaseException as exc:  # the retry policy is users' code
         if is_from_outside(exc):
             raise
-        logger.exception("the retry policy of %s raised an error; its jobs are tried again in a minute", run.task.path)
+        logger.exception("the retry policy of %s raised an error, so the job is retried in a minute", run.task.path)
         pause = 60.0
     again = "job %d of %r (%s) failed; next attempt in %.1f s"
     job_logger.warning(again, job.id, queue.name, run.task.path, pause or 0.0, exc_info=error)
@@ -305,8 +305,8 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
     """Log that a job may run twice, because the statement that stores its outcome found no lease of this worker."""
     job = outcome.job
     logger.warning(
-        "job %d of %r may run twice, because another worker has leased the job; or the outcome was stored, and only the"
-        " server's answer was lost",
+        "cannot store the outcome of job %d of %r, because this worker has lost the lease: the job may run twice,"
+        " unless the outcome was stored earlier and only the server's answer was lost",
         job.id,
         job.settings.name,
     )
@@ -314,7 +314,7 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
 
 def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
     """Log that the list of a job's attempts lacks a crash."""
-    logger.warning("cannot store a crash of job %d of %r among its attempts: %s", job.id, job.settings.name, error)
+    logger.warning("cannot add a crash to the stored attempts of job %d of %r: %s", job.id, job.settings.name, error)
 
 
 def kept_errors(run: Run | None, otherwise: KeepErrors) -> KeepErrors:

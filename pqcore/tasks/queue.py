@@ -229,7 +229,7 @@ class TaskQueueMixin(WorkingQueue):
         return run_sync(operations.schedules.set_schedule(self.engine, self, new, connection))
 
     def unschedule(self, name: str, *, connection: Any = None) -> bool:
-        """Remove a schedule; jobs that it has put stay.
+        """Remove a schedule, but keep the jobs that it has already put.
 
         Args:
             name: The name of the schedule.

@@ -294,7 +294,7 @@ class _Performer(Runner[Attempt]):
         owed = claim_owed(self._job)
         if outcome.kind in ("retry", "snooze", "crash"):
             again = await self._put_again(outcome, data, owed=owed)
-            self._queue.logger.info("%r was put again, as job %d", self._job, again)
+            self._queue.logger.info("%r has not completed, so its data was put again, as job %d", self._job, again)
             return None
         if owed:
             await follow_ups.run_follow_ups(self.engine, self._queue, outcome)

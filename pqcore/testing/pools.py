@@ -53,6 +53,6 @@ def _opener_for(spec: BackendSpec) -> Opener:
             return known
     raise ConfigurationError(
         f"backend {spec.name!r} offers POOL, but the test kit cannot open a pool of its driver: add an entry point in"
-        f' the group {POOLS}, as in {spec.name} = "package.module:open_pool". The function gets a DSN, a number of'
-        " connections, and whether statements may be prepared"
+        f' the group {POOLS}, as in {spec.name} = "package.module:open_pool". The test kit calls'
+        " this function with a DSN, a number of connections, and whether statements may be prepared"
     )

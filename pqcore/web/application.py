@@ -206,7 +206,9 @@ class Site:
             return await self._question(request, form, str(exc))
         if not number and ACTIONS[name].of_job:
             raise HTTPException(
-                409, f"Nothing was changed: job {wanted.id} of {wanted.queue.name!r} has changed in the meantime."
+                409,
+                f"Nothing was changed, because job {wanted.id} of {wanted.queue.name!r} has changed in the meantime:"
+                " open the page of the job again.",
             )
         with suppress(PQError):  # the change is made, even if the table cannot be read now
             await self.sampler.latest(fresh=True)

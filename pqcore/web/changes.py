@@ -30,7 +30,7 @@ from pqcore.web.time_limits import ANSWER
 
 PAUSED = ("queue", "task", "limit", "group")
 """The kinds of things that can be paused."""
-KEPT_OF = ("this queue", "all queues for which nothing else is set")
+KEPT_OF = ("this queue", "all queues without times of their own")
 """The scopes for which the time to keep rows can be set."""
 
 
@@ -132,7 +132,9 @@ async def wake_worker(target: Target, wanted: ActionRequest) -> int:
 async def _set_quiet(target: Target, wanted: ActionRequest, *, quiet: bool) -> int:
     worker = wanted.fields["worker"]
     if not await target.call(worker_registry.set_quiet, worker, quiet=quiet):
-        raise ConfigurationError(f"no worker {worker!r} is listed; it has stopped, or was listed under another id")
+        raise ConfigurationError(
+            f"worker {worker!r} is no longer listed: it has stopped, or has another id now; reload the page"
+        )
     return 1
 
 
@@ -289,7 +291,7 @@ async def run_now(target: Target, wanted: ActionRequest) -> int:
         )
     moment = latest_tick(found.line.cron, found.line.tz, found.now)
     if moment is None:
-        raise ConfigurationError(f"{name[:40]!r} was not due within five years; put a job of it instead")
+        raise ConfigurationError(f"{name[:40]!r} had no tick in the last five years; put a job of the task instead")
     if not await target.call(periodic.repeat_tick, wanted.queue, name, moment):
         raise ConfigurationError(f"a worker has just put a job of {name[:40]!r}; see the page Workers")
     return 1

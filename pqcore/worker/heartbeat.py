@@ -189,8 +189,8 @@ async def watch_stalls(worker_state: WorkerState) -> None:
         coded, worker_state.serializers_seen = worker_state.serializers_seen, set(worker_state.serializers_running)
         if late >= STALL_WARNING:
             logger.warning(
-                "the event loop was blocked for %.1f seconds: %sa coroutine function blocks it (use a plain function,"
-                " which runs in a thread), or the process was stopped",
+                "the event loop was blocked for %.1f seconds: %sa coroutine function blocks the loop (use a plain"
+                " function, which runs in a thread), or the process was stopped",
                 late,
                 f"serializer {' or '.join(map(repr, sorted(coded)))} keeps other threads from running, "
                 if coded

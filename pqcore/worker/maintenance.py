@@ -137,7 +137,7 @@ class Maintenance:
         if usage >= NEARLY_FULL:
             logger.warning(
                 "%r: the server's queue of notifications is %.0f %% full, because a listening session has had a"
-                " transaction open for a long time; pqcore doctor shows it",
+                " transaction open for a long time; pqcore doctor shows the session",
                 name,
                 100 * usage,
             )

@@ -158,7 +158,7 @@ class Supervisor:
                 self._stopped(name, code)
                 return
             if code == USAGE_ERROR:
-                logger.error("%s: its command line is wrong, so all workers must end", name)
+                logger.error("%s: the command line is wrong, so all workers must end", name)
                 self._code = USAGE_ERROR
                 self.stop()
                 return

@@ -61,7 +61,7 @@ def _read(alias: str, entry: Mapping[str, Any]) -> TableConfiguration:
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"{where}['OPTIONS'] is {options!r}; give a dictionary")
     if wrong := sorted(_TAKEN.intersection(options)):
-        raise ConfigurationError(f"{where}['OPTIONS'] has {wrong[0]!r}, which is not an option of queues")
+        raise ConfigurationError(f"{where}['OPTIONS'] has {wrong[0]!r}, which is not an option of queues; leave it out")
     prepared = entry.get("PREPARED")
     if prepared not in (None, True, False):
         raise ConfigurationError(f"{where}['PREPARED'] is {prepared!r}; give True or False, or leave it out")
