@@ -279,7 +279,7 @@ def test_web_page_tells_a_worker_to_take_no_more_jobs(dsn: str, pq: PQ) -> None:
         assert follow("Take jobs again").status_code == 303
         assert not pq.workers()[0].quiet
         link = path("change", do="quiet-worker", queue="a", worker="gone")
-        assert "no worker 'gone' is listed" in html.unescape(confirmed(client, link).text)
+        assert "worker 'gone' is no longer listed" in html.unescape(confirmed(client, link).text)
     with visiting(web_app(pq)) as client:
         assert 'id="quiet-w"' not in client.get("/workers").text
 

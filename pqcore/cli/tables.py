@@ -191,7 +191,7 @@ def migrate(database: Database, as_sql: bool, check: bool, set_sequences: bool, 
     if as_sql and check:
         raise click.UsageError("--sql and --check are both given: give one of them")
     if check and set_sequences:
-        raise click.UsageError("--check does not check sequences: leave out --set-sequences, or run pqcore doctor")
+        raise click.UsageError("--check and --set-sequences are both given: give one; pqcore doctor checks sequences")
     table = database.table
     found = database.call(schema_info.version)
     if check:
