@@ -114,7 +114,7 @@ class LaneBook:
         begun = self._turns.get(share, 0.0) - 1 / self.weights.get(share, 1.0)
         return any(
             other != share and other not in self._last_served and self._start_of(other, 0, now) <= begun
-            for other in self._fresh
+            for other in list(self._fresh)
         )
 
     # Finding lanes
@@ -137,7 +137,7 @@ class LaneBook:
         self.hurry()
         self._scans, self._hidden_looks = FullLooks(), FullLooks()
         self._taken, self.missed = 0, False
-        for known in self.lanes.values():
+        for known in list(self.lanes.values()):
             known.look_fully()
 
     def question(self, now: float, *, idle: bool = False) -> dict[str, object]:
