@@ -157,7 +157,7 @@ def redact(text: str, dsn: str) -> str:
 def has_several_at(dsn: str) -> bool:
     """Return whether a URL has more than one @ before its path.
 
-    A driver may then take a part of the password for the host.
+    A driver may then mistake a part of the password for the name of the host.
 
     Args:
         dsn: The DSN.

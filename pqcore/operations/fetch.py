@@ -252,7 +252,7 @@ async def _try_to_follow(
     try:
         await engine.run(partial(work, ones=jobs), undo=undo)
     except ConnectionLost:
-        logger.exception("%r: the follow-ups of jobs that were taken with get were not run", queue.name)
+        logger.exception("%r: after get() took jobs, their follow-ups failed", queue.name)
     except PQError:
         for job in jobs:  # the operation failed for at least one job: run it for each job alone
             try:

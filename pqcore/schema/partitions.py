@@ -50,7 +50,7 @@ class Partitions:
         return cls(tuple(names.related(f"_p{place}") for place in range(number)), made=False)
 
     def statements(self, statement: str) -> Iterator[str]:
-        """Yield the statements to run in place of a statement of a migration.
+        """Yield the statements that replace one statement of a migration.
 
         Args:
             statement: The statement, as a template.

@@ -44,8 +44,8 @@ def of_items(values: str) -> str:
     return values.replace("item.payload::bytea", "decode(item.payload, 'base64')")
 
 
-# Jobs as JSON: each member is a column, and a missing member is NULL. Data is a string, because JSON's null would
-# become NULL. Bytes are base64.
+# Jobs as JSON: each member is a column, and a missing member is NULL. The member `data` is a string with JSON text:
+# otherwise, a job whose data is JSON's null would get NULL. Bytes are base64.
 _ITEM_COLUMNS = (
     "q_name text, data text, payload text, serializer text, schedule_at timestamptz, schedule_in float8,"
     " expected_at timestamptz, expected_in float8, headers text, group_key text, dedup_key text, lane text,"

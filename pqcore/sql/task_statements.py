@@ -56,7 +56,7 @@ _TOLD = "RETURNING id, pg_notify(:channel::text, '')::text"
 
 
 def buried(gone: str) -> str:
-    """Return a statement that makes a dead letter of a row, and returns its id.
+    """Return a statement that turns a row into a dead letter. The statement returns the id of the dead letter.
 
     If the parameter ``failed`` is 0, the job did not run, so its lease does not count as an attempt.
 

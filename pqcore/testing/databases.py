@@ -298,7 +298,7 @@ class Databases:
             return database
 
     def give_back(self, database: Database) -> None:
-        """Take a database back, and restore or drop it; a forked child leaves it to its parent."""
+        """Restore or drop a database that a test returns; a forked child leaves this to its parent."""
         if os.getpid() != self._pid:
             return
         with self._lock:
