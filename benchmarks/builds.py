@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +46,18 @@ Interpreter: TypeAlias = tuple[Sequence[str], dict[str, str]]
 """A command that runs Python with a build, and its environment variables."""
 
 
+@cache
+def _bytecode_folder() -> str:
+    """Return a folder for the bytecode of all builds, which is deleted when this process ends.
+
+    Code that a process has compiled itself is elsewhere in memory than code from a bytecode file. A build without such
+    files was up to 13 % faster than the same build with files. So both builds use files of this folder.
+    """
+    folder = tempfile.mkdtemp(prefix="pqcore-bytecode-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 class Build:
     """A process that measures one build."""
 
@@ -52,7 +67,11 @@ class Build:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,
-            env={**variables, "PYTHONHASHSEED": "0"},
+            env={
+                **{name: value for name, value in variables.items() if name != "PYTHONDONTWRITEBYTECODE"},
+                "PYTHONHASHSEED": "0",
+                "PYTHONPYCACHEPREFIX": _bytecode_folder(),
+            },
         )
         self._buffer = b""
         try:
