@@ -106,7 +106,8 @@ class AsyncpgSession:
             return ()
         if connection.is_closed():
             raise asyncpg.InterfaceError(CLOSED)
-        # Like fetch(), but with asyncpg's own codecs, because the application may have set others on its connection.
+        # Like fetch(), but with asyncpg's own codecs, because the application may have set other codecs on its
+        # connection.
         rows: Sequence[Row] = await connection._execute(query.sql, parameters, 0, None, ignore_custom_codec=True)
         return rows if query.rows else ()
 

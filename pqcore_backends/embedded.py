@@ -210,7 +210,7 @@ class EmbeddedServer:
         _execute((self.host, self.port), f"DROP DATABASE IF EXISTS {_identifier(name)} WITH (FORCE)")
 
     def _prepare(self) -> None:
-        """Make the temporary folder, its guard and, if there is none, the data directory."""
+        """Make the temporary folder and start its guard; make the data directory if there is none."""
         self.programs = self._binaries or packaged_programs()
         self._identity = unprivileged_user() if os.geteuid() == 0 else {}
         parent = temporary_folder(bool(self._identity))

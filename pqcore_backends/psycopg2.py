@@ -124,7 +124,7 @@ def _kinds_of(query: Query) -> Iterable[type]:
 
 
 class _Aborted(InFailedSqlTransaction):
-    pgcode = "25P02"  # psycopg2 sets this only on errors that the server sent
+    pgcode = "25P02"  # psycopg2 sets `pgcode` only on errors that the server sent
 
 
 class Psycopg2Session(AutocommitSession):

@@ -333,7 +333,7 @@ async def _kept_open(cleanup: Callable[[], Awaitable[None]]) -> AsyncGenerator[N
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
-    """Wait for a task whose connection was closed; cancel the task if that does not end it."""
+    """Wait for a task whose connection was closed; cancel the task if it does not end then."""
     if not await outlast(task, runtime.AFTER_CANCEL):
         task.cancel()
         await outlast(task, runtime.AFTER_CANCEL)

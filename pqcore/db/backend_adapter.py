@@ -99,7 +99,7 @@ class BackendAdapter:
     def call_blocking(self, method: str, *arguments: object) -> Any:
         """Call a method of a blocking backend.
 
-        This method must do nothing after the call: an interrupt there would lose the opened connection.
+        This method must do nothing after the call: an interrupt after the call would lose the opened connection.
         """
         try:
             return getattr(self.backend, method)(*arguments)

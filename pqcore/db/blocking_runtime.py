@@ -77,7 +77,7 @@ class _Thread:
 class _OfProcess(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self.made: dict[int, T] = {}  # in a forked child, this includes the parent's value
+        self.made: dict[int, T] = {}  # in a forked child, the dict also has the parent's value
 
     def get(self) -> T:
         try:

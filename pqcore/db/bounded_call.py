@@ -32,7 +32,7 @@ class CallingSession(Protocol):
 def still_cancelled() -> bool:
     """Return whether the running task was cancelled and the cancellation was not taken back.
 
-    Versions of Python before 3.11 do not count cancellations, so there the result is always True.
+    Versions of Python before 3.11 do not count cancellations, so with these versions, the result is always True.
     """
     from asyncio import current_task
 

@@ -39,7 +39,7 @@ _tickets = itertools.count(1)
 
 
 async def register(session: Session, channels: Sequence[str]) -> None:
-    """LISTEN to channels, and take the advisory locks that puts check."""
+    """LISTEN on channels, and take the advisory locks that the trigger of a put checks."""
     for channel in channels:
         await session.listen(channel)
     # This statement comes after LISTEN, because it checks whether the session listens to the channels.

@@ -65,7 +65,7 @@ def _written(given: Any) -> object:
 
 
 def seeks_primary(dsn: str) -> bool:
-    """Return whether a DSN or the environment asks for a server that takes writes, by ``target_session_attrs``.
+    """Return whether ``target_session_attrs``, in a DSN or the environment, asks for a server that takes writes.
 
     Args:
         dsn: The DSN.

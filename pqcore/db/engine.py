@@ -195,7 +195,7 @@ class Engine(Grouping):
         return clone
 
     async def share_connection(self) -> None:
-        """Let an unused clone share the connection of its origin, if all clients of the server share one session."""
+        """Let an unused clone share the original engine's connection if all clients of the server share one session."""
         if self._opener(self.spec).shares_session and isinstance(self._origin, Pool) and not self._lent:
             await self.source.close()
             self.source, self._lent = self._origin, True
@@ -265,7 +265,7 @@ class Engine(Grouping):
     async def execute(
         self, statement: str, values: Mapping[str, object], *, protect: bool = True, patient: bool = False
     ) -> Sequence[Row]:
-        """Run an operation that is a single statement, by its name in `Dialect` (``tasks.heartbeat``)."""
+        """Run an operation that is a single statement, by the statement's name in `Dialect` (``tasks.heartbeat``)."""
 
         async def work(session: Session) -> Sequence[Row]:
             query: Query = attrgetter(statement)(session.sql)
@@ -333,7 +333,7 @@ class Engine(Grouping):
         protect: bool = True,
         loan: Loan | None = None,
     ) -> T:
-        """Run an operation as `run` does, but do not check for blocks: the caller has called `line`, which checks this.
+        """Run an operation as `run` does, but do not check for blocks: the caller has called `line`, which checks them.
 
         Args:
             operation: See `run`.

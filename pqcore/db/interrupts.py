@@ -1,6 +1,6 @@
 """Deferring signals while a step must not be left half done.
 
-Python runs signal handlers in the main thread, between any two of its instructions. A handler may raise
+Python runs signal handlers in the main thread, between any two instructions of this thread. A handler may raise
 KeyboardInterrupt, SystemExit, or the exception of a SIGALRM time limit. In the middle of a step, such an exception
 could lose a job that was just taken for a caller, or leave a finished job stored as unfinished.
 """

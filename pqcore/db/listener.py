@@ -1,16 +1,16 @@
 """Waiting for notifications: one listening connection in each process, shared by all queues.
 
 A notification is a hint. Every wait is bounded, and after each wait the waiter looks at the table, so a lost
-notification delays a job, but loses none. If the listening connection is lost, all waiters wake, and the next wait
+notification delays a job, but no job is lost. If the listening connection is lost, all waiters wake, and the next wait
 opens another connection.
 
-A put notifies only if somebody waits. A waiter has its channel registered: the listening session runs LISTEN, and
-takes a shared advisory lock, which the trigger of a put checks. Then the waiter looks again, and waits. A put that
-commits after that look notifies the waiter if the trigger saw the lock:
+A put notifies only if somebody waits. A waiter asks the listener to register a channel: the listening session runs
+LISTEN, and takes a shared advisory lock, which the trigger of a put checks. Then the waiter looks again, and waits. A
+put that commits after that look notifies the waiter if the trigger saw the lock:
 
 * if the INSERT ran while the lock was held, the put notifies the waiter, whenever its transaction commits;
-* if the INSERT ran earlier, and its transaction commits after the look, the put does not notify the waiter. A put that
-  is a transaction of its own commits after milliseconds. So if a waiter drew its ticket (see `Channels`) less than
+* if the INSERT ran earlier, and its transaction commits after the look, the put does not notify the waiter. A put in a
+  separate transaction commits within milliseconds. So if a waiter drew its ticket (see `Channels`) less than
   `SETTLE` seconds after its channel was registered, the waiter looks once more. If the transaction takes longer,
   polling finds the job.
 

@@ -43,7 +43,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def backoff(failures: int) -> float:
-    """Return the seconds until an operation is tried again, from 0.1 to 5 with jitter, after a number of failures."""
+    """Return how many seconds, from 0.1 to 5 with jitter, to wait after a number of failures before another try."""
     return min(0.1 * 2.0 ** min(failures, 7), 5.0) * (0.5 + random.random())  # noqa: S311
 
 
@@ -136,7 +136,7 @@ class Kept(Protocol[T]):
 
     @property
     def made(self) -> Collection[object]:
-        """A container that is empty if no value was made yet in this process, a parent process, or an event loop."""
+        """A container that is empty until this process, a parent process, or an event loop makes a value."""
 
     def get(self) -> T:
         """Return the value of this process or event loop; the first call makes it."""

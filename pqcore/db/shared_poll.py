@@ -5,7 +5,7 @@ polled, ten thousand waiters would load the server, and would find jobs late. So
 asks which queues of all these waiters have a job, and wakes the waiters of these queues. Each woken waiter then runs
 its own statement to take a job.
 
-The leader is not a separate thread or task. When the leader was woken, timed out or was cancelled, it stirs another
+The leader is not a separate thread or task. When the leader is woken, times out or is cancelled, it stirs another
 waiter, which then leads. If a leader is interrupted before it has stirred another waiter, the next waiter that comes
 leads.
 """

@@ -35,8 +35,8 @@ def turn_for(session: Session) -> SocketTurn | None:
     """Return the turn to read a session's socket.
 
     Returns:
-        None if the listener's own thread must always read, because the driver is asynchronous or does not give its
-        socket, or because the system has no epoll(7) or a library such as gevent has removed it.
+        None if the listener's own thread must always read: because the driver is asynchronous, because the driver does
+        not give its socket, or because epoll(7) is missing (some libraries, such as gevent, remove it).
     """
     if session.suspends or not hasattr(session.driver, "fileno"):
         return None

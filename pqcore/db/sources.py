@@ -26,9 +26,9 @@ class Loan(list[Session]):
     """The use of one session by one operation, or by one ``with`` block: a list with the session, or an empty list.
 
     An interrupt (Ctrl-C, a time limit) may come between any two steps of a thread. So a session moves in one step, with
-    ``append(pop())``. Code that gives the session back holds it in no variable, because a traceback would keep the
-    variable. If an interrupt comes during a move, nothing refers to the session any more, so it is closed and no longer
-    counted. A loan is itself the list: each operation makes a loan, and a second object would cost time.
+    ``append(pop())``. Code that gives a session back keeps the session in no variable, because a traceback would keep
+    the variable. If an interrupt comes during a move, nothing refers to the session any more, so it is closed and no
+    longer counted. A loan is itself the list: each operation makes a loan, and a second object would cost time.
 
     Attributes:
         idle: Whether the session is known to have been in no transaction when it was lent.

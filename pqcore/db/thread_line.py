@@ -238,9 +238,9 @@ class _Group:
 def _move(waiting: deque[_Call], calls: list[_Call], number: int) -> None:
     """Move calls out of a line in one step of the interpreter, so that an interrupt loses none.
 
-    A signal handler may run after each call in bytecode. So a call object that one method pops and the next appends can
-    be lost in between. `list.extend` calls `popleft` itself; if `popleft` raises, the list keeps the calls that were
-    popped before.
+    A signal handler may run after each call in bytecode. So a call object that one method pops and another method
+    appends can be lost between the two steps. `list.extend` calls `popleft` itself; if `popleft` raises, the list keeps
+    the calls that were popped before.
     """
     with suppress(IndexError):  # the line is empty
         calls.extend(islice(iter(waiting.popleft, None), number))

@@ -333,7 +333,7 @@ async def make_room(session: Session, error: BaseException) -> None:
 
 
 async def keep_result(result: object) -> None:
-    """Undo nothing after an operation whose result other callers can use, too, although its caller was cancelled."""
+    """Undo nothing, although the caller was cancelled, because other callers can use the operation's result, too."""
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:

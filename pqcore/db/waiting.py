@@ -104,9 +104,9 @@ class Waiting(Transactions):
 
         The call may return early, so that the caller looks.
 
-        Waiters that no notification can wake share one look, which finds the same jobs as looks of their own would. A
-        waiter within a block looks by itself, because only that look sees the changes of the block. A waiter on a
-        framework's connections also looks by itself, because it may be in a transaction of the framework.
+        Waiters that no notification can wake share one look, which finds the same jobs as a separate look by each
+        waiter would. A waiter within a block looks by itself, because only that look sees the changes of the block. A
+        waiter on a framework's connections also looks by itself, because it may be in a transaction of the framework.
 
         Args:
             queue: The queue.

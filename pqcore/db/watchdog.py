@@ -3,8 +3,8 @@
 A half-open connection looks like one with a slow server: the other side is gone, but TCP has not noticed. A call on
 such a connection would wait until TCP gives up, which may never happen. So each session has a limit. After three
 quarters of the limit, the watchdog asks the server to cancel the statement (the cancel request of PostgreSQL's
-protocol, on a separate connection). The request ends a statement that waits for a lock, and leaves nothing behind on
-the server. A call that is still not answered at the limit fails, because the watchdog shuts its socket down.
+protocol, on a separate connection). If the statement waits for a lock, this request ends it, and nothing is left on the
+server. A call that is still not answered at the limit fails, because the watchdog shuts its socket down.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        steady = looked = time.monotonic()  # `steady`: the time since which the process was not suspended
+        steady = looked = time.monotonic()  # `steady`: since this time, the process has not been suspended
         pause, idle = LOOK, 0
         while True:
             time.sleep(pause)

@@ -131,7 +131,7 @@ async def check_pauses(context: CheckContext) -> list[Finding]:
 async def check_ticks(context: CheckContext) -> list[Finding]:
     """Check for ticks that are ahead of the server's clock; if there are none, check for late ticks.
 
-    A tick is ahead of the clock if it was put before the clock was set back.
+    A tick is ahead of the clock if its job was put before the clock was set back.
     """
     rows = await context.ask(
         "ticks_ahead",
@@ -152,7 +152,7 @@ async def check_ticks(context: CheckContext) -> list[Finding]:
 
 
 async def _late_ticks(context: CheckContext) -> list[Finding]:
-    """Check for ticks that no worker has put."""
+    """Check for ticks whose jobs no worker has put."""
     query = context.s.sql.admin.list_ticks
     rows = await context.s.execute(query, query.bind({"n": MOST_TICKS}))
     ages = [(tick, seconds_late(tick)) for tick in ticks_of(rows)]

@@ -163,7 +163,7 @@ async def purge(engine: Engine, queue: QueueSettings, older_than: str | float | 
 
 
 async def run_in_slices(engine: Engine, statement: str, values: Mapping[str, object]) -> int:
-    """Run a statement slice by slice, each time from the last id of the slice before; return how many rows changed."""
+    """Run a statement slice by slice; each slice begins after the previous one. Return how many rows changed."""
     changed, after = 0, 0
     while True:
         [[last, number]] = await engine.execute(statement, {**values, "after": after}, patient=True)

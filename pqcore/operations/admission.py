@@ -1,7 +1,7 @@
 """Leasing jobs that name keys, shares or priorities: the statement that takes a job also admits it.
 
-`pqcore.lanes` explains lanes, and `pqcore.sql.admission_statements` explains how keys are locked and counted. A take
-never waits for another transaction: it skips a locked key, and tries the key again after a few milliseconds.
+`pqcore.lanes` explains lanes, and `pqcore.sql.admission_statements` explains how keys are locked and counted. Taking
+jobs never waits for another transaction: a locked key is skipped, and tried again after a few milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MOST_PARTS = 20
 
 
 class Taken(NamedTuple):
-    """The jobs that one statement leased when it ended other jobs, which left their places free.
+    """The jobs that a statement leased under the places that became free when it ended other jobs.
 
     Attributes:
         rows: The rows, in order.
@@ -117,7 +117,7 @@ async def name_lanes(queue: QueueSettings, s: Session, text: str, parts: int = 1
 
 
 async def adopt(queue: QueueSettings, s: Session, rows: Iterable[Sequence[Any]], but: str | None = None) -> bool:
-    """Write the lanes of jobs that a take found without a lane and parked.
+    """Write the lanes of jobs that had no lane when a take found and parked them.
 
     Args:
         queue: The queue.
@@ -337,8 +337,8 @@ async def _isolation_above(s: Session) -> str | None:
 async def _create_keys(queue: QueueSettings, s: Session, choice: Choice, keys: Iterable[str]) -> set[str]:
     """Insert rows for keys that have no row; return the keys that another transaction is inserting now.
 
-    Outside a transaction, also insert rows for the other keys of the choice, because the next takes may need them. In
-    a transaction, other sessions could not insert these rows until it ends.
+    Outside a transaction, also insert rows for the other keys of ``choice``, because the next statements that take jobs
+    may need these rows. In a transaction, other sessions could not insert these rows until it ends.
     """
     missing, some = set(keys), s.in_transaction()
     needs = {str(need["key"]): need for need in choice.needs() if not some or need["key"] in missing}

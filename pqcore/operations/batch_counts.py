@@ -82,7 +82,7 @@ async def open_batch(
 
 
 def without_batch(headers: dict[str, Any]) -> str | None:
-    """Return the headers of a job without its batch, which has counted the job and must not count it again.
+    """Return the headers of a job without its batch, because the batch has counted the job and must not count it again.
 
     Return None if the headers can stay as they are.
     """

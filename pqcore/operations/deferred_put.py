@@ -1,4 +1,4 @@
-"""Puts whose data is encoded already. A `StoredPut` happens later, in a chain or after a batch; a `DirectPut`, now."""
+"""Puts of encoded data. A `StoredPut` happens later, in a chain or after a batch; a `DirectPut` happens now."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class StoredPut:
         return {**self.columns(), "payload": None if self.payload is None else base64.b64decode(self.payload)}
 
     def columns(self) -> dict[str, object]:
-        """Return the values of a statement that puts the job together with others: the payload is in base64."""
+        """Return the values of a statement that puts the job together with other jobs: the payload is in base64."""
         gate = self.headers.get("gate", {})
         return {
             **NO_TIMES,
@@ -112,7 +112,7 @@ class StoredPut:
 
 @dataclass(frozen=True)
 class DirectPut(StoredPut):
-    """An encoded row that is put now, together with others; it is never stored as JSON for a later put.
+    """An encoded row that is put now, together with other rows; it is never stored as JSON for a later put.
 
     Attributes:
         times: The times, in the form for the statements.

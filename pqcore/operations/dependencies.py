@@ -3,8 +3,8 @@
 The statement that ends a parent changes no waiting job: it only marks the parent as ended
 (`pqcore/schema/0015_dependencies.sql`). So statements that end parents never wait for each other. The mark is committed
 together with the end, so no end is lost. A later, short transaction finds the marks, and decides which jobs no longer
-wait. Takes that find no job run this transaction, and workers run it every few seconds. If a process dies meanwhile,
-the next process finds the marks.
+wait. A consumer that finds no job runs this transaction, and workers run it every few seconds. If a process dies
+meanwhile, the next process finds the marks.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _ENDED = {
 async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
     """Release the jobs of a queue that wait for no parent any more; return whether it released or ended a job.
 
-    If a parent failed, the waiting job becomes a dead letter or is cancelled, as its put said. The follow-ups of all
-    these jobs run together, because they must lock the rows of batches in one order. One call looks at a bounded number
-    of jobs.
+    If a parent failed, the waiting job becomes a dead letter or is cancelled, according to the options of its put. The
+    follow-ups of all these jobs run together, because they must lock the rows of batches in one order. One call looks
+    at a bounded number of jobs.
 
     Args:
         engine: The engine.
@@ -66,7 +66,7 @@ async def settle(engine: Engine, queue: QueueSettings, s: Session) -> bool:
         passed = set(locked).difference(job for job, *_ in failed)
         held = {"q_name": name, "ids": sorted(passed), "channel": queue.channel}
         released = await s.execute(sql.release_blocked, sql.release_blocked.bind(held))
-        await follow_up(engine, queue, s, ended)  # may wait for the row of a batch, so it comes last
+        await follow_up(engine, queue, s, ended)  # this step may wait for the row of a batch, so it comes last
         return bool(released or ended)
 
 
@@ -77,7 +77,7 @@ async def release(engine: Engine, queue: QueueSettings) -> None:
 
 
 async def find_open_parents(engine: Engine, job_id: int) -> str:
-    """Return the jobs that a job waits for, as text: some of the ids, and how many more there are; empty for none."""
+    """Return the jobs that a job waits for, as text: some ids, and how many more there are; empty if there are none."""
     rows = await engine.execute("dependencies.open_parents", {"id": job_id, "n": SHOWN}, protect=False)
     more = [f"and {number - len(rows):,} more" for _, number in rows[:1] if number > len(rows)]
     return " ".join([", ".join(f"job {parent}" for parent, _ in rows), *more])

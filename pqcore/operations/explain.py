@@ -1,6 +1,6 @@
 """Explaining why a job does not run.
 
-The operation looks at the job and at everything that may stop it; it changes and locks nothing.
+The operation looks at the job, and at everything that may keep the job from running; it changes and locks nothing.
 """
 
 from __future__ import annotations

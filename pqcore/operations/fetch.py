@@ -111,7 +111,7 @@ async def look(
     patient: bool = False,
     woken: bool = False,
 ) -> tuple[Sequence[Row], float | None]:
-    """Take up to ``n`` rows; without rows, return the seconds until the next look is worthwhile (None: unknown).
+    """Take up to ``n`` rows; if there are none, return the seconds until the next look is worthwhile (None: unknown).
 
     With a lease, take only jobs that limits and groups admit, and no more than the queue's rate allows.
 
@@ -141,12 +141,12 @@ async def look(
 
 
 def looks_fully_next(queue: QueueSettings) -> bool:
-    """If the last look found nothing, but left something out, let the next look leave out nothing.
+    """If the last look found no job, but was not complete, make the next look complete.
 
     A worker that stops when no job is left calls this function before it stops.
 
     Returns:
-        Whether the last look left something out, so that another look may find a job.
+        Whether the last look was not complete, so that another look may find a job.
     """
     missed = queue.bound.missed or queue.lanes.missed
     if missed:
@@ -158,7 +158,7 @@ def looks_fully_next(queue: QueueSettings) -> bool:
 async def next_due(engine: Engine, queue: QueueSettings) -> float | None:
     """Return the seconds until the next scheduled job is due; None if no job is scheduled.
 
-    If the last such question was slow, and not long ago, return the seconds until the next question.
+    If the last such query was slow, and was not long ago, send no query; return the seconds until the next one.
     """
     probes, now = queue.lanes.probes, monotonic()
     if pause := probes.due_in(now, missed=True):

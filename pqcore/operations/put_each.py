@@ -128,7 +128,7 @@ class _Putting(Generic[T]):
                     raise
 
     async def store(self, chunk: Chunk) -> list[T]:
-        """Put a chunk of rows; return for each row what the caller needs to know of its job."""
+        """Put a chunk of rows; return for each row what the caller needs to know about the row's job."""
         rows, places = self._merge(await self._await_parents(chunk))
         found: dict[int, Identity] = {}
         left = list(range(len(rows)))

@@ -138,7 +138,7 @@ async def _change(
     pauses: bool = False,
     until: datetime | timedelta | None = None,
 ) -> bool:
-    """Set a rule, or remove it if it has no number and is not a pause.
+    """Set a rule; remove the rule if no number is given and the rule is not a pause.
 
     Returns:
         Whether a rule was set, or a rule in force was removed.

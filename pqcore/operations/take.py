@@ -42,7 +42,7 @@ LOOKS = 3
 def take_with_others(
     engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool
 ) -> Awaitable[Taken]:
-    """Take rows as `take` does, if possible in one statement with concurrent callers."""
+    """Take rows as `take` does, if possible in one statement for several concurrent callers."""
     line = None
     if n < MOST_TOGETHER and not patient:
         line = engine.line(queue.lines, lease, _together, engine, queue, lease)
@@ -101,7 +101,7 @@ async def _untake(engine: Engine, queue: QueueSettings, lease: float | None, *ta
 
 
 def take(engine: Engine, queue: QueueSettings, n: int, lease: float | None, *, patient: bool) -> Awaitable[Taken]:
-    """Take up to ``n`` rows; without rows, return the seconds until the next look is worthwhile.
+    """Take up to ``n`` rows; if there are none, return the seconds until the next look is worthwhile.
 
     `look` documents the arguments.
     """
@@ -201,7 +201,8 @@ async def _take_plain(
 ) -> Taken:
     """Take rows without admission; if no row is taken, return the seconds until the next row is due (None: unknown).
 
-    If ``patient`` is set and looks from the head are costly, a look from the position that finds nothing is enough.
+    If ``patient`` is set and looks from the head are costly, a look from the position is enough, even if this look
+    finds nothing.
     """
     bound = queue.bound
     rows: Sequence[Row] = ()
@@ -309,8 +310,8 @@ async def _take_lease_once(
 ) -> Taken:
     """Lease rows: rows without a lane in order, other rows after admission.
 
-    While no job of the queue is known to wait for admission, a lease takes plain jobs, and looks for lanes every `FIND`
-    seconds.
+    While no job of the queue is known to wait for admission, this function leases plain jobs, and looks for lanes every
+    `FIND` seconds.
     """
     values = {"q_name": queue.name, "lease": lease}
     lanes = queue.lanes

@@ -27,7 +27,7 @@ def write_down(execute: Callable[[str], None], operation: Callable[[Session], Aw
 
 
 class _OnPaper:
-    """A session without a server, which answers like an empty database, and passes on changing statements."""
+    """A session without a server, which answers like an empty database, and passes on all statements that write."""
 
     def __init__(self, execute: Callable[[str], None]) -> None:
         self._execute = execute

@@ -1,11 +1,11 @@
 """The statements of admission: which jobs may run under limits, in groups and within rates, and in which shares.
 
-A job that names keys, a share or a priority is put as a *waiting* job, on its lane (`pqcore.lanes`). A plain take for a
-lease does not see waiting jobs. `take_lanes` finds the jobs that may run, leases them, and records them under their
-keys:
+A job that names keys, a share or a priority is put as a *waiting* job, on its lane (`pqcore.lanes`). A statement that
+leases plain jobs does not see waiting jobs. `take_lanes` finds the jobs that may run, leases them, and records them
+under their keys:
 
 * A take locks rows of ``{keys}`` with SKIP LOCKED, so no session waits for a key, whatever another transaction does.
-  Puts and ends of jobs do not lock these rows.
+  Statements that put or end jobs do not lock these rows.
 * The column ``running`` of such a row names the jobs that were admitted last. A take reads from each job's own row
   whether the job still runs. So a place is free as soon as the end of its job is committed, however the job ended.
 * Each write makes a new ``version``. A take locks a key only if the newest version is the one in the statement's
@@ -146,13 +146,13 @@ def _lane_rows(n: int, but: str = "") -> str:
 def take_lanes_template(n: int, plain: str) -> str:
     """Return the template of the statement that leases up to ``n`` jobs of some lanes, together with plain jobs.
 
-    Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each. ``shares`` has the virtual time and
-    the weight of each share. ``spare`` is how many additional rows of a lane to look at, because the first rows may be
-    locked.
+    Parameters: ``wanted`` has the lanes, in JSON; ``needs`` has the keys of each lane. ``shares`` has the virtual time
+    and the weight of each share. ``spare`` is how many additional rows of a lane to look at, because the first rows may
+    be locked.
 
-    The last row describes the take. ``place`` is then -2 if other sessions have locked all jobs that could be leased,
-    and otherwise -1. If plain jobs are due, the value is -4 or -3 instead. This row also has the seconds until a rate
-    has a token, and, in JSON, the keys without a row; if there are such keys, no job is leased.
+    The last row describes the take. In this row, ``place`` is -2 if other sessions have locked all jobs that could be
+    leased, and otherwise -1. If plain jobs are due, the value is -4 or -3 instead. This row also has the seconds until
+    a rate has a token, and, in JSON, the keys without a row; if there are such keys, no job is leased.
 
     Args:
         n: The largest number of rows.

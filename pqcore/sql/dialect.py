@@ -102,7 +102,7 @@ class Dialect(QueueStatements, SessionStatements):
         return change if isinstance(change, str) else change(template)
 
     def rewrite_migration(self, statement: str) -> Iterable[str]:
-        """Return the statements to run in place of a statement of a migration; by default, only that statement."""
+        """Return the statements that replace one statement of a migration; by default, only that statement itself."""
         return (statement,)
 
     # Methods that other modules call.
@@ -171,7 +171,7 @@ class Dialect(QueueStatements, SessionStatements):
         return plain(name, self.checked(name, read_statements(SCHEMA_STATEMENTS)[name]).format_map(places))
 
     def migration(self, statement: str) -> Iterator[str]:
-        """Yield the statements to run in place of a statement of a migration.
+        """Yield the statements that replace one statement of a migration.
 
         Raises:
             PluginError: The dialect does not fit the statement.

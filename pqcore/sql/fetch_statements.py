@@ -162,8 +162,8 @@ def _ordered(n: int, most: str, *, waiting: bool, guard: str = "") -> str:
 
 def _bounded(n: int, most: str) -> str:
     """Return a pick that begins at the position of the last look, and reads no row before it."""
-    # The five parts of a position are one text: each additional parameter costs the driver more than splitting costs
-    # the server.
+    # The five parts of a position are one text: each additional parameter costs the driver more time than splitting the
+    # text costs the server.
     part = "(string_to_array(:bound::text, ' '))"
     return _usual(
         n,

@@ -190,8 +190,8 @@ HELD_UNTIL_STARTED = (
 )
 # Whether a job may name keys, a share or a priority; see `pqcore.lanes`.
 IS_GATED = """strpos(headers::text, '"gate"') > 0"""
-# How a take for a lease changes a row. If a job names keys but does not wait on a lane, older code put it, or it was
-# scheduled or given back. The take parks it for admission instead of leasing it.
+# How a statement that leases a job changes the job's row. If a job names keys but does not wait on a lane, older code
+# put it, or it was scheduled or given back. The statement parks such a job for admission instead of leasing it.
 _ADOPTED = f"parked_on IS NULL AND {IS_GATED}"
 LEASED = (
     f"attempts = CASE WHEN {_ADOPTED} THEN attempts ELSE {NEXT_ATTEMPT} END,"

@@ -33,7 +33,7 @@ _SUFFIX = re.compile(r"(?s)(.*)(?<!\\)/([^/]*)")
 
 
 def quote(identifier: str) -> str:
-    """Quote an SQL identifier; a double quote within is doubled."""
+    """Quote an SQL identifier; a double quote in the identifier is doubled."""
     return '"' + identifier.replace('"', '""') + '"'
 
 

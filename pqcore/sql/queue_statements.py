@@ -167,8 +167,8 @@ def tell_deleted(source: str) -> str:
 
 def _stats(which: str, queue: str) -> str:
     # Each term counts one class of waiting rows through its own index, so finished rows are not read. Jobs on lanes
-    # become visible at infinity. So do other jobs with the ``schedule_at`` infinity, such as jobs that wait for others.
-    # On a standby, one more row, without a name, has the age of the data.
+    # become visible at infinity, and so do all jobs with the ``schedule_at`` infinity, such as jobs that wait for other
+    # jobs. On a standby, one more row, without a name, has the age of the data.
     columns = (
         f"q_name, {DUE_AT} AS due_at, coalesce(leased_until > statement_timestamp(), false) AS held,"
         f" {DUE_AT} <= statement_timestamp() AND coalesce(leased_until <= statement_timestamp(), true) AS due"
@@ -267,10 +267,10 @@ class QueueStatements(StatementSet):
     def put_many(self) -> str:
         """Insert jobs; like `put`, this waits for no other insert.
 
-        All rows are in one text, a JSON array, because many parameters cost the driver more than splitting costs the
-        server. All ids are returned in one value, which is NULL if the ids are consecutive, so that the first id
-        suffices. A number that each row carries (`_STEP`) matches ids to rows, in whatever order triggers and sequences
-        give ids.
+        All rows are in one text, a JSON array, because many parameters cost the driver more time than splitting the
+        text costs the server. All ids are returned in one value, which is NULL if the ids are consecutive, so that the
+        first id suffices. A number that each row carries (`_STEP`) matches ids to rows, in whatever order triggers and
+        sequences give ids.
         """
         return _put_many(_JSON_STORED, _JSONS)
 

@@ -163,9 +163,9 @@ class TaskStatements(AdmissionStatements, PutStatements):
     def bury_taken(self, retention: Retention) -> str:
         """Make a dead letter of a job that was taken with `get`.
 
-        A finished row changes only when it is put again or purged. The DELETE locks the row, and checks that it is as
-        it was fetched. If the row was deleted by the fetch, only the fetcher still has the job, and the statement
-        inserts its values, unless one of the tables has a job with this id.
+        A finished row changes only when it is put again or purged. The DELETE locks the row, and checks that the row is
+        unchanged since the fetch. If the fetch deleted the row, only the fetcher still has the job. Then the statement
+        inserts the job's values, unless one of the tables has a job with this id.
         """
         if retention == "delete":
             return buried(_TAKEN)
@@ -191,7 +191,7 @@ class TaskStatements(AdmissionStatements, PutStatements):
 
     @composed()
     def revive(self) -> str:
-        """Turn dead letters into due jobs without failures; return how many letters it took and how many jobs it put.
+        """Turn dead letters into due jobs without failures; return the numbers of letters taken and of jobs put.
 
         Locked rows are skipped (SKIP LOCKED); each row moves from one table to the other in one statement.
         """
