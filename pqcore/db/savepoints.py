@@ -75,7 +75,7 @@ async def in_savepoint(
 
 
 async def undo(session: Session, savepoint: str | None) -> None:
-    """Roll back to a savepoint and release it, or roll the transaction back; only log an error.
+    """Roll back to a savepoint and release it, or roll the transaction back; if this fails, only log the error.
 
     Args:
         session: The session; its errors are only logged.

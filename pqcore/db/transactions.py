@@ -337,7 +337,7 @@ async def keep_result(result: object) -> None:
 
 
 def limited(operation: Callable[[Session], Awaitable[T]], times: int | None) -> Callable[[Session], Awaitable[T]]:
-    """Return an operation whose statements have ``times`` the usual time limit; None for no limit."""
+    """Return an operation whose statements have ``times`` the usual time limit, or no limit if ``times`` is None."""
 
     async def work(session: Session) -> T:
         with session.limited(None if times is None or session.limit is None else session.limit * times):

@@ -15,7 +15,7 @@ _NOTHING: dict[str, object] = dict.fromkeys(("attempt", "outcome", "worker", "er
 
 
 def attempt_values(outcome: Outcome) -> dict[str, object]:
-    """Return the parameters that describe an attempt, for the statement that ends the attempt and keeps it.
+    """Return the parameters that describe an attempt, for the statement that ends and stores the attempt.
 
     All parameters are None if there was no attempt: the job was postponed for other workers, was given back before its
     function ended, or became a dead letter before it ran.

@@ -129,8 +129,9 @@ RESET_COLUMNS = (
     .replace("excused", "attempts")
     .replace("error", "NULL::json")
 )
-# The next value of `attempts`. After the largest integer of PostgreSQL, it begins again at 1; otherwise takes would
-# fail with an overflow. Other counters stay at their largest value, but this one must change with every lease.
+# The next value of `attempts`. After the largest integer of PostgreSQL, the value begins again at 1; otherwise
+# statements that take jobs would fail with an overflow. Other counters stay at their largest value, but this one must
+# change with every lease.
 NEXT_ATTEMPT = "mod(attempts, 2147483647) + 1"
 # How often a job was run: the column `attempts` is the fencing token, which counts every lease.
 ATTEMPTS = "greatest(attempts - coalesce(excused, 0), 0)"
