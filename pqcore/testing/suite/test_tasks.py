@@ -1028,7 +1028,7 @@ def test_perform_of_a_lost_lease_counts_no_failure(
     harness.expire()
     other = queue.lease()
     assert queue.perform(job) is True
-    assert "another worker has leased the job" in caplog.text
+    assert "this worker has lost the lease" in caplog.text
     other.ack()
 
 

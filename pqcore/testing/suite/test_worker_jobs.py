@@ -119,7 +119,7 @@ def test_lost_lease_cancels_the_job_and_refuses_its_end(harness: Harness, caplog
             take_away(harness, job_id)
         assert sorted(seen.wait(5)[3:]) == ["lost", "lost"]
         over.open()
-        harness.eventually(lambda: "another worker has leased the job" in caplog.text)
+        harness.eventually(lambda: "this worker has lost the lease" in caplog.text)
     assert [row(harness, job_id) for job_id in ids] == [(2, 0, True)] * 3
 
 
