@@ -1,4 +1,4 @@
-"""Checks of arguments that several methods take: each raises before anything is written."""
+"""Checks of arguments that several methods take; each check raises its error before anything is written."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _classes(given: Any) -> set[str]:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that an unknown name resembles most; None if it resembles no known name."""
-    from difflib import get_close_matches  # correct arguments do not need this module
+    from difflib import get_close_matches  # imported late: only wrong names need it
 
     return next(iter(get_close_matches(name, [*known], 1)), None)
 

@@ -192,7 +192,7 @@ class DriverSession(Protocol):
         """Return what ``with queue as cursor`` yields: the object with which users of the driver run SQL."""
 
     def listen(self, channel: str) -> None:
-        """LISTEN to a channel (capability LISTEN), which is any text of up to 63 bytes.
+        """LISTEN to a channel, whose name is any text of up to 63 bytes (capability LISTEN).
 
         See `pqcore.sql.identifiers.quote`. LISTEN must be in force when the method returns, on the connection on which
         `execute` runs statements. The method may raise one of the driver's errors: then pqcore logs a warning, polls,

@@ -2,9 +2,9 @@
 
 Shares are served by start-time fair queueing. Each taken job advances its share's virtual time by one over the share's
 weight. The share with the lowest virtual time has the next turn. A share that was idle begins at the present virtual
-time, so that it cannot save up turns. A share that gave a job a moment ago, and has none to give now, keeps a few
-turns, because perhaps its jobs only wait for places until the ends of earlier jobs are stored. See P. Goyal, H. M. Vin
-and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
+time, so that it cannot save up turns. A share may have no job to give only because its jobs wait for places, which
+become free when the outcomes of earlier jobs are stored. So a share that gave a job a moment ago keeps a few turns. See
+P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queueing" (IEEE/ACM Transactions on Networking, 1997).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class LaneBook:
         return max(range(len(shares)), key=lambda number: (self._turns.get(shares[number], 0.0), number))
 
     def has_newcomer(self, share: str, now: float) -> bool:
-        """Return whether a share that the last take did not consider should have got the last job of another share.
+        """Return whether a share that the last take did not consider should have got the slot of the given share's job.
 
         Args:
             share: The share that got the job.
@@ -133,7 +133,7 @@ class LaneBook:
         self._found, self._hurries = float("-inf"), True
 
     def look_fully(self) -> None:
-        """Let the next take leave out no lane and no hidden job."""
+        """Make the next take consider all lanes and all hidden jobs."""
         self.hurry()
         self._scans, self._hidden_looks = FullLooks(), FullLooks()
         self._taken, self.missed = 0, False
@@ -269,7 +269,7 @@ class LaneBook:
                 self._hidden_looks.note(ended, ended - began)
 
     def note_miss(self) -> None:
-        """Record that a take found nothing, and left out hidden jobs, or jobs at the head of a lane."""
+        """Record that a take found no job, but did not look at hidden jobs, or at the head of a lane."""
         self.missed = True
 
     def hidden_look_in(self, now: float) -> float:
@@ -307,7 +307,7 @@ class LaneBook:
         return Choice(chosen, shares, starts, quota, now, self.weights)
 
     def _start_of(self, share: str, n: int, now: float) -> float:
-        """Return a share's virtual time; a share that gave a job a moment ago keeps up to two takes' unused turns."""
+        """Return a share's virtual time; a share that just gave a job keeps the unused turns of up to two takes."""
         turn, is_served = self._turns.get(share, 0.0), now - self._served.get(share, float("-inf")) < SERVED
         return max(turn, self._now - 2 * n / self.weights.get(share, 1.0) if is_served else self._now)
 

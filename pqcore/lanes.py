@@ -1,10 +1,10 @@
 """Lanes: each lane holds the jobs that wait for the same keys.
 
 A job may need places under *keys* (limits, and at most one group). It may also have a *share* and a priority. Jobs with
-the same keys, share and priority form one *lane*: if the first job of a lane may not run, no job of it may. A lane's
-text is JSON, ``[priority, share, key...]``, in the column ``parked_on`` of each job that waits on the lane.
+the same keys, share and priority form one *lane*: if the first job of a lane may not run, no job of the lane may run. A
+lane's text is JSON, ``[priority, share, key...]``, in the column ``parked_on`` of each job that waits on the lane.
 
-A take for a lease looks at lanes instead of jobs; `pqcore.lane_book` is a queue object's memory of lanes.
+A consumer that leases jobs looks at lanes, not at single jobs; `pqcore.lane_book` is a queue object's memory of lanes.
 """
 
 from __future__ import annotations

@@ -817,8 +817,9 @@ class PQ(BasePQ[Queue]):
         put and take jobs meanwhile. An interrupted call can be repeated. If only the key is new, no data is decoded.
 
         Args:
-            *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each queue reads its own serializer
-                and those in its ``accept``, with all keys. It writes with its own serializer, under the first key.
+            *queues: The queues, or their names as in ``pq["cards/json+fernet"]``. Each queue reads data of its own
+                serializer and of those in its ``accept``, with all keys. It writes with its own serializer, under the
+                first key.
             step: Rows to write in one transaction, from 1 to 1,000.
             every: Whether to re-encode data that is already as the queue writes it.
             wait: How long the call may wait, at its end, for locked rows and for leased jobs in chains: seconds,

@@ -11,9 +11,9 @@ take fewer than a thousand jobs in succession always look from the head, unless 
 
 A look from the head takes longer the more dead entries there are. Between two looks from the head, the consumer waits
 at least `SPARING` times as long as the first of them took. So such looks take at most about a fiftieth of
-a consumer's time. If they take more, a second of such looks is enough to make the consumer use the position, even if it
-has taken few jobs: otherwise, a consumer that starts while there are millions of dead entries would need minutes for
-its first thousand jobs.
+a consumer's time. If they take more, the consumer uses the position as soon as such looks have exceeded this share by a
+second, even if it has taken few jobs. Otherwise, a consumer that starts while there are millions of dead entries would
+need minutes for its first thousand jobs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FullLooks:
 
     def __init__(self) -> None:
         self._ended = float("-inf")
-        self._spent = 0.0  # the seconds that these looks took, without a fiftieth of the time
+        self._spent = 0.0  # seconds that these looks took, minus a fiftieth of the time that passed
         self.pause, self.rest, self.are_costly = FULL_LOOK, 0.0, False
 
     def note(self, now: float, took: float) -> None:

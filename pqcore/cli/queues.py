@@ -167,7 +167,7 @@ def _show(job: BaseJob, queue: str, *, as_json: bool) -> None:
 async def _take(
     engine: Engine, settings: QueueSettings, n: int, wait: float, deliver: Callable[[BaseJob], None]
 ) -> int:
-    """Take jobs in a transaction that is committed after they are written, so that unread jobs return to the queue."""
+    """Take jobs in a transaction, and commit it only after the jobs are written; if writing fails, the jobs return."""
     await engine.enter({})
     done = False
     try:

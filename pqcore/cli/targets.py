@@ -106,7 +106,7 @@ def _import(module: str, where: str) -> Any:
         raise UsageError(
             f"{where}: write the module's name, not its path: {module.removesuffix('.py').replace('/', '.')}"
         )
-    if not module.strip(".") or module.startswith("."):  # importlib would take such a name for a relative one
+    if not module.strip(".") or module.startswith("."):  # importlib would read such a name as a relative import
         raise UsageError(f"{where}: {module!r} is not the name of a module")
     try:
         return importlib.import_module(module)

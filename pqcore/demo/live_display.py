@@ -43,7 +43,7 @@ class LiveBoard(PlainBoard):
         """Write a picture of the output, as SVG."""
         if self._canvas is not None:
             svg = self._canvas.export_svg(title="make demo")
-            file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # the fonts are on a remote host
+            file.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))  # would load remote fonts
 
     def _print(self, shown: RenderableType, style: str = "") -> None:
         for console in (self._console, self._canvas):

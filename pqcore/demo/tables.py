@@ -90,7 +90,7 @@ def demo_schema(dsn: str) -> Iterator[tuple[Any, str]]:
     finally:
         try:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
-        except psycopg.Error as error:  # this error must not hide another
+        except psycopg.Error as error:  # this error must not hide an error of the block
             print(f"schema {schema} is left behind: {error}", file=sys.stderr)
         connection.close()
 

@@ -38,7 +38,7 @@ class WorkerProcesses:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self._spawn = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # now, because this call changes the signal mask, which `hire` sets
+        resource_tracker.ensure_running()  # called before `hire`, because it changes the signal mask
 
     def __enter__(self) -> WorkerProcesses:
         return self

@@ -26,7 +26,7 @@ def verdict(event: JobEvent, error: BaseException) -> Verdict:
 
 
 def is_error(found: Verdict) -> bool:
-    """Return whether an exception is an error."""
+    """Return whether a verdict counts as an error."""
     return found in ("failed", "timeout")
 
 

@@ -336,7 +336,7 @@ class _Attempt:
         return result
 
     def line(self, *call: object) -> None:
-        """Return no line, because a take that can be aborted must not share a statement with other takes."""
+        """Return None: a `get` that can be aborted must not share a statement with other calls of `get`."""
 
     async def wait_for_jobs(self, queue: Queue, ticket: int | None, seconds: float, poll_interval: float) -> None:
         """See `Engine.wait_for_jobs`."""

@@ -54,7 +54,7 @@ class _OnConnection:
         self._connection = connection.execution_options(no_parameters=True)  # so that a % is literal
         self._joins = connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
         self._begun = False
-        # only the dialect's rewriting is used, which does not depend on the table
+        # The table's name has no effect here: only the dialect's rewriting of statements is used.
         self.sql = plugins.dialect()(TableName("queue"), "numeric_dollar")
         self.defaults = Defaults()
 
@@ -75,7 +75,7 @@ class _OnConnection:
         return not self._connection.invalidated
 
     async def direct(self) -> bool:
-        return True  # through a pooler, a program makes tables in a transaction, which stays on one session
+        return True  # behind a pooler, programs make tables in a transaction, which stays on one session
 
     async def begin_own(self) -> None:
         self._run("BEGIN ISOLATION LEVEL READ COMMITTED", "begin")

@@ -31,7 +31,7 @@ def chain_put(engine: Engine, calls: Iterable[Call], what: str = "chain") -> Dir
 
 
 def callback_put(call: Call | None) -> StoredPut | None:
-    """Return the callback of a batch in the form in which the batch stores it; None for none; see `_checked_calls`."""
+    """Return the form in which a batch stores its callback; None if the batch has no callback; see `_checked_calls`."""
     return None if call is None else _checked_calls([call], "batch")[0].stored("callback")
 
 

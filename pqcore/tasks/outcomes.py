@@ -296,7 +296,7 @@ def path_of(job: BaseJob, *, quickly: bool = False) -> str:
 
 
 def seconds_waited(job: BaseJob, ago: float = 0.0) -> float:
-    """Return how many seconds a job had been due at the moment ``ago`` seconds before now, by this machine's clock."""
+    """Return for how many seconds a job had been due ``ago`` seconds ago, by this machine's clock."""
     due = job.schedule_at or job.enqueued_at
     return max(time.time() - ago - due.timestamp(), 0.0)
 
@@ -313,7 +313,7 @@ def warn_of_lost_lease(outcome: Outcome) -> None:
 
 
 def warn_of_unkept_crash(job: BaseJob, error: PQError) -> None:
-    """Log that the list of a job's attempts lacks a crash."""
+    """Log that a crash could not be added to the stored attempts of a job."""
     logger.warning("cannot add a crash to the stored attempts of job %d of %r: %s", job.id, job.settings.name, error)
 
 

@@ -220,7 +220,7 @@ def refuse_bare(cron: object) -> None:
 
 
 def _is_of_the_clock(fields: Sequence[str]) -> bool:
-    """Return whether six fields, of which the first has seconds, name times of day, and not intervals."""
+    """Return whether an expression of six fields (seconds first) names times of day, and not intervals."""
     return len(fields) == 6 and not fields[1].startswith("*") and not fields[2].startswith("*")
 
 

@@ -145,7 +145,8 @@ async def run_job(runner: Runner[A], attempt: A, context: JobContext) -> Outcome
     outcome.
 
     An exception of the function is a failure of the job, unless `JobContext.leaves` says that the exception ends the
-    program. Then the job returns to the queue, the attempt does not count, and this coroutine raises the exception.
+    program. If the exception ends the program, the job returns to the queue, the attempt does not count, and this
+    coroutine raises the exception.
 
     Args:
         runner: The runner that calls the function and stores the outcome.

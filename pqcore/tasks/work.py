@@ -72,7 +72,7 @@ class WorkingQueue(TaskDeclarations, QueueSettings):
         return PoppedJobs()
 
     def _take_to_perform(self, n: int, *, block: bool, timeout: float | None) -> list[Job]:
-        """Take up to ``n`` jobs with `get`; their follow-ups run when `perform` ends or is not called any more."""
+        """Take up to ``n`` jobs with `get`; their follow-ups run after `perform`, or when the jobs are given up."""
         if self.popped:
             self._follow_given_up()
         rows = run_sync(fetch.get(self.engine, self, n, block=block, timeout=timeout, performed=True))

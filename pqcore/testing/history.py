@@ -125,8 +125,8 @@ def check(history: History, left: Collection[int] = ()) -> list[str]:
     """Return the violations in a history.
 
     If the outcome of an operation is unknown, the check assumes whichever of the two outcomes leaves fewer violations.
-    The check excuses one ghost for each put that failed without telling the job's id, and one loss for each such get.
-    Violations are:
+    The check excuses one ghost for each put that failed without telling the job's id, and one loss for each get that
+    failed in the same way. Violations are:
 
     * a loss: a job whose put succeeded is gone, although the job was neither popped nor acknowledged (a lease alone
       finishes nothing);

@@ -197,7 +197,7 @@ class Jobs:
         headers: Mapping[str, Any] | None = None,
         connection: Any = None,
     ) -> list[Enqueued]:
-        """Fail the test unless a job that meets the criteria waits.
+        """Fail the test unless a waiting job meets the criteria.
 
         Args:
             what: A task, the path of a task, a call (``send.call("ann")``), or the data that was put; if not given, any
@@ -237,7 +237,7 @@ class Jobs:
         raise AssertionError(msg)
 
     def assert_not_enqueued(self, what: Any = ..., **criteria: Any) -> None:
-        """Fail the test if a job that meets the criteria waits.
+        """Fail the test if a waiting job meets the criteria.
 
         Args:
             what: See `assert_enqueued`.

@@ -172,7 +172,7 @@ def _near(wanted: TimeSpec, found: datetime | None, job: Enqueued, now: datetime
 
 
 def _same(queue: QueueSettings, wanted: Any, found: Any) -> bool:
-    """Return whether a value equals the wanted one, either as given, or as stored, where a tuple becomes a list."""
+    """Return whether a value equals the wanted value, as given or in its stored form, in which tuples are lists."""
     if wanted == found:
         return True
     try:

@@ -66,7 +66,7 @@ class WorkerPool:
         return child
 
     def kill_one(self, rng: random.Random) -> None:
-        """Send SIGKILL to a worker that has just started a job; to any worker, if none has."""
+        """Send SIGKILL to a worker that has just started a job, or to any worker if no worker has."""
         latest = f"SELECT worker FROM {self.site.table('runs')} ORDER BY at DESC LIMIT 10"
         busy = {worker for (worker,) in self._harness.sql(latest)} & set(self._children)
         self._children.pop(rng.choice(sorted(busy or self._children))).kill()

@@ -71,7 +71,7 @@ class Token:
         return self._signer.sign(_ADMITTED).decode()
 
     def admits(self, cookie: str) -> bool:
-        """Whether a session cookie is signed by this token, at most `SESSION_LENGTH` seconds ago."""
+        """Whether a session cookie was signed with this token, at most `SESSION_LENGTH` seconds ago."""
         return self._signer.validate(cookie.encode("utf-8", "replace"), SESSION_LENGTH)
 
 

@@ -90,7 +90,7 @@ class Completer:
                 queue_state.wake_completer.set()
                 continue
             failures = 0
-            # One slow statement must not make the worker hold back the ends of longer jobs.
+            # This bound keeps one slow statement from delaying the outcomes of longer jobs.
             longest_pause = min(queue_state.turnaround, PLACE_SECONDS)
             if queue_state.throughput > GATHER_ABOVE and not self._is_limited:
                 await asyncio.sleep(GATHER_SECONDS)
@@ -232,7 +232,7 @@ class Completer:
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 
     def _leases_ahead(self, n: int, free: int, own: int) -> tuple[int, int]:
-        """Return how many jobs to lease in all, and at most how many of them for each place under a limit.
+        """Return how many jobs to lease in all, and the largest number to lease for each place under a limit.
 
         Args:
             n: The number of jobs to lease without regard to limits.

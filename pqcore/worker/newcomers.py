@@ -23,7 +23,7 @@ logger = logging.getLogger("pqcore.tasks")
 
 
 def hold_back(queue_state: QueueState, rows: Sequence[Any], n: int) -> int | None:
-    """Return the position of the job that may have to wait for a job of another tenant; None if no job may.
+    """Return the position of the job that may have to give its slot to another tenant; None if there is no such job.
 
     Args:
         queue_state: The queue.

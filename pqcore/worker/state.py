@@ -55,7 +55,7 @@ Key: TypeAlias = tuple[int, int]
 
 @dataclass(eq=False)
 class Places:
-    """Places under a limit for which the worker leased more jobs than can run now; the other jobs wait in it.
+    """Places under a limit for which the worker leased more jobs than can run now; the other jobs wait in the worker.
 
     Attributes:
         number: How many of the jobs may run concurrently.

@@ -200,8 +200,9 @@ class Threads:
                 self._idle += 1
             elif self._waiting:
                 new = self._call_thread()
-            # If another thread is waking up, that thread soon reports these outcomes, too: the event loop would not get
-            # the GIL earlier. This does not apply to a new thread, which may fail to start.
+            # If another thread is waking up, that thread soon reports these outcomes, too. Waking the event loop now
+            # would not help, because the loop would not get the GIL earlier. This does not apply to a new thread, which
+            # may fail to start.
             is_told_of = self._told or (call is not None and self._coming and new is None)
             must_tell = bool(self._made) and not is_told_of
             self._told |= must_tell
