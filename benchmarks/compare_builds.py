@@ -145,7 +145,7 @@ def _backend(
                     # The process that is started first can be faster, so the order changes.
                     order = 1 if number // ROUNDS_OF_PROCESS % 2 else -1
                     builds = stack.enter_context(builds_of(pythons[::order]))[::order]
-                    sides = [_Side(build, table) for build, table in zip(builds, tables[::order], strict=True)]
+                    sides = [_Side(build, table) for build, table in zip(builds, tables, strict=True)]
                     for side in sides:
                         side.build.open(backend, side.table.place)
                 for cell in cells:
