@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from pqcore.db.runtime import backoff
@@ -23,7 +22,7 @@ from pqcore.tasks.job_events import JobEvents
 from pqcore.tasks.outcomes import warn_of_lost_lease
 from pqcore.worker.executor import Executor
 from pqcore.worker.job_log import log_end
-from pqcore.worker.newcomers import hold_back, run_newcomer
+from pqcore.worker.newcomers import accept_fairly
 from pqcore.worker.state import PLACE_SECONDS, Places, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -219,15 +218,15 @@ class Completer:
             return None  # the caller then stores the outcomes, leases no jobs, and finds out which outcomes fail
         self._is_limited = len(taken.rows) < n
         queue_state.note_turnaround(time.monotonic() - leased_at)
-        held = hold_back(queue_state, taken.rows, n)
-        if held is None:
-            accept((lost, taken))
-        else:
-            rows = list(taken.rows)
-            late = rows.pop(held)
-            accept((lost, taken._replace(rows=rows)))
-            rest = partial(self._executor.accept, queue_state, leased_at=leased_at)
-            await run_newcomer(queue_state, self._executor, self._lease, late, rest)
+        await accept_fairly(
+            queue_state,
+            self._executor,
+            self._lease,
+            n,
+            taken.rows,
+            leased_at,
+            lambda rows: accept((lost, taken._replace(rows=rows))),
+        )
         gone = {id(job) for job in lost}
         return Endings(lost=[outcome for outcome in outcomes if id(outcome.job) in gone and not outcome.finished])
 

@@ -17,7 +17,7 @@ from pqcore.operations import batch_counts, fetch, follow_ups
 from pqcore.operations.late_look import LateLook, wait_and_look
 from pqcore.tasks.fetched_jobs import given_up_jobs
 from pqcore.worker.executor import Executor
-from pqcore.worker.newcomers import hold_back, run_newcomer
+from pqcore.worker.newcomers import accept_fairly
 from pqcore.worker.state import PLACE_SECONDS, Prefetch, QueueState, WorkerState
 
 logger = logging.getLogger("pqcore.tasks")
@@ -133,13 +133,8 @@ class Fetcher:
             snapshot, leased_at, n, rows, wake_in = found
         else:
             rows, wake_in = await self._look(n, leased_at, woken=woken)
-        held = hold_back(queue_state, rows, n) if rows else None
-        if held is None:
-            self._accept(rows, leased_at)
-        else:
-            self._accept([*rows[:held], *rows[held + 1 :]], leased_at)
-            rest = partial(self._accept, leased_at=leased_at)
-            await run_newcomer(queue_state, self._executor, self._lease, rows[held], rest)
+        accept = partial(self._accept, leased_at=leased_at)
+        await accept_fairly(queue_state, self._executor, self._lease, n, rows, leased_at, accept)
         while not self._note(rows, n, snapshot):
             if self._stop is not None and wake_in != 0.0:
                 if fetch.looks_fully_next(queue_state.queue):
