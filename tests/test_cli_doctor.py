@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -66,6 +66,21 @@ def execute(dsn: str, *statements: str) -> list[Any]:
         for statement in statements:
             cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
+
+
+class Role(NamedTuple):
+    """A role without privileges, and a DSN with which it logs in."""
+
+    name: str
+    dsn: str
+
+
+@pytest.fixture
+def clerk(dsn: str) -> Iterator[Role]:
+    name, parts = "clerk_" + dsn.rpartition("_")[2], urlsplit(dsn)
+    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'")
+    yield Role(name, urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}")))
+    execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
 @pytest.fixture
@@ -366,87 +381,68 @@ def test_doctor_reports_snapshots_of_replication_slots_and_prepared_transactions
     assert used.level == "ok"
 
 
-def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ) -> None:
-    name = "clerk_" + dsn.rpartition("_")[2]
-    execute(
-        dsn,
-        f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'",
-        f"GRANT SELECT, INSERT ON queue, queue_dead TO {name}",
-    )
-    parts = urlsplit(dsn)
-    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
-    try:
-        with psycopg.connect(dsn):
-            found = findings(clerk)
-        [one] = found["privileges"]
-        assert one["level"] == "problem"
-        assert 'GRANT UPDATE, DELETE ON "queue"' in one["advice"]
-        assert 'GRANT SELECT, INSERT, UPDATE, DELETE ON "queue_slots"' in one["advice"]
-        assert f"GRANT USAGE ON SEQUENCE public.queue_id_seq TO {name}" in one["advice"]
-        assert "pg_monitor" not in found["schema"][0]["advice"] + found["batches"][0]["advice"]
-        execute(dsn, *one["advice"].split("; "))
-        after = findings(clerk)
-        assert [one["level"] for one in after["privileges"]] == ["ok"]
-        assert [each["message"] for each in chain(*after.values()) if "could not be" in each["message"]] == []
-        with PQ(clerk) as their:
-            queue = their["a"]
-            queue.put(1)
-            assert queue.get(block=False) is not None
-            with queue:
-                queue.put(2, limits={"one": 1}, dedup="key", group="together")
-            queue.pause()
-            assert [each.name for each in queue.rules()] == ["queue"]
-        assert "cannot be seen" in found["snapshots"][-1]["message"]
-        assert "pg_monitor" in found["snapshots"][-1]["advice"]
-        execute(dsn, f"REVOKE ALL ON pqcore_migrations FROM {name}")
-        [one] = findings(clerk)["schema"]
-        assert one["level"] == "warning"
-        assert "could not be checked" in one["message"]
-        assert "hush" not in doctor(clerk).output
-    finally:
-        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+def test_doctor_reports_a_role_with_few_privileges(dsn: str, pq: PQ, clerk: Role) -> None:
+    execute(dsn, f"GRANT SELECT, INSERT ON queue, queue_dead TO {clerk.name}")
+    with psycopg.connect(dsn):
+        found = findings(clerk.dsn)
+    [one] = found["privileges"]
+    assert one["level"] == "problem"
+    assert 'GRANT UPDATE, DELETE ON "queue"' in one["advice"]
+    assert 'GRANT SELECT, INSERT, UPDATE, DELETE ON "queue_slots"' in one["advice"]
+    assert f"GRANT USAGE ON SEQUENCE public.queue_id_seq TO {clerk.name}" in one["advice"]
+    assert "pg_monitor" not in found["schema"][0]["advice"] + found["batches"][0]["advice"]
+    execute(dsn, *one["advice"].split("; "))
+    after = findings(clerk.dsn)
+    assert [one["level"] for one in after["privileges"]] == ["ok"]
+    assert [each["message"] for each in chain(*after.values()) if "could not be" in each["message"]] == []
+    with PQ(clerk.dsn) as their:
+        queue = their["a"]
+        queue.put(1)
+        assert queue.get(block=False) is not None
+        with queue:
+            queue.put(2, limits={"one": 1}, dedup="key", group="together")
+        queue.pause()
+        assert [each.name for each in queue.rules()] == ["queue"]
+    assert "cannot be seen" in found["snapshots"][-1]["message"]
+    assert "pg_monitor" in found["snapshots"][-1]["advice"]
+    execute(dsn, f"REVOKE ALL ON pqcore_migrations FROM {clerk.name}")
+    [one] = findings(clerk.dsn)["schema"]
+    assert one["level"] == "warning"
+    assert "could not be checked" in one["message"]
+    assert "hush" not in doctor(clerk.dsn).output
 
 
-def test_doctor_prints_the_grants_of_a_role_that_may_not_use_the_schema(dsn: str) -> None:
-    name = "clerk_" + dsn.rpartition("_")[2]
-    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'", 'CREATE SCHEMA "far Öff"')
-    parts = urlsplit(dsn)
-    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
+def test_doctor_prints_the_grants_of_a_role_that_may_not_use_the_schema(dsn: str, clerk: Role) -> None:
+    execute(dsn, 'CREATE SCHEMA "far Öff"')
     try:
         with PQ(dsn, schema="far Öff") as pq:
             pq.create()
         for _ in range(2):  # the sequences are found once the schema may be used
-            [one] = findings(clerk, "--schema", "far Öff")["privileges"]
+            [one] = findings(clerk.dsn, "--schema", "far Öff")["privileges"]
             assert one["level"] == "problem"
             execute(dsn, *one["advice"].split("; "))
-        assert [one["level"] for one in findings(clerk, "--schema", "far Öff")["privileges"]] == ["ok"]
-        with PQ(clerk, schema="far Öff") as their:
+        assert [one["level"] for one in findings(clerk.dsn, "--schema", "far Öff")["privileges"]] == ["ok"]
+        with PQ(clerk.dsn, schema="far Öff") as their:
             their["a"].put(1)
             assert their["a"].get(block=False) is not None
     finally:
-        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}", 'DROP SCHEMA "far Öff" CASCADE')
+        execute(dsn, 'DROP SCHEMA "far Öff" CASCADE')
 
 
 def test_doctor_names_the_session_that_may_keep_notifications(
-    dsn: str, pq: PQ, monkeypatch: pytest.MonkeyPatch
+    dsn: str, pq: PQ, clerk: Role, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue counts as full from the first notification, because filling it takes gigabytes."""
     monkeypatch.setattr(server_checks, "MUCH_UNREAD", 0.0)
-    name = "clerk_" + dsn.rpartition("_")[2]
-    execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'", f"GRANT SELECT ON pqcore_migrations TO {name}")
-    parts = urlsplit(dsn)
-    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
-    try:
-        with psycopg.connect(dsn, autocommit=True, application_name="forgotten") as listener:
-            listener.execute("LISTEN something")
-            listener.execute("BEGIN")
-            [owner], [few] = findings(dsn)["notifications"], findings(clerk)["notifications"]
-            assert few["level"] == "warning"
-            assert "GRANT pg_monitor TO" in few["advice"]
-            assert "pg_terminate_backend(" in owner["advice"]
-            assert "GRANT pg_monitor" not in owner["advice"]
-    finally:
-        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+    execute(dsn, f"GRANT SELECT ON pqcore_migrations TO {clerk.name}")
+    with psycopg.connect(dsn, autocommit=True, application_name="forgotten") as listener:
+        listener.execute("LISTEN something")
+        listener.execute("BEGIN")
+        [owner], [few] = findings(dsn)["notifications"], findings(clerk.dsn)["notifications"]
+        assert few["level"] == "warning"
+        assert "GRANT pg_monitor TO" in few["advice"]
+        assert "pg_terminate_backend(" in owner["advice"]
+        assert "GRANT pg_monitor" not in owner["advice"]
 
 
 @pytest.mark.parametrize("kind", ["producer", "consumer"])
@@ -553,26 +549,16 @@ def test_doctor_reports_a_sequence_that_is_behind_with_advice(dsn: str, pq: PQ) 
     assert pq["a"].put(4) == 71
 
 
-def test_doctor_reports_a_sequence_that_the_role_may_not_read(dsn: str, pq: PQ) -> None:
+def test_doctor_reports_a_sequence_that_the_role_may_not_read(dsn: str, pq: PQ, clerk: Role) -> None:
     """Its value is NULL for the role, which does not mean that it has given no id: setval would set it back."""
     pq["a"].put_many([1, 2, 3])
-    name = "clerk_" + dsn.rpartition("_")[2]
-    execute(
-        dsn,
-        f"CREATE ROLE {name} LOGIN PASSWORD 'hush-hush'",
-        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}",
-    )
-    parts = urlsplit(dsn)
-    clerk = urlunsplit(parts._replace(netloc=f"{name}:hush-hush@{parts.hostname}:{parts.port}"))
-    try:
-        found = findings(clerk)["sequences"]
-        assert [(one["level"], one["details"]["next"]) for one in found] == [("warning", None), ("warning", None)]
-        assert "the role may not read sequence queue_id_seq" in found[0]["message"]
-        execute(dsn, *(one["advice"] for one in found))
-        found = findings(clerk)["sequences"]
-        assert [(one["level"], one["details"]["next"]) for one in found] == [("ok", 4), ("ok", 1)]
-    finally:
-        execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+    execute(dsn, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {clerk.name}")
+    found = findings(clerk.dsn)["sequences"]
+    assert [(one["level"], one["details"]["next"]) for one in found] == [("warning", None), ("warning", None)]
+    assert "the role may not read sequence queue_id_seq" in found[0]["message"]
+    execute(dsn, *(one["advice"] for one in found))
+    found = findings(clerk.dsn)["sequences"]
+    assert [(one["level"], one["details"]["next"]) for one in found] == [("ok", 4), ("ok", 1)]
 
 
 def test_doctor_finds_a_sequence_that_no_column_owns(dsn: str, pq: PQ) -> None:
